@@ -1,0 +1,214 @@
+/*
+ * serve.h - what the daemon does for a session, without sockets or rings
+ *
+ *   serve            one per daemon: engine threads, models, tenants
+ *   serve_tenant     budgets, memory, prefix and chunk index of one tenant
+ *   serve_session    one client: its geometries, sequences, requests in flight
+ *
+ * ipc/ copies and checks entries, then calls one function here. A function
+ * that returns int and takes a struct with a wait: 0 means that the wait will be
+ * told, once, later, never inside the call; an error means that it will not.
+ * Pointers into the client's arena (named arena below) must stay mapped until the
+ * wait was told or serve_session_close() has ended. Their contents may change at
+ * any time: they are numbers, read as such, never trusted as anything else.
+ *
+ * Thread: loop thread, all of it. Nothing here blocks.
+ */
+#ifndef KVD_SERVE_SERVE_H
+#define KVD_SERVE_SERVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "kvd/base/conf.h"
+#include "kvd/base/list.h"
+#include "kvd/base/loop.h"
+#include "kvd/base/wait.h"
+
+struct serve;
+struct serve_tenant;
+struct serve_session;
+
+/*
+ * Open models, state and engine threads; conf is borrowed for ever.
+ * err gets the reason in words. -errno.
+ */
+int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
+	      char *err, size_t err_len);
+/* Everything must have been closed before; stops the threads. */
+void serve_free(struct serve *s);
+struct serve_tenant *serve_tenant_find(struct serve *s, const char *name);
+const char *serve_tenant_name(const struct serve_tenant *t);
+/* Stop taking new requests (-ESHUTDOWN); w is told when none is in flight. */
+void serve_drain(struct serve *s, struct wait *w);
+
+/* A new client of t. -EDQUOT: the tenant's sessions are used up; -ENOMEM. */
+int serve_session_open(struct serve_tenant *t, struct serve_session **out);
+/*
+ * Cancel its requests (their waits are told -ECANCELED), free all it holds. w is
+ * told when nothing touches its arena any more and *session* is freed.
+ */
+void serve_session_close(struct serve_session *ss, struct wait *w);
+/* Requests in flight of this session. */
+uint32_t serve_session_n_requests(const struct serve_session *ss);
+
+/* ---- attention service -------------------------------------------------- */
+
+struct serve_geometry { /* as struct kv_geometry, checked by serve */
+	uint32_t n_layers, n_heads, n_kv_heads, head_dim;
+	uint32_t type;	 /* enum kern_type: F32, F16, BF16 */
+	uint32_t rotary; /* enum kern_rope_kind */
+	uint32_t n_rot;
+	float theta, rope_scale, scale;
+	uint32_t page_tokens, page_layers;
+};
+/* Handles are > 0. -EINVAL, -EDQUOT (256 geometries a session). */
+int serve_geometry(struct serve_session *ss, const struct serve_geometry *g);
+int serve_seq_new(struct serve_session *ss, uint32_t geometry,
+		  uint64_t max_tokens);
+/* -ENOENT no such handle; -EBUSY a request in flight uses it. */
+int serve_seq_free(struct serve_session *ss, uint32_t seq);
+int serve_seq_fork(struct serve_session *ss, uint32_t seq);
+int serve_seq_seal(struct serve_session *ss, uint32_t seq);
+int serve_seq_skip(struct serve_session *ss, uint32_t seq, uint64_t from,
+		   uint64_t to);
+
+struct serve_seq_info {
+	uint64_t n_tokens, n_sealed, n_pages, n_resident;
+};
+int serve_seq_info(struct serve_session *ss, uint32_t seq,
+		   struct serve_seq_info *out);
+
+struct serve_attend_item {
+	uint32_t seq;
+	uint32_t n_tokens; /* may be 0: nothing happens */
+	uint64_t pos;
+	const void *q;	   /* arena [n_tokens][n_heads][head_dim] */
+	const void *k, *v; /* arena [n_tokens][n_kv_heads][head_dim], or NULL */
+	void *o;	   /* arena [n_tokens][n_heads][head_dim] */
+	int res;	   /* out */
+};
+#define SERVE_MAX_ITEMS 1024u
+struct serve_attend {
+	struct wait wait;	/* told 0 or the first item's error */
+	uint32_t layer;
+	uint32_t n_items;	/* 1..SERVE_MAX_ITEMS */
+	struct serve_attend_item *items; /* the caller's, until told */
+	int append_only;	/* 1: KV_OP_APPEND, q and o are NULL */
+	int may_wait;		/* over budget waits instead of -EDQUOT */
+	void *priv;		/* serve's */
+};
+int serve_attend(struct serve_session *ss, struct serve_attend *a);
+/* Truncation may copy the head of a tile: asynchronous. */
+struct serve_truncate {
+	struct wait wait;
+	uint32_t seq;
+	uint64_t n_tokens;
+	void *priv;
+};
+int serve_seq_truncate(struct serve_session *ss, struct serve_truncate *t);
+
+/* ---- hosted models -------------------------------------------------------- */
+
+enum serve_part_kind { SERVE_PART_TEXT, SERVE_PART_TOKENS, SERVE_PART_CHUNK };
+#define SERVE_PART_REUSE 1u
+#define SERVE_PART_BOS	 2u
+
+struct serve_part { /* daemon memory, copied from the arena before */
+	enum serve_part_kind kind;
+	uint32_t flags;
+	const char *text;
+	size_t text_len;
+	const uint32_t *tokens;
+	size_t n_tokens;
+	uint64_t id[2];
+};
+
+struct serve_token {	/* layout of struct kv_token */
+	uint32_t id;
+	float logprob;
+	uint32_t text_off;
+	uint32_t text_len;
+};
+
+struct serve_gen_stats { /* as struct kv_gen_stats */
+	uint64_t n_prompt, n_prefix, n_chunk, n_computed;
+	uint64_t queue_ns, ttft_ns, total_ns, n_read_back;
+};
+
+#define SERVE_GEN_SCORE	     1u
+#define SERVE_GEN_NO_REUSE   2u
+#define SERVE_GEN_IGNORE_EOS 4u
+#define SERVE_GEN_LOGITS     8u
+#define SERVE_GEN_NO_TEXT    16u
+#define SERVE_MAX_STOP	     8
+
+/*
+ * One generation. In: the caller's, and all it points to, until the wait was
+ * told. Out: counters and buffers in daemon memory; progress() says that they grew.
+ */
+struct serve_gen {
+	struct wait wait;	/* told n_out, or -errno */
+	void (*progress)(struct serve_gen *g); /* after new tokens, not the last */
+	/* in */
+	const char *model;	/* "" : the only one */
+	const struct serve_part *parts;
+	uint32_t n_parts;
+	uint32_t flags;		/* SERVE_GEN_* */
+	uint32_t max_tokens;
+	uint32_t stop_tokens[SERVE_MAX_STOP];
+	uint32_t n_stop_tokens;
+	const char *stop[SERVE_MAX_STOP]; /* NUL-terminated */
+	uint32_t n_stop;
+	float temperature, top_p, min_p;
+	uint32_t top_k;
+	uint64_t seed;
+	uint32_t priority;
+	int may_wait;
+	/* out; the caller reads in progress() and after the end */
+	struct serve_token *tokens; /* serve's until the wait was told */
+	char *text;		    /* serve's; n_text bytes */
+	float *logits;		    /* serve's; n_vocab, or NULL */
+	uint32_t n_out;
+	uint32_t n_text;
+	uint32_t n_vocab;
+	uint32_t end;		    /* enum kv_end */
+	struct serve_gen_stats stats;
+	void *priv;		    /* serve's */
+};
+/*
+ * -ENOENT no such model, or a chunk id unknown; -EINVAL; -EDQUOT requests of the
+ * tenant used up and !may_wait; -ENOSPC it can never fit; -ESHUTDOWN draining.
+ * out's tokens, text, logits are freed by serve right after the wait was told.
+ */
+int serve_generate(struct serve_session *ss, struct serve_gen *g);
+/* g ends soon with -ECANCELED (or its result if that came first). */
+void serve_cancel(struct serve_session *ss, struct serve_gen *g);
+/* The same for an attend or truncate or chunk_put that still waits: best effort. */
+
+struct serve_chunk_put {
+	struct wait wait;	/* told the number of tokens, or -errno */
+	const char *model;
+	struct serve_part part; /* TEXT or TOKENS */
+	uint64_t id[2];		/* out */
+	void *priv;
+};
+int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p);
+/* -ENOENT. A chunk in use goes when its last user is done. */
+int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2]);
+
+/* Returns the count in all, at most max are written; -ENOENT no such model. */
+int64_t serve_tokenize(struct serve_session *ss, const char *model,
+		       const char *text, size_t len, uint32_t *out, size_t max);
+int64_t serve_detokenize(struct serve_session *ss, const char *model,
+			 const uint32_t *tokens, size_t n, char *out,
+			 size_t max);
+
+/*
+ * JSON about what: "status" "models" "tenants" "sequences" "segments" "chunks"
+ * "pages". ss NULL: the administrator's view of all tenants; else only that
+ * session's tenant (and "status", "models"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
+ */
+int serve_query(struct serve *s, struct serve_session *ss, const char *what,
+		const char *arg, char **out);
+
+#endif

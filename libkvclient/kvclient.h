@@ -1,0 +1,169 @@
+/*
+ * kvclient.h - all that a client of kvd includes
+ *
+ * A struct kvc is one session with the daemon: two rings and an arena in shared
+ * memory. Calls that only touch it cost no system call while both sides
+ * are awake.
+ *
+ * Thread: a session may be used by any number of threads at once; submission
+ * is serialised by a lock inside, waiting lets one thread reap for all. The
+ * arena blocks belong to who allocated them. After fork() the child must not
+ * use the session; it opens its own.
+ *
+ * Errors: 0 or a count, or -errno. -ECONNRESET: the daemon is gone (or ended the
+ * session); all requests in flight fail with it; kvc_reconnect() or a new
+ * kvc_open() works as soon as a daemon listens again; handles do not survive.
+ */
+#ifndef LIBKVCLIENT_KVCLIENT_H
+#define LIBKVCLIENT_KVCLIENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "kv_abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct kvc;
+
+struct kvc_options {
+	const char *socket;	/* path; NULL: $KVD_SOCKET or /run/kvd/kvd.sock */
+	const char *name;	/* for the daemon's log; NULL: program name */
+	uint64_t features;	/* KV_FEATURE_* that must be there */
+	uint64_t arena_bytes;	/* 0: 16 MiB */
+	uint32_t sq_entries;	/* 0: 256 */
+	uint32_t spin_us;	/* before sleeping; 0: 20 */
+};
+
+/* Connect; opt may be NULL. The caller owns *out until kvc_close(). -ENOENT or
+ * -ECONNREFUSED no daemon, -EACCES unknown uid, -EPROTONOSUPPORT, -EDQUOT. */
+int kvc_open(struct kvc **out, const struct kvc_options *opt);
+/* Ends the session; requests in flight are cancelled. NULL is fine. */
+void kvc_close(struct kvc *c);
+/* A new session in place of a broken one; arena contents and handles are lost. */
+int kvc_reconnect(struct kvc *c);
+const char *kvc_tenant(const struct kvc *c);
+uint64_t kvc_features(const struct kvc *c);
+/* Library version "1.0.0". */
+const char *kvc_version(void);
+
+/* ---- arena ------------------------------------------------------------ */
+/* Allocate bytes (64-byte aligned) of the arena; NULL when it is full. */
+void *kvc_alloc(struct kvc *c, size_t bytes);
+void kvc_free(struct kvc *c, void *p);
+/* Offset of p for an entry's *_off field. */
+uint64_t kvc_off(const struct kvc *c, const void *p);
+
+/* ---- asynchronous calls ------------------------------------------------ */
+/* One request; memory is the caller's and stays until the last completion was
+ * delivered by kvc_wait(), kvc_poll() or on_cqe. */
+struct kvc_req {
+	struct kvc_req *next;	/* the library's */
+	int32_t res;		/* of the latest completion */
+	uint32_t flags;		/* KV_CQE_MORE while it goes on */
+	uint64_t arg[2];
+	int done;		/* 1 after the last completion */
+	/* Called for each completion by whichever thread reaps, no lock held;
+	 * or NULL. It may submit, but not wait. */
+	void (*on_cqe)(struct kvc_req *r);
+	void *user;
+	uint64_t id;		/* the library's: user_data on the ring */
+};
+/* Queue sqe (user_data is set by the library) and publish it. -EAGAIN: the ring is full
+ * after having waited for room; -ECONNRESET. */
+int kvc_submit(struct kvc *c, const struct kv_sqe *sqe, struct kvc_req *r);
+/* Wait for r's end, delivering completions meanwhile; returns r->res.
+ * timeout_ms < 0: no limit; -ETIMEDOUT leaves r in flight. */
+int kvc_wait(struct kvc *c, struct kvc_req *r, int timeout_ms);
+/* Wait until r has a completion newer than what was seen (r->res changes or done). */
+int kvc_wait_more(struct kvc *c, struct kvc_req *r, int timeout_ms);
+/* Deliver what has completed, without waiting; returns how many. */
+int kvc_poll(struct kvc *c);
+/* Submit and wait. */
+int kvc_call(struct kvc *c, struct kv_sqe *sqe);
+/* Ask that r be cancelled; it still completes, with -ECANCELED or its result. */
+int kvc_cancel(struct kvc *c, struct kvc_req *r);
+
+/* ---- attention service -------------------------------------------------- */
+int kvc_nop(struct kvc *c);
+int kvc_geometry(struct kvc *c, const struct kv_geometry *g); /* handle */
+int kvc_seq_new(struct kvc *c, int geometry, uint64_t max_tokens); /* handle */
+int kvc_seq_free(struct kvc *c, int seq);
+int kvc_seq_fork(struct kvc *c, int seq);
+int kvc_seq_truncate(struct kvc *c, int seq, uint64_t n_tokens);
+int kvc_seq_seal(struct kvc *c, int seq);
+int kvc_seq_skip(struct kvc *c, int seq, uint64_t from, uint64_t to);
+int kvc_seq_info(struct kvc *c, int seq, struct kv_seq_info *out);
+/* items: in the arena, n of them; see struct kv_attend_item. Returns 0 when
+ * every item's res is 0, else the first error. flags: KV_SQE_WAIT. */
+int kvc_append(struct kvc *c, struct kv_attend_item *items, uint32_t n,
+	       uint32_t layer, uint16_t flags);
+int kvc_attend(struct kvc *c, struct kv_attend_item *items, uint32_t n,
+	       uint32_t layer, uint16_t flags);
+
+/* ---- hosted models -------------------------------------------------------- */
+struct kvc_part {
+	uint32_t kind;		/* enum kv_part_kind */
+	uint32_t flags;		/* KV_PART_* */
+	const char *text;	/* KV_PART_TEXT: NUL-terminated, or text_len */
+	size_t text_len;	/* 0: strlen(text) */
+	const uint32_t *tokens;	/* KV_PART_TOKENS */
+	size_t n_tokens;
+	uint64_t id[2];		/* KV_PART_CHUNK */
+};
+struct kvc_generate {
+	const char *model;	/* NULL: the only one */
+	const struct kvc_part *parts;
+	uint32_t n_parts;
+	uint32_t flags;		/* KV_GEN_* */
+	uint32_t max_tokens;
+	float temperature, top_p, min_p;
+	uint32_t top_k;
+	uint64_t seed;
+	const uint32_t *stop_tokens;
+	uint32_t n_stop_tokens;
+	const char *const *stop; /* strings */
+	uint32_t n_stop;
+	uint32_t priority;
+	uint16_t sqe_flags;	/* KV_SQE_WAIT */
+	/* Called as tokens arrive (by the reaping thread), or NULL. */
+	void (*on_tokens)(void *user, const struct kv_token *tokens,
+			  uint32_t n, const char *text, size_t text_len);
+	void *user;
+};
+/* A generation in flight, or finished. */
+struct kvc_gen;
+int kvc_generate_start(struct kvc *c, const struct kvc_generate *g,
+		       struct kvc_gen **out);
+/* Wait for its end; returns the number of tokens or -errno. */
+int kvc_generate_wait(struct kvc *c, struct kvc_gen *g, int timeout_ms);
+int kvc_generate_cancel(struct kvc *c, struct kvc_gen *g);
+/* Results, valid until kvc_generate_free(). text is NUL-terminated. */
+const struct kv_token *kvc_gen_tokens(const struct kvc_gen *g, uint32_t *n);
+const char *kvc_gen_text(const struct kvc_gen *g);
+const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g);
+const float *kvc_gen_logits(const struct kvc_gen *g); /* KV_GEN_LOGITS, or NULL */
+enum kv_end kvc_gen_end(const struct kvc_gen *g);
+void kvc_generate_free(struct kvc *c, struct kvc_gen *g);
+/* start, wait; the caller frees *out if not NULL. */
+int kvc_generate(struct kvc *c, const struct kvc_generate *g,
+		 struct kvc_gen **out);
+
+/* Compute a chunk once; id names it. Returns its tokens, or -errno. */
+int kvc_chunk_put(struct kvc *c, const char *model, const char *text,
+		  size_t len, uint64_t id[2]);
+int kvc_chunk_rm(struct kvc *c, const uint64_t id[2]);
+/* Token ids of text: returns how many, at most max are written. */
+int kvc_tokenize(struct kvc *c, const char *model, const char *text,
+		 size_t len, uint32_t *out, size_t max);
+int kvc_detokenize(struct kvc *c, const char *model, const uint32_t *tokens,
+		   size_t n, char *out, size_t max);
+
+/* Ask the daemon (see struct kv_query). *out is malloc'ed, NUL-terminated. */
+int kvc_query(struct kvc *c, const char *what, const char *arg, char **out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

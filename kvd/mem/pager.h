@@ -1,0 +1,152 @@
+/*
+ * pager.h - virtual ranges of pages, made resident and pinned under a budget
+ *
+ * One pager per tenant. A range is a contiguous run of virtual pages of one
+ * size (space.h: one sparse file per page size, the file offset is the virtual
+ * address). A page:
+ *
+ *            want                 written (crc, slot)          drop
+ *   EMPTY --------> DIRTY <------------------------> CLEAN ---------> LOWER
+ *                     ^       want with PAGE_WRITE                      |
+ *                     +----------------- read, crc checked -------------+
+ *
+ *  (1) A page has a frame (is charged to the account) in every state but EMPTY, LOWER
+ *      and LOST; it is charged before allocation, released after the hole was punched.
+ *  (2) A pinned page is resident; it is neither dropped nor moved.
+ *  (3) A page on the lower tier has a slot and the CRC32C of its bytes; bytes
+ *      that do not match are never mapped: the page becomes LOST.
+ *  (4) mapped bytes <= memory_bytes and slots <= disk_bytes at every instant.
+ *  (5) pinned bytes <= reserved bytes <= memory_bytes: who pins has reserved before,
+ *      so a want of a holder always comes to its end.
+ *
+ * Thread: loop thread. fallocate, punching, checksums run on loop workers,
+ * reads and writes in the kio_engine. Nothing here blocks.
+ */
+#ifndef KVD_MEM_PAGER_H
+#define KVD_MEM_PAGER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "io/pagefile.h"
+#include "kvd/base/list.h"
+#include "kvd/base/loop.h"
+#include "kvd/base/wait.h"
+
+struct pager;
+struct range;
+
+struct pager_conf {
+	const char *name;	 /* of the tenant: metrics and logs */
+	const char *state_dir;	 /* page files are made here, unlinked at once */
+	uint64_t memory_bytes;	 /* hard */
+	uint64_t disk_bytes;	 /* hard; 0: nothing is paged out */
+	const char *huge;	 /* "auto", "always", "never" */
+	int mlock;		 /* lock frames as far as RLIMIT_MEMLOCK goes */
+	int numa_node;		 /* -1: where the thread runs */
+	const char *policy;	 /* "clock" */
+	struct loop *loop;
+	struct kio_engine *engine; /* shared by all pagers; who made it reaps it */
+	/*
+	 * Memory and disk are full of what nobody uses: let go of some of it
+	 * (range_free() of at least one range). Returns 0, or -ENOSPC when there
+	 * is nothing. Called on the loop thread from a turn of its own.
+	 */
+	int (*reclaim)(void *ctx);
+	void *ctx;
+};
+int pager_new(struct pager **out, const struct pager_conf *conf);
+/* All ranges were freed before. Waits (turning nothing) only for what the kernel still does. */
+void pager_free(struct pager *p);
+
+/* ---- ranges ------------------------------------------------------------ */
+
+/*
+ * Reserve n_pages consecutive virtual pages of page_bytes (multiple of 4096),
+ * all EMPTY. -ENOMEM address space, -EINVAL.
+ */
+int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
+	      struct range **out);
+/* No page is pinned and no want names it. Frames and slots go back (perhaps a
+ * little later, when I/O in flight on them has ended). NULL is fine. */
+void range_free(struct range *r);
+/* Give back all pages from n_keep on; the same conditions for them. */
+void range_trim(struct range *r, uint32_t n_keep);
+/* Address of page 0; valid until range_free(); read only what is pinned. */
+char *range_addr(const struct range *r);
+uint32_t range_n_pages(const struct range *r);
+size_t range_page_bytes(const struct range *r);
+/* Pages of r that have a frame now. */
+uint32_t range_n_resident(const struct range *r);
+/* Pages of r on the lower tier only. */
+uint32_t range_n_lower(const struct range *r);
+/* 1 if a page of r is LOST (its bytes failed the check or the read). */
+int range_lost(const struct range *r);
+/*
+ * A hint for eviction: nobody runs on r any more (it is only kept for reuse),
+ * or it is about to be used again.
+ */
+enum range_hint { RANGE_COLD, RANGE_HOT };
+void range_hint(struct range *r, enum range_hint hint);
+
+/* ---- admission ----------------------------------------------------------- */
+
+/* Reserve bytes for pins: 0, -EAGAIN others hold too much now, -ENOSPC more
+ * than the whole budget. */
+int pager_reserve(struct pager *p, uint64_t bytes);
+void pager_unreserve(struct pager *p, uint64_t bytes);
+uint64_t pager_reservable(const struct pager *p); /* bytes left now */
+uint64_t pager_memory_bytes(const struct pager *p);
+
+/* ---- want, pin ------------------------------------------------------------ */
+
+#define PAGE_WRITE 1u /* the holder writes: the page is DIRTY from now on */
+
+struct page_run {
+	struct range *range;
+	uint32_t first;
+	uint32_t n;
+	uint32_t flags; /* PAGE_WRITE */
+};
+/* Memory is the caller's, runs too, until told or cancelled. */
+struct page_want {
+	struct wait wait;	/* told 0: all are pinned; else none is */
+	struct list node;	/* the pager's */
+	struct page_run *runs;
+	uint32_t n_runs;
+	uint32_t n_missing;	/* the pager's: pages not yet there */
+	uint32_t n_read;	/* out: pages that came from the lower tier */
+	int ret;		/* the pager's */
+	struct loop_call call;	/* the pager's */
+};
+/*
+ * Make all pages of the runs resident and pinned, all or nothing. An EMPTY page
+ * becomes a zeroed frame. Returns 1 when they are already (then wait is not told), 0
+ * when the wait will be: 0, -EBADMSG a page failed its check, -EIO, -ENOSPC
+ * neither memory nor disk could be had.
+ */
+int page_want(struct pager *p, struct page_want *w);
+/* Forget w; it is not told, nothing stays pinned for it. */
+void page_want_cancel(struct pager *p, struct page_want *w);
+/* Undo a successful want. */
+void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs);
+/* Bring pages up without pinning, as far as free frames go; never waits for
+ * eviction. Best effort. */
+void page_prefetch(struct pager *p, const struct page_run *runs,
+		   uint32_t n_runs);
+
+/* ---- what there is ---------------------------------------------------------- */
+
+struct pager_info {
+	uint64_t memory_bytes, mapped_bytes, pinned_bytes, reserved_bytes;
+	uint64_t disk_bytes, slot_bytes;
+	uint64_t n_empty, n_dirty, n_clean, n_lower, n_in_flight, n_lost;
+	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
+	uint64_t read_bytes_total, written_bytes_total;
+	uint64_t file_bytes; /* st_blocks * 512 of the space files */
+};
+void pager_info(struct pager *p, struct pager_info *out);
+/* Walk every invariant; asserts. st_blocks of the space files equals the sum
+ * of the pages with frames (only when nothing is in flight). Debug and tests. */
+void pager_check(struct pager *p);
+
+#endif

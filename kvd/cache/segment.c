@@ -1,0 +1,263 @@
+/*
+ * segment.c - open, seal, refer to, keep and free segments; see segment.h
+ */
+#include "kvd/cache/segment.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+struct segment_pool {
+	struct pager *pager;
+	uint64_t capacity_bytes;
+	uint64_t bytes;
+	uint32_t n;
+	struct list live; /* referenced */
+	struct list kept; /* for reuse, oldest first */
+};
+
+#define LAYOUT_MAX 65536u
+
+static int layout_ok(const struct kv_layout *g)
+{
+	return g->n_layers && g->n_layers <= LAYOUT_MAX && g->n_kv_heads &&
+	       g->n_kv_heads <= 1024 && g->head_dim && g->head_dim <= 1024 &&
+	       (g->elem_bytes == 2 || g->elem_bytes == 4) &&
+	       g->page_tokens % SEGMENT_BLOCK == 0 &&
+	       g->page_tokens <= LAYOUT_MAX && g->page_layers <= g->n_layers;
+}
+
+int kv_layout_init(struct kv_layout *g)
+{
+	uint64_t layer_bytes;
+
+	if (!layout_ok(g))
+		return -EINVAL;
+	if (!g->page_tokens)
+		g->page_tokens = SEGMENT_BLOCK;
+	layer_bytes = 2ull * g->n_kv_heads * g->page_tokens * g->head_dim *
+		      g->elem_bytes;
+	if (!g->page_layers) {
+		uint64_t n = LAYOUT_PAGE_TARGET / layer_bytes;
+
+		n = KV_MAX(n, 1u);
+		g->page_layers = (uint32_t)KV_MIN(n, g->n_layers);
+	}
+	g->n_groups = KV_DIV_UP(g->n_layers, g->page_layers);
+	g->page_bytes = KV_ALIGN_UP(layer_bytes * g->page_layers, 4096);
+	return 0;
+}
+
+uint64_t kv_layout_bytes(const struct kv_layout *g, uint32_t n_tokens)
+{
+	return (uint64_t)KV_DIV_UP(n_tokens, g->page_tokens) * g->n_groups *
+	       g->page_bytes;
+}
+
+uint64_t kv_layout_token_bytes(const struct kv_layout *g)
+{
+	return 2ull * g->n_layers * g->n_kv_heads * g->head_dim *
+	       g->elem_bytes;
+}
+
+int segment_pool_new(struct segment_pool **out, struct pager *pager,
+		     uint64_t capacity_bytes)
+{
+	struct segment_pool *p = calloc(1, sizeof(*p));
+
+	if (!p)
+		return -ENOMEM;
+	p->pager = pager;
+	p->capacity_bytes = capacity_bytes;
+	list_init(&p->live);
+	list_init(&p->kept);
+	*out = p;
+	return 0;
+}
+
+void segment_pool_free(struct segment_pool *p)
+{
+	if (!p)
+		return;
+	while (!segment_reclaim(p))
+		;
+	assert(list_empty(&p->live));
+	free(p);
+}
+
+struct pager *segment_pool_pager(struct segment_pool *p)
+{
+	return p->pager;
+}
+
+uint32_t segment_pool_n(const struct segment_pool *p)
+{
+	return p->n;
+}
+
+uint64_t segment_pool_bytes(const struct segment_pool *p)
+{
+	return p->bytes;
+}
+
+uint64_t segment_pool_capacity(const struct segment_pool *p)
+{
+	return p->capacity_bytes;
+}
+
+static void segment_free(struct segment *s)
+{
+	struct segment_pool *p = s->pool;
+
+	list_del(&s->node);
+	range_free(s->range);
+	p->bytes -= s->bytes;
+	p->n--;
+	free(s->tokens);
+	free(s->ids);
+	free(s);
+}
+
+int segment_new(struct segment_pool *p, const struct kv_layout *g,
+		uint32_t cap_tokens, int64_t pos0, struct segment **out)
+{
+	const uint64_t bytes = kv_layout_bytes(g, cap_tokens);
+	struct segment *s;
+	int ret;
+
+	while (p->bytes + bytes > p->capacity_bytes)
+		if (segment_reclaim(p))
+			return -EDQUOT;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	ret = range_new(p->pager, g->page_bytes,
+			KV_DIV_UP(cap_tokens, g->page_tokens) * g->n_groups,
+			&s->range);
+	if (ret) {
+		free(s);
+		return ret;
+	}
+	s->pool = p;
+	s->layout = *g;
+	s->bytes = bytes;
+	s->n_refs = 1;
+	s->cap_tokens = cap_tokens;
+	s->pos0 = pos0;
+	p->bytes += bytes;
+	p->n++;
+	list_init(&s->node);
+	list_push(&p->live, &s->node);
+	*out = s;
+	return 0;
+}
+
+void segment_seal(struct segment *s, uint32_t n_tokens)
+{
+	const uint64_t bytes = kv_layout_bytes(&s->layout, n_tokens);
+
+	assert(!s->sealed && n_tokens <= s->cap_tokens && n_tokens);
+	s->sealed = 1;
+	s->n_tokens = n_tokens;
+	range_trim(s->range, (uint32_t)(bytes / s->layout.page_bytes));
+	s->pool->bytes -= s->bytes - bytes;
+	s->bytes = bytes;
+}
+
+static int indexed(const struct segment *s)
+{
+	return s->is_chunk || s->n_indexed;
+}
+
+void segment_get(struct segment *s)
+{
+	if (!s->n_refs++) {
+		list_del(&s->node);
+		list_push(&s->pool->live, &s->node);
+		range_hint(s->range, RANGE_HOT);
+	}
+}
+
+void segment_put(struct segment *s)
+{
+	assert(s->n_refs);
+	if (--s->n_refs)
+		return;
+	if (!indexed(s) || range_lost(s->range)) {
+		segment_forget(s);
+		return;
+	}
+	list_del(&s->node);
+	list_push(&s->pool->kept, &s->node);
+	range_hint(s->range, RANGE_COLD);
+}
+
+void segment_forget(struct segment *s)
+{
+	if (indexed(s) && s->unindex)
+		s->unindex(s, s->unindex_ctx);
+	assert(!indexed(s));
+	if (!s->n_refs)
+		segment_free(s);
+}
+
+int segment_reclaim(struct segment_pool *p)
+{
+	struct list *n = list_first(&p->kept);
+
+	if (!n)
+		return -ENOSPC;
+	segment_forget(list_entry(n, struct segment, node));
+	return 0;
+}
+
+void segment_each(struct segment_pool *p,
+		  void (*fn)(struct segment *s, void *arg), void *arg)
+{
+	list_for_each (n, &p->live)
+		fn(list_entry(n, struct segment, node), arg);
+	list_for_each (n, &p->kept)
+		fn(list_entry(n, struct segment, node), arg);
+}
+
+char *segment_addr(const struct segment *s, uint32_t layer, int v,
+		   uint32_t t)
+{
+	const struct kv_layout *g = &s->layout;
+	const size_t page = (size_t)(t / g->page_tokens) * g->n_groups +
+			    layer / g->page_layers;
+	const size_t plane = (size_t)(layer % g->page_layers) * 2 + (size_t)v;
+
+	return range_addr(s->range) + page * g->page_bytes +
+	       plane * g->n_kv_heads * layout_head_bytes(g);
+}
+
+void segment_pages(const struct segment *s, uint32_t from, uint32_t to,
+		   struct page_run *run)
+{
+	const struct kv_layout *g = &s->layout;
+	const uint32_t first = from / g->page_tokens;
+	const uint32_t end = KV_DIV_UP(to, g->page_tokens);
+
+	run->range = s->range;
+	run->first = first * g->n_groups;
+	run->n = end > first ? (end - first) * g->n_groups : 0;
+	run->flags = 0;
+}
+
+static void check_one(struct segment *s, void *arg)
+{
+	uint64_t *bytes = arg;
+
+	*bytes += s->bytes;
+	assert(s->n_refs || (s->sealed && indexed(s)));
+	assert(s->n_tokens <= s->cap_tokens);
+	assert(s->bytes / s->layout.page_bytes == range_n_pages(s->range));
+}
+
+void segment_pool_check(struct segment_pool *p)
+{
+	uint64_t bytes = 0;
+
+	segment_each(p, check_one, &bytes);
+	assert(bytes == p->bytes && bytes <= p->capacity_bytes);
+}

@@ -1,0 +1,119 @@
+/*
+ * segment.h - runs of tokens whose K and V lie in one range of pages
+ *
+ *             segment_seal()            last reference, not indexed
+ *   OPEN ---------------------> SEALED -----------------------------> freed
+ *
+ *  (1) An open segment has one writer and grows; a sealed one never changes.
+ *  (2) Every reader holds a reference. An index (prefix.h, chunk.h) holds none: a
+ *      sealed segment that is indexed and has no reference is kept for reuse and
+ *      stands in its pool's LRU list; segment_reclaim() frees the oldest.
+ *  (3) The bytes of all segments of a pool <= capacity, so that each page has
+ *      a place on some tier whatever happens.
+ *
+ * Address of an element, token t, layer l, by arithmetic only:
+ *   page  = t / page_tokens * n_groups + l / page_layers
+ *   inside [page_layers][K|V][kv_head][page_tokens][head_dim]
+ *
+ * Thread: loop thread; readers of pinned pages on engine threads use
+ * segment_addr() only, whose inputs do not change while a reference is held.
+ */
+#ifndef KVD_CACHE_SEGMENT_H
+#define KVD_CACHE_SEGMENT_H
+
+#include <stdint.h>
+#include "kvd/base/list.h"
+#include "kvd/base/map.h"
+#include "kvd/mem/pager.h"
+
+#define SEGMENT_BLOCK 32u /* tokens of a tile of the attention grid */
+
+/* How K and V of a model lie in pages. Copied into each segment. */
+struct kv_layout {
+	uint32_t n_layers;
+	uint32_t n_kv_heads;
+	uint32_t head_dim;
+	uint32_t elem_bytes;
+	uint32_t page_tokens; /* a multiple of SEGMENT_BLOCK */
+	uint32_t page_layers;
+	uint32_t n_groups;    /* of page_layers layers */
+	size_t page_bytes;    /* multiple of 4096 */
+};
+/*
+ * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen: 32 tokens,
+ * and layers up to LAYOUT_PAGE_TARGET bytes. -EINVAL for shapes out of range.
+ */
+#define LAYOUT_PAGE_TARGET (1u << 20)
+int kv_layout_init(struct kv_layout *g);
+/* Bytes of the pages that hold n_tokens of all layers. */
+uint64_t kv_layout_bytes(const struct kv_layout *g, uint32_t n_tokens);
+/* Bytes of K and V of one token, without padding. */
+uint64_t kv_layout_token_bytes(const struct kv_layout *g);
+
+struct segment_pool;
+
+struct segment {
+	struct segment_pool *pool;
+	struct list node;	/* of all segments, or of those kept for reuse */
+	struct kv_layout layout;
+	struct range *range;
+	uint64_t bytes;		/* charged to the capacity */
+	uint32_t n_refs;
+	uint32_t n_tokens;	/* sealed: final; open: its writer's business */
+	uint32_t cap_tokens;
+	int64_t pos0;		/* position token 0's key was rotated by */
+	int sealed;
+	uint32_t *tokens;	/* [n_tokens] ids, or NULL; owned */
+	struct map_id *ids;	/* [n_blocks] chained ids, or NULL; owned */
+	uint32_t n_indexed;	/* of ids in the prefix index */
+	struct map_id chunk_id;
+	int is_chunk;		/* in the chunk table */
+	uint64_t n_hits;
+	/* Take it out of the index: set by who indexes it. */
+	void (*unindex)(struct segment *s, void *ctx);
+	void *unindex_ctx;
+};
+
+/* One per tenant. pager is borrowed. capacity_bytes: see (3). */
+int segment_pool_new(struct segment_pool **out, struct pager *pager,
+		     uint64_t capacity_bytes);
+/* No references are left; frees what was kept for reuse. */
+void segment_pool_free(struct segment_pool *p);
+struct pager *segment_pool_pager(struct segment_pool *p);
+uint32_t segment_pool_n(const struct segment_pool *p);
+uint64_t segment_pool_bytes(const struct segment_pool *p);
+uint64_t segment_pool_capacity(const struct segment_pool *p);
+
+/*
+ * A new open segment with room for cap_tokens, with one reference. Frees
+ * segments kept for reuse if the capacity asks for it; -EDQUOT when that is
+ * not enough, -ENOMEM.
+ */
+int segment_new(struct segment_pool *p, const struct kv_layout *g,
+		uint32_t cap_tokens, int64_t pos0, struct segment **out);
+/* Make s immutable with n_tokens and give back the pages beyond. */
+void segment_seal(struct segment *s, uint32_t n_tokens);
+void segment_get(struct segment *s);
+/* The last reference of an unindexed segment frees it. */
+void segment_put(struct segment *s);
+/* Drop from its index; freed at once if nobody refers to it. */
+void segment_forget(struct segment *s);
+/* Free the oldest segment kept for reuse; -ENOSPC if there is none. */
+int segment_reclaim(struct segment_pool *p);
+void segment_each(struct segment_pool *p,
+		  void (*fn)(struct segment *s, void *arg), void *arg);
+
+/* K (v = 0) or V (v = 1) of token 0 of the page that holds token t, kv head 0. */
+char *segment_addr(const struct segment *s, uint32_t layer, int v,
+		   uint32_t t);
+static inline size_t layout_head_bytes(const struct kv_layout *g)
+{
+	return (size_t)g->page_tokens * g->head_dim * g->elem_bytes;
+}
+/* Pages [first, first + n) that hold tokens [from, to) of all layers. */
+void segment_pages(const struct segment *s, uint32_t from, uint32_t to,
+		   struct page_run *run);
+/* Asserts (1) to (3). */
+void segment_pool_check(struct segment_pool *p);
+
+#endif

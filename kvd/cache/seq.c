@@ -1,0 +1,389 @@
+/*
+ * seq.c - a sequence as a list of segments; see seq.h
+ */
+#include "kvd/cache/seq.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+void seq_init(struct seq *q, struct segment_pool *pool,
+	      const struct kv_layout *g, uint32_t seg_tokens)
+{
+	memset(q, 0, sizeof(*q));
+	q->pool = pool;
+	q->layout = *g;
+	q->seg_tokens = KV_ALIGN_UP(seg_tokens, SEGMENT_BLOCK);
+}
+
+static struct seq_entry *last(const struct seq *q)
+{
+	return q->n_entries ? &q->entries[q->n_entries - 1] : NULL;
+}
+
+static void drop_last(struct seq *q)
+{
+	struct seq_entry *e = last(q);
+
+	segment_put(e->seg);
+	free(e->skip);
+	q->n_entries--;
+}
+
+void seq_fini(struct seq *q)
+{
+	while (q->n_entries)
+		drop_last(q);
+	free(q->entries);
+	q->entries = NULL;
+	q->n_room = 0;
+	q->n_tokens = 0;
+}
+
+static int room_for(struct seq *q, uint32_t n)
+{
+	struct seq_entry *e;
+	uint32_t room = q->n_room ? q->n_room : 4;
+
+	while (room < q->n_entries + n)
+		room *= 2;
+	if (room == q->n_room)
+		return 0;
+	e = realloc(q->entries, room * sizeof(*e));
+	if (!e)
+		return -ENOMEM;
+	q->entries = e;
+	q->n_room = room;
+	return 0;
+}
+
+struct segment *seq_open_segment(const struct seq *q)
+{
+	struct seq_entry *e = last(q);
+
+	return e && !e->seg->sealed ? e->seg : NULL;
+}
+
+/* An entry of n tokens at the end; takes over the reference to s. */
+static struct seq_entry *push(struct seq *q, struct segment *s, uint32_t from,
+			      uint32_t n)
+{
+	struct seq_entry *e = &q->entries[q->n_entries++];
+
+	e->seg = s;
+	e->from = from;
+	e->n = n;
+	e->pos = (int64_t)q->n_tokens;
+	e->skip = NULL;
+	q->n_tokens += n;
+	return e;
+}
+
+static void use_open(struct seq *q, uint32_t n)
+{
+	struct seq_entry *e = last(q);
+
+	e->n += n;
+	e->seg->n_tokens = e->n;
+	q->n_tokens += n;
+}
+
+/* Tokens that still go into the open segment. */
+static uint32_t room_left(const struct seq *q)
+{
+	struct segment *s = q->part_begins ? NULL : seq_open_segment(q);
+
+	return s ? s->cap_tokens - s->n_tokens : 0;
+}
+
+/* The part-tile at the end that an append has to take over; 0 if none. */
+static uint32_t head_tokens(const struct seq *q)
+{
+	struct seq_entry *e = last(q);
+
+	if (!e || q->part_begins || !e->seg->sealed)
+		return 0;
+	return (e->from + e->n) % SEGMENT_BLOCK;
+}
+
+static int bit(const uint64_t *mask, uint64_t i)
+{
+	return mask && (mask[i / 64] >> (i % 64) & 1);
+}
+
+/* Cut head tokens off the last entry and put them at the start of s. */
+static int take_head(struct seq *q, struct segment *s, uint32_t head,
+		     struct seq_copy *copy)
+{
+	struct seq_entry *e = last(q);
+	const uint32_t keep = e->n - head;
+	uint64_t *skip = NULL;
+
+	if (e->skip) {
+		skip = calloc(KV_DIV_UP(s->cap_tokens, 64), sizeof(*skip));
+		if (!skip)
+			return -ENOMEM;
+		for (uint32_t i = 0; i < head; i++)
+			if (bit(e->skip, keep + i))
+				skip[0] |= 1ull << i;
+	}
+	copy->src = copy->owned = e->seg;
+	copy->dst = s;
+	copy->src_from = e->from + keep;
+	copy->n = head;
+	segment_get(e->seg);
+	e->n = keep;
+	q->n_tokens -= head;
+	if (!keep)
+		drop_last(q);
+	push(q, s, 0, head)->skip = skip;
+	s->n_tokens = head;
+	return 0;
+}
+
+/* Segments for n tokens more than the open one holds; all or none. */
+static int open_segments(struct seq *q, uint32_t n, uint32_t cap_hint,
+			 int64_t pos, struct segment **out, uint32_t n_out)
+{
+	int ret = 0;
+	uint32_t i;
+
+	for (i = 0; i < n_out && !ret; i++) {
+		uint32_t cap = KV_MAX(KV_MIN(n, q->seg_tokens), cap_hint);
+
+		cap = KV_ALIGN_UP(KV_MIN(cap, q->seg_tokens), SEGMENT_BLOCK);
+		ret = segment_new(q->pool, &q->layout, cap, pos, &out[i]);
+		n -= KV_MIN(n, cap);
+		pos += cap;
+	}
+	if (ret)
+		for (i--; i-- > 0;)
+			segment_put(out[i]);
+	return ret;
+}
+
+int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
+	     struct seq_copy *copy)
+{
+	const uint32_t in_open = KV_MIN(n, room_left(q));
+	const uint32_t head = n > in_open ? head_tokens(q) : 0;
+	const uint32_t more = n - in_open + (n > in_open ? head : 0);
+	const uint32_t n_new = KV_DIV_UP(more, q->seg_tokens);
+	struct segment *seg[n_new + 1];
+	int ret;
+
+	memset(copy, 0, sizeof(*copy));
+	ret = room_for(q, n_new + 1);
+	if (!ret && n_new)
+		ret = open_segments(q, more, cap_hint + head,
+				    (int64_t)(q->n_tokens + in_open - head),
+				    seg, n_new);
+	if (ret)
+		return ret;
+	if (head && take_head(q, seg[0], head, copy)) {
+		for (uint32_t i = 0; i < n_new; i++)
+			segment_put(seg[i]);
+		return -ENOMEM;
+	}
+	if (in_open)
+		use_open(q, in_open);
+	n -= in_open;
+	for (uint32_t i = 0; i < n_new; i++) {
+		uint32_t take;
+
+		if (i || !head) {
+			seq_seal(q);
+			push(q, seg[i], 0, 0);
+		}
+		q->part_begins = 0;
+		take = KV_MIN(n, room_left(q));
+		use_open(q, take);
+		n -= take;
+	}
+	return 0;
+}
+
+void seq_copy_done(struct seq_copy *copy)
+{
+	if (copy->owned)
+		segment_put(copy->owned);
+	memset(copy, 0, sizeof(*copy));
+}
+
+void seq_seal(struct seq *q)
+{
+	struct segment *s = seq_open_segment(q);
+
+	if (!s)
+		return;
+	if (s->n_tokens)
+		segment_seal(s, s->n_tokens);
+	else
+		drop_last(q);
+}
+
+void seq_part(struct seq *q)
+{
+	seq_seal(q);
+	q->part_begins = 1;
+}
+
+int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
+{
+	struct seq_entry *e = last(q);
+	int ret;
+
+	assert(s->sealed && from % SEGMENT_BLOCK == 0 &&
+	       from + n <= s->n_tokens && !seq_open_segment(q));
+	q->part_begins = 0;
+	if (e && e->seg == s && e->from + e->n == from && !e->skip) {
+		e->n += n;
+		q->n_tokens += n;
+		segment_put(s);
+		return 0;
+	}
+	ret = room_for(q, 1);
+	if (ret)
+		return ret;
+	push(q, s, from, n);
+	return 0;
+}
+
+void seq_truncate(struct seq *q, uint64_t n)
+{
+	struct seq_entry *e;
+
+	while ((e = last(q)) && q->n_tokens > n) {
+		const uint64_t over = q->n_tokens - n;
+
+		if (over >= e->n) {
+			q->n_tokens -= e->n;
+			drop_last(q);
+			continue;
+		}
+		e->n -= (uint32_t)over;
+		q->n_tokens = n;
+		if (!e->seg->sealed)
+			e->seg->n_tokens = e->n;
+		for (uint64_t i = e->n; e->skip && i < e->n + over; i++)
+			e->skip[i / 64] &= ~(1ull << (i % 64));
+	}
+}
+
+static uint64_t *skip_copy(const struct seq_entry *e)
+{
+	const size_t n = KV_DIV_UP(e->seg->cap_tokens, 64) * sizeof(*e->skip);
+	uint64_t *skip = malloc(n);
+
+	if (skip)
+		memcpy(skip, e->skip, n);
+	return skip;
+}
+
+int seq_fork(struct seq *dst, struct seq *src)
+{
+	int ret;
+
+	seq_seal(src);
+	ret = room_for(dst, src->n_entries);
+	if (ret)
+		return ret;
+	for (uint32_t i = 0; i < src->n_entries; i++) {
+		const struct seq_entry *e = &src->entries[i];
+		uint64_t *skip = NULL;
+
+		if (e->skip && !(skip = skip_copy(e))) {
+			seq_truncate(dst, 0);
+			return -ENOMEM;
+		}
+		segment_get(e->seg);
+		push(dst, e->seg, e->from, e->n)->skip = skip;
+	}
+	dst->part_begins = src->part_begins;
+	return 0;
+}
+
+int seq_skip(struct seq *q, uint64_t from, uint64_t to)
+{
+	if (from > to || to > q->n_tokens)
+		return -EINVAL;
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		struct seq_entry *e = &q->entries[i];
+		const uint64_t pos = (uint64_t)e->pos;
+
+		if (pos + e->n <= from || pos >= to || e->skip)
+			continue;
+		e->skip = calloc(KV_DIV_UP(e->seg->cap_tokens, 64),
+				 sizeof(*e->skip));
+		if (!e->skip)
+			return -ENOMEM;
+	}
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		struct seq_entry *e = &q->entries[i];
+		const uint64_t pos = (uint64_t)e->pos;
+
+		for (uint64_t t = KV_MAX(from, pos);
+		     t < KV_MIN(to, pos + e->n); t++)
+			e->skip[(t - pos) / 64] |= 1ull << ((t - pos) % 64);
+	}
+	return 0;
+}
+
+/* Runs of one entry's tokens [from, to), counted from its first. */
+static uint32_t entry_runs(const struct seq_entry *e, uint32_t from,
+			   uint32_t to, uint32_t group, struct page_run *runs,
+			   uint32_t max)
+{
+	const uint32_t n_groups = e->seg->layout.n_groups;
+	struct page_run all;
+	uint32_t n = 0;
+
+	segment_pages(e->seg, e->from + from, e->from + to, &all);
+	if (group == UINT32_MAX || n_groups == 1) {
+		if (all.n && max)
+			runs[0] = all;
+		return all.n ? 1 : 0;
+	}
+	for (uint32_t i = group; i < all.n; i += n_groups, n++)
+		if (n < max)
+			runs[n] = (struct page_run){ .range = all.range,
+						     .first = all.first + i,
+						     .n = 1 };
+	return n;
+}
+
+uint32_t seq_runs(const struct seq *q, uint64_t from, uint64_t to,
+		  uint32_t group, struct page_run *runs, uint32_t max)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		const struct seq_entry *e = &q->entries[i];
+		const uint64_t pos = (uint64_t)e->pos;
+		const uint64_t a = KV_MAX(from, pos);
+		const uint64_t b = KV_MIN(to, pos + e->n);
+
+		if (a < b)
+			n += entry_runs(e, (uint32_t)(a - pos),
+					(uint32_t)(b - pos), group, runs + n,
+					max > n ? max - n : 0);
+	}
+	return n;
+}
+
+void seq_check(const struct seq *q)
+{
+	uint64_t pos = 0;
+
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		const struct seq_entry *e = &q->entries[i];
+
+		assert(e->pos == (int64_t)pos && e->n);
+		assert(e->from % SEGMENT_BLOCK == 0);
+		assert(e->from + e->n <= e->seg->n_tokens);
+		assert(e->seg->sealed || (i + 1 == q->n_entries &&
+					  e->seg->n_refs == 1 && !e->from));
+		pos += e->n;
+	}
+	assert(pos == q->n_tokens);
+}

@@ -1,0 +1,80 @@
+/*
+ * seq.h - a sequence: a list of (segment, token range, position, skip mask)
+ *
+ *  (1) Only the last entry may be an open segment, and then this sequence is its
+ *      only reader and its writer.
+ *  (2) Entries follow each other without a gap in positions; n_tokens is their sum.
+ *  (3) An entry starts on the tile grid of its segment. Inside a part it starts
+ *      on the part's grid too: an append behind a sealed part-tile takes over the
+ *      tile's head by a copy (struct seq_copy).
+ *
+ * Thread: loop thread; while a job runs on an engine thread the entries do not
+ * change (the owner sees to that).
+ */
+#ifndef KVD_CACHE_SEQ_H
+#define KVD_CACHE_SEQ_H
+
+#include "kvd/cache/segment.h"
+
+struct seq_entry {
+	struct segment *seg; /* a reference */
+	uint32_t from;	     /* first token of the segment, % SEGMENT_BLOCK */
+	uint32_t n;	     /* tokens */
+	int64_t pos;	     /* position of the first */
+	uint64_t *skip;	     /* [(n_cap + 63) / 64] hidden tokens, or NULL */
+};
+
+struct seq {
+	struct segment_pool *pool;
+	struct kv_layout layout;
+	struct seq_entry *entries;
+	uint32_t n_entries;
+	uint32_t n_room;
+	uint32_t seg_tokens; /* room of a new open segment */
+	uint64_t n_tokens;
+	int part_begins;     /* the next append opens a segment */
+};
+
+/* Tokens whose K and V must be copied, all layers, before the append. */
+struct seq_copy {
+	struct segment *src, *dst; /* borrowed from the list */
+	uint32_t src_from;
+	uint32_t n; /* 0: nothing to do; < SEGMENT_BLOCK */
+	struct segment *owned; /* reference to src: seq_copy_done() */
+};
+
+void seq_init(struct seq *q, struct segment_pool *pool,
+	      const struct kv_layout *g, uint32_t seg_tokens);
+void seq_fini(struct seq *q);
+/*
+ * Room for n more tokens behind the last; the caller writes K and V. cap_hint:
+ * tokens that a new open segment should at least have room for. Returns 0, or
+ * -EDQUOT, -ENOMEM: then nothing changed. *copy is what to copy first; its
+ * seq_copy_done() follows the copying.
+ */
+int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
+	     struct seq_copy *copy);
+void seq_copy_done(struct seq_copy *copy);
+/* The next token starts a new part: a new grid. Seals what was open. */
+void seq_part(struct seq *q);
+/* Append n tokens of a sealed segment from on; takes over the reference. */
+int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n);
+/* Keep n tokens. */
+void seq_truncate(struct seq *q, uint64_t n);
+/* Seal the open tail. */
+void seq_seal(struct seq *q);
+/* dst (initialised, empty) gets the tokens of src; seals src's tail. */
+int seq_fork(struct seq *dst, struct seq *src);
+/* Hide tokens [from, to). -EINVAL, -ENOMEM. */
+int seq_skip(struct seq *q, uint64_t from, uint64_t to);
+/* The open segment at the end, or NULL. */
+struct segment *seq_open_segment(const struct seq *q);
+/*
+ * Page runs of the positions [from, to) of layer group group (UINT32_MAX: all).
+ * Returns how many there are; at most max are written. Flags are 0.
+ */
+uint32_t seq_runs(const struct seq *q, uint64_t from, uint64_t to,
+		  uint32_t group, struct page_run *runs, uint32_t max);
+void seq_check(const struct seq *q);
+
+#endif

@@ -1,0 +1,353 @@
+/*
+ * batch.c - build a step of a model from the ready generations, run it
+ *
+ * One step is in flight at a time. Rows: first one of each decode, then prefill
+ * slices in order of arrival, until conf's batch and prefill_slice are used up.
+ * Only generations of one model share a step; models take turns.
+ */
+#include "kvd/serve/batch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/serve/gen.h"
+
+#define SCORE_ROWS  32u /* logits of scored rows in one step */
+
+struct row_run { /* contiguous rows of one gen */
+	struct gen *g;
+	uint32_t row, n, pos;
+};
+
+struct batch {
+	struct engine_job job;
+	struct serve *serve;
+	struct list ready;
+	struct loop_call call;
+	int queued, running;
+	struct serve_model *model; /* of the step in flight */
+	struct llama_scratch *scratch[CONF_MAX_MODELS];
+	uint32_t max_rows, max_logits;
+	uint32_t *tokens, *logit_rows;
+	float *logits;
+	size_t logits_elems;
+	char *sample_scratch;
+	struct row_run *runs;
+	uint32_t n_runs, n_rows, n_logits;
+	struct attn_item *items;
+	struct gen **gens;
+	uint32_t n_gens;
+	struct pool *pool;
+	int ret;
+	struct stat *st_steps, *st_rows;
+};
+
+/* ---- on the engine ------------------------------------------------------ */
+
+static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
+		     float *o)
+{
+	struct batch *b = ctx;
+	const struct attn_shape *s = &b->model->shape;
+	const size_t q_row = (size_t)s->n_heads * s->head_dim;
+	const size_t kv_row = (size_t)s->n_kv_heads * s->head_dim;
+
+	for (uint32_t i = 0; i < b->n_runs; i++) {
+		const struct row_run *r = &b->runs[i];
+
+		b->items[i] = (struct attn_item){
+			.shape = s,
+			.seq = &r->g->seq,
+			.pos = r->pos,
+			.n_rows = r->n,
+			.in = KERN_F32,
+			.q = q + r->row * q_row,
+			.k = k + r->row * kv_row,
+			.v = v + r->row * kv_row,
+			.o = o + r->row * q_row,
+			.resident_from = r->g->windowed ? r->g->pinned_from :
+							  0,
+			.window_bytes = r->g->window_bytes,
+		};
+	}
+	return attn_layer(b->serve->engine, b->pool, &b->serve->scratch,
+			  b->items, b->n_runs, layer);
+}
+
+static void sample(struct batch *b, struct gen *g)
+{
+	const struct serve_gen *r = g->req;
+	const uint32_t n = llama_shape(b->model->llama)->n_vocab;
+	const struct kern_sample p = {
+		.temperature = r->temperature,
+		.top_k = r->top_k,
+		.top_p = r->top_p > 0 ? r->top_p : 1.0f,
+		.min_p = r->min_p,
+		.seed = r->seed,
+		.pos = g->n_all,
+	};
+
+	g->sampled = kern_sample(&p, b->logits + (size_t)g->step_logits * n, n,
+				 b->sample_scratch, &g->sampled_logprob);
+}
+
+static void step_run(struct engine_job *j, struct pool *pool)
+{
+	struct batch *b = container_of(j, struct batch, job);
+	const struct llama_batch lb = {
+		.n_rows = b->n_rows,
+		.tokens = b->tokens,
+		.n_logits = b->n_logits,
+		.logit_rows = b->logit_rows,
+		.logits = b->logits,
+		.attn = step_attn,
+		.ctx = b,
+	};
+
+	b->pool = pool;
+	b->ret = llama_step(b->model->llama,
+			    b->scratch[b->model - b->serve->models], pool,
+			    &lb);
+	for (uint32_t i = 0; i < b->n_gens && !b->ret; i++)
+		if (b->gens[i]->n_step_logits &&
+		    !(b->gens[i]->req->flags & SERVE_GEN_SCORE))
+			sample(b, b->gens[i]);
+}
+
+/* ---- on the loop ----------------------------------------------------------- */
+
+static void kick(struct batch *b)
+{
+	if (b->queued || b->running)
+		return;
+	b->queued = 1;
+	loop_defer(b->serve->loop, &b->call);
+}
+
+/* A failed step of many: each alone again would tell whose fault it was; what
+ * fails is a want of a windowed one, so that one ends and the others repeat. */
+static int gen_ret(const struct batch *b, const struct gen *g)
+{
+	if (!b->ret)
+		return 0;
+	for (uint32_t i = 0; i < b->n_runs; i++)
+		if (b->runs[i].g == g && b->items[i].ret)
+			return b->items[i].ret;
+	return b->n_gens == 1 ? b->ret : 0;
+}
+
+static void step_done(struct engine_job *j)
+{
+	struct batch *b = container_of(j, struct batch, job);
+	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
+	const int failed = b->ret;
+
+	b->running = 0;
+	for (uint32_t i = 0; i < b->n_gens; i++) {
+		struct gen *g = b->gens[i];
+		const int ret = gen_ret(b, g);
+
+		if (failed && !ret) {
+			g->state = GEN_READY;
+			batch_add(b, g);
+			continue;
+		}
+		for (uint32_t k = 0; k < b->n_runs && !ret; k++)
+			if (b->runs[k].g == g)
+				g->pos = b->runs[k].pos + b->runs[k].n;
+		if (g->n_step_logits && g->req->flags & SERVE_GEN_SCORE) {
+			const float *l = b->logits +
+					 (size_t)g->step_logits * n_vocab;
+
+			g->step_logits = b->logit_rows[g->step_logits];
+			for (uint32_t k = 0; k < b->n_runs; k++) {
+				const struct row_run *r = &b->runs[k];
+
+				if (r->g == g && g->step_logits >= r->row &&
+				    g->step_logits < r->row + r->n) {
+					g->step_logits += r->pos - r->row;
+					break;
+				}
+			}
+			gen_step_done(g, l, ret);
+			continue;
+		}
+		gen_step_done(g, b->logits + (size_t)g->step_logits * n_vocab,
+			      ret);
+	}
+	kick(b);
+}
+
+static void add_run(struct batch *b, struct gen *g, uint32_t pos, uint32_t n)
+{
+	b->runs[b->n_runs++] = (struct row_run){ g, b->n_rows, n, pos };
+	for (uint32_t i = 0; i < n; i++) {
+		b->tokens[b->n_rows] = g->tokens[pos + i];
+		if (gen_wants_logits(g, pos + i)) {
+			if (!g->n_step_logits++)
+				g->step_logits = b->n_logits;
+			b->logit_rows[b->n_logits++] = b->n_rows;
+		}
+		b->n_rows++;
+	}
+}
+
+/* Rows of g: all it may compute next, at most max; returns how many. */
+static uint32_t take_gen(struct batch *b, struct gen *g, uint32_t max)
+{
+	const int score = g->req && g->req->flags & SERVE_GEN_SCORE;
+	uint32_t from = g->pos, pos, n, sum = 0;
+
+	if (score)
+		max = KV_MIN(max, SCORE_ROWS);
+	if (score && b->n_logits + SCORE_ROWS > b->max_logits)
+		return 0;
+	g->n_step_logits = 0;
+	while (sum < max && b->n_runs < b->max_rows) {
+		n = gen_next_rows(g, from, max - sum, &pos);
+		if (!n || (!g->windowed && pos + n > g->pinned_to))
+			break;
+		add_run(b, g, pos, n);
+		sum += n;
+		from = pos + n;
+		if (score || g->windowed)
+			break;
+	}
+	if (!sum)
+		return 0;
+	list_del(&g->node);
+	g->state = GEN_STEP;
+	g->step_rows = sum;
+	b->gens[b->n_gens++] = g;
+	return sum;
+}
+
+static int decoding(const struct gen *g)
+{
+	return g->pos >= g->n_prompt;
+}
+
+static void build(struct batch *b)
+{
+	const struct conf *c = b->serve->conf;
+	uint32_t prefill = c->prefill_slice;
+
+	b->n_runs = b->n_rows = b->n_logits = b->n_gens = 0;
+	list_for_each_safe (n, &b->ready) {
+		struct gen *g = list_entry(n, struct gen, node);
+
+		if (g->model == b->model && decoding(g) &&
+		    b->n_rows < c->max_batch)
+			take_gen(b, g, 1);
+	}
+	list_for_each_safe (n, &b->ready) {
+		struct gen *g = list_entry(n, struct gen, node);
+
+		if (g->model == b->model && !decoding(g) && prefill)
+			prefill -= take_gen(b, g, prefill);
+	}
+}
+
+static int room_for_logits(struct batch *b)
+{
+	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
+	const size_t n = (size_t)b->max_logits * n_vocab;
+	float *l;
+	char *s;
+
+	if (n <= b->logits_elems)
+		return 0;
+	l = malloc(n * sizeof(*l));
+	s = malloc((size_t)n_vocab * 8);
+	if (!l || !s) {
+		free(l);
+		free(s);
+		return -ENOMEM;
+	}
+	free(b->logits);
+	free(b->sample_scratch);
+	b->logits = l;
+	b->sample_scratch = s;
+	b->logits_elems = n;
+	return 0;
+}
+
+static void turn(struct loop_call *call)
+{
+	struct batch *b = container_of(call, struct batch, call);
+	struct list *first = list_first(&b->ready);
+
+	b->queued = 0;
+	if (b->running || !first)
+		return;
+	b->model = list_entry(first, struct gen, node)->model;
+	if (room_for_logits(b))
+		return; /* tried again with the next ready one */
+	build(b);
+	if (!b->n_gens)
+		return;
+	stat_add(b->st_steps, 1);
+	stat_add(b->st_rows, b->n_rows);
+	b->running = 1;
+	b->job.run = step_run;
+	b->job.done = step_done;
+	engine_start(b->serve->engine, &b->job);
+}
+
+void batch_add(struct batch *b, struct gen *g)
+{
+	list_push(&b->ready, &g->node);
+	kick(b);
+}
+
+int batch_new(struct batch **out, struct serve *s)
+{
+	struct batch *b = calloc(1, sizeof(*b));
+	int ret = 0;
+
+	if (!b)
+		return -ENOMEM;
+	b->serve = s;
+	b->call.run = turn;
+	list_init(&b->call.node);
+	list_init(&b->ready);
+	b->max_rows = s->conf->max_batch + s->conf->prefill_slice;
+	b->max_logits = b->max_rows + 2 * SCORE_ROWS;
+	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
+	b->logit_rows = calloc(b->max_logits, sizeof(*b->logit_rows));
+	b->runs = calloc(b->max_rows, sizeof(*b->runs));
+	b->items = calloc(b->max_rows, sizeof(*b->items));
+	b->gens = calloc(b->max_rows, sizeof(*b->gens));
+	b->st_steps = stat_get(STAT_COUNTER, "kvd_steps_total",
+			       "Steps of hosted models", NULL, NULL, 1);
+	b->st_rows = stat_get(STAT_COUNTER, "kvd_step_rows_total",
+			      "Rows (tokens) of these steps", NULL, NULL, 1);
+	if (!b->tokens || !b->logit_rows || !b->runs || !b->items || !b->gens)
+		ret = -ENOMEM;
+	for (uint32_t i = 0; i < s->n_models && !ret; i++)
+		ret = llama_scratch_new(&b->scratch[i], s->models[i].llama,
+					b->max_rows, b->max_logits);
+	if (ret) {
+		batch_free(b);
+		return ret;
+	}
+	*out = b;
+	return 0;
+}
+
+void batch_free(struct batch *b)
+{
+	if (!b)
+		return;
+	for (uint32_t i = 0; i < CONF_MAX_MODELS; i++)
+		if (b->scratch[i])
+			llama_scratch_free(b->scratch[i]);
+	free(b->tokens);
+	free(b->logit_rows);
+	free(b->logits);
+	free(b->sample_scratch);
+	free(b->runs);
+	free(b->items);
+	free(b->gens);
+	free(b);
+}

@@ -1,0 +1,22 @@
+/*
+ * batch.h - who runs in the next step of a model
+ *
+ * Continuous batching (Yu et al. 2022, Orca) with chunked prefill (Agrawal et al. 2024,
+ * Sarathi-Serve, arXiv:2403.02310): every ready decode first, then prefill
+ * rows up to the slice, so that no decode waits longer than one slice.
+ * A row's result does not depend on the batch. Loop thread.
+ */
+#ifndef KVD_SERVE_BATCH_H
+#define KVD_SERVE_BATCH_H
+
+#include "kvd/serve/tenant.h"
+
+struct batch;
+struct gen;
+
+int batch_new(struct batch **out, struct serve *s);
+void batch_free(struct batch *b);
+/* g is ready: it takes part in one of the next steps. */
+void batch_add(struct batch *b, struct gen *g);
+
+#endif

@@ -1,0 +1,916 @@
+/*
+ * gen.c - the life of a generation; see gen.h
+ */
+#include "kvd/serve/gen.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/serve/batch.h"
+
+#define MAX_RETRIES 3u
+#define MAP_AHEAD   64u /* tokens pinned beyond the next row, at least */
+#define MAX_TOKENS  (1u << 20)
+
+enum { END_LENGTH = 1, END_STOP = 2, END_EOS = 3, END_SCORED = 4 };
+
+/* ---- the end ------------------------------------------------------------ */
+
+static void release_pins(struct gen *g)
+{
+	if (g->state == GEN_WANT)
+		page_want_cancel(g->tenant->pager, &g->want);
+	if (g->n_pinned)
+		page_unpin(g->tenant->pager, g->runs, g->n_pinned);
+	g->n_pinned = g->n_runs = 0;
+	g->pinned_from = g->pinned_to = 0;
+}
+
+static void release_memory(struct gen *g)
+{
+	release_pins(g);
+	if (g->reserved) {
+		pager_unreserve(g->tenant->pager, g->reserved);
+		g->tenant->n_active--;
+	}
+	g->reserved = 0;
+}
+
+static void gen_free(struct gen *g)
+{
+	list_del(&g->session_node);
+	free(g->tokens);
+	free(g->parts);
+	free(g->runs);
+	free(g->text);
+	free(g);
+}
+
+static void fill_stats(struct gen *g)
+{
+	struct serve_gen_stats *st = &g->req->stats;
+	const uint64_t now = clock_ns();
+
+	st->n_prompt = g->n_prompt;
+	st->n_prefix = g->n_prefix;
+	st->n_chunk = g->n_chunk;
+	st->n_computed = g->n_computed;
+	st->queue_ns = (g->t_admit ? g->t_admit : now) - g->t_start;
+	st->ttft_ns = (g->t_first ? g->t_first : now) - g->t_start;
+	st->total_ns = now - g->t_start;
+}
+
+static void count_end(struct gen *g)
+{
+	struct serve_tenant *t = g->tenant;
+
+	if (g->err)
+		return;
+	stat_add(t->st_prompt, g->n_prompt);
+	stat_add(t->st_tokens, g->req->n_out);
+	stat_add(t->st_prefix_tokens, g->n_prefix);
+	stat_add(t->st_chunk_tokens, g->n_chunk);
+	stat_add(t->st_prefix_hits, g->n_prefix ? 1 : 0);
+	for (uint32_t i = 0; i < g->n_parts; i++)
+		stat_add(t->st_chunk_hits, g->parts[i].found ? 1 : 0);
+	stat_observe(t->st_ttft, g->req->stats.ttft_ns);
+}
+
+/* Tell whoever asked, then free. On a turn of its own. */
+static void end_now(struct loop_call *c)
+{
+	struct gen *g = container_of(c, struct gen, end_call);
+	struct serve_session *ss = g->session;
+	struct serve_tenant *t = g->tenant;
+
+	if (g->counted)
+		t->n_requests--;
+	list_del(&g->session_node);
+	if (g->req) {
+		fill_stats(g);
+		count_end(g);
+		g->req->priv = NULL;
+		g->req->wait.done(&g->req->wait,
+				  g->err ? g->err : (int)g->req->n_out);
+		free(g->req->tokens);
+		free(g->req->text);
+		free(g->req->logits);
+		g->req = NULL;
+	} else if (g->put) {
+		g->put->priv = NULL;
+		g->put->wait.done(&g->put->wait,
+				  g->err ? g->err : (int)g->n_prompt);
+	}
+	gen_free(g);
+	if (ss)
+		session_request_end(ss);
+	tenant_kick(t);
+}
+
+static void chunk_job_end(struct gen *g);
+
+static void gen_end(struct gen *g, int err)
+{
+	if (g->state == GEN_END)
+		return;
+	list_del(&g->waiter.node);
+	list_del(&g->node);
+	release_memory(g);
+	g->state = GEN_END;
+	g->err = err;
+	if (!g->session)
+		chunk_job_end(g);
+	gen_unplan(g);
+	tenant_kick(g->tenant);
+	g->end_call.run = end_now;
+	loop_defer(g->tenant->serve->loop, &g->end_call);
+}
+
+/* ---- chunks -------------------------------------------------------------- */
+
+static struct gen *gen_new(struct serve_tenant *t, struct serve_model *m)
+{
+	struct gen *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return NULL;
+	g->tenant = t;
+	g->model = m;
+	g->t_start = clock_ns();
+	list_init(&g->node);
+	list_init(&g->session_node);
+	list_init(&g->waiter.node);
+	list_init(&g->chunk_waiters);
+	list_init(&g->end_call.node);
+	list_init(&g->want.node);
+	list_init(&g->want.call.node);
+	return g;
+}
+
+static void gen_resume(struct gen *g);
+
+/* A chunk that g waits for is there, or failed. */
+static void part_ready(struct gen_part *part, struct segment *s, int err)
+{
+	struct gen *g = part->gen;
+
+	if (s) {
+		segment_get(s);
+		part->seg = s;
+	}
+	if (err) {
+		gen_end(g, err);
+		return;
+	}
+	if (!--g->n_missing)
+		gen_resume(g);
+}
+
+/* The job's segment goes into the table and to who waits. */
+static void chunk_job_end(struct gen *g)
+{
+	struct segment *s = NULL;
+	struct list *n;
+
+	if (!g->err) {
+		struct seq_entry *e = &g->seq.entries[0];
+
+		seq_seal(&g->seq);
+		s = e->seg;
+		s->tokens = malloc(g->n_prompt * sizeof(*s->tokens));
+		if (s->tokens) {
+			memcpy(s->tokens, g->tokens,
+			       g->n_prompt * sizeof(*s->tokens));
+			(void)chunk_add(&g->tenant->chunks, s,
+					g->parts[0].chunk); /* else not kept */
+		}
+	}
+	while ((n = list_pop(&g->chunk_waiters)))
+		part_ready(list_entry(n, struct gen_part, waiting), s, g->err);
+}
+
+static struct gen *find_chunk_job(struct serve_tenant *t, struct map_id id)
+{
+	list_for_each (n, &t->chunk_jobs) {
+		struct gen *g = list_entry(n, struct gen, session_node);
+
+		if (g->state != GEN_END && map_id_equal(g->parts[0].chunk, id))
+			return g;
+	}
+	return NULL;
+}
+
+static struct gen *new_chunk_job(struct gen *waiter, struct gen_part *part)
+{
+	struct gen *g = gen_new(waiter->tenant, waiter->model);
+
+	if (!g)
+		return NULL;
+	g->parts = calloc(1, sizeof(*g->parts));
+	g->tokens = malloc((part->n + 1) * sizeof(*g->tokens));
+	if (!g->parts || !g->tokens) {
+		gen_free(g);
+		return NULL;
+	}
+	memcpy(g->tokens, waiter->tokens + part->first,
+	       part->n * sizeof(*g->tokens));
+	g->parts[0].n = part->n;
+	g->parts[0].chunk = part->chunk;
+	g->parts[0].gen = g;
+	list_init(&g->parts[0].waiting);
+	g->n_parts = 1;
+	g->n_prompt = g->n_all = part->n;
+	list_push(&waiter->tenant->chunk_jobs, &g->session_node);
+	return g;
+}
+
+static int gen_retry(struct waiter *w);
+
+void gen_start_chunk(struct gen *waiter, struct gen_part *part)
+{
+	struct gen *g = find_chunk_job(waiter->tenant, part->chunk);
+
+	if (!g) {
+		g = new_chunk_job(waiter, part);
+		if (!g)
+			return; /* the waiter is told by gen_plan's caller */
+		g->state = GEN_ADMIT;
+		g->waiter.retry = gen_retry;
+		tenant_wait_front(waiter->tenant, &g->waiter);
+		tenant_kick(waiter->tenant);
+	}
+	list_push(&g->chunk_waiters, &part->waiting);
+}
+
+/* ---- memory ------------------------------------------------------------- */
+
+static uint64_t seq_bytes(struct gen *g, uint64_t from, uint64_t to)
+{
+	uint64_t bytes = 0;
+	const uint32_t n = seq_runs(&g->seq, from, to, UINT32_MAX, NULL, 0);
+	struct page_run runs[n + 1];
+
+	seq_runs(&g->seq, from, to, UINT32_MAX, runs, n);
+	for (uint32_t i = 0; i < n; i++)
+		bytes += runs[i].n * range_page_bytes(runs[i].range);
+	return bytes;
+}
+
+/* What the rows of one step and a window need, for a sequence over budget. */
+static uint64_t windowed_bytes(struct gen *g)
+{
+	const struct kv_layout *l = &g->model->layout;
+	const uint64_t rows = 2 * kv_layout_bytes(l, l->page_tokens);
+	const uint64_t half = pager_memory_bytes(g->tenant->pager) / 2;
+
+	g->window_bytes = half > rows ? half - rows : l->page_bytes;
+	return rows + g->window_bytes;
+}
+
+/* Reserve what is needed: 0, -EAGAIN wait, or never. */
+static int gen_reserve(struct gen *g)
+{
+	uint64_t bytes = seq_bytes(g, 0, g->seq.n_tokens);
+	int ret;
+
+	g->windowed = 0;
+	ret = pager_reserve(g->tenant->pager, bytes);
+	if (ret == -ENOSPC) {
+		g->windowed = 1;
+		bytes = windowed_bytes(g);
+		ret = pager_reserve(g->tenant->pager, bytes);
+	}
+	if (ret)
+		return ret;
+	g->reserved = bytes;
+	g->tenant->n_active++;
+	return 0;
+}
+
+static uint32_t page_floor(const struct gen *g, uint64_t pos)
+{
+	const uint32_t t = g->model->layout.page_tokens;
+
+	return (uint32_t)(pos / t * t);
+}
+
+static int room_for_runs(struct gen *g, uint32_t n)
+{
+	struct page_run *r;
+
+	if (n <= g->n_runs_room)
+		return 0;
+	r = realloc(g->runs, 2 * n * sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	g->runs = r;
+	g->n_runs_room = 2 * n;
+	return 0;
+}
+
+/* Pages of entries that this gen writes are wanted as dirty. */
+static void mark_writes(struct gen *g, struct page_run *runs, uint32_t n)
+{
+	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
+		if (!g->owned[i])
+			continue;
+		for (uint32_t j = 0; j < n; j++)
+			if (runs[j].range == g->seq.entries[i].seg->range)
+				runs[j].flags = PAGE_WRITE;
+	}
+}
+
+static void pinned(struct gen *g)
+{
+	g->n_pinned = g->n_runs;
+	if (g->req)
+		g->req->stats.n_read_back += g->want.n_read;
+	g->want.n_read = 0;
+	g->state = GEN_READY;
+	batch_add(g->tenant->serve->batch, g);
+}
+
+static void want_done(struct wait *w, int ret)
+{
+	struct gen *g = container_of(container_of(w, struct page_want, wait),
+				     struct gen, want);
+
+	g->state = GEN_ADMIT; /* nothing of the want is left */
+	if (!ret) {
+		pinned(g);
+		return;
+	}
+	g->n_runs = g->n_pinned;
+	if ((ret == -EBADMSG || ret == -EIO) && !g->pos &&
+	    g->n_retries++ < MAX_RETRIES) {
+		log_warn("gen", "stored pages lost (%d): computing again",
+			 ret);
+		release_memory(g);
+		gen_unplan(g);
+		gen_resume(g);
+		return;
+	}
+	gen_end(g, ret);
+}
+
+/* Pin [from, to) beyond what is pinned. */
+static void want_pages(struct gen *g, uint64_t from, uint64_t to)
+{
+	struct page_run *runs;
+	uint32_t n;
+	int ret;
+
+	n = seq_runs(&g->seq, from, to, UINT32_MAX, NULL, 0);
+	if (room_for_runs(g, g->n_pinned + n)) {
+		gen_end(g, -ENOMEM);
+		return;
+	}
+	runs = g->runs + g->n_pinned;
+	seq_runs(&g->seq, from, to, UINT32_MAX, runs, n);
+	mark_writes(g, runs, n);
+	g->n_runs = g->n_pinned + n;
+	g->pinned_to = to;
+	g->state = GEN_WANT;
+	g->want.runs = runs;
+	g->want.n_runs = n;
+	g->want.wait.done = want_done;
+	ret = n ? page_want(g->tenant->pager, &g->want) : 1;
+	if (ret > 0)
+		pinned(g);
+	else if (ret < 0)
+		want_done(&g->want.wait, ret);
+}
+
+/* End of the rows that the next step may compute. */
+static uint64_t next_to(const struct gen *g)
+{
+	const uint64_t to = KV_MAX((uint64_t)g->n_prompt,
+				   (uint64_t)g->pos + 1) + MAP_AHEAD;
+
+	return KV_MIN(to, g->seq.n_tokens);
+}
+
+/* Have pinned what the next step needs, then be ready. */
+static void gen_want_next(struct gen *g)
+{
+	uint32_t pos;
+
+	if (g->windowed) {
+		if (!gen_next_rows(g, g->pos, 1, &pos))
+			pos = g->pos;
+		release_pins(g);
+		g->pinned_from = page_floor(g, pos);
+		want_pages(g, g->pinned_from,
+			   KV_MIN(g->pinned_from +
+					  g->model->layout.page_tokens,
+				  g->seq.n_tokens));
+	} else if (g->pinned_to < g->seq.n_tokens &&
+		   g->pos + 1 > g->pinned_to) {
+		/* run borders are page borders: re-pinning a page is counted */
+		want_pages(g, g->pinned_to, next_to(g));
+	} else {
+		g->state = GEN_READY;
+		batch_add(g->tenant->serve->batch, g);
+	}
+}
+
+/* ---- admission ------------------------------------------------------------ */
+
+static int gen_admit(struct gen *g)
+{
+	struct serve_tenant *t = g->tenant;
+	int ret;
+
+	if (g->req && !g->counted) {
+		if (t->n_requests >= t->conf->max_requests)
+			return -EAGAIN;
+		t->n_requests++;
+		g->counted = 1;
+	}
+	ret = gen_build_seq(g);
+	if (ret == -EDQUOT && t->n_active)
+		ret = -EAGAIN; /* what runs will give some back */
+	if (!ret)
+		ret = gen_reserve(g);
+	if (ret == -EAGAIN) {
+		struct gen_part *p = g->parts;
+
+		/* the list is built anew; chunks found stay referenced */
+		for (uint32_t i = 0; i < g->n_parts; i++)
+			if (p[i].seg)
+				segment_get(p[i].seg);
+		struct segment *kept[g->n_parts];
+		for (uint32_t i = 0; i < g->n_parts; i++)
+			kept[i] = p[i].seg;
+		gen_unplan(g);
+		for (uint32_t i = 0; i < g->n_parts; i++)
+			p[i].seg = kept[i];
+	}
+	return ret;
+}
+
+static int gen_retry(struct waiter *w)
+{
+	struct gen *g = container_of(w, struct gen, waiter);
+	const int ret = gen_admit(g);
+
+	if (ret == -EAGAIN)
+		return ret;
+	list_del(&g->waiter.node);
+	if (ret) {
+		gen_end(g, ret);
+		return 0;
+	}
+	g->t_admit = clock_ns();
+	if (g->windowed)
+		gen_want_next(g);
+	else
+		want_pages(g, 0, next_to(g));
+	return 0;
+}
+
+/* All chunks are there, or it begins (again). */
+static void gen_resume(struct gen *g)
+{
+	int ret;
+
+	if (g->cancelled) {
+		gen_end(g, -ECANCELED);
+		return;
+	}
+	g->state = GEN_CHUNKS;
+	ret = gen_plan(g);
+	if (ret == -EAGAIN)
+		return;
+	if (g->put) {
+		gen_end(g, 0);
+		return;
+	}
+	g->state = GEN_ADMIT;
+	g->waiter.retry = gen_retry;
+	tenant_wait(g->tenant, &g->waiter);
+	tenant_kick(g->tenant);
+}
+
+/* ---- steps ------------------------------------------------------------------ */
+
+/* The part that holds position pos. */
+static const struct gen_part *part_at(const struct gen *g, uint32_t pos)
+{
+	uint32_t i = 0;
+
+	while (i + 1 < g->n_parts &&
+	       g->parts[i].first + g->parts[i].n <= pos)
+		i++;
+	return &g->parts[i];
+}
+
+uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
+		       uint32_t *pos)
+{
+	uint32_t limit = g->n_all;
+
+	if (g->windowed) /* the rows of one page at a time */
+		limit = KV_MIN(limit,
+			       page_floor(g, from) +
+				       g->model->layout.page_tokens);
+	while (from < g->n_prompt) {
+		const struct gen_part *p = part_at(g, from);
+		const uint32_t end = p->first + p->n;
+
+		if (!p->reuse && from >= p->first + p->n_found)
+			break;
+		from = p->reuse ? end : p->first + p->n_found;
+		if (g->windowed)
+			limit = KV_MIN(g->n_all,
+				       page_floor(g, from) +
+					       g->model->layout.page_tokens);
+	}
+	*pos = from;
+	if (from >= limit)
+		return 0;
+	if (from < g->n_prompt) {
+		const struct gen_part *p = part_at(g, from);
+
+		limit = KV_MIN(limit, p->first + p->n);
+	}
+	return KV_MIN(max, limit - from);
+}
+
+int gen_wants_logits(const struct gen *g, uint32_t pos)
+{
+	const struct gen_part *last = &g->parts[g->n_parts - 1];
+
+	if (!g->req)
+		return 0;
+	if (g->req->flags & SERVE_GEN_SCORE)
+		return pos + 1 >= last->first && pos + 1 < g->n_prompt;
+	return pos + 1 == g->n_all;
+}
+
+static int text_room(struct gen *g, uint32_t n)
+{
+	char *t;
+
+	if (g->req->n_text + n + 1 <= g->n_text_room)
+		return 0;
+	t = realloc(g->text, 2 * (g->req->n_text + n + 64));
+	if (!t)
+		return -ENOMEM;
+	g->text = t;
+	g->n_text_room = 2 * (g->req->n_text + n + 64);
+	return 0;
+}
+
+static int emit(struct gen *g, uint32_t id, float logprob)
+{
+	struct serve_gen *r = g->req;
+	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
+	uint32_t n = 0;
+	char piece[256];
+
+	if (!(r->flags & SERVE_GEN_NO_TEXT))
+		n = tokenizer_piece(tok, id, piece, sizeof(piece));
+	n = KV_MIN(n, (uint32_t)sizeof(piece));
+	if (text_room(g, n))
+		return -ENOMEM;
+	r->tokens[r->n_out++] =
+		(struct serve_token){ id, logprob, r->n_text, n };
+	memcpy(g->text + r->n_text, piece, n);
+	r->n_text += n;
+	g->text[r->n_text] = 0;
+	r->text = NULL;
+	return 0;
+}
+
+/* A stop string that ends in the newest piece: cut the text before it. */
+static int hit_stop(struct gen *g, uint32_t old_len)
+{
+	struct serve_gen *r = g->req;
+
+	for (uint32_t i = 0; i < r->n_stop; i++) {
+		const size_t len = strlen(r->stop[i]);
+		size_t at = old_len + 1 > len ? old_len + 1 - len : 0;
+
+		for (; len && at + len <= r->n_text; at++) {
+			if (memcmp(g->text + at, r->stop[i], len))
+				continue;
+			r->n_text = (uint32_t)at;
+			g->text[at] = 0;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* Why it ends after this token, or 0. */
+static uint32_t why_end(struct gen *g, uint32_t id, uint32_t old_len)
+{
+	struct serve_gen *r = g->req;
+	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
+
+	if (id == tokenizer_eos(tok) && !(r->flags & SERVE_GEN_IGNORE_EOS))
+		return END_EOS;
+	for (uint32_t i = 0; i < r->n_stop_tokens; i++)
+		if (r->stop_tokens[i] == id)
+			return END_STOP;
+	if (hit_stop(g, old_len))
+		return END_STOP;
+	return r->n_out >= g->max_tokens ? END_LENGTH : 0;
+}
+
+static void finish(struct gen *g, uint32_t why)
+{
+	g->req->end = why;
+	if (!(g->req->flags & SERVE_GEN_NO_REUSE)) {
+		g->n_all = g->pos;
+		gen_index(g);
+	}
+	g->req->text = g->text;
+	g->text = NULL;
+	gen_end(g, 0);
+}
+
+static int keep_logits(struct gen *g, const float *logits)
+{
+	const uint32_t n = llama_shape(g->model->llama)->n_vocab;
+
+	if (!(g->req->flags & SERVE_GEN_LOGITS) || g->req->logits)
+		return 0;
+	g->req->logits = malloc(n * sizeof(float));
+	if (!g->req->logits)
+		return -ENOMEM;
+	memcpy(g->req->logits, logits, n * sizeof(float));
+	g->req->n_vocab = n;
+	return 0;
+}
+
+/* The sampled token is told; returns 1 when the gen has ended. */
+static int take_token(struct gen *g, const float *logits)
+{
+	const uint32_t old_len = g->req->n_text;
+	uint32_t why;
+	int ret;
+
+	if (!g->t_first)
+		g->t_first = clock_ns();
+	ret = keep_logits(g, logits);
+	if (!ret)
+		ret = emit(g, g->sampled, g->sampled_logprob);
+	if (ret) {
+		gen_end(g, ret);
+		return 1;
+	}
+	why = why_end(g, g->sampled, old_len);
+	if (why) {
+		finish(g, why);
+		return 1;
+	}
+	g->tokens[g->n_all++] = g->sampled;
+	g->req->text = g->text;
+	if (g->req->progress)
+		g->req->progress(g->req);
+	g->req->text = NULL;
+	return 0;
+}
+
+/* Log-probabilities of the tokens behind the rows of the step. */
+static int take_scores(struct gen *g, const float *logits, uint32_t first)
+{
+	const uint32_t n_vocab = llama_shape(g->model->llama)->n_vocab;
+	const struct gen_part *last = &g->parts[g->n_parts - 1];
+	int ret = 0;
+
+	for (uint32_t i = 0; i < g->n_step_logits && !ret; i++) {
+		const float *row = logits + (size_t)i * n_vocab;
+		const uint32_t id = g->tokens[first + i + 1];
+		const float lse = kern_logsumexp(row, n_vocab);
+
+		if (!g->req->n_out && first + i + 1 > last->first)
+			ret = emit(g, g->tokens[last->first], NAN);
+		if (!ret)
+			ret = emit(g, id, row[id] - lse);
+	}
+	return ret;
+}
+
+static int score_done(struct gen *g, const float *logits)
+{
+	const struct gen_part *last = &g->parts[g->n_parts - 1];
+	int ret = 0;
+
+	if (!g->t_first && g->n_step_logits)
+		g->t_first = clock_ns();
+	if (g->n_step_logits) {
+		ret = keep_logits(g, logits);
+		if (!ret)
+			ret = take_scores(g, logits, g->step_logits);
+	}
+	if (!ret && g->pos >= g->n_prompt) {
+		if (!g->req->n_out && last->n) /* a single token, no row before */
+			ret = emit(g, g->tokens[last->first], NAN);
+		if (!ret) {
+			finish(g, END_SCORED);
+			return 1;
+		}
+	}
+	if (ret)
+		gen_end(g, ret);
+	return !!ret;
+}
+
+void gen_step_done(struct gen *g, const float *logits, int ret)
+{
+	int ended = 0;
+
+	g->state = GEN_READY;
+	if (!ret && g->cancelled)
+		ret = -ECANCELED;
+	if (ret) {
+		gen_end(g, ret);
+		return;
+	}
+	if (!g->req) {
+		uint32_t pos;
+
+		if (!gen_next_rows(g, g->pos, 1, &pos)) {
+			gen_end(g, 0);
+			return;
+		}
+	} else if (g->req->flags & SERVE_GEN_SCORE) {
+		ended = score_done(g, logits);
+	} else if (g->n_step_logits) {
+		ended = take_token(g, logits);
+	}
+	if (!ended)
+		gen_want_next(g);
+}
+
+/* ---- calls from outside --------------------------------------------------------- */
+
+static struct serve_model *find_model(struct serve *s, const char *name)
+{
+	if (!*name && s->n_models == 1)
+		return &s->models[0];
+	for (uint32_t i = 0; i < s->n_models; i++)
+		if (!strcmp(s->models[i].conf->name, name))
+			return &s->models[i];
+	return NULL;
+}
+
+static int sampling_ok(const struct serve_gen *r)
+{
+	return r->temperature >= 0 && isfinite(r->temperature) &&
+	       r->top_p >= 0 && r->top_p <= 1 && r->min_p >= 0 &&
+	       r->min_p <= 1 && r->n_stop_tokens <= SERVE_MAX_STOP &&
+	       r->n_stop <= SERVE_MAX_STOP && r->n_parts >= 1 &&
+	       r->n_parts <= 1024 && r->max_tokens <= MAX_TOKENS &&
+	       (r->max_tokens || r->flags & SERVE_GEN_SCORE);
+}
+
+static int prepare_out(struct gen *g)
+{
+	struct serve_gen *r = g->req;
+	uint32_t n = g->max_tokens;
+
+	if (r->flags & SERVE_GEN_SCORE)
+		n = g->parts[g->n_parts - 1].n;
+	r->tokens = calloc(n + 1, sizeof(*r->tokens));
+	g->text = calloc(1, 64);
+	g->n_text_room = g->text ? 64 : 0;
+	r->text = NULL;
+	r->logits = NULL;
+	r->n_out = r->n_text = r->n_vocab = r->end = 0;
+	memset(&r->stats, 0, sizeof(r->stats));
+	return r->tokens && g->text ? 0 : -ENOMEM;
+}
+
+int serve_generate(struct serve_session *ss, struct serve_gen *r)
+{
+	struct serve_tenant *t = ss->tenant;
+	struct serve_model *m = find_model(t->serve, r->model);
+	struct gen *g;
+	int ret;
+
+	if (t->serve->draining)
+		return -ESHUTDOWN;
+	if (!m)
+		return -ENOENT;
+	if (!sampling_ok(r))
+		return -EINVAL;
+	if (!r->may_wait && t->n_requests >= t->conf->max_requests) {
+		stat_add(t->st_refused, 1);
+		return -EDQUOT;
+	}
+	g = gen_new(t, m);
+	if (!g)
+		return -ENOMEM;
+	g->session = ss;
+	g->req = r;
+	g->max_tokens = r->flags & SERVE_GEN_SCORE ? 0 : r->max_tokens;
+	ret = gen_tokenize(g, r->parts, r->n_parts);
+	if (!ret)
+		ret = prepare_out(g);
+	if (ret) {
+		gen_unplan(g);
+		free(r->tokens);
+		r->tokens = NULL;
+		gen_free(g);
+		return ret;
+	}
+	r->priv = g;
+	list_push(&ss->requests, &g->session_node);
+	session_request_begin(ss);
+	stat_add(t->st_requests, 1);
+	if (!r->may_wait) {
+		t->n_requests++;
+		g->counted = 1;
+	}
+	gen_resume(g);
+	return 0;
+}
+
+static void gen_cancel(struct gen *g)
+{
+	g->cancelled = 1;
+	if (g->state != GEN_STEP && g->state != GEN_END)
+		gen_end(g, -ECANCELED);
+}
+
+void serve_cancel(struct serve_session *ss, struct serve_gen *r)
+{
+	(void)ss;
+	if (r->priv)
+		gen_cancel(r->priv);
+}
+
+void gen_cancel_session(struct serve_session *ss)
+{
+	list_for_each_safe (n, &ss->requests)
+		gen_cancel(list_entry(n, struct gen, session_node));
+}
+
+int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
+{
+	struct serve_tenant *t = ss->tenant;
+	struct serve_model *m = find_model(t->serve, p->model);
+	struct serve_part part = p->part;
+	struct gen *g;
+	int ret;
+
+	if (t->serve->draining)
+		return -ESHUTDOWN;
+	if (!m)
+		return -ENOENT;
+	if (part.kind == SERVE_PART_CHUNK || part.flags)
+		return -EINVAL;
+	g = gen_new(t, m);
+	if (!g)
+		return -ENOMEM;
+	part.flags = SERVE_PART_REUSE;
+	g->session = ss;
+	g->put = p;
+	ret = gen_tokenize(g, &part, 1);
+	if (ret) {
+		gen_unplan(g);
+		gen_free(g);
+		return ret;
+	}
+	p->id[0] = g->parts[0].chunk.w[0];
+	p->id[1] = g->parts[0].chunk.w[1];
+	p->priv = g;
+	list_push(&ss->requests, &g->session_node);
+	session_request_begin(ss);
+	gen_resume(g);
+	return 0;
+}
+
+int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
+{
+	return chunk_rm(&ss->tenant->chunks,
+			(struct map_id){ { id[0], id[1] } });
+}
+
+int64_t serve_tokenize(struct serve_session *ss, const char *model,
+		       const char *text, size_t len, uint32_t *out, size_t max)
+{
+	struct serve_model *m = find_model(ss->tenant->serve, model);
+
+	return m ? tokenizer_encode(llama_tokenizer(m->llama), text, len, out,
+				    max) :
+		   -ENOENT;
+}
+
+int64_t serve_detokenize(struct serve_session *ss, const char *model,
+			 const uint32_t *tokens, size_t n, char *out,
+			 size_t max)
+{
+	struct serve_model *m = find_model(ss->tenant->serve, model);
+
+	return m ? tokenizer_decode(llama_tokenizer(m->llama), tokens, n, out,
+				    max) :
+		   -ENOENT;
+}

@@ -1,0 +1,106 @@
+/*
+ * gen.h - one generation (or one chunk to compute), from parts to tokens
+ *
+ *   CHUNKS --all there--> ADMIT --reserved--> WANT --pinned--> READY <--> STEP
+ *     |                     |                   |                |         |
+ *     +---------------------+-------------------+-- failed, cancelled, done: END
+ *
+ *  (1) Before WANT a gen holds references, no pins and no reservation.
+ *  (2) From WANT to END it holds its reservation; in READY and STEP all its pages up to
+ *      pinned_to are pinned (windowed: only those of the rows of the next step).
+ *  (3) Stored data that fails its check sends it back to CHUNKS, where the lost
+ *      segments are not found any more; so it is computed again.
+ *
+ * Loop thread; in STEP the engine reads tokens, seq and writes results.
+ */
+#ifndef KVD_SERVE_GEN_H
+#define KVD_SERVE_GEN_H
+
+#include "kvd/serve/tenant.h"
+
+enum gen_state { GEN_CHUNKS, GEN_ADMIT, GEN_WANT, GEN_READY, GEN_STEP,
+		 GEN_END };
+
+/* Tiles of one segment that follow each other. */
+struct prefix_hit {
+	struct segment *seg;
+	uint32_t from, n;
+};
+
+struct gen_part {
+	uint32_t first, n;  /* tokens of the prompt */
+	int reuse;	    /* a chunk by reference */
+	struct map_id chunk;
+	uint32_t n_found;    /* not reuse: tokens found by prefix */
+	struct segment *seg; /* reuse: a reference until the list has it */
+	struct prefix_hit *hits; /* not reuse: what was found, with references */
+	uint32_t n_hits;
+	struct list waiting; /* reuse: in the chunk job's waiters */
+	struct gen *gen;
+	int32_t found;	    /* reuse: 1 it was there when asked */
+};
+
+struct gen {
+	struct list node;	  /* batch's ready list */
+	struct list session_node; /* session's requests, or chunk_jobs */
+	struct waiter waiter;	  /* ADMIT */
+	struct serve_tenant *tenant;
+	struct serve_session *session; /* NULL: a chunk job */
+	struct serve_model *model;
+	enum gen_state state;
+	struct serve_gen *req;	       /* one of these three */
+	struct serve_chunk_put *put;
+	struct list chunk_waiters;     /* chunk job: gen_part.waiting */
+	int counted;		       /* in the tenant's n_requests */
+	int cancelled;
+	int err;
+	uint32_t n_retries;
+	struct loop_call end_call;
+
+	uint32_t *tokens;	/* [n_prompt + max_tokens] */
+	uint32_t n_prompt, n_all, max_tokens;
+	struct gen_part *parts;
+	uint32_t n_parts;
+	uint32_t n_missing;	/* chunks still being computed */
+	uint32_t n_prefix, n_chunk, n_computed;
+
+	struct seq seq;
+	int has_seq;
+	uint8_t *owned;		/* [seq.n_entries] computed by this gen */
+	uint32_t pos;		/* next position to compute */
+	uint64_t reserved;
+	int windowed;
+	uint64_t pinned_from, pinned_to;
+	uint64_t window_bytes;
+	struct page_run *runs;	/* pinned, n_pinned of them, then those wanted */
+	uint32_t n_runs, n_pinned, n_runs_room;
+	struct page_want want;
+
+	/* of the step; the engine's while in STEP */
+	uint32_t step_rows;	/* rows of this step */
+	uint32_t step_logits;	/* first row of its logits */
+	uint32_t n_step_logits;
+	uint32_t sampled;
+	float sampled_logprob;
+
+	uint64_t t_start, t_admit, t_first;
+	uint32_t n_text_room;
+	char *text;
+};
+
+/* Step done: rows computed, sampled says which token comes next. */
+void gen_step_done(struct gen *g, const float *logits, int ret);
+/* The next contiguous rows to compute from pos on: returns n, *pos; 0 none. */
+uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
+		       uint32_t *pos);
+/* 1 when the step that computes row pos needs its logits. */
+int gen_wants_logits(const struct gen *g, uint32_t pos);
+/* plan.c */
+int gen_plan(struct gen *g);	  /* tokens and parts are known: find, count */
+void gen_unplan(struct gen *g);	  /* give back all references */
+int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */
+void gen_index(struct gen *g);	  /* keep what was computed, for reuse */
+int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n);
+void gen_start_chunk(struct gen *waiter, struct gen_part *part);
+
+#endif

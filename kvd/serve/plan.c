@@ -1,0 +1,431 @@
+/*
+ * plan.c - parts of a request: their tokens, what is cached of them, the list
+ *
+ * The chain of ids (prefix.h) runs over all parts, chunks by reference included;
+ * parts are looked up as long as everything before them was found. At least the
+ * last token is computed, for its logits.
+ */
+#include "kvd/serve/gen.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct prefix_tree *tree(struct gen *g)
+{
+	return &g->tenant->prefix;
+}
+
+static uint32_t gen_flags(const struct gen *g)
+{
+	return g->req ? g->req->flags : 0;
+}
+
+/* ---- tokens ------------------------------------------------------------- */
+
+static int64_t part_length(const struct tokenizer *tok,
+			   const struct serve_part *p)
+{
+	if (p->kind == SERVE_PART_TOKENS)
+		return (int64_t)p->n_tokens;
+	return tokenizer_encode(tok, p->text, p->text_len, NULL, 0);
+}
+
+static int part_tokens(struct gen *g, const struct serve_part *p,
+		       uint32_t *out, size_t n)
+{
+	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
+	const uint32_t n_vocab = llama_shape(g->model->llama)->n_vocab;
+	int64_t got;
+
+	if (p->kind == SERVE_PART_TEXT) {
+		got = tokenizer_encode(tok, p->text, p->text_len, out, n);
+		return got < 0 ? (int)got : 0;
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (p->tokens[i] >= n_vocab)
+			return -EINVAL;
+		out[i] = p->tokens[i];
+	}
+	return 0;
+}
+
+/* A chunk named by id: its tokens come from the chunk itself. */
+static int chunk_by_id(struct gen *g, const struct serve_part *p,
+		       struct gen_part *part)
+{
+	part->chunk = (struct map_id){ { p->id[0], p->id[1] } };
+	part->seg = chunk_find(&g->tenant->chunks, part->chunk, NULL, 0);
+	if (!part->seg)
+		return -ENOENT;
+	if (part->seg->layout.n_layers != g->model->layout.n_layers ||
+	    part->seg->layout.page_bytes != g->model->layout.page_bytes)
+		return -EINVAL;
+	part->reuse = 1;
+	part->found = 1;
+	part->n = part->seg->n_tokens;
+	return 0;
+}
+
+static int measure_part(struct gen *g, const struct serve_part *p,
+			struct gen_part *part)
+{
+	int64_t n;
+
+	part->gen = g;
+	list_init(&part->waiting);
+	if (p->flags & ~(SERVE_PART_REUSE | SERVE_PART_BOS) ||
+	    (p->flags & SERVE_PART_REUSE && p->flags & SERVE_PART_BOS))
+		return -EINVAL;
+	if (p->kind == SERVE_PART_CHUNK)
+		return chunk_by_id(g, p, part);
+	n = part_length(llama_tokenizer(g->model->llama), p);
+	if (n < 0)
+		return (int)n;
+	n += p->flags & SERVE_PART_BOS ? 1 : 0;
+	if (n > (int64_t)llama_shape(g->model->llama)->n_ctx)
+		return -EINVAL;
+	part->n = (uint32_t)n;
+	part->reuse = p->flags & SERVE_PART_REUSE && n ? 1 : 0;
+	return 0;
+}
+
+static int fill_part(struct gen *g, const struct serve_part *p,
+		     struct gen_part *part)
+{
+	uint32_t *out = g->tokens + part->first;
+	uint32_t bos = 0;
+	int ret;
+
+	if (p->kind == SERVE_PART_CHUNK) {
+		memcpy(out, part->seg->tokens, part->n * sizeof(*out));
+		return 0;
+	}
+	if (p->flags & SERVE_PART_BOS)
+		out[bos++] = tokenizer_bos(llama_tokenizer(g->model->llama));
+	ret = part_tokens(g, p, out + bos, part->n - bos);
+	if (!ret && part->reuse)
+		part->chunk = chunk_id(g->model->id, out, part->n);
+	return ret;
+}
+
+/* The last part is computed in its context: its last row's logits are wanted. */
+static void end_with_plain(struct gen *g)
+{
+	struct gen_part *last;
+
+	while (g->n_parts && !g->parts[g->n_parts - 1].n)
+		g->n_parts--;
+	if (!g->n_parts || !g->req)
+		return;
+	last = &g->parts[g->n_parts - 1];
+	last->reuse = 0;
+	if (last->seg)
+		segment_put(last->seg);
+	last->seg = NULL;
+}
+
+int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
+{
+	const uint32_t n_ctx = llama_shape(g->model->llama)->n_ctx;
+	uint64_t sum = 0;
+	int ret = 0;
+
+	g->parts = calloc(n, sizeof(*g->parts));
+	if (!g->parts)
+		return -ENOMEM;
+	for (g->n_parts = 0; g->n_parts < n && !ret; g->n_parts++) {
+		struct gen_part *part = &g->parts[g->n_parts];
+
+		ret = measure_part(g, &parts[g->n_parts], part);
+		part->first = (uint32_t)sum;
+		sum += part->n;
+		if (!ret && sum + g->max_tokens > n_ctx)
+			ret = -EINVAL;
+	}
+	if (ret || !sum)
+		return ret ? ret : -EINVAL;
+	g->n_prompt = g->n_all = (uint32_t)sum;
+	g->tokens = calloc(sum + g->max_tokens + 1, sizeof(*g->tokens));
+	if (!g->tokens)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n && !ret; i++)
+		ret = fill_part(g, &parts[i], &g->parts[i]);
+	if (!ret)
+		end_with_plain(g);
+	return ret;
+}
+
+/* ---- what is cached -------------------------------------------------------- */
+
+static int part_add_hit(struct gen_part *part, struct segment *s,
+			uint32_t from, uint32_t n)
+{
+	struct prefix_hit *h = part->n_hits ? &part->hits[part->n_hits - 1] :
+					      NULL;
+
+	if (h && h->seg == s && h->from + h->n == from) {
+		h->n += n;
+		segment_put(s);
+		return 0;
+	}
+	if (!part->hits)
+		part->hits = calloc(KV_DIV_UP(part->n, SEGMENT_BLOCK),
+				    sizeof(*part->hits));
+	if (!part->hits) {
+		segment_put(s);
+		return -ENOMEM;
+	}
+	part->hits[part->n_hits++] = (struct prefix_hit){ s, from, n };
+	return 0;
+}
+
+/* Find tiles of the part, at most limit tokens; returns the id behind them. */
+static struct map_id find_part(struct gen *g, struct gen_part *part,
+			       struct map_id id, uint32_t limit)
+{
+	while (part->n_found < part->n) {
+		const uint32_t at = part->n_found;
+		const uint32_t n = KV_MIN(SEGMENT_BLOCK, part->n - at);
+		const uint32_t *t = g->tokens + part->first + at;
+		struct map_id next = prefix_tile(id, t, n,
+						 at ? 0 : PREFIX_PART_BEGIN);
+		struct segment *s;
+		uint32_t block;
+
+		if (at + n > limit)
+			break;
+		s = prefix_find(tree(g), next, t, n, &block);
+		if (!s || part_add_hit(part, s, block * SEGMENT_BLOCK, n))
+			break;
+		part->n_found += n;
+		id = next;
+	}
+	return id;
+}
+
+static void find_prefixes(struct gen *g)
+{
+	struct map_id id = prefix_root(g->model->id);
+	const int score = !!(gen_flags(g) & SERVE_GEN_SCORE);
+
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		struct gen_part *part = &g->parts[i];
+		uint32_t limit = part->n;
+
+		if (part->reuse) {
+			id = prefix_chunk(id, part->chunk);
+			continue;
+		}
+		if (part->first + part->n == g->n_prompt && limit)
+			limit = score ? 0 : limit - 1;
+		if (score && i + 2 == g->n_parts && limit)
+			limit--; /* its last row predicts the part scored */
+		id = find_part(g, part, id, limit);
+		g->n_prefix += part->n_found;
+		if (part->n_found < part->n)
+			break;
+	}
+}
+
+int gen_plan(struct gen *g)
+{
+	struct stat *miss = g->tenant->st_chunk_misses;
+
+	g->n_missing = 0;
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		struct gen_part *part = &g->parts[i];
+
+		if (!part->reuse || part->seg)
+			continue;
+		part->seg = chunk_find(&g->tenant->chunks, part->chunk,
+				       g->tokens + part->first, part->n);
+		if (part->seg) {
+			part->found = 1;
+			continue;
+		}
+		stat_add(miss, 1);
+		gen_start_chunk(g, part);
+		g->n_missing++;
+	}
+	return g->n_missing ? -EAGAIN : 0;
+}
+
+void gen_unplan(struct gen *g)
+{
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		struct gen_part *part = &g->parts[i];
+
+		list_del(&part->waiting);
+		if (part->seg)
+			segment_put(part->seg);
+		part->seg = NULL;
+		for (uint32_t j = 0; j < part->n_hits; j++)
+			segment_put(part->hits[j].seg);
+		free(part->hits);
+		part->hits = NULL;
+		part->n_hits = part->n_found = 0;
+	}
+	g->n_missing = 0;
+	g->n_prefix = g->n_chunk = g->n_computed = 0;
+	if (g->has_seq)
+		seq_fini(&g->seq);
+	g->has_seq = 0;
+	free(g->owned);
+	g->owned = NULL;
+}
+
+/* ---- the list ---------------------------------------------------------------- */
+
+static int mark_owned(struct gen *g, uint32_t from)
+{
+	uint8_t *o = realloc(g->owned, g->seq.n_entries + 1);
+
+	if (!o)
+		return -ENOMEM;
+	for (uint32_t i = from; i < g->seq.n_entries; i++)
+		o[i] = 1;
+	g->owned = o;
+	return 0;
+}
+
+static int append_shared(struct gen *g, struct segment *s, uint32_t from,
+			 uint32_t n)
+{
+	const uint32_t at = g->seq.n_entries;
+	int ret;
+
+	segment_get(s);
+	ret = seq_append(&g->seq, s, from, n);
+	if (ret) {
+		segment_put(s);
+		return ret;
+	}
+	ret = mark_owned(g, at);
+	for (uint32_t i = at; i < g->seq.n_entries && !ret; i++)
+		g->owned[i] = 0;
+	return ret;
+}
+
+static int append_new(struct gen *g, uint32_t n)
+{
+	const uint32_t at = g->seq.n_entries;
+	struct seq_copy copy;
+	int ret;
+
+	if (!n)
+		return 0;
+	ret = seq_grow(&g->seq, n, 0, &copy);
+	assert(ret || !copy.n);
+	return ret ? ret : mark_owned(g, at);
+}
+
+static int append_part(struct gen *g, struct gen_part *part)
+{
+	const int last = part == &g->parts[g->n_parts - 1];
+	int ret = 0;
+
+	seq_part(&g->seq);
+	if (part->reuse) {
+		g->n_chunk += part->found > 0 ? part->n : 0;
+		return append_shared(g, part->seg, 0, part->n);
+	}
+	for (uint32_t i = 0; i < part->n_hits && !ret; i++)
+		ret = append_shared(g, part->hits[i].seg, part->hits[i].from,
+				    part->hits[i].n);
+	g->n_computed += part->n - part->n_found;
+	if (ret)
+		return ret;
+	return append_new(g, part->n - part->n_found +
+				     (last ? g->max_tokens : 0));
+}
+
+int gen_build_seq(struct gen *g)
+{
+	int ret = 0;
+
+	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && g->req)
+		find_prefixes(g);
+	seq_init(&g->seq, g->tenant->pool, &g->model->layout,
+		 SERVE_SEGMENT_TOKENS);
+	g->has_seq = 1;
+	for (uint32_t i = 0; i < g->n_parts && !ret; i++)
+		ret = append_part(g, &g->parts[i]);
+	return ret;
+}
+
+/* ---- keep what was computed ---------------------------------------------------- */
+
+/* Ids of all tiles of the tokens [0, n_all), by token number / at its tile. */
+struct chain {
+	struct map_id id;
+	uint32_t i_part;
+	uint32_t at; /* token, where id ends */
+};
+
+/* The end of the part that holds token c->at. */
+static uint32_t part_end(const struct gen *g, const struct chain *c)
+{
+	const struct gen_part *p = &g->parts[c->i_part];
+
+	return c->i_part + 1 == g->n_parts ? g->n_all : p->first + p->n;
+}
+
+/* One tile (or whole chunk) on; the id of what was passed. */
+static void chain_step(const struct gen *g, struct chain *c)
+{
+	const struct gen_part *p = &g->parts[c->i_part];
+	uint32_t end = part_end(g, c);
+
+	while (c->at == end && c->i_part + 1 < g->n_parts) {
+		p = &g->parts[++c->i_part];
+		end = part_end(g, c);
+	}
+	if (p->reuse && c->at < end) {
+		c->id = prefix_chunk(c->id, p->chunk);
+		c->at = end;
+		return;
+	}
+	const uint32_t n = KV_MIN(SEGMENT_BLOCK, end - c->at);
+
+	c->id = prefix_tile(c->id, g->tokens + c->at, n,
+			    c->at == p->first ? PREFIX_PART_BEGIN : 0);
+	c->at += n;
+}
+
+static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
+{
+	const uint32_t n_tiles = KV_DIV_UP(e->n, SEGMENT_BLOCK);
+	struct map_id *ids = calloc(n_tiles, sizeof(*ids));
+
+	e->seg->tokens = malloc(e->n * sizeof(uint32_t));
+	if (!ids || !e->seg->tokens) {
+		free(ids);
+		return; /* not kept: freed with the last reference */
+	}
+	memcpy(e->seg->tokens, g->tokens + e->pos, e->n * sizeof(uint32_t));
+	for (uint32_t i = 0; i < n_tiles; i++) {
+		chain_step(g, c);
+		ids[i] = c->id;
+	}
+	(void)prefix_add(tree(g), e->seg, ids); /* without memory: not kept */
+}
+
+void gen_index(struct gen *g)
+{
+	struct chain c = { .id = prefix_root(g->model->id) };
+
+	seq_truncate(&g->seq, g->n_all);
+	seq_seal(&g->seq);
+	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
+		struct seq_entry *e = &g->seq.entries[i];
+
+		while (c.at < e->pos && c.at < g->n_all)
+			chain_step(g, &c);
+		if (c.at != e->pos)
+			return;
+		if (g->owned[i] && !e->from && e->seg->sealed &&
+		    e->n == e->seg->n_tokens && !e->seg->tokens)
+			index_entry(g, e, &c);
+	}
+}

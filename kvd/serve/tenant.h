@@ -1,0 +1,117 @@
+/*
+ * tenant.h - the daemon's models, tenants and sessions, as serve's files see them
+ *
+ * Loop thread. Who owns what: serve owns tenants and models; a tenant owns its
+ * pager, segments and indexes; a session its geometries and sequences. A request in
+ * flight holds its session open until it has ended.
+ */
+#ifndef KVD_SERVE_TENANT_H
+#define KVD_SERVE_TENANT_H
+
+#include "kvd/base/stat.h"
+#include "kvd/cache/chunk.h"
+#include "kvd/cache/prefix.h"
+#include "kvd/cache/seq.h"
+#include "kvd/model/llama.h"
+#include "kvd/model/tokenizer.h"
+#include "kvd/serve/attn.h"
+#include "kvd/serve/serve.h"
+
+#define SERVE_SEGMENT_TOKENS 1024u /* room of an open segment */
+
+struct serve_model {
+	const struct conf_model *conf;
+	struct llama *llama;
+	struct kv_layout layout;
+	struct attn_shape shape;
+	uint64_t id[2];
+};
+
+struct serve_tenant {
+	struct serve *serve;
+	const struct conf_tenant *conf;
+	struct pager *pager;
+	struct segment_pool *pool;
+	struct prefix_tree prefix;
+	struct chunk_table chunks;
+	struct list sessions;
+	struct list waiting;	/* gens and attends: waiter.node */
+	struct list chunk_jobs; /* gens that compute a chunk */
+	struct loop_call kick;	/* look at waiting again */
+	int kicked;
+	uint32_t n_sessions, n_sequences, n_requests;
+	uint32_t n_active;	/* requests that hold a reservation */
+	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
+		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
+		*st_chunk_misses, *st_refused, *st_ttft, *st_attends;
+};
+
+/* Somebody who waits for memory or a place of the tenant. */
+struct waiter {
+	struct list node;
+	/* Try again; 0: leave the list (it went on or ended), -EAGAIN: stay. */
+	int (*retry)(struct waiter *w);
+};
+
+struct batch;
+
+struct serve {
+	struct loop *loop;
+	const struct conf *conf;
+	struct engine *engine;
+	struct kio_engine *io;
+	struct loop_fd io_fd;
+	struct loop_poller io_poller;
+	struct attn_scratch scratch; /* engine thread */
+	struct batch *batch;
+	struct serve_model models[CONF_MAX_MODELS];
+	uint32_t n_models;
+	struct serve_tenant *tenants[CONF_MAX_TENANTS];
+	uint32_t n_tenants;
+	int draining;
+	struct wait *drained;
+	struct loop_call drain_call;
+	uint64_t start_ns;
+	uint32_t next_session;
+};
+
+struct serve_session {
+	struct list node; /* of the tenant's */
+	struct serve_tenant *tenant;
+	uint32_t id;
+	struct session_geometry {
+		struct kv_layout layout;
+		struct attn_shape shape;
+	} *geometries;
+	uint32_t n_geometries;
+	struct session_seq {
+		struct seq seq;
+		uint32_t geometry;
+		uint32_t handle;
+		uint32_t n_busy;	/* requests in flight that use it */
+		uint64_t max_tokens;
+		uint64_t *layer_tokens; /* [n_layers] appended */
+		struct seq_copy copy;	/* to be done by the next job */
+	} **seqs; /* [n_seq_room], NULL where free */
+	uint32_t n_seq_room;
+	struct list requests;	/* gens: their session_node */
+	uint32_t n_requests;	/* of all kinds */
+	struct wait *closing;
+	struct loop_call close_call;
+};
+
+/* Stand in line of t; told by retry(). At the front: before all others. */
+void tenant_wait(struct serve_tenant *t, struct waiter *w);
+void tenant_wait_front(struct serve_tenant *t, struct waiter *w);
+/* Something was given back: the line moves on a later turn. */
+void tenant_kick(struct serve_tenant *t);
+/* One request more or less of a session; drives closing and draining. */
+void session_request_begin(struct serve_session *ss);
+void session_request_end(struct serve_session *ss);
+
+/* session.c */
+void session_free_seqs(struct serve_session *ss);
+/* gen.c: cancel every generation of ss. */
+void gen_cancel_session(struct serve_session *ss);
+
+#endif

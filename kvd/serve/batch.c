@@ -133,7 +133,15 @@ static int gen_ret(const struct batch *b, const struct gen *g)
 	for (uint32_t i = 0; i < b->n_runs; i++)
 		if (b->runs[i].g == g && b->items[i].ret)
 			return b->items[i].ret;
-	return b->n_gens == 1 ? b->ret : 0;
+	return 0;
+}
+
+static int blame_all(const struct batch *b)
+{
+	for (uint32_t i = 0; i < b->n_gens; i++)
+		if (gen_ret(b, b->gens[i]))
+			return 0;
+	return 1;
 }
 
 static void step_done(struct engine_job *j)
@@ -141,11 +149,12 @@ static void step_done(struct engine_job *j)
 	struct batch *b = container_of(j, struct batch, job);
 	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
 	const int failed = b->ret;
+	const int all = failed && blame_all(b);
 
 	b->running = 0;
 	for (uint32_t i = 0; i < b->n_gens; i++) {
 		struct gen *g = b->gens[i];
-		const int ret = gen_ret(b, g);
+		const int ret = all ? failed : gen_ret(b, g);
 
 		if (failed && !ret) {
 			g->state = GEN_READY;

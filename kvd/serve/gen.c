@@ -105,9 +105,11 @@ static void end_now(struct loop_call *c)
 				  g->err ? g->err : (int)g->n_prompt);
 	}
 	gen_free(g);
+	tenant_kick(t);
 	if (ss)
 		session_request_end(ss);
-	tenant_kick(t);
+	else
+		serve_look_drained(t->serve);
 }
 
 static void chunk_job_end(struct gen *g);
@@ -290,11 +292,19 @@ static int gen_reserve(struct gen *g)
 	return 0;
 }
 
-static uint32_t page_floor(const struct gen *g, uint64_t pos)
+/* Positions [*from, *to) of the page, in its segment, that holds pos. */
+static void page_of(const struct gen *g, uint64_t pos, uint64_t *from,
+		    uint64_t *to)
 {
-	const uint32_t t = g->model->layout.page_tokens;
+	const uint32_t n = g->model->layout.page_tokens;
+	const struct seq_entry *e = g->seq.entries;
+	uint64_t first;
 
-	return (uint32_t)(pos / t * t);
+	while (pos >= (uint64_t)e->pos + e->n)
+		e++;
+	first = (e->from + pos - (uint64_t)e->pos) / n * n;
+	*to = (uint64_t)e->pos + KV_MIN(first + n - e->from, e->n);
+	*from = (uint64_t)e->pos + (first > e->from ? first - e->from : 0);
 }
 
 static int room_for_runs(struct gen *g, uint32_t n)
@@ -396,17 +406,16 @@ static uint64_t next_to(const struct gen *g)
 /* Have pinned what the next step needs, then be ready. */
 static void gen_want_next(struct gen *g)
 {
+	uint64_t from, to;
 	uint32_t pos;
 
 	if (g->windowed) {
 		if (!gen_next_rows(g, g->pos, 1, &pos))
 			pos = g->pos;
 		release_pins(g);
-		g->pinned_from = page_floor(g, pos);
-		want_pages(g, g->pinned_from,
-			   KV_MIN(g->pinned_from +
-					  g->model->layout.page_tokens,
-				  g->seq.n_tokens));
+		page_of(g, pos, &from, &to);
+		want_pages(g, from, to);
+		g->pinned_from = from;
 	} else if (g->pinned_to < g->seq.n_tokens &&
 		   g->pos + 1 > g->pinned_to) {
 		/* run borders are page borders: re-pinning a page is counted */
@@ -511,33 +520,28 @@ static const struct gen_part *part_at(const struct gen *g, uint32_t pos)
 uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 		       uint32_t *pos)
 {
-	uint32_t limit = g->n_all;
+	uint64_t limit = g->n_all, begin;
 
-	if (g->windowed) /* the rows of one page at a time */
-		limit = KV_MIN(limit,
-			       page_floor(g, from) +
-				       g->model->layout.page_tokens);
 	while (from < g->n_prompt) {
 		const struct gen_part *p = part_at(g, from);
 		const uint32_t end = p->first + p->n;
 
-		if (!p->reuse && from >= p->first + p->n_found)
+		if (!p->reuse && from >= p->first + p->n_found) {
+			limit = KV_MIN(limit, end);
 			break;
+		}
 		from = p->reuse ? end : p->first + p->n_found;
-		if (g->windowed)
-			limit = KV_MIN(g->n_all,
-				       page_floor(g, from) +
-					       g->model->layout.page_tokens);
 	}
 	*pos = from;
 	if (from >= limit)
 		return 0;
-	if (from < g->n_prompt) {
-		const struct gen_part *p = part_at(g, from);
-
-		limit = KV_MIN(limit, p->first + p->n);
+	if (g->windowed) { /* the rows of one page at a time */
+		page_of(g, from, &begin, &limit);
+		limit = KV_MIN(limit, g->n_all);
+		if (from < g->n_prompt)
+			limit = KV_MIN(limit, g->n_prompt);
 	}
-	return KV_MIN(max, limit - from);
+	return (uint32_t)KV_MIN((uint64_t)max, limit - from);
 }
 
 int gen_wants_logits(const struct gen *g, uint32_t pos)

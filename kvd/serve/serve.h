@@ -98,14 +98,13 @@ struct serve_attend {
 	void *priv;		/* serve's */
 };
 int serve_attend(struct serve_session *ss, struct serve_attend *a);
-/* Truncation may copy the head of a tile: asynchronous. */
-struct serve_truncate {
-	struct wait wait;
-	uint32_t seq;
-	uint64_t n_tokens;
-	void *priv;
-};
-int serve_seq_truncate(struct serve_session *ss, struct serve_truncate *t);
+/* Keep n_tokens. -EINVAL there are fewer; -EBUSY. The tile that is cut is
+ * copied by the next append. */
+int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
+		       uint64_t n_tokens);
+/* Bytes of one token's q (and o) and of one token's k (or v). -ENOENT. */
+int serve_seq_shape(struct serve_session *ss, uint32_t seq,
+		    size_t *row_q_bytes, size_t *row_kv_bytes);
 
 /* ---- hosted models -------------------------------------------------------- */
 

@@ -72,7 +72,7 @@ struct serve {
 	struct wait *drained;
 	struct loop_call drain_call;
 	uint64_t start_ns;
-	uint32_t next_session;
+	uint32_t next_session, next_seq;
 };
 
 struct serve_session {
@@ -109,9 +109,16 @@ void tenant_kick(struct serve_tenant *t);
 void session_request_begin(struct serve_session *ss);
 void session_request_end(struct serve_session *ss);
 
+/* A request or chunk job has gone: is the daemon drained? */
+void serve_look_drained(struct serve *s);
+
 /* session.c */
 void session_free_seqs(struct serve_session *ss);
+/* The sequence with this handle, or NULL. */
+struct session_seq *session_seq_find(struct serve_session *ss, uint32_t handle);
 /* gen.c: cancel every generation of ss. */
 void gen_cancel_session(struct serve_session *ss);
+/* attend.c: end what of ss still waits for memory. */
+void attend_cancel_session(struct serve_session *ss);
 
 #endif

@@ -1,0 +1,431 @@
+/*
+ * serve.c - start and end of models, tenants and sessions; who waits in line
+ */
+#include "kvd/serve/serve.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/serve/batch.h"
+#include "kvd/serve/tenant.h"
+
+#define IO_DEPTH 64u
+
+/* ---- the line of a tenant ------------------------------------------------ */
+
+void tenant_wait(struct serve_tenant *t, struct waiter *w)
+{
+	list_push(&t->waiting, &w->node);
+}
+
+void tenant_wait_front(struct serve_tenant *t, struct waiter *w)
+{
+	list_push_front(&t->waiting, &w->node);
+}
+
+static void kick_turn(struct loop_call *c)
+{
+	struct serve_tenant *t = container_of(c, struct serve_tenant, kick);
+	struct list *n;
+
+	t->kicked = 0;
+	/* in order: who does not fit now is not overtaken */
+	while ((n = list_first(&t->waiting))) {
+		struct waiter *w = list_entry(n, struct waiter, node);
+
+		if (w->retry(w) == -EAGAIN)
+			break;
+	}
+}
+
+void tenant_kick(struct serve_tenant *t)
+{
+	if (t->kicked || list_empty(&t->waiting))
+		return;
+	t->kicked = 1;
+	t->kick.run = kick_turn;
+	loop_defer(t->serve->loop, &t->kick);
+}
+
+/* ---- tenants ---------------------------------------------------------------- */
+
+static int tenant_reclaim(void *ctx)
+{
+	struct serve_tenant *t = ctx;
+
+	return segment_reclaim(t->pool);
+}
+
+static void tenant_stats(struct serve_tenant *t)
+{
+	const char *v = t->conf->name;
+	const struct {
+		struct stat **st;
+		const char *name, *help;
+	} list[] = {
+		{ &t->st_requests, "kvd_requests_total", "Generations begun" },
+		{ &t->st_tokens, "kvd_generated_tokens_total",
+		  "Tokens generated or scored" },
+		{ &t->st_prompt, "kvd_prompt_tokens_total",
+		  "Tokens of prompts" },
+		{ &t->st_prefix_hits, "kvd_prefix_hits_total",
+		  "Requests that found a cached prefix" },
+		{ &t->st_prefix_tokens, "kvd_prefix_tokens_total",
+		  "Prompt tokens found as a prefix" },
+		{ &t->st_chunk_hits, "kvd_chunk_hits_total",
+		  "Chunks found in the cache" },
+		{ &t->st_chunk_tokens, "kvd_chunk_tokens_total",
+		  "Prompt tokens found as chunks" },
+		{ &t->st_chunk_misses, "kvd_chunk_misses_total",
+		  "Chunks that had to be computed" },
+		{ &t->st_refused, "kvd_refused_total",
+		  "Requests refused over budget" },
+		{ &t->st_attends, "kvd_attends_total",
+		  "Append and attend calls" },
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
+		*list[i].st = stat_get(STAT_COUNTER, list[i].name,
+				       list[i].help, "tenant", v, 1);
+	t->st_ttft = stat_get(STAT_HISTOGRAM, "kvd_first_token_seconds",
+			      "Submission to first token", "tenant", v, 1e-9);
+}
+
+static int tenant_open(struct serve *s, const struct conf_tenant *c,
+		       struct serve_tenant *t)
+{
+	const struct pager_conf pc = {
+		.name = c->name,
+		.state_dir = s->conf->state_dir,
+		.memory_bytes = c->memory_bytes,
+		.disk_bytes = c->disk_bytes,
+		.huge = s->conf->huge,
+		.mlock = s->conf->mlock,
+		.numa_node = s->conf->numa_node,
+		.policy = "clock",
+		.loop = s->loop,
+		.engine = s->io,
+		.reclaim = tenant_reclaim,
+		.ctx = t,
+	};
+	int ret;
+
+	t->serve = s;
+	t->conf = c;
+	list_init(&t->sessions);
+	list_init(&t->waiting);
+	list_init(&t->chunk_jobs);
+	list_init(&t->kick.node);
+	prefix_init(&t->prefix);
+	chunk_init(&t->chunks);
+	tenant_stats(t);
+	ret = pager_new(&t->pager, &pc);
+	if (ret)
+		return ret;
+	return segment_pool_new(&t->pool, t->pager,
+				KV_MAX(c->memory_bytes, c->disk_bytes));
+}
+
+static void tenant_free(struct serve_tenant *t)
+{
+	if (!t)
+		return;
+	assert(list_empty(&t->sessions) && list_empty(&t->chunk_jobs));
+	segment_pool_free(t->pool);
+	if (t->pager)
+		pager_free(t->pager);
+	prefix_fini(&t->prefix);
+	chunk_fini(&t->chunks);
+	free(t);
+}
+
+struct serve_tenant *serve_tenant_find(struct serve *s, const char *name)
+{
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		if (!strcmp(s->tenants[i]->conf->name, name))
+			return s->tenants[i];
+	return NULL;
+}
+
+const char *serve_tenant_name(const struct serve_tenant *t)
+{
+	return t->conf->name;
+}
+
+/* ---- models ------------------------------------------------------------------- */
+
+static int model_open(struct serve *s, const struct conf_model *c, char *err,
+		      size_t err_len)
+{
+	struct serve_model *m = &s->models[s->n_models];
+	const struct llama_shape *sh;
+	int ret;
+
+	ret = llama_open(&m->llama, c->path,
+			 c->math_f32 ? KERN_F32 : KERN_BF16, err, err_len);
+	if (ret)
+		return ret;
+	s->n_models++;
+	m->conf = c;
+	sh = llama_shape(m->llama);
+	llama_id(m->llama, m->id);
+	m->layout = (struct kv_layout){
+		.n_layers = sh->n_layers,
+		.n_kv_heads = sh->n_kv_heads,
+		.head_dim = sh->head_dim,
+		.elem_bytes = (uint32_t)kern_type_bytes(sh->math),
+		.page_tokens = c->page_tokens,
+		.page_layers = c->page_layers,
+	};
+	m->shape = (struct attn_shape){
+		.type = sh->math,
+		.n_heads = sh->n_heads,
+		.n_kv_heads = sh->n_kv_heads,
+		.head_dim = sh->head_dim,
+		.scale = sh->attn_scale,
+		.rope = sh->rope,
+	};
+	ret = kv_layout_init(&m->layout);
+	if (ret)
+		snprintf(err, err_len, "model %s: page_tokens or page_layers "
+			 "does not fit its shape", c->name);
+	log_info("serve", "model %s: %u layers, %s, %llu bytes of KV a token",
+		 c->name, sh->n_layers, c->math_f32 ? "f32" : "bf16",
+		 (unsigned long long)kv_layout_token_bytes(&m->layout));
+	return ret;
+}
+
+/* ---- start and end --------------------------------------------------------------- */
+
+static void io_ready(struct loop_fd *f, uint32_t events)
+{
+	struct serve *s = container_of(f, struct serve, io_fd);
+
+	(void)events;
+	kio_engine_reap(s->io);
+	kio_engine_submit(s->io);
+}
+
+static int io_poll(struct loop_poller *p)
+{
+	struct serve *s = container_of(p, struct serve, io_poller);
+
+	kio_engine_submit(s->io);
+	return 0;
+}
+
+static int start_io(struct serve *s)
+{
+	int ret = kio_engine_new(&s->io, KIO_ENGINE_AUTO, IO_DEPTH);
+
+	if (ret)
+		return ret;
+	s->io_fd.fd = kio_engine_event_fd(s->io);
+	s->io_fd.events = 1; /* EPOLLIN */
+	s->io_fd.ready = io_ready;
+	ret = loop_watch(s->loop, &s->io_fd);
+	if (ret) {
+		kio_engine_free(s->io);
+		s->io = NULL;
+		return ret;
+	}
+	s->io_poller.poll = io_poll;
+	s->io_poller.arm = io_poll;
+	loop_add_poller(s->loop, &s->io_poller);
+	return 0;
+}
+
+static int start_parts(struct serve *s, char *err, size_t err_len)
+{
+	long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	unsigned int n = s->conf->n_threads;
+	int ret = 0;
+
+	if (!n)
+		n = n_cpus > 0 ? (unsigned int)n_cpus : 1;
+	ret = start_io(s);
+	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
+		ret = model_open(s, &s->conf->models[i], err, err_len);
+	if (!ret)
+		ret = engine_new(&s->engine, s->loop, n, s->conf->spin_ns);
+	if (!ret)
+		ret = batch_new(&s->batch, s);
+	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
+		struct serve_tenant *t = calloc(1, sizeof(*t));
+
+		if (!t)
+			return -ENOMEM;
+		s->tenants[s->n_tenants++] = t;
+		ret = tenant_open(s, &s->conf->tenants[i], t);
+		if (ret)
+			snprintf(err, err_len, "tenant %s: memory or page "
+				 "file: %s", s->conf->tenants[i].name,
+				 strerror(-ret));
+	}
+	return ret;
+}
+
+int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
+	      char *err, size_t err_len)
+{
+	struct serve *s = calloc(1, sizeof(*s));
+	int ret;
+
+	if (!s)
+		return -ENOMEM;
+	s->loop = loop;
+	s->conf = conf;
+	s->start_ns = clock_ns();
+	list_init(&s->drain_call.node);
+	attn_scratch_init(&s->scratch);
+	kern_init(KERN_ISA_AMX);
+	if (err_len)
+		err[0] = 0;
+	ret = start_parts(s, err, err_len);
+	if (ret) {
+		if (err_len && !err[0])
+			snprintf(err, err_len, "%s", strerror(-ret));
+		serve_free(s);
+		return ret;
+	}
+	log_info("serve", "arithmetic %s, storage %s",
+		 kern_isa_name(kern_isa()), kio_engine_name(s->io));
+	*out = s;
+	return 0;
+}
+
+void serve_free(struct serve *s)
+{
+	if (!s)
+		return;
+	engine_free(s->engine);
+	batch_free(s->batch);
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		tenant_free(s->tenants[i]);
+	for (uint32_t i = 0; i < s->n_models; i++)
+		llama_close(s->models[i].llama);
+	if (s->io) {
+		loop_del_poller(s->loop, &s->io_poller);
+		loop_unwatch(s->loop, &s->io_fd);
+		kio_engine_free(s->io);
+	}
+	attn_scratch_fini(&s->scratch);
+	free(s);
+}
+
+static uint32_t n_requests(const struct serve *s)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->n_tenants; i++) {
+		n += !list_empty(&s->tenants[i]->chunk_jobs);
+		list_for_each (l, &s->tenants[i]->sessions)
+			n += list_entry(l, struct serve_session,
+					node)->n_requests;
+	}
+	return n;
+}
+
+static void drained(struct loop_call *c)
+{
+	struct serve *s = container_of(c, struct serve, drain_call);
+	struct wait *w = s->drained;
+
+	s->drained = NULL;
+	if (w)
+		w->done(w, 0);
+}
+
+void serve_look_drained(struct serve *s)
+{
+	if (!s->drained || n_requests(s) || s->drain_call.run)
+		return;
+	s->drain_call.run = drained;
+	loop_defer(s->loop, &s->drain_call);
+}
+
+void serve_drain(struct serve *s, struct wait *w)
+{
+	s->draining = 1;
+	s->drained = w;
+	serve_look_drained(s);
+}
+
+/* ---- sessions ------------------------------------------------------------------------ */
+
+int serve_session_open(struct serve_tenant *t, struct serve_session **out)
+{
+	struct serve_session *ss;
+
+	if (t->n_sessions >= t->conf->max_sessions)
+		return -EDQUOT;
+	ss = calloc(1, sizeof(*ss));
+	if (!ss)
+		return -ENOMEM;
+	ss->tenant = t;
+	ss->id = ++t->serve->next_session;
+	list_init(&ss->requests);
+	list_init(&ss->close_call.node);
+	list_init(&ss->node);
+	list_push(&t->sessions, &ss->node);
+	t->n_sessions++;
+	*out = ss;
+	return 0;
+}
+
+static void closed(struct loop_call *c)
+{
+	struct serve_session *ss = container_of(c, struct serve_session,
+						close_call);
+	struct serve_tenant *t = ss->tenant;
+	struct wait *w = ss->closing;
+
+	session_free_seqs(ss);
+	list_del(&ss->node);
+	t->n_sessions--;
+	free(ss->geometries);
+	free(ss);
+	tenant_kick(t);
+	serve_look_drained(t->serve);
+	w->done(w, 0);
+}
+
+static void look_closed(struct serve_session *ss)
+{
+	if (!ss->closing || ss->n_requests || ss->close_call.run)
+		return;
+	ss->close_call.run = closed;
+	loop_defer(ss->tenant->serve->loop, &ss->close_call);
+}
+
+void serve_session_close(struct serve_session *ss, struct wait *w)
+{
+	ss->closing = w;
+	gen_cancel_session(ss);
+	attend_cancel_session(ss);
+	look_closed(ss);
+}
+
+uint32_t serve_session_n_requests(const struct serve_session *ss)
+{
+	return ss->n_requests;
+}
+
+void session_request_begin(struct serve_session *ss)
+{
+	ss->n_requests++;
+}
+
+void session_request_end(struct serve_session *ss)
+{
+	struct serve *s = ss->tenant->serve;
+
+	assert(ss->n_requests);
+	ss->n_requests--;
+	look_closed(ss);
+	serve_look_drained(s);
+}

@@ -50,6 +50,7 @@ struct segment *chunk_find(struct chunk_table *t, struct map_id id,
 		return NULL;
 	}
 	segment_get(s);
+	s->n_hits++;
 	return s;
 }
 

@@ -369,6 +369,7 @@ int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 	ss->tenant = t;
 	ss->id = ++t->serve->next_session;
 	list_init(&ss->requests);
+	list_init(&ss->attends);
 	list_init(&ss->close_call.node);
 	list_init(&ss->node);
 	list_push(&t->sessions, &ss->node);

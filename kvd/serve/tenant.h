@@ -95,6 +95,7 @@ struct serve_session {
 	} **seqs; /* [n_seq_room], NULL where free */
 	uint32_t n_seq_room;
 	struct list requests;	/* gens: their session_node */
+	struct list attends;	/* attend calls */
 	uint32_t n_requests;	/* of all kinds */
 	struct wait *closing;
 	struct loop_call close_call;

@@ -1,0 +1,282 @@
+/*
+ * query.c - what there is, as JSON: status, models, tenants, pages, ...
+ */
+#include "kvd/serve/serve.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/serve/tenant.h"
+
+#ifndef KVD_VERSION
+#define KVD_VERSION "0.1.0"
+#endif
+
+static void set_int(json_t *o, const char *key, uint64_t n)
+{
+	json_object_set_new(o, key, json_integer((json_int_t)n));
+}
+
+static void set_str(json_t *o, const char *key, const char *s)
+{
+	json_object_set_new(o, key, json_string(s));
+}
+
+static void set_id(json_t *o, const char *key, struct map_id id)
+{
+	char hex[33];
+
+	snprintf(hex, sizeof(hex), "%016llx%016llx",
+		 (unsigned long long)id.w[0], (unsigned long long)id.w[1]);
+	set_str(o, key, hex);
+}
+
+/* ---- one object each --------------------------------------------------------- */
+
+static json_t *page_counts(struct serve_tenant *t)
+{
+	json_t *o = json_object();
+	struct pager_info i;
+
+	pager_info(t->pager, &i);
+	set_str(o, "tenant", t->conf->name);
+	set_int(o, "memory_bytes", i.memory_bytes);
+	set_int(o, "mapped_bytes", i.mapped_bytes);
+	set_int(o, "pinned_bytes", i.pinned_bytes);
+	set_int(o, "empty", i.n_empty);
+	set_int(o, "dirty", i.n_dirty);
+	set_int(o, "clean", i.n_clean);
+	set_int(o, "lower", i.n_lower);
+	set_int(o, "in_flight", i.n_in_flight);
+	set_int(o, "lost", i.n_lost);
+	set_int(o, "mapped_total", i.n_mapped_total);
+	set_int(o, "evicted_total", i.n_evicted_total);
+	set_int(o, "read_total", i.n_read_total);
+	set_int(o, "written_total", i.n_written_total);
+	set_int(o, "read_bytes_total", i.read_bytes_total);
+	set_int(o, "written_bytes_total", i.written_bytes_total);
+	set_int(o, "disk_bytes", i.disk_bytes);
+	set_int(o, "slot_bytes", i.slot_bytes);
+	set_int(o, "file_bytes", i.file_bytes);
+	return o;
+}
+
+static json_t *tenant_object(struct serve_tenant *t)
+{
+	json_t *o = json_object();
+	struct pager_info i;
+
+	pager_info(t->pager, &i);
+	set_str(o, "name", t->conf->name);
+	set_int(o, "memory_bytes", i.memory_bytes);
+	set_int(o, "mapped_bytes", i.mapped_bytes);
+	set_int(o, "pinned_bytes", i.pinned_bytes);
+	set_int(o, "reserved_bytes", i.reserved_bytes);
+	set_int(o, "disk_bytes", i.disk_bytes);
+	set_int(o, "slot_bytes", i.slot_bytes);
+	set_int(o, "segment_bytes", segment_pool_bytes(t->pool));
+	set_int(o, "sessions", t->n_sessions);
+	set_int(o, "sequences", t->n_sequences);
+	set_int(o, "requests", t->n_requests);
+	set_int(o, "segments", segment_pool_n(t->pool));
+	set_int(o, "chunks", t->chunks.map.n_used);
+	set_int(o, "prefix_hits", stat_read(t->st_prefix_hits));
+	set_int(o, "prefix_tokens", stat_read(t->st_prefix_tokens));
+	set_int(o, "chunk_hits", stat_read(t->st_chunk_hits));
+	set_int(o, "chunk_misses", stat_read(t->st_chunk_misses));
+	set_int(o, "prompt_tokens", stat_read(t->st_prompt));
+	set_int(o, "generated_tokens", stat_read(t->st_tokens));
+	return o;
+}
+
+struct segment_list {
+	json_t *array;
+	struct serve_tenant *t;
+	int chunks;
+};
+
+/* The text of a chunk, shortened, for a person to recognise it. */
+static void set_text(json_t *o, struct serve_tenant *t,
+		     const struct segment *s)
+{
+	const struct tokenizer *tok;
+	char text[64];
+	int64_t n;
+
+	if (!t->serve->n_models || !s->tokens)
+		return;
+	tok = llama_tokenizer(t->serve->models[0].llama);
+	n = tokenizer_decode(tok, s->tokens, KV_MIN(s->n_tokens, 16u), text,
+			     sizeof(text) - 1);
+	if (n < 0)
+		return;
+	n = KV_MIN(n, (int64_t)sizeof(text) - 1);
+	while (n && text[n - 1] & 0x80) /* no half character at the end */
+		n--;
+	json_object_set_new(o, "text", json_stringn_nocheck(text, (size_t)n));
+}
+
+static void segment_object(struct segment *s, void *arg)
+{
+	struct segment_list *l = arg;
+	json_t *o;
+
+	if (l->chunks && !s->is_chunk)
+		return;
+	o = json_object();
+	set_str(o, "tenant", l->t->conf->name);
+	if (s->is_chunk)
+		set_id(o, "id", s->chunk_id);
+	else if (s->ids)
+		set_id(o, "id", s->ids[KV_DIV_UP(s->n_tokens,
+						 SEGMENT_BLOCK) - 1]);
+	set_int(o, "tokens", s->n_tokens);
+	set_int(o, l->chunks ? "hits" : "refs", l->chunks ? s->n_hits :
+							     s->n_refs);
+	set_int(o, "pages", range_n_pages(s->range));
+	set_int(o, "resident", range_n_resident(s->range));
+	set_int(o, "lower", range_n_lower(s->range));
+	if (l->chunks)
+		set_text(o, l->t, s);
+	else
+		set_str(o, "kind", s->is_chunk ? "chunk" :
+			   s->sealed ? "prefix" : "open");
+	json_array_append_new(l->array, o);
+}
+
+static void sequence_objects(json_t *array, struct serve_tenant *t)
+{
+	list_for_each (n, &t->sessions) {
+		struct serve_session *ss =
+			list_entry(n, struct serve_session, node);
+
+		for (uint32_t i = 0; i < ss->n_seq_room; i++) {
+			struct serve_seq_info info;
+			json_t *o;
+
+			if (!ss->seqs[i] ||
+			    serve_seq_info(ss, ss->seqs[i]->handle, &info))
+				continue;
+			o = json_object();
+			set_str(o, "tenant", t->conf->name);
+			set_int(o, "session", ss->id);
+			set_int(o, "handle", ss->seqs[i]->handle);
+			set_int(o, "tokens", info.n_tokens);
+			set_int(o, "sealed", info.n_sealed);
+			set_int(o, "pages", info.n_pages);
+			set_int(o, "resident", info.n_resident);
+			json_array_append_new(array, o);
+		}
+	}
+}
+
+static json_t *models(struct serve *s)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		const struct serve_model *m = &s->models[i];
+		const struct llama_shape *sh = llama_shape(m->llama);
+		json_t *o = json_object();
+
+		set_str(o, "name", m->conf->name);
+		set_str(o, "path", m->conf->path);
+		set_str(o, "math", sh->math == KERN_F32 ? "f32" : "bf16");
+		set_int(o, "layers", sh->n_layers);
+		set_int(o, "d_model", sh->d_model);
+		set_int(o, "vocab", sh->n_vocab);
+		set_int(o, "ctx", sh->n_ctx);
+		set_int(o, "kv_bytes_per_token",
+			kv_layout_token_bytes(&m->layout));
+		set_int(o, "page_bytes", m->layout.page_bytes);
+		set_int(o, "page_tokens", m->layout.page_tokens);
+		set_int(o, "weight_bytes", llama_weight_bytes(m->llama));
+		json_array_append_new(array, o);
+	}
+	return array;
+}
+
+static json_t *status(struct serve *s)
+{
+	json_t *o = json_object(), *names = json_array();
+	uint64_t sessions = 0, requests = 0;
+
+	set_str(o, "version", KVD_VERSION);
+	set_int(o, "uptime_s", (clock_ns() - s->start_ns) / 1000000000u);
+	set_str(o, "isa", kern_isa_name(kern_isa()));
+	set_str(o, "engine", kio_engine_name(s->io));
+	json_object_set_new(o, "draining", json_boolean(s->draining));
+	for (uint32_t i = 0; i < s->n_models; i++)
+		json_array_append_new(names,
+				      json_string(s->models[i].conf->name));
+	json_object_set_new(o, "models", names);
+	for (uint32_t i = 0; i < s->n_tenants; i++) {
+		sessions += s->tenants[i]->n_sessions;
+		list_for_each (n, &s->tenants[i]->sessions)
+			requests += list_entry(n, struct serve_session,
+					       node)->n_requests;
+	}
+	set_int(o, "tenants", s->n_tenants);
+	set_int(o, "sessions", sessions);
+	set_int(o, "requests", requests);
+	return o;
+}
+
+/* ---- lists over the tenants one may see --------------------------------------------- */
+
+static void append_tenant(json_t *array, struct serve_tenant *t,
+			  const char *what)
+{
+	struct segment_list l = { .array = array, .t = t };
+
+	if (!strcmp(what, "pages")) {
+		json_array_append_new(array, page_counts(t));
+	} else if (!strcmp(what, "sequences")) {
+		sequence_objects(array, t);
+	} else if (!strcmp(what, "tenants")) {
+		json_array_append_new(array, tenant_object(t));
+	} else {
+		l.chunks = !strcmp(what, "chunks");
+		segment_each(t->pool, segment_object, &l);
+	}
+}
+
+static int known(const char *what)
+{
+	static const char *const lists[] = { "pages", "sequences", "tenants",
+					     "segments", "chunks" };
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(lists); i++)
+		if (!strcmp(what, lists[i]))
+			return 1;
+	return 0;
+}
+
+int serve_query(struct serve *s, struct serve_session *ss, const char *what,
+		const char *arg, char **out)
+{
+	json_t *j;
+
+	if (!strcmp(what, "status")) {
+		j = status(s);
+	} else if (!strcmp(what, "models")) {
+		j = models(s);
+	} else if (!known(what)) {
+		return -ENOENT;
+	} else {
+		j = json_array();
+		for (uint32_t i = 0; i < s->n_tenants; i++) {
+			struct serve_tenant *t = s->tenants[i];
+
+			if ((!ss || ss->tenant == t) &&
+			    (!arg[0] || !strcmp(arg, t->conf->name)))
+				append_tenant(j, t, what);
+		}
+	}
+	*out = json_dumps(j, JSON_COMPACT);
+	json_decref(j);
+	return *out ? 0 : -ENOMEM;
+}

@@ -88,7 +88,13 @@ KV_STATIC_ASSERT(sizeof(struct kv_header) == 120, "kv_header is ABI");
  * Consumer: tail (acquire), then entry. To sleep the consumer sets asleep,
  * full fence, looks at tail again. The client futex-waits on the cq's tail; the
  * daemon's doorbell is the eventfd. A producer puts a full fence between its
- * tail and reading asleep, and rings only when asleep is 1.
+ * tail and reading asleep, and rings only when asleep is 1; it clears it first, so
+ * that of a burst only the first pays for the system call. The consumer sets it
+ * again before each sleep.
+ *
+ * Room: the daemon takes an entry only while completions that the client did
+ * not consume plus requests in flight are fewer than cq_entries; so a last
+ * completion always finds room. Entries beyond wait in the sq.
  */
 struct kv_ring {
 	uint32_t head;		/* consumer: [D] in sq, [C] in cq */
@@ -264,10 +270,10 @@ struct kv_generate {		/* [C] */
 	uint64_t tokens_off;	/* kv_token[max_tokens] [D]; SCORE: of the last part's length */
 	uint64_t text_off;	/* [D] text of the tokens */
 	uint64_t text_bytes;	/* room there; text beyond it is dropped */
-	uint64_t logits_off;	/* float[n_vocab] [D] with KV_GEN_LOGITS */
+	uint64_t logits_off;	/* float[n_logits] [D] with KV_GEN_LOGITS */
 	uint64_t stats_off;	/* kv_gen_stats [D], or KV_NO_OFF */
 	uint32_t priority;	/* 0 normal .. 3 background */
-	uint32_t _pad2;
+	uint32_t n_logits;	/* room at logits_off, in floats */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
@@ -281,7 +287,8 @@ struct kv_gen_stats {		/* [D] with the last completion */
 	uint64_t ttft_ns;	/* submission to first token */
 	uint64_t total_ns;
 	uint64_t n_read_back;	/* pages brought in from disk for it */
-	uint64_t _rsvd[4];
+	uint64_t n_vocab;	/* of the model: that many logits there are */
+	uint64_t _rsvd[3];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_stats) == 96, "kv_gen_stats is ABI");
 

@@ -7,8 +7,10 @@
  *
  * Thread: a session may be used by any number of threads at once; submission
  * is serialised by a lock inside, waiting lets one thread reap for all. The
- * arena blocks belong to who allocated them. After fork() the child must not
- * use the session; it opens its own.
+ * arena blocks belong to who allocated them. kvc_close() and kvc_reconnect()
+ * are called by one thread while no other uses the session. A child of fork()
+ * cannot use the session: every call returns -EPERM (kvc_alloc(): NULL), save
+ * kvc_close(), which frees the child's copy; it opens a session of its own.
  *
  * Errors: 0 or a count, or -errno. -ECONNRESET: the daemon is gone (or ended the
  * session); all requests in flight fail with it; kvc_reconnect() or a new
@@ -49,15 +51,21 @@ uint64_t kvc_features(const struct kvc *c);
 const char *kvc_version(void);
 
 /* ---- arena ------------------------------------------------------------ */
-/* Allocate bytes (64-byte aligned) of the arena; NULL when it is full. */
+/* Allocate bytes (64-byte aligned) of the arena; NULL when it is full. Any
+ * thread. Calls below that need arena memory return -EAGAIN when it is full now
+ * and -EMSGSIZE when they can never fit. */
 void *kvc_alloc(struct kvc *c, size_t bytes);
 void kvc_free(struct kvc *c, void *p);
-/* Offset of p for an entry's *_off field. */
+/* Offset of p for an entry's *_off field; KV_NO_OFF for NULL. */
 uint64_t kvc_off(const struct kvc *c, const void *p);
 
 /* ---- asynchronous calls ------------------------------------------------ */
-/* One request; memory is the caller's and stays until the last completion was
- * delivered by kvc_wait(), kvc_poll() or on_cqe. */
+/*
+ * One request; memory is the caller's and stays until the last completion was
+ * delivered by kvc_wait(), kvc_poll() or on_cqe. Zeroed by kvc_submit() save
+ * on_cqe and user. The fields of a completion that others follow (KV_CQE_MORE)
+ * are stable in on_cqe only; a thread that waits may already see the next.
+ */
 struct kvc_req {
 	struct kvc_req *next;	/* the library's */
 	int32_t res;		/* of the latest completion */
@@ -65,24 +73,30 @@ struct kvc_req {
 	uint64_t arg[2];
 	int done;		/* 1 after the last completion */
 	/* Called for each completion by whichever thread reaps, no lock held;
-	 * or NULL. It may submit, but not wait. */
+	 * or NULL. It may submit and cancel, but not wait (-EDEADLK), and on
+	 * the last may free r when no thread waits for it. */
 	void (*on_cqe)(struct kvc_req *r);
 	void *user;
 	uint64_t id;		/* the library's: user_data on the ring */
+	uint32_t n_cqe;		/* the library's: completions delivered */
+	uint32_t n_seen;	/* the library's: of these by kvc_wait_more() */
 };
-/* Queue sqe (user_data is set by the library) and publish it. -EAGAIN: the ring is full
- * after having waited for room; -ECONNRESET. */
+/* Queue sqe (user_data is set by the library) and publish it. -EAGAIN: the ring
+ * is full after having waited a second for room (in on_cqe: at once);
+ * -ECONNRESET; -EPERM after fork(). After an error r is not in flight. */
 int kvc_submit(struct kvc *c, const struct kv_sqe *sqe, struct kvc_req *r);
 /* Wait for r's end, delivering completions meanwhile; returns r->res.
  * timeout_ms < 0: no limit; -ETIMEDOUT leaves r in flight. */
 int kvc_wait(struct kvc *c, struct kvc_req *r, int timeout_ms);
-/* Wait until r has a completion newer than what was seen (r->res changes or done). */
+/* Wait until r has a completion that no earlier kvc_wait_more() returned for, or
+ * is done; returns r->res. -ETIMEDOUT. One thread per r. */
 int kvc_wait_more(struct kvc *c, struct kvc_req *r, int timeout_ms);
 /* Deliver what has completed, without waiting; returns how many. */
 int kvc_poll(struct kvc *c);
 /* Submit and wait. */
 int kvc_call(struct kvc *c, struct kv_sqe *sqe);
-/* Ask that r be cancelled; it still completes, with -ECANCELED or its result. */
+/* Ask that r be cancelled; it still completes, with -ECANCELED or its result.
+ * 0 when asked; -EAGAIN, -ECONNRESET. Does not wait. */
 int kvc_cancel(struct kvc *c, struct kvc_req *r);
 
 /* ---- attention service -------------------------------------------------- */
@@ -126,6 +140,7 @@ struct kvc_generate {
 	const char *const *stop; /* strings */
 	uint32_t n_stop;
 	uint32_t priority;
+	uint32_t n_logits;	/* KV_GEN_LOGITS: room; 0: 131072 */
 	uint16_t sqe_flags;	/* KV_SQE_WAIT */
 	/* Called as tokens arrive (by the reaping thread), or NULL. */
 	void (*on_tokens)(void *user, const struct kv_token *tokens,
@@ -144,7 +159,9 @@ const struct kv_token *kvc_gen_tokens(const struct kvc_gen *g, uint32_t *n);
 const char *kvc_gen_text(const struct kvc_gen *g);
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g);
 const float *kvc_gen_logits(const struct kvc_gen *g); /* KV_GEN_LOGITS, or NULL */
+uint32_t kvc_gen_n_logits(const struct kvc_gen *g); /* of these there are */
 enum kv_end kvc_gen_end(const struct kvc_gen *g);
+/* Cancels and waits for the end first if need be. NULL is fine. */
 void kvc_generate_free(struct kvc *c, struct kvc_gen *g);
 /* start, wait; the caller frees *out if not NULL. */
 int kvc_generate(struct kvc *c, const struct kvc_generate *g,

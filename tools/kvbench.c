@@ -1,0 +1,225 @@
+/*
+ * kvbench.c - measure kvd against the machine it runs on
+ *
+ * `kvbench SUBCOMMAND [options]` prints `name value unit` lines on stdout and
+ * remarks (# ...) on stderr. Exit: 0 measured, 1 failed, 2 usage. What each
+ * line means is in docs/man/kvbench.1.
+ */
+#include "tools/bench.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct command {
+	const char *name;
+	int (*run)(struct bench *b);
+	const char *help;
+	const char *lines;
+} commands[] = {
+	{ "ring", bench_ring, "round trips between a client and the daemon",
+	  "ring.spin.{p50_us,p99_us,ratio}  no-op, both sides spinning, and\n"
+	  "                                 over bare shared memory\n"
+	  "ring.sleep.{p50_us,p99_us,ratio} no-op, both asleep, and over bare\n"
+	  "                                 futexes\n"
+	  "ring.bare.{spin_us,futex_us}     the machine: p50 between two\n"
+	  "                                 processes, one round trip\n" },
+	{ "attention", bench_attention, "attention kernels",
+	  "attention.decode.dD.gG.{gb_s,read_ratio}  head_dim D, group G\n"
+	  "attention.decode.dD.read_ratio  the worst of the groups, as a part\n"
+	  "                                of attention.read_gb_s\n"
+	  "attention.decode.ns_per_mb      d64, group 8\n"
+	  "attention.prefill.{gflops,gemm_ratio}  2048 x 2048 causal, over\n"
+	  "attention.gemm_gflops           oneDNN bf16, 2048 cubed\n" },
+	{ "linear", bench_linear, "linear layers of 512 x 2048 x 8192",
+	  "linear.{bf16,f32}.{gflops,onednn_gflops,onednn_ratio}\n"
+	  "linear.row1.{gb_s,read_gb_s,read_ratio}  one row, 256 MiB of\n"
+	  "                                weights, over streaming reads\n" },
+	{ "paging", bench_paging, "pages to disk and back, in --dir",
+	  "paging.in.{gb_s,raw_ratio}      want to pinned, over raw reads\n"
+	  "paging.out.{gb_s,raw_ratio}     written back while filling\n"
+	  "paging.raw.{gb_s,write_gb_s}    io_uring, O_DIRECT, the same depth,\n"
+	  "                                block and file size\n"
+	  "paging.resident.ns              want and unpin of a resident page\n"
+	  "paging.resident.syscalls        0: it was done under seccomp\n" },
+	{ "decode", bench_decode, "a hosted model, --model, by the daemon",
+	  "decode.single.{tokens_per_s,read_ratio}\n"
+	  "decode.batch8.tokens_per_s      eight requests at once\n"
+	  "decode.prefill.tokens_per_s     one prompt of about 900 tokens\n"
+	  "decode.limit.tokens_per_s       the model's bytes at the read\n"
+	  "                                bandwidth\n" },
+	{ "rag", bench_rag, "FILE.jsonl: questions over chunks, exact match",
+	  "rag.MODE.exact_match            percent; .KIND for each kind\n"
+	  "rag.MODE.{ttft_p50_ms,ttft_p99_ms,tokens_per_s}\n"
+	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
+	  "MODE: full (nothing reused), prefix, chunks (reused anywhere)\n" },
+};
+
+static const struct option options[] = {
+	{ "json", no_argument, NULL, 'J' },
+	{ "quick", no_argument, NULL, 'q' },
+	{ "help", no_argument, NULL, 'h' },
+	{ "threads", required_argument, NULL, 't' },
+	{ "dir", required_argument, NULL, 'd' },
+	{ "socket", required_argument, NULL, 's' },
+	{ "kvd", required_argument, NULL, 'k' },
+	{ "model", required_argument, NULL, 'm' },
+	{ "mode", required_argument, NULL, 'M' },
+	{ "jobs", required_argument, NULL, 'j' },
+	{ 0 },
+};
+
+static void usage(FILE *f)
+{
+	fputs("usage: kvbench SUBCOMMAND [options]\n\n", f);
+	for (size_t i = 0; i < KV_ARRAY_LEN(commands); i++)
+		fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].help);
+	fputs("  all        those above that need no file\n\n"
+	      "options:\n"
+	      "  --quick        about 5 s a subcommand, not 30\n"
+	      "  --json         one JSON object instead of lines\n"
+	      "  --threads N    compute threads (one per CPU)\n"
+	      "  --dir DIR      page files go there ($TMPDIR or /var/tmp)\n"
+	      "  --socket PATH  use this daemon, start none\n"
+	      "  --kvd PATH     the daemon's program (beside kvbench)\n"
+	      "  --model FILE   GGUF to host (" BENCH_MODEL ")\n"
+	      "  --mode MODE    rag: full, prefix, chunks or all\n"
+	      "  -n N           rag: only the first N questions\n"
+	      "  --jobs J       rag: requests in flight (1)\n"
+	      "  --help         this, or the lines of a subcommand\n", f);
+}
+
+static const struct command *find_command(const char *name)
+{
+	for (size_t i = 0; i < KV_ARRAY_LEN(commands); i++)
+		if (!strcmp(commands[i].name, name))
+			return &commands[i];
+	return NULL;
+}
+
+/* A number of [1, max]; 0 when s is none. */
+static unsigned int number(const char *s, unsigned int max)
+{
+	char *end;
+	unsigned long v;
+
+	errno = 0;
+	v = strtoul(s, &end, 10);
+	return errno || end == s || *end || v > max ? 0 : (unsigned int)v;
+}
+
+static int usage_error(const char *what, const char *arg)
+{
+	fprintf(stderr, "kvbench: %s: %s; see kvbench --help\n", what, arg);
+	return -EINVAL;
+}
+
+/* 0, -EINVAL after a message, or 1: help was asked for. */
+static int parse_options(struct bench *b, int argc, char **argv)
+{
+	unsigned int *n = NULL;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "hqn:j:t:", options, NULL)) != -1) {
+		switch (c) {
+		case 'J': b->json = 1; continue;
+		case 'q': b->quick = 1; continue;
+		case 'd': b->dir = optarg; continue;
+		case 's': b->socket = optarg; continue;
+		case 'k': b->kvd = optarg; continue;
+		case 'm': b->model = optarg; continue;
+		case 'M': b->mode = optarg; continue;
+		case 't': n = &b->n_threads; break;
+		case 'n': n = &b->n_items; break;
+		case 'j': n = &b->n_jobs; break;
+		case 'h': return 1;
+		default: return -EINVAL; /* getopt has said why */
+		}
+		*n = number(optarg, 1000000);
+		if (!*n)
+			return usage_error("not a number above 0", optarg);
+	}
+	return 0;
+}
+
+static void defaults(struct bench *b)
+{
+	cpu_set_t set;
+
+	*b = (struct bench){ .n_threads = 1, .n_jobs = 1, .mode = "all",
+			     .model = BENCH_MODEL };
+	if (!sched_getaffinity(0, sizeof(set), &set))
+		b->n_threads = (unsigned int)CPU_COUNT(&set);
+	b->dir = getenv("TMPDIR");
+	if (!b->dir || !*b->dir)
+		b->dir = "/var/tmp";
+}
+
+static int run_all(struct bench *b)
+{
+	int ret, first = 0;
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(commands); i++) {
+		if (commands[i].run == bench_rag)
+			continue;
+		ret = commands[i].run(b);
+		first = first ? first : ret;
+	}
+	return first;
+}
+
+static int run(struct bench *b, const struct command *c, int argc, char **argv)
+{
+	const int is_rag = c && c->run == bench_rag;
+	int ret = parse_options(b, argc, argv);
+
+	if (ret == 1 && c)
+		printf("kvbench %s: %s\n\n%s", c->name, c->help, c->lines);
+	else if (ret == 1)
+		usage(stdout);
+	if (ret)
+		return ret == 1 ? 0 : 2;
+	if (optind < argc && is_rag)
+		b->file = argv[optind++];
+	if (optind < argc) {
+		(void)usage_error("one argument too many", argv[optind]);
+		return 2;
+	}
+	if (is_rag && !b->file) {
+		(void)usage_error("missing", "FILE.jsonl");
+		return 2;
+	}
+	ret = c ? c->run(b) : run_all(b);
+	if (b->json)
+		bench_print_json(b);
+	return ret ? 1 : 0;
+}
+
+int main(int argc, char **argv)
+{
+	const struct command *c;
+	struct bench b;
+	int ret;
+
+	defaults(&b);
+	if (argc < 2) {
+		usage(stderr);
+		return 2;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+		usage(stdout);
+		return 0;
+	}
+	c = find_command(argv[1]);
+	if (!c && strcmp(argv[1], "all")) {
+		(void)usage_error("no such subcommand", argv[1]);
+		return 2;
+	}
+	ret = run(&b, c, argc - 1, argv + 1);
+	free(b.lines);
+	return ret;
+}

@@ -34,7 +34,7 @@ struct bench {
 	int json;		/* one object at the end instead of lines */
 	unsigned int n_threads; /* of kernels and of oneDNN */
 	unsigned int n_jobs;	/* rag: requests in flight */
-	unsigned int n_items;	/* rag: questions, 0: all */
+	unsigned int n_items;	/* rag: questions, 0: by quick */
 	const char *dir;	/* on a real disk: page files */
 	const char *socket;	/* of a running daemon, or NULL: a private one */
 	const char *kvd;	/* the daemon's program, or NULL: beside kvbench */

@@ -55,6 +55,8 @@ static const struct command {
 	{ "rag", bench_rag, "FILE.jsonl: questions over chunks, exact match",
 	  "rag.MODE.exact_match            percent; .KIND for each kind\n"
 	  "rag.MODE.{ttft_p50_ms,ttft_p99_ms,tokens_per_s}\n"
+	  "rag.MODE.ttft_ratio             over the FLOPs of the computed\n"
+	  "                                tokens at rag.gemm_gflops\n"
 	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
 	  "MODE: full (nothing reused), prefix, chunks (reused anywhere)\n" },
 };
@@ -88,7 +90,7 @@ static void usage(FILE *f)
 	      "  --kvd PATH     the daemon's program (beside kvbench)\n"
 	      "  --model FILE   GGUF to host (" BENCH_MODEL ")\n"
 	      "  --mode MODE    rag: full, prefix, chunks or all\n"
-	      "  -n N           rag: only the first N questions\n"
+	      "  -n N           rag: the first N questions (200; quick 20)\n"
 	      "  --jobs J       rag: requests in flight (1)\n"
 	      "  --help         this, or the lines of a subcommand\n", f);
 }

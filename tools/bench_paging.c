@@ -1,0 +1,476 @@
+/*
+ * bench_paging.c - kvbench paging: the pager against raw O_DIRECT
+ *
+ * A range larger than the budget is filled (pages are written back as it
+ * grows), then read through in order, so that nearly every want reads from the
+ * page file. Limit: io_uring reads of a preallocated, already written file of
+ * the same size, with the same block, the same number in flight; writes too.
+ * A page found resident does not count as paged in.
+ *
+ * Resident wants are timed, and repeated in a child under strict seccomp, which
+ * a single system call would kill.
+ */
+#include "tools/bench.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "kvd/mem/pager.h"
+
+#define BLOCK_BYTES (512u << 10)
+#define DEPTH	    16u
+#define N_RESIDENT  200000u
+
+/* ---- raw ------------------------------------------------------------------ */
+
+struct raw {
+	struct io_uring ring;
+	int fd;
+	char *buf;	/* [DEPTH][BLOCK_BYTES] */
+	uint32_t n_blocks;
+};
+
+static int raw_submit(struct raw *r, uint32_t block, uint32_t slot, int write)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
+	char *buf = r->buf + (size_t)slot * BLOCK_BYTES;
+	const uint64_t off = (uint64_t)block * BLOCK_BYTES;
+
+	if (!sqe)
+		return -EBUSY;
+	if (write)
+		io_uring_prep_write(sqe, r->fd, buf, BLOCK_BYTES, off);
+	else
+		io_uring_prep_read(sqe, r->fd, buf, BLOCK_BYTES, off);
+	io_uring_sqe_set_data64(sqe, slot);
+	return 0;
+}
+
+/* Through the whole file, DEPTH in flight; seconds, negative when it failed. */
+static double raw_pass(struct raw *r, int write)
+{
+	const uint64_t t0 = clock_ns();
+	uint32_t next = 0, n_done = 0;
+
+	while (next < KV_MIN(DEPTH, r->n_blocks)) {
+		if (raw_submit(r, next, next, write))
+			return -1;
+		next++;
+	}
+	while (n_done < r->n_blocks) {
+		struct io_uring_cqe *cqe;
+		uint32_t slot;
+
+		if (io_uring_submit_and_wait(&r->ring, 1) < 0 ||
+		    io_uring_peek_cqe(&r->ring, &cqe))
+			return -1;
+		do {
+			slot = (uint32_t)cqe->user_data;
+			if (cqe->res != (int)BLOCK_BYTES)
+				return -1;
+			io_uring_cqe_seen(&r->ring, cqe);
+			n_done++;
+			if (next < r->n_blocks &&
+			    raw_submit(r, next++, slot, write))
+				return -1;
+		} while (!io_uring_peek_cqe(&r->ring, &cqe));
+	}
+	return (double)(clock_ns() - t0) * 1e-9;
+}
+
+static double raw_gb_s(struct raw *r, int write)
+{
+	const double s = raw_pass(r, write);
+
+	return s < 0 ? s : (double)r->n_blocks * BLOCK_BYTES * 1e-9 / s;
+}
+
+static double raw_read_run(void *arg)
+{
+	return raw_gb_s(arg, 0);
+}
+
+static double raw_write_run(void *arg)
+{
+	return raw_gb_s(arg, 1);
+}
+
+static void raw_fini(struct raw *r)
+{
+	io_uring_queue_exit(&r->ring);
+	(void)close(r->fd); /* unlinked: nothing is lost */
+	free(r->buf);
+}
+
+static int raw_open(const char *dir)
+{
+	char path[4096];
+	int fd;
+
+	if ((size_t)snprintf(path, sizeof(path), "%s/kvbench.raw.%d", dir,
+			     getpid()) >= sizeof(path))
+		return -ENAMETOOLONG;
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_DIRECT | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	(void)unlink(path);
+	return fd;
+}
+
+static int raw_init(struct raw *r, const char *dir, uint32_t n_blocks)
+{
+	int ret;
+
+	*r = (struct raw){ .n_blocks = n_blocks };
+	r->fd = raw_open(dir);
+	if (r->fd < 0)
+		return r->fd;
+	r->buf = aligned_alloc(4096, (size_t)DEPTH * BLOCK_BYTES);
+	ret = r->buf ? io_uring_queue_init(DEPTH, &r->ring, 0) : -ENOMEM;
+	if (ret) {
+		free(r->buf);
+		(void)close(r->fd);
+		return ret;
+	}
+	bench_fill_f32((float *)r->buf, DEPTH * BLOCK_BYTES / sizeof(float));
+	if (posix_fallocate(r->fd, 0, (off_t)n_blocks * BLOCK_BYTES) ||
+	    raw_pass(r, 1) < 0) {
+		raw_fini(r);
+		return -ENOSPC;
+	}
+	return 0;
+}
+
+/* ---- the pager --------------------------------------------------------------- */
+
+/* One of the wants in flight. */
+struct slot {
+	struct page_want want;
+	struct page_run run;
+	struct paging *p;
+	int busy;
+};
+
+struct paging {
+	struct loop *loop;
+	struct kio_engine *engine;
+	struct pager *pager;
+	struct range *range;
+	struct loop_fd engine_fd;
+	struct loop_poller poller;
+	struct loop_call starter;
+	struct slot slots[DEPTH];
+	uint32_t n_pages;
+	uint32_t next, n_done, n_read;
+	uint32_t flags;		/* PAGE_WRITE while filling */
+	uint32_t mark;		/* what is written into each page */
+	int started;		/* starter is queued */
+	int err;
+};
+
+static void engine_ready(struct loop_fd *f, uint32_t events)
+{
+	struct paging *p = container_of(f, struct paging, engine_fd);
+
+	(void)events;
+	(void)kio_engine_reap(p->engine);
+}
+
+static int engine_poll(struct loop_poller *q)
+{
+	struct paging *p = container_of(q, struct paging, poller);
+	int n = kio_engine_reap(p->engine);
+
+	kio_engine_submit(p->engine);
+	return n;
+}
+
+/* The page is pinned: use it, let go of it. */
+static void page_there(struct paging *p, struct slot *s)
+{
+	char *at = range_addr(p->range) + (size_t)s->run.first * BLOCK_BYTES;
+
+	if (p->flags & PAGE_WRITE)
+		memset(at, (int)(p->mark + s->run.first), BLOCK_BYTES);
+	else if (*at != (char)(p->mark + s->run.first))
+		p->err = -EBADMSG;
+	p->n_read += s->want.n_read;
+	page_unpin(p->pager, &s->run, 1);
+	s->busy = 0;
+	p->n_done++;
+}
+
+static void want_told(struct wait *w, int ret)
+{
+	struct slot *s = container_of(w, struct slot, want.wait);
+	struct paging *p = s->p;
+
+	if (ret) {
+		p->err = ret;
+		s->busy = 0;
+		p->n_done++;
+	} else {
+		page_there(p, s);
+	}
+	if (!p->started) {
+		p->started = 1;
+		loop_defer(p->loop, &p->starter);
+	}
+}
+
+static void start_wants(struct loop_call *c)
+{
+	struct paging *p = container_of(c, struct paging, starter);
+
+	p->started = 0;
+	for (uint32_t i = 0; i < DEPTH; i++) {
+		struct slot *s = &p->slots[i];
+
+		while (!s->busy && p->next < p->n_pages && !p->err) {
+			*s = (struct slot){ .p = p, .busy = 1 };
+			s->run = (struct page_run){ p->range, p->next++, 1,
+						    p->flags };
+			s->want.wait.done = want_told;
+			s->want.runs = &s->run;
+			s->want.n_runs = 1;
+			if (page_want(p->pager, &s->want))
+				page_there(p, s);
+		}
+	}
+}
+
+/* Want every page of the range in order, DEPTH at a time; seconds. */
+static double pager_pass(struct paging *p)
+{
+	const uint64_t t0 = clock_ns();
+
+	p->next = p->n_done = p->n_read = 0;
+	p->started = 1;
+	loop_defer(p->loop, &p->starter);
+	while (p->n_done < (p->err ? p->next : p->n_pages))
+		if (loop_turn(p->loop, 100) < 0)
+			return -1;
+	return p->err ? -1 : (double)(clock_ns() - t0) * 1e-9;
+}
+
+/* GB/s of pages that came from the file */
+static double page_in_run(void *arg)
+{
+	struct paging *p = arg;
+	double s;
+
+	p->flags = 0;
+	s = pager_pass(p);
+	return s < 0 ? s : (double)p->n_read * BLOCK_BYTES * 1e-9 / s;
+}
+
+/* A new range in place of the old one; GB/s written back meanwhile. */
+static double page_out_run(void *arg)
+{
+	struct paging *p = arg;
+	struct pager_info before, after;
+	double s;
+
+	range_free(p->range);
+	p->range = NULL;
+	if (range_new(p->pager, BLOCK_BYTES, p->n_pages, &p->range))
+		return -1;
+	p->mark++;
+	p->flags = PAGE_WRITE;
+	pager_info(p->pager, &before);
+	s = pager_pass(p);
+	pager_info(p->pager, &after);
+	return s < 0 ? s :
+		       (double)(after.written_bytes_total -
+				before.written_bytes_total) * 1e-9 / s;
+}
+
+static void paging_fini(struct paging *p)
+{
+	if (p->pager) {
+		range_free(p->range);
+		/* lets I/O in flight on what was freed come to its end */
+		for (int i = 0; i < 20; i++)
+			(void)loop_turn(p->loop, 5);
+		pager_free(p->pager);
+	}
+	if (p->engine) {
+		loop_del_poller(p->loop, &p->poller);
+		loop_unwatch(p->loop, &p->engine_fd);
+		kio_engine_free(p->engine);
+	}
+	loop_free(p->loop);
+}
+
+static int paging_start(struct paging *p, const char *dir)
+{
+	const struct pager_conf conf = {
+		.name = "bench",
+		.state_dir = dir,
+		.memory_bytes = (uint64_t)p->n_pages / 4 * BLOCK_BYTES,
+		.disk_bytes = (uint64_t)p->n_pages * 3 * BLOCK_BYTES,
+		.huge = "auto",
+		.numa_node = -1,
+		.policy = "clock",
+		.loop = p->loop,
+		.engine = p->engine,
+	};
+	int ret = loop_watch(p->loop, &p->engine_fd);
+
+	if (!ret)
+		ret = pager_new(&p->pager, &conf);
+	if (!ret)
+		ret = pager_reserve(p->pager, (uint64_t)DEPTH * BLOCK_BYTES);
+	return ret;
+}
+
+static int paging_init(struct paging *p, const char *dir, uint32_t n_pages)
+{
+	int ret = loop_new(&p->loop);
+
+	if (ret)
+		return ret;
+	p->n_pages = n_pages;
+	p->starter.run = start_wants;
+	list_init(&p->starter.node);
+	list_init(&p->poller.node);
+	loop_set_spin(p->loop, 20000);
+	ret = loop_start_workers(p->loop, 2);
+	if (!ret)
+		ret = kio_engine_new(&p->engine, KIO_ENGINE_AUTO, DEPTH * 4);
+	if (ret)
+		goto fail;
+	p->poller.poll = engine_poll;
+	loop_add_poller(p->loop, &p->poller);
+	p->engine_fd = (struct loop_fd){ .fd = kio_engine_event_fd(p->engine),
+					 .events = EPOLLIN,
+					 .ready = engine_ready };
+	ret = paging_start(p, dir);
+	if (!ret)
+		return 0;
+fail:
+	paging_fini(p);
+	return ret;
+}
+
+/* ---- resident -------------------------------------------------------------------- */
+
+/* n wants and unpins of page i, which is resident: 0, or -1. */
+static int touch_resident(struct paging *p, uint32_t i, uint32_t n)
+{
+	struct page_run run = { p->range, i, 1, 0 };
+	struct page_want w = { .runs = &run, .n_runs = 1 };
+
+	while (n--) {
+		if (page_want(p->pager, &w) != 1)
+			return -1;
+		page_unpin(p->pager, &run, 1);
+	}
+	return 0;
+}
+
+/* 1 when resident wants made no system call, else 0. */
+static int resident_is_quiet(struct paging *p, uint32_t i)
+{
+	const pid_t pid = fork();
+	int status = 1;
+
+	if (!pid) {
+		int ret;
+
+		(void)prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+		ret = touch_resident(p, i, 1000);
+		(void)syscall(SYS_exit, ret ? 1 : 0);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		return 0;
+	return WIFEXITED(status) && !WEXITSTATUS(status);
+}
+
+static int resident(struct bench *b, struct paging *p)
+{
+	const uint32_t i = p->n_pages - 1; /* wanted last */
+	uint64_t t0;
+
+	if (touch_resident(p, i, 1))
+		return -EIO;
+	t0 = clock_ns();
+	if (touch_resident(p, i, N_RESIDENT))
+		return -EIO;
+	bench_put(b, (double)(clock_ns() - t0) / N_RESIDENT, "ns",
+		  "paging.resident.ns");
+	bench_put(b, resident_is_quiet(p, i) ? 0 : 1, "calls",
+		  "paging.resident.syscalls");
+	return 0;
+}
+
+/* ---- all ----------------------------------------------------------------------------- */
+
+static int measure(struct bench *b, struct raw *r, struct paging *p)
+{
+	struct bench_side in[2] = { { .run = raw_read_run, .arg = r },
+				    { .run = page_in_run, .arg = p } };
+	struct bench_side out[2] = { { .run = raw_write_run, .arg = r },
+				     { .run = page_out_run, .arg = p } };
+	const double budget_s = b->quick ? 1.5 : 10.0;
+	struct pager_info info;
+	int ret = bench_rounds(out, 2, b->quick ? 1 : 3, budget_s);
+
+	if (ret)
+		return ret;
+	p->flags = 0;
+	if (pager_pass(p) < 0) /* what is still dirty is written back here */
+		return p->err;
+	ret = bench_rounds(in, 2, b->quick ? 1 : 3, budget_s);
+	if (!ret)
+		ret = resident(b, p);
+	if (ret)
+		return ret;
+	pager_info(p->pager, &info);
+	bench_put(b, bench_median(&in[0]), "GB/s", "paging.raw.gb_s");
+	bench_put(b, bench_median(&in[1]), "GB/s", "paging.in.gb_s");
+	bench_put(b, bench_ratio(&in[1], &in[0]), "x", "paging.in.raw_ratio");
+	bench_put(b, bench_median(&out[0]), "GB/s", "paging.raw.write_gb_s");
+	bench_put(b, bench_median(&out[1]), "GB/s", "paging.out.gb_s");
+	bench_put(b, bench_ratio(&out[1], &out[0]), "x",
+		  "paging.out.raw_ratio");
+	bench_put(b, (double)info.n_read_total, "pages", "paging.in.pages");
+	return 0;
+}
+
+int bench_paging(struct bench *b)
+{
+	const uint32_t n_pages = (b->quick ? 64u << 20 : 512u << 20) /
+				 BLOCK_BYTES;
+	struct paging p = { 0 };
+	struct raw r;
+	int ret = raw_init(&r, b->dir, n_pages);
+
+	if (ret)
+		return bench_fail(ret, "paging: raw file in %s", b->dir);
+	ret = paging_init(&p, b->dir, n_pages);
+	if (ret) {
+		(void)bench_fail(ret, "paging: pager in %s", b->dir);
+		goto out_raw;
+	}
+	bench_note("paging: %s in %s, %u KiB a page, %u in flight",
+		   kio_engine_name(p.engine), b->dir, BLOCK_BYTES >> 10,
+		   DEPTH);
+	ret = measure(b, &r, &p);
+	if (ret)
+		(void)bench_fail(ret, "paging");
+	pager_unreserve(p.pager, (uint64_t)DEPTH * BLOCK_BYTES);
+	paging_fini(&p);
+out_raw:
+	raw_fini(&r);
+	return ret;
+}

@@ -1,0 +1,363 @@
+/*
+ * bench_rag.c - kvbench rag: questions over chunks of text
+ *
+ * FILE.jsonl has one object a line: system, chunks[], question, answer, kind.
+ * Modes: full computes each prompt from nothing; prefix reuses what begins
+ * alike; chunks lets each chunk be found at any place (or computes it alone).
+ * Greedy, at most N_OUT tokens, stops at a newline; exact match after strip.
+ *
+ * Limit of the first token: the multiply-adds of the prompt tokens that had to be
+ * computed, at oneDNN's bf16 rate.
+ */
+#include "tools/bench.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define MAX_PARTS 64u
+#define MAX_KINDS 16u
+#define MAX_JOBS  64u
+#define N_OUT	  16u
+#define NEWLINE	  13u /* <0x0A> of the byte tokens */
+#define N_DEFAULT 200u
+#define N_QUICK	  20u
+#define WAIT_MS	  60000
+
+static const char *const mode_names[] = { "full", "prefix", "chunks" };
+enum mode { FULL, PREFIX, CHUNKS, N_MODES };
+
+struct kind {
+	const char *name;
+	uint32_t n, n_right;
+};
+
+/* One mode's results; ms and flops have room for all questions. */
+struct tally {
+	double *ttft_ms;
+	double *floor_ms;
+	size_t n;
+	uint32_t n_right, n_failed;
+	uint64_t n_prompt, n_prefix, n_chunk, n_out;
+	struct kind kinds[MAX_KINDS];
+	uint32_t n_kinds;
+};
+
+struct rag {
+	struct bench *b;
+	struct kvc *c;
+	json_t **items;
+	size_t n_items;
+	enum mode mode;
+	double floor_ms_per_token; /* 0: not known */
+	struct tally t;
+};
+
+/* ---- the questions ------------------------------------------------------- */
+
+static int valid_item(const json_t *o)
+{
+	const json_t *chunks = json_object_get(o, "chunks");
+	size_t i;
+	json_t *c;
+
+	if (!json_is_string(json_object_get(o, "system")) ||
+	    !json_is_string(json_object_get(o, "question")) ||
+	    !json_is_string(json_object_get(o, "answer")) ||
+	    !json_is_array(chunks) || json_array_size(chunks) > MAX_PARTS - 2)
+		return 0;
+	json_array_foreach(chunks, i, c)
+		if (!json_is_string(c))
+			return 0;
+	return 1;
+}
+
+static const char *text_of(const json_t *o, const char *key)
+{
+	return json_string_value(json_object_get(o, key));
+}
+
+static void free_items(struct rag *r)
+{
+	for (size_t i = 0; i < r->n_items; i++)
+		json_decref(r->items[i]);
+	free(r->items);
+	r->items = NULL;
+	r->n_items = 0;
+}
+
+static int add_item(struct rag *r, const char *line, size_t len)
+{
+	json_t *o = json_loadb(line, len, 0, NULL);
+	json_t **p;
+
+	if (!o || !valid_item(o)) {
+		json_decref(o);
+		return -EINVAL;
+	}
+	p = realloc(r->items, (r->n_items + 1) * sizeof(json_t *));
+	if (!p) {
+		json_decref(o);
+		return -ENOMEM;
+	}
+	r->items = p;
+	r->items[r->n_items++] = o;
+	return 0;
+}
+
+static int load_items(struct rag *r)
+{
+	const size_t max = r->b->n_items ? r->b->n_items :
+			   r->b->quick	 ? N_QUICK : N_DEFAULT;
+	FILE *f = fopen(r->b->file, "re");
+	char *line = NULL;
+	size_t room = 0;
+	ssize_t len;
+	int ret = 0;
+
+	if (!f)
+		return bench_fail(-errno, "%s", r->b->file);
+	while (!ret && r->n_items < max && (len = getline(&line, &room, f)) > 0)
+		ret = add_item(r, line, (size_t)len);
+	if (ret)
+		(void)bench_fail(ret, "%s:%zu", r->b->file, r->n_items + 1);
+	else if (!r->n_items)
+		ret = bench_fail(-ENODATA, "%s", r->b->file);
+	free(line);
+	(void)fclose(f);
+	if (ret)
+		free_items(r);
+	return ret;
+}
+
+/* ---- one question ----------------------------------------------------------- */
+
+static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
+{
+	static const uint32_t stop[] = { NEWLINE };
+	const json_t *chunks = json_object_get(o, "chunks");
+	struct kvc_part parts[MAX_PARTS] = { 0 };
+	uint32_t n = 0;
+	size_t i;
+	json_t *c;
+	struct kvc_generate g = {
+		.parts = parts,
+		.flags = r->mode == FULL ? KV_GEN_NO_REUSE : 0,
+		.max_tokens = N_OUT,
+		.stop_tokens = stop,
+		.n_stop_tokens = 1,
+		.sqe_flags = KV_SQE_WAIT,
+	};
+
+	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
+					.flags = KV_PART_BOS,
+					.text = text_of(o, "system") };
+	json_array_foreach(chunks, i, c)
+		parts[n++] = (struct kvc_part){
+			.kind = KV_PART_TEXT,
+			.flags = r->mode == CHUNKS ? KV_PART_REUSE : 0,
+			.text = json_string_value(c),
+		};
+	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
+					.text = text_of(o, "question") };
+	g.n_parts = n;
+	return kvc_generate_start(r->c, &g, out);
+}
+
+/* 1 when text without white space around it is answer. */
+static int matches(const char *text, const char *answer)
+{
+	size_t n;
+
+	while (isspace((unsigned char)*text))
+		text++;
+	n = strlen(text);
+	while (n && isspace((unsigned char)text[n - 1]))
+		n--;
+	return n == strlen(answer) && !memcmp(text, answer, n);
+}
+
+static void count_kind(struct tally *t, const char *name, int right)
+{
+	uint32_t i = 0;
+
+	if (!name)
+		return;
+	while (i < t->n_kinds && strcmp(t->kinds[i].name, name) != 0)
+		i++;
+	if (i == t->n_kinds) {
+		if (i == MAX_KINDS)
+			return;
+		t->kinds[t->n_kinds++] = (struct kind){ .name = name };
+	}
+	t->kinds[i].n++;
+	t->kinds[i].n_right += right ? 1 : 0;
+}
+
+static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
+{
+	const int n = kvc_generate_wait(r->c, g, WAIT_MS);
+	struct tally *t = &r->t;
+	int right = 0;
+
+	if (n < 0) {
+		t->n_failed++;
+		(void)bench_fail(n, "rag: %s", text_of(o, "question"));
+	} else {
+		const struct kv_gen_stats *st = kvc_gen_stats(g);
+
+		right = matches(kvc_gen_text(g), text_of(o, "answer"));
+		t->ttft_ms[t->n] = (double)st->ttft_ns * 1e-6;
+		t->floor_ms[t->n++] = (double)st->n_computed *
+				      r->floor_ms_per_token;
+		t->n_prompt += st->n_prompt;
+		t->n_prefix += st->n_prefix;
+		t->n_chunk += st->n_chunk;
+		t->n_out += (uint64_t)n;
+	}
+	t->n_right += right ? 1 : 0;
+	count_kind(t, text_of(o, "kind"), right);
+	kvc_generate_free(r->c, g);
+}
+
+/* All questions, n_jobs in flight, in order. */
+static int ask_all(struct rag *r)
+{
+	const size_t n_jobs = KV_MIN(r->b->n_jobs, MAX_JOBS);
+	struct kvc_gen *gens[MAX_JOBS] = { 0 };
+	size_t next = 0;
+	int ret = 0;
+
+	for (size_t i = 0; i < r->n_items; i++) {
+		while (!ret && next < r->n_items && next < i + n_jobs) {
+			ret = start_one(r, r->items[next],
+					&gens[next % n_jobs]);
+			next += ret ? 0 : 1;
+		}
+		if (i >= next)
+			break;
+		finish_one(r, r->items[i], gens[i % n_jobs]);
+	}
+	return ret;
+}
+
+/* ---- one mode ------------------------------------------------------------------ */
+
+static double percent(uint64_t part, uint64_t all)
+{
+	return all ? 100.0 * (double)part / (double)all : 0;
+}
+
+static void report(struct rag *r, double wall_s)
+{
+	const char *mode = mode_names[r->mode];
+	struct tally *t = &r->t;
+	struct bench *b = r->b;
+	double p50;
+
+	bench_put(b, percent(t->n_right, r->n_items), "%",
+		  "rag.%s.exact_match", mode);
+	for (uint32_t i = 0; i < t->n_kinds; i++)
+		bench_put(b, percent(t->kinds[i].n_right, t->kinds[i].n), "%",
+			  "rag.%s.exact_match.%.16s", mode, t->kinds[i].name);
+	p50 = bench_quantile(t->ttft_ms, t->n, 0.5);
+	bench_put(b, p50, "ms", "rag.%s.ttft_p50_ms", mode);
+	bench_put(b, bench_quantile(t->ttft_ms, t->n, 0.99), "ms",
+		  "rag.%s.ttft_p99_ms", mode);
+	if (r->floor_ms_per_token > 0)
+		bench_put(b, p50 / bench_quantile(t->floor_ms, t->n, 0.5), "x",
+			  "rag.%s.ttft_ratio", mode);
+	bench_put(b, (double)t->n_out / wall_s, "tokens/s",
+		  "rag.%s.tokens_per_s", mode);
+	bench_put(b, (double)t->n_prompt / wall_s, "tokens/s",
+		  "rag.%s.prompt_tokens_per_s", mode);
+	bench_put(b, percent(t->n_prefix, t->n_prompt), "%",
+		  "rag.%s.prefix_hits", mode);
+	bench_put(b, percent(t->n_chunk, t->n_prompt), "%",
+		  "rag.%s.chunk_hits", mode);
+	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions",
+		  mode);
+}
+
+/* On a daemon of its own, so that no mode finds what another has kept. */
+static int run_mode(struct rag *r)
+{
+	struct kvc_options opt = { .name = "kvbench" };
+	double *room = calloc(2 * r->n_items, sizeof(*room));
+	struct bench_daemon d;
+	uint64_t t0;
+	int ret;
+
+	if (!room)
+		return -ENOMEM;
+	r->t = (struct tally){ .ttft_ms = room, .floor_ms = room + r->n_items };
+	ret = bench_daemon_start(r->b, &d, 1);
+	if (ret)
+		goto out_free;
+	opt.socket = d.socket;
+	ret = kvc_open(&r->c, &opt);
+	if (ret) {
+		(void)bench_fail(ret, "rag: %s", d.socket);
+		goto out_stop;
+	}
+	t0 = clock_ns();
+	ret = ask_all(r);
+	if (ret)
+		(void)bench_fail(ret, "rag");
+	else
+		report(r, (double)(clock_ns() - t0) * 1e-9);
+	if (!ret && r->t.n_failed)
+		ret = -EIO;
+	kvc_close(r->c);
+out_stop:
+	bench_daemon_stop(&d);
+out_free:
+	free(room);
+	return ret;
+}
+
+/* Two bytes a weight, two operations a weight and token. */
+static void measure_floor(struct rag *r)
+{
+	struct bench_side side = { .run = bench_gemm_run };
+	struct bench_gemm *g;
+	struct stat st;
+
+	if (stat(r->b->model, &st) ||
+	    bench_gemm_new(&g, 512, 2048, 2048, 1, r->b->n_threads))
+		return;
+	side.arg = g;
+	if (!bench_rounds(&side, 1, 3, 0.3)) {
+		const double gflops = bench_median(&side);
+
+		bench_put(r->b, gflops, "GFLOP/s", "rag.gemm_gflops");
+		r->floor_ms_per_token = (double)st.st_size / gflops * 1e-6;
+	}
+	bench_gemm_free(g);
+}
+
+int bench_rag(struct bench *b)
+{
+	struct rag r = { .b = b };
+	unsigned int n_run = 0;
+	int ret = load_items(&r);
+
+	if (ret)
+		return ret;
+	measure_floor(&r);
+	for (unsigned int i = 0; i < N_MODES && !ret; i++) {
+		if (strcmp(b->mode, "all") && strcmp(b->mode, mode_names[i]))
+			continue;
+		r.mode = (enum mode)i;
+		ret = run_mode(&r);
+		n_run++;
+	}
+	if (!n_run)
+		ret = bench_fail(-EINVAL, "rag: no mode %s", b->mode);
+	free_items(&r);
+	return ret;
+}

@@ -78,13 +78,6 @@ struct serve_seq_info {
 int serve_seq_info(struct serve_session *ss, uint32_t seq,
 		   struct serve_seq_info *out);
 
-/*
- * Bytes of one token's row of q and o ([n_heads][head_dim]) and of one token's
- * row of k or v ([n_kv_heads][head_dim]) of seq's geometry; -ENOENT.
- */
-int serve_seq_shape(struct serve_session *ss, uint32_t seq,
-		    uint64_t *row_q_bytes, uint64_t *row_kv_bytes);
-
 struct serve_attend_item {
 	uint32_t seq;
 	uint32_t n_tokens; /* may be 0: nothing happens */

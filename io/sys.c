@@ -1,0 +1,140 @@
+/*
+ * sys.c - every system call that can fail, with a fault point; see sys.h
+ */
+#include "io/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "io/base.h"
+#include "io/fault.h"
+
+#define RETRY(ret, call)                               \
+	do                                             \
+		ret = (call);                          \
+	while (ret < 0 && errno == EINTR)
+
+int kio_sys_open(const char *path, int flags, mode_t mode)
+{
+	return kio_sys_openat(AT_FDCWD, path, flags, mode);
+}
+
+int kio_sys_openat(int dir_fd, const char *path, int flags, mode_t mode)
+{
+	int ret = kio_fault("sys.open");
+
+	if (ret)
+		return ret;
+	RETRY(ret, openat(dir_fd, path, flags | O_CLOEXEC, mode));
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_unlink(const char *path)
+{
+	const int ret = kio_fault("sys.unlink");
+
+	return ret ? ret : unlink(path) ? -errno : 0;
+}
+
+int kio_sys_memfd(const char *name, unsigned int flags)
+{
+	int ret = kio_fault("sys.memfd");
+
+	if (ret)
+		return ret;
+	ret = memfd_create(name, flags | MFD_CLOEXEC);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_ftruncate(int fd, off_t n_bytes)
+{
+	int ret = kio_fault("sys.ftruncate");
+
+	if (ret)
+		return ret;
+	RETRY(ret, ftruncate(fd, n_bytes));
+	return ret ? -errno : 0;
+}
+
+int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes)
+{
+	int ret = kio_fault(mode ? "sys.punch" : "sys.fallocate");
+
+	if (ret)
+		return ret;
+	RETRY(ret, fallocate(fd, mode, off, n_bytes));
+	return ret ? -errno : 0;
+}
+
+int kio_sys_fstat(int fd, struct stat *out)
+{
+	return fstat(fd, out) ? -errno : 0;
+}
+
+int kio_sys_fchmod(int fd, mode_t mode)
+{
+	return fchmod(fd, mode) ? -errno : 0;
+}
+
+int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
+		 off_t off, void **out)
+{
+	const int ret = kio_fault("sys.mmap");
+	void *p;
+
+	if (ret)
+		return ret;
+	p = mmap(at, n_bytes, prot, flags, fd, off);
+	if (p == MAP_FAILED)
+		return -errno;
+	*out = p;
+	return 0;
+}
+
+int kio_sys_munmap(void *at, size_t n_bytes)
+{
+	return munmap(at, n_bytes) ? -errno : 0;
+}
+
+int kio_sys_pread(int fd, void *buf, size_t n, off_t off)
+{
+	const int fault = kio_fault("sys.pread");
+	char *p = buf;
+
+	if (fault)
+		return fault;
+	while (n) {
+		const ssize_t got = pread(fd, p, n, off);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			return got ? -errno : -ENODATA;
+		p += got;
+		off += got;
+		n -= (size_t)got;
+	}
+	return 0;
+}
+
+int kio_sys_pwrite(int fd, const void *buf, size_t n, off_t off)
+{
+	const int fault = kio_fault("sys.pwrite");
+	const char *p = buf;
+
+	if (fault)
+		return fault;
+	while (n) {
+		const ssize_t put = pwrite(fd, p, n, off);
+
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put <= 0)
+			return put ? -errno : -EIO;
+		p += put;
+		off += put;
+		n -= (size_t)put;
+	}
+	return 0;
+}

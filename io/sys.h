@@ -1,0 +1,29 @@
+/*
+ * sys.h - every system call of io and kvd/mem that can fail, with a fault point
+ *
+ * Each returns what the call returns, or -errno; EINTR is retried. The fault
+ * point is "sys." and the name behind kio_sys_.
+ */
+#ifndef IO_SYS_H
+#define IO_SYS_H
+
+#include <stddef.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+int kio_sys_open(const char *path, int flags, mode_t mode);
+int kio_sys_openat(int dir_fd, const char *path, int flags, mode_t mode);
+int kio_sys_unlink(const char *path);
+int kio_sys_memfd(const char *name, unsigned int flags);
+int kio_sys_ftruncate(int fd, off_t n_bytes);
+int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes);
+int kio_sys_fstat(int fd, struct stat *out);
+int kio_sys_fchmod(int fd, mode_t mode);
+int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
+		 off_t off, void **out);
+int kio_sys_munmap(void *at, size_t n_bytes);
+/* All n bytes, or -errno; -ENODATA when the file ends before. */
+int kio_sys_pread(int fd, void *buf, size_t n, off_t off);
+int kio_sys_pwrite(int fd, const void *buf, size_t n, off_t off);
+
+#endif

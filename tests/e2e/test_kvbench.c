@@ -1,0 +1,363 @@
+/*
+ * test_kvbench.c - every subcommand of kvbench prints its lines
+ *
+ * Runs the built program with --quick. Values must be finite and not negative;
+ * how large they are is nobody's business here. What needs the daemon is left
+ * out where kvd or the model is missing.
+ */
+#include <check.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <jansson.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MODEL	 "tests/data/models/rag-mini.gguf"
+#define MAX_OUT	 65536
+#define TIMEOUT_S 240
+
+static char bin[PATH_MAX];
+static char out[MAX_OUT];
+
+/* Run `kvbench args`, keep its stdout in out; returns the exit status. */
+static int kvbench(const char *args)
+{
+	char cmd[2 * PATH_MAX];
+	size_t n;
+	FILE *f;
+	int status;
+
+	ck_assert_int_lt(snprintf(cmd, sizeof(cmd), "%s/kvbench %s", bin, args),
+			 (int)sizeof(cmd));
+	f = popen(cmd, "r");
+	ck_assert_ptr_nonnull(f);
+	n = fread(out, 1, sizeof(out) - 1, f);
+	out[n] = '\0';
+	status = pclose(f);
+	ck_assert_msg(WIFEXITED(status), "%s: status %d", cmd, status);
+	return WEXITSTATUS(status);
+}
+
+/* The value of line name in out; fails when it is not there or not finite. */
+static double line(const char *name)
+{
+	const size_t len = strlen(name);
+	const char *p = out;
+	char *end;
+	double v;
+
+	while (p && (strncmp(p, name, len) != 0 || p[len] != ' ')) {
+		p = strchr(p, '\n');
+		p = p ? p + 1 : NULL;
+	}
+	ck_assert_msg(p && *p, "no line %s in:\n%s", name, out);
+	v = strtod(p + len, &end);
+	ck_assert_msg(end > p + len + 1 && *end == ' ', "no number: %s", name);
+	ck_assert_msg(isfinite(v) && v >= 0, "%s is %g", name, v);
+	return v;
+}
+
+static void lines(const char *const *names)
+{
+	for (; *names; names++)
+		(void)line(*names);
+}
+
+static int has_daemon(int with_model)
+{
+	char path[PATH_MAX + 8];
+
+	(void)snprintf(path, sizeof(path), "%s/kvd", bin);
+	if (access(path, X_OK)) {
+		printf("no %s: left out\n", path);
+		return 0;
+	}
+	if (with_model && access(MODEL, R_OK)) {
+		printf("no %s: left out\n", MODEL);
+		return 0;
+	}
+	return 1;
+}
+
+START_TEST(linear_prints_its_lines)
+{
+	static const char *const names[] = {
+		"linear.bf16.gflops", "linear.f32.gflops",
+		"linear.row1.gb_s", "linear.row1.read_gb_s",
+		"linear.row1.read_ratio", NULL,
+	};
+
+	ck_assert_int_eq(kvbench("linear --quick"), 0);
+	lines(names);
+}
+END_TEST
+
+START_TEST(attention_prints_its_lines)
+{
+	static const char *const names[] = {
+		"attention.decode.d64.read_ratio",
+		"attention.decode.d128.read_ratio",
+		"attention.decode.d64.g1.gb_s",
+		"attention.decode.d128.g8.read_ratio",
+		"attention.decode.ns_per_mb", "attention.read_gb_s",
+		"attention.prefill.gflops", NULL,
+	};
+
+	ck_assert_int_eq(kvbench("attention --quick"), 0);
+	lines(names);
+}
+END_TEST
+
+/* The page was wanted under a filter that kills at the first system call. */
+START_TEST(paging_reads_back_and_resident_wants_are_quiet)
+{
+	static const char *const names[] = {
+		"paging.in.gb_s", "paging.in.raw_ratio", "paging.raw.gb_s",
+		"paging.out.gb_s", "paging.out.raw_ratio",
+		"paging.raw.write_gb_s", "paging.resident.ns", NULL,
+	};
+
+	ck_assert_int_eq(kvbench("paging --quick"), 0);
+	lines(names);
+	ck_assert(line("paging.in.pages") > 0);
+	ck_assert(line("paging.resident.syscalls") == 0);
+}
+END_TEST
+
+START_TEST(ring_prints_its_lines)
+{
+	static const char *const names[] = {
+		"ring.spin.p50_us", "ring.spin.p99_us", "ring.spin.ratio",
+		"ring.sleep.p50_us", "ring.sleep.ratio", "ring.bare.spin_us",
+		"ring.bare.futex_us", NULL,
+	};
+
+	if (!has_daemon(0))
+		return;
+	ck_assert_int_eq(kvbench("ring --quick"), 0);
+	lines(names);
+}
+END_TEST
+
+START_TEST(decode_prints_its_lines)
+{
+	static const char *const names[] = {
+		"decode.single.tokens_per_s", "decode.batch8.tokens_per_s",
+		"decode.prefill.tokens_per_s", "decode.limit.tokens_per_s",
+		"decode.single.read_ratio", NULL,
+	};
+
+	if (!has_daemon(1))
+		return;
+	ck_assert_int_eq(kvbench("decode --quick --model " MODEL), 0);
+	lines(names);
+}
+END_TEST
+
+/* ---- rag ---------------------------------------------------------------- */
+
+static const char questions[] =
+	"{\"system\": \"Below are some notes from an archive. Use only these "
+	"notes to answer.\\n\", \"chunks\": [\"The Luxmar chest is made of "
+	"amber. It first cost 279 crowns. It was made by Adam Harward.\\n\", "
+	"\"The Calrox bell is made of ivory. Its maker was Erik Wenton. The "
+	"first price was 120 crowns.\\n\"], \"question\": \"Question: What is "
+	"the Calrox bell made of?\\nAnswer:\", \"answer\": \"ivory\", "
+	"\"kind\": \"single\"}\n"
+	"{\"system\": \"Below are some notes from an archive. Use only these "
+	"notes to answer.\\n\", \"chunks\": [\"The Calrox bell is made of "
+	"ivory. Its maker was Erik Wenton. The first price was 120 "
+	"crowns.\\n\", \"The Luxmar chest is made of amber. It first cost 279 "
+	"crowns. It was made by Adam Harward.\\n\"], \"question\": "
+	"\"Question: What is the Luxmar chest made of?\\nAnswer:\", "
+	"\"answer\": \"amber\", \"kind\": \"single\"}\n";
+
+static void write_file(char *path, const char *text)
+{
+	const int fd = mkstemp(path);
+	FILE *f;
+
+	ck_assert_int_ge(fd, 0);
+	f = fdopen(fd, "w");
+	ck_assert_ptr_nonnull(f);
+	ck_assert_int_ge(fputs(text, f), 0);
+	ck_assert_int_eq(fclose(f), 0);
+}
+
+START_TEST(rag_answers_in_every_mode_and_finds_moved_chunks)
+{
+	static const char *const names[] = {
+		"rag.full.exact_match", "rag.prefix.exact_match",
+		"rag.chunks.exact_match", "rag.full.exact_match.single",
+		"rag.full.ttft_p50_ms", "rag.prefix.ttft_p99_ms",
+		"rag.chunks.tokens_per_s", "rag.full.prefix_hits", NULL,
+	};
+	char path[] = "/tmp/test_kvbench.XXXXXX";
+	char args[256];
+
+	if (!has_daemon(1))
+		return;
+	write_file(path, questions);
+	(void)snprintf(args, sizeof(args), "rag %s --quick --model %s", path,
+		       MODEL);
+	ck_assert_int_eq(kvbench(args), 0);
+	lines(names);
+	ck_assert(line("rag.full.questions") == 2);
+	ck_assert(line("rag.full.prefix_hits") == 0);
+	ck_assert(line("rag.full.chunk_hits") == 0);
+	ck_assert(line("rag.chunks.chunk_hits") > 0);
+	(void)unlink(path);
+}
+END_TEST
+
+START_TEST(rag_refuses_what_is_no_question)
+{
+	char path[] = "/tmp/test_kvbench.XXXXXX";
+	char args[256];
+
+	write_file(path, "{\"system\": \"a\", \"chunks\": [1]}\n");
+	(void)snprintf(args, sizeof(args), "rag %s --quick 2>/dev/null", path);
+	ck_assert_int_eq(kvbench(args), 1);
+	(void)unlink(path);
+}
+END_TEST
+
+/* ---- the command line ------------------------------------------------------- */
+
+START_TEST(json_is_one_object)
+{
+	json_t *o, *v;
+
+	ck_assert_int_eq(kvbench("paging --quick --json"), 0);
+	o = json_loads(out, 0, NULL);
+	ck_assert_ptr_nonnull(o);
+	v = json_object_get(o, "paging.in.gb_s");
+	ck_assert(json_is_number(json_object_get(v, "value")));
+	ck_assert_str_eq(json_string_value(json_object_get(v, "unit")), "GB/s");
+	json_decref(o);
+}
+END_TEST
+
+START_TEST(usage_errors_exit_2_and_help_0)
+{
+	ck_assert_int_eq(kvbench("2>/dev/null"), 2);
+	ck_assert_int_eq(kvbench("nosuch 2>/dev/null"), 2);
+	ck_assert_int_eq(kvbench("ring --threads x 2>/dev/null"), 2);
+	ck_assert_int_eq(kvbench("ring extra 2>/dev/null"), 2);
+	ck_assert_int_eq(kvbench("rag 2>/dev/null"), 2);
+	ck_assert_int_eq(kvbench("--help"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "attention"));
+	ck_assert_int_eq(kvbench("rag --help"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "exact_match"));
+}
+END_TEST
+
+/* 1 when dir/kvbench.XXXXXX/kvd.sock is there: the daemon listens. */
+static int daemon_listens(const char *dir)
+{
+	char path[PATH_MAX];
+	struct dirent *e;
+	DIR *d = opendir(dir);
+	int found = 0;
+
+	ck_assert_ptr_nonnull(d);
+	while ((e = readdir(d))) {
+		(void)snprintf(path, sizeof(path), "%s/%s/kvd.sock", dir,
+			       e->d_name);
+		if (e->d_name[0] != '.' && !access(path, F_OK))
+			found = 1;
+	}
+	(void)closedir(d);
+	return found;
+}
+
+START_TEST(an_interrupt_ends_the_daemon_and_leaves_nothing)
+{
+	const struct timespec ts = { .tv_nsec = 10000000 };
+	char dir[] = "/tmp/test_kvbench.XXXXXX";
+	char path[PATH_MAX + 16];
+	int status = 0;
+	pid_t pid;
+
+	if (!has_daemon(0))
+		return;
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	(void)snprintf(path, sizeof(path), "%s/kvbench", bin);
+	pid = fork();
+	if (!pid) {
+		(void)execl(path, path, "ring", "--dir", dir, (char *)NULL);
+		_exit(127);
+	}
+	for (int i = 0; i < 1000 && !daemon_listens(dir); i++)
+		(void)nanosleep(&ts, NULL);
+	ck_assert_msg(daemon_listens(dir), "no daemon within 10 s");
+	(void)kill(pid, SIGINT);
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGINT);
+	ck_assert_msg(!rmdir(dir), "%s is not empty", dir);
+}
+END_TEST
+
+static Suite *suite(void)
+{
+	Suite *s = suite_create("kvbench");
+	TCase *t = tcase_create("all");
+
+	tcase_set_timeout(t, TIMEOUT_S);
+	tcase_add_test(t, usage_errors_exit_2_and_help_0);
+	tcase_add_test(t, linear_prints_its_lines);
+	tcase_add_test(t, attention_prints_its_lines);
+	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
+	tcase_add_test(t, json_is_one_object);
+	tcase_add_test(t, ring_prints_its_lines);
+	tcase_add_test(t, decode_prints_its_lines);
+	tcase_add_test(t, rag_answers_in_every_mode_and_finds_moved_chunks);
+	tcase_add_test(t, rag_refuses_what_is_no_question);
+	tcase_add_test(t, an_interrupt_ends_the_daemon_and_leaves_nothing);
+	suite_add_tcase(s, t);
+	return s;
+}
+
+/* The build folder: the tests lie in a folder of it. */
+static int find_bin(void)
+{
+	char path[PATH_MAX + 16];
+	ssize_t n = readlink("/proc/self/exe", bin, sizeof(bin) - 1);
+
+	if (n < 0)
+		return -errno;
+	bin[n] = '\0';
+	for (int i = 0; i < 2; i++) {
+		char *slash = strrchr(bin, '/');
+
+		if (!slash)
+			return -ENOENT;
+		*slash = '\0';
+	}
+	(void)snprintf(path, sizeof(path), "%s/kvbench", bin);
+	return access(path, X_OK) ? -ENOENT : 0;
+}
+
+int main(void)
+{
+	SRunner *r;
+	int failed;
+
+	if (find_bin()) {
+		printf("skipped: no kvbench in %s\n", bin);
+		return 77;
+	}
+	r = srunner_create(suite());
+	srunner_run_all(r, CK_NORMAL);
+	failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed ? 1 : 0;
+}

@@ -1,0 +1,188 @@
+/*
+ * admin.c - KV_OP_QUERY: what the daemon tells about itself, drain and stop
+ *
+ * "sessions" is known here, "metrics" in base, all else in serve. An
+ * administrator sees everything, others their own tenant.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/ipc/sess.h"
+
+#ifndef KVD_VERSION
+#define KVD_VERSION "1.0.0"
+#endif
+
+/* ---- answers made here: *out is malloc'ed -------------------------------- */
+
+static int dump(json_t *j, char **out)
+{
+	if (!j)
+		return -ENOMEM;
+	*out = json_dumps(j, JSON_COMPACT);
+	json_decref(j);
+	return *out ? 0 : -ENOMEM;
+}
+
+static int version(char **out)
+{
+	return dump(json_pack("{s:s, s:i, s:i}", "version", KVD_VERSION,
+			      "abi_major", KV_ABI_MAJOR, "abi_minor",
+			      KV_ABI_MINOR),
+		    out);
+}
+
+static json_t *session(const struct sess *s, uint64_t now_ns)
+{
+	return json_pack("{s:i, s:s, s:s, s:i, s:i, s:b, s:I, s:I, s:i, s:I}",
+			 "id", (int)s->id, "name", s->name, "tenant", s->tenant,
+			 "uid", (int)s->uid, "pid", (int)s->pid, "admin",
+			 (int)(s->flags & SESS_ADMIN), "age_s",
+			 (json_int_t)((now_ns - s->opened_ns) / 1000000000u),
+			 "entries", (json_int_t)s->n_entries, "in_flight",
+			 (int)s->n_inflight, "arena_bytes",
+			 (json_int_t)s->ch.arena_bytes);
+}
+
+static int sessions(struct ipc *ipc, char **out)
+{
+	struct list *lists[] = { &ipc->hot, &ipc->cold, &ipc->stalled };
+	const uint64_t now_ns = clock_ns();
+	json_t *all = json_array();
+
+	for (size_t i = 0; all && i < KV_ARRAY_LEN(lists); i++)
+		list_for_each(n, lists[i])
+			if (json_array_append_new(
+				    all, session(list_entry(n, struct sess,
+							    node),
+						 now_ns))) {
+				json_decref(all);
+				return -ENOMEM;
+			}
+	return dump(all, out);
+}
+
+/* ---- the answer -------------------------------------------------------------- */
+
+/* Copy what fits; the size of all of it. */
+static int reply(struct sess *s, const struct kv_query *q, const char *text)
+{
+	const size_t n = strlen(text);
+
+	memcpy(s->ch.arena + q->out_off, text, KV_MIN(n, q->out_bytes));
+	return n > INT32_MAX ? -EMSGSIZE : (int)n;
+}
+
+/* ---- drain and stop ------------------------------------------------------------ */
+
+static void drain_reply(struct sess_req *r)
+{
+	static const char text[] = "{\"drained\":true}";
+	const struct kv_query q = { .out_off = r->u.query.out_off,
+				    .out_bytes = r->u.query.out_bytes };
+
+	list_del(&r->drain);
+	sess_req_end(r, reply(r->sess, &q, text), 0, 0);
+}
+
+static void drain_done(struct wait *w, int ret)
+{
+	struct ipc *ipc = container_of(w, struct ipc, drain_wait);
+
+	(void)ret; /* there is no failure */
+	ipc->drained = 1;
+	log_info("admin", "drained");
+	while (!list_empty(&ipc->drains))
+		drain_reply(list_entry(list_first(&ipc->drains),
+				       struct sess_req, drain));
+}
+
+static int drain(struct sess *s, const struct kv_sqe *e,
+		 const struct kv_query *q)
+{
+	struct ipc *ipc = s->ipc;
+	struct sess_req *r;
+
+	if (ipc->drained)
+		return reply(s, q, "{\"drained\":true}");
+	r = sess_req_begin(s, e);
+	r->u.query.out_off = q->out_off;
+	r->u.query.out_bytes = q->out_bytes;
+	list_push(&ipc->drains, &r->drain);
+	if (!ipc->draining) {
+		ipc->draining = 1;
+		ipc->drain_wait.done = drain_done;
+		log_info("admin", "session %u (uid %u) asks to drain", s->id,
+			 (unsigned int)s->uid);
+		serve_drain(ipc->serve, &ipc->drain_wait);
+	}
+	return DISPATCH_LATER;
+}
+
+static int stop(struct sess *s, const struct kv_query *q)
+{
+	log_info("admin", "session %u (uid %u) asks to stop", s->id,
+		 (unsigned int)s->uid);
+	loop_stop(s->ipc->loop);
+	return reply(s, q, "{\"stopping\":true}");
+}
+
+/* ---- queries -------------------------------------------------------------------- */
+
+static int is(const struct kv_query *q, const char *what)
+{
+	return !strcmp(q->what, what);
+}
+
+static int query_text(struct sess *s, const struct kv_query *q, char **out)
+{
+	const int admin = s->flags & SESS_ADMIN;
+	size_t len;
+
+	if (is(q, "version"))
+		return version(out);
+	if (is(q, "sessions"))
+		return admin ? sessions(s->ipc, out) : -EACCES;
+	if (is(q, "metrics"))
+		return admin ? stat_render(out, &len) : -EACCES;
+	if (is(q, "tenants") && !admin)
+		return -EACCES;
+	if (!s->ipc->serve || (!s->ss && !admin))
+		return -ENOENT;
+	return serve_query(s->ipc->serve, admin ? NULL : s->ss, q->what,
+			   q->arg, out);
+}
+
+static int query_ok(struct sess *s, const struct kv_query *q)
+{
+	return memchr(q->what, '\0', sizeof(q->what)) &&
+	       memchr(q->arg, '\0', sizeof(q->arg)) && !q->_rsvd[0] &&
+	       !q->_rsvd[1] && chan_at(&s->ch, q->out_off, q->out_bytes, 1);
+}
+
+int op_query(struct sess *s, const struct kv_sqe *e)
+{
+	struct kv_query q;
+	char *text = NULL;
+	int ret;
+
+	ret = chan_read(&s->ch, e->arg[0], &q, sizeof(q));
+	if (ret)
+		return ret;
+	if (!query_ok(s, &q))
+		return -EINVAL;
+	if (is(&q, "drain") || is(&q, "stop")) {
+		if (!(s->flags & SESS_ADMIN))
+			return -EACCES;
+		return is(&q, "stop") ? stop(s, &q) : drain(s, e, &q);
+	}
+	ret = query_text(s, &q, &text);
+	if (ret)
+		return ret;
+	ret = reply(s, &q, text);
+	free(text);
+	return ret;
+}

@@ -17,7 +17,8 @@ SANF_asan  := -fsanitize=address -fno-omit-frame-pointer -DKV_DEBUG
 SANF_ubsan := -fsanitize=undefined -fno-sanitize-recover=all -DKV_DEBUG
 SANF_tsan  := -fsanitize=thread -DKV_DEBUG
 ALLC   := $(CFLAGS) $(WARN) $(OPT) $(SANF_$(SAN))
-LIBS   := -luring -lnuma -linih -ljansson -lmicrohttpd -lsodium -lm -pthread
+LIBS   := -luring -lnuma -linih -ljansson -lmicrohttpd -lsodium -lseccomp -lcap \
+	  -lm -pthread
 
 src     = $(wildcard $(1)/*.c)
 obj     = $(patsubst %.c,$(B)/%.o,$(1))

@@ -3,9 +3,12 @@
  *
  * A step takes rows (tokens of any mix of sequences), runs all layers and
  * gives logits for chosen rows. K, V and attention are the caller's: the step
- * hands over unrotated q, k, v of a layer and gets the attention output back, so
- * nothing here knows of pages or sequences. A row's result does not depend on the
- * other rows (kern.h, the summation contract).
+ * hands over unrotated q, k, v of a layer and gets the attention output back,
+ * so nothing here knows of pages or sequences. A row's result does not depend
+ * on the other rows, nor on the threads (kern.h, the summation contract).
+ *
+ * Supported: architecture "llama", matrices F32, F16, BF16, Q8_0, norms F32,
+ * rope without scaling or linear; anything else is refused by name.
  */
 #ifndef KVD_MODEL_LLAMA_H
 #define KVD_MODEL_LLAMA_H
@@ -15,53 +18,65 @@
 #include "kernels/kern.h"
 #include "kvd/base/pool.h"
 
+struct gguf;
 struct llama;
 struct tokenizer;
 
 struct llama_shape {
 	uint32_t n_layers, d_model, n_ff, n_vocab;
 	uint32_t n_heads, n_kv_heads, head_dim;
-	uint32_t n_ctx;		/* trained */
+	uint32_t n_ctx; /* trained */
 	float norm_eps;
 	struct kern_rope rope;
 	float attn_scale;
-	enum kern_type math;	/* F32 or BF16: also of K and V */
+	enum kern_type math; /* F32 or BF16: also of K and V */
 };
 
 /*
  * Open path (GGUF), check every tensor by name, shape and type, and pack the
- * weights for math (KERN_F32 or KERN_BF16). err: the reason in words.
- * -EINVAL, -ENOTSUP an architecture, type or feature that is not supported.
+ * weights for math (KERN_F32 or KERN_BF16). Nothing depends on the file
+ * afterwards. err: the reason in words. -errno of the file, -EINVAL, -ENOMEM,
+ * -ENOTSUP an architecture, type or feature that is not supported.
  */
 int llama_open(struct llama **out, const char *path, enum kern_type math,
 	       char *err, size_t err_len);
+/* The same out of an open GGUF, which may be closed then. */
+int llama_open_gguf(struct llama **out, const struct gguf *g,
+		    enum kern_type math, char *err, size_t err_len);
 void llama_close(struct llama *m);
 const struct llama_shape *llama_shape(const struct llama *m);
 const struct tokenizer *llama_tokenizer(const struct llama *m);
-/* 128-bit identity of the weights and of the arithmetic (part of segment ids). */
+/* 128-bit identity of weights and arithmetic (part of segment ids). */
 void llama_id(const struct llama *m, uint64_t id[2]);
 size_t llama_weight_bytes(const struct llama *m);
 
 struct llama_batch {
-	uint32_t n_rows;		/* <= max_rows of the scratch */
-	const uint32_t *tokens;		/* [n_rows], < n_vocab */
-	uint32_t n_logits;		/* rows whose logits are wanted */
-	const uint32_t *logit_rows;	/* [n_logits], ascending */
-	float *logits;			/* [n_logits][n_vocab] out */
+	uint32_t n_rows; /* <= max_rows of the scratch */
+	const uint32_t *tokens; /* [n_rows], < n_vocab */
+	uint32_t n_logits; /* rows whose logits are wanted */
+	const uint32_t *logit_rows; /* [n_logits], ascending */
+	float *logits; /* [n_logits][n_vocab] out */
 	/*
 	 * Attention of one layer: q [n_rows][n_heads][head_dim], k and v
-	 * [n_rows][n_kv_heads][head_dim] f32, unrotated, scratch of the step; writes
-	 * o [n_rows][n_heads][head_dim]. A negative return ends the step with it.
+	 * [n_rows][n_kv_heads][head_dim] f32, unrotated, scratch of the step;
+	 * writes o [n_rows][n_heads][head_dim]. A negative return ends the
+	 * step with it. Called once a layer, ascending, on the thread of
+	 * llama_step(); may use its pool.
 	 */
 	int (*attn)(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		    float *o);
 	void *ctx;
 };
 struct llama_scratch;
+/* The memory of one step at a time of m; m outlives it. -EINVAL, -ENOMEM. */
 int llama_scratch_new(struct llama_scratch **out, const struct llama *m,
 		      uint32_t max_rows, uint32_t max_logits);
 void llama_scratch_free(struct llama_scratch *s);
-/* Run on the calling thread and pool's. Blocks only for arithmetic. 0, -EINVAL, or attn's. */
+/*
+ * Run b on the calling thread and pool's (NULL: on this one alone). Blocks
+ * only for arithmetic. 0; -EINVAL for a batch outside the above, then nothing
+ * was written; or what attn returned, then the logits are as before.
+ */
 int llama_step(const struct llama *m, struct llama_scratch *s,
 	       struct pool *pool, const struct llama_batch *b);
 

@@ -1,0 +1,386 @@
+/*
+ * kern.c - choose the instruction set, check shapes, convert and pack
+ */
+#include "kernels/kern.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xmmintrin.h>
+#include "kernels/cpu.h"
+#include "kernels/ref.h"
+
+#define MXCSR_FTZ_DAZ 0x8040u
+
+static const struct cpu_ops *ops = &cpu_scalar_ops;
+static enum kern_isa isa = KERN_ISA_SCALAR;
+
+unsigned int kern_flush_denormals(void)
+{
+	const unsigned int old = _mm_getcsr();
+
+	_mm_setcsr(old | MXCSR_FTZ_DAZ);
+	return old;
+}
+
+void kern_restore_denormals(unsigned int mxcsr)
+{
+	_mm_setcsr(mxcsr);
+}
+
+/* ---- which instruction set --------------------------------------------------- */
+
+static const struct cpu_ops *candidate(enum kern_isa i)
+{
+	__builtin_cpu_init();
+	if (i == KERN_ISA_AVX512 && __builtin_cpu_supports("avx512f") &&
+	    __builtin_cpu_supports("avx512bw") &&
+	    __builtin_cpu_supports("avx512vl") &&
+	    __builtin_cpu_supports("avx512dq"))
+		return &avx512_ops;
+	if (i == KERN_ISA_AVX2 && __builtin_cpu_supports("avx2") &&
+	    __builtin_cpu_supports("fma"))
+		return &avx2_ops;
+	return i == KERN_ISA_SCALAR ? &cpu_scalar_ops : NULL;
+}
+
+#define TEST_K 70u
+#define TEST_N 33u
+#define TEST_M 5u
+
+/* A small known problem against the scalar twin: 1 if equal byte for byte. */
+static int agrees(const struct cpu_ops *o)
+{
+	float w[TEST_N * TEST_K], y[2][TEST_M * TEST_N];
+	uint16_t x[TEST_M * TEST_K];
+	const struct kern_matrix m = { KERN_F32, w, TEST_N, TEST_K };
+	struct kern_weight *p;
+	uint32_t s = 1;
+	int same;
+
+	for (uint32_t i = 0; i < TEST_N * TEST_K; i++) {
+		s = s * 1664525u + 1013904223u;
+		w[i] = (float)(int32_t)s * 0x1p-31f;
+	}
+	for (uint32_t i = 0; i < TEST_M * TEST_K; i++) {
+		s = s * 1664525u + 1013904223u;
+		x[i] = ref_bf16((float)(int32_t)s * 0x1p-30f);
+	}
+	if (kern_weight_pack(&p, &m, KERN_BF16))
+		return 0;
+	for (int i = 0; i < 2; i++) {
+		const struct kern_linear a = { .w = p, .x = x,
+					       .x_stride = TEST_K, .y = y[i],
+					       .y_stride = TEST_N,
+					       .n_rows = TEST_M,
+					       .out_to = TEST_N };
+
+		(i ? ref_linear : o->linear)(&a);
+	}
+	same = !memcmp(y[0], y[1], sizeof(y[0]));
+	kern_weight_free(p);
+	return same;
+}
+
+enum kern_isa kern_init(enum kern_isa max)
+{
+	isa = KERN_ISA_SCALAR;
+	ops = &cpu_scalar_ops;
+	for (int i = (int)max; i > KERN_ISA_SCALAR; i--) {
+		const struct cpu_ops *o = candidate((enum kern_isa)i);
+
+		if (o && agrees(o)) {
+			isa = (enum kern_isa)i;
+			ops = o;
+			break;
+		}
+	}
+	return isa;
+}
+
+enum kern_isa kern_isa(void)
+{
+	return isa;
+}
+
+const char *kern_isa_name(enum kern_isa i)
+{
+	static const char *const names[] = { "scalar", "avx2", "avx512",
+					     "amx" };
+
+	return i <= KERN_ISA_AMX ? names[i] : "?";
+}
+
+/* ---- types ---------------------------------------------------------------------- */
+
+size_t kern_type_bytes(enum kern_type type)
+{
+	switch (type) {
+	case KERN_F32:
+		return 4;
+	case KERN_F16:
+	case KERN_BF16:
+		return 2;
+	default:
+		return 0;
+	}
+}
+
+static float from_f16(uint16_t h)
+{
+	const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+	const uint32_t e = h >> 10 & 31, m = h & 0x3ff;
+	uint32_t u;
+	float f;
+
+	if (!e) {
+		f = (float)m * 0x1p-24f;
+		return sign ? -f : f;
+	}
+	u = sign | (e == 31 ? 0x7f800000 : (e + 112) << 23) | m << 13;
+	memcpy(&f, &u, sizeof(f));
+	return f;
+}
+
+static uint16_t to_f16(float x)
+{
+	uint32_t u, sign, e, m, r;
+
+	memcpy(&u, &x, sizeof(u));
+	sign = u >> 16 & 0x8000;
+	u &= 0x7fffffff;
+	if (u >= 0x7f800000)
+		return (uint16_t)(sign | 0x7c00 | (u > 0x7f800000 ? 0x200 : 0));
+	if (u >= 0x477ff000) /* rounds past the largest */
+		return (uint16_t)(sign | 0x7c00);
+	e = u >> 23;
+	if (e < 113) { /* denormal: shift the full mantissa */
+		const uint32_t shift = 126 - e;
+
+		if (shift > 24)
+			return (uint16_t)sign;
+		m = (u & 0x7fffff) | 0x800000;
+		r = m >> shift;
+		m &= (1u << shift) - 1;
+		r += m > 1u << (shift - 1) ||
+		     (m == 1u << (shift - 1) && r & 1);
+		return (uint16_t)(sign | r);
+	}
+	r = (u - (112u << 23)) >> 13;
+	m = u & 0x1fff;
+	r += m > 0x1000 || (m == 0x1000 && r & 1);
+	return (uint16_t)(sign | r);
+}
+
+void kern_from_f32(enum kern_type to, const float *src, void *dst, size_t n)
+{
+	uint16_t *h = dst;
+
+	if (to == KERN_F32)
+		memcpy(dst, src, n * sizeof(*src));
+	else if (to == KERN_BF16)
+		for (size_t i = 0; i < n; i++)
+			h[i] = ref_bf16(src[i]);
+	else
+		for (size_t i = 0; i < n; i++)
+			h[i] = to_f16(src[i]);
+}
+
+void kern_to_f32(enum kern_type from, const void *src, float *dst, size_t n)
+{
+	const uint16_t *h = src;
+
+	if (from == KERN_F32)
+		memcpy(dst, src, n * sizeof(*dst));
+	else if (from == KERN_BF16)
+		for (size_t i = 0; i < n; i++)
+			dst[i] = ref_from_bf16(h[i]);
+	else
+		for (size_t i = 0; i < n; i++)
+			dst[i] = from_f16(h[i]);
+}
+
+/* ---- weights ----------------------------------------------------------------------- */
+
+#define Q8_BLOCK 32u
+
+/* Row r of the file's matrix as f32. */
+static void row_f32(const struct kern_matrix *m, uint32_t r, float *out)
+{
+	const size_t at = (size_t)r * m->n_in;
+	const char *p = m->data;
+
+	if (m->type != KERN_Q8_0) {
+		kern_to_f32(m->type, p + at * kern_type_bytes(m->type), out,
+			    m->n_in);
+		return;
+	}
+	p += at / Q8_BLOCK * (Q8_BLOCK + 2);
+	for (uint32_t i = 0; i < m->n_in; i += Q8_BLOCK) {
+		uint16_t h;
+		float d;
+
+		memcpy(&h, p, sizeof(h));
+		d = from_f16(h);
+		for (uint32_t k = 0; k < Q8_BLOCK; k++)
+			out[i + k] = d * (float)(int8_t)p[2 + k];
+		p += Q8_BLOCK + 2;
+	}
+}
+
+static void put_row(struct kern_weight *w, uint32_t r, const float *x)
+{
+	uint32_t *panel = w->data + r / KERN_LANES * w->panel_words;
+	const uint32_t lane = r % KERN_LANES;
+
+	for (uint32_t k = 0; k < w->n_in; k++) {
+		if (w->math == KERN_F32) {
+			memcpy(panel + (size_t)k * KERN_LANES + lane, x + k,
+			       4);
+			continue;
+		}
+		panel[(size_t)(k / 2) * KERN_LANES + lane] |=
+			(uint32_t)ref_bf16(x[k]) << (k % 2 * 16);
+	}
+}
+
+int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
+		     enum kern_type math)
+{
+	struct kern_weight *w;
+	size_t bytes;
+	float *row;
+
+	if ((math != KERN_F32 && math != KERN_BF16) || !src->n_in ||
+	    !src->n_out || src->type > KERN_Q8_0 ||
+	    (src->type == KERN_Q8_0 && src->n_in % Q8_BLOCK))
+		return -EINVAL;
+	w = calloc(1, sizeof(*w));
+	row = malloc(src->n_in * sizeof(*row));
+	if (!w || !row)
+		goto fail;
+	w->math = math;
+	w->n_out = src->n_out;
+	w->n_in = src->n_in;
+	w->n_panels = (src->n_out + KERN_LANES - 1) / KERN_LANES;
+	w->panel_words = (size_t)(math == KERN_F32 ? src->n_in :
+						     (src->n_in + 1) / 2) *
+			 KERN_LANES;
+	bytes = w->n_panels * w->panel_words * 4;
+	w->data = aligned_alloc(64, bytes);
+	if (!w->data)
+		goto fail;
+	memset(w->data, 0, bytes);
+	for (uint32_t r = 0; r < src->n_out; r++) {
+		row_f32(src, r, row);
+		put_row(w, r, row);
+	}
+	free(row);
+	*out = w;
+	return 0;
+fail:
+	free(row);
+	free(w);
+	return -ENOMEM;
+}
+
+void kern_weight_free(struct kern_weight *w)
+{
+	if (!w)
+		return;
+	free(w->data);
+	free(w);
+}
+
+uint32_t kern_weight_n_out(const struct kern_weight *w)
+{
+	return w->n_out;
+}
+
+uint32_t kern_weight_n_in(const struct kern_weight *w)
+{
+	return w->n_in;
+}
+
+size_t kern_weight_bytes(const struct kern_weight *w)
+{
+	return w->n_panels * w->panel_words * 4;
+}
+
+/* ---- checked entry points ---------------------------------------------------------------- */
+
+int kern_linear(const struct kern_linear *a)
+{
+	const struct kern_weight *w = a->w;
+
+	if (a->out_from > a->out_to || a->out_to > w->n_out ||
+	    a->out_from % KERN_LANES ||
+	    (a->out_to % KERN_LANES && a->out_to != w->n_out) ||
+	    a->x_stride < w->n_in || a->y_stride < w->n_out)
+		return -EINVAL;
+	if (a->n_rows && a->out_from < a->out_to)
+		ops->linear(a);
+	return 0;
+}
+
+static int attn_ok(const struct kern_attn *a)
+{
+	if (a->type > KERN_BF16 || a->head_dim < KERN_HEAD_DIM_MIN ||
+	    a->head_dim > KERN_HEAD_DIM_MAX || a->head_dim % 8 ||
+	    !a->n_kv_heads || a->n_heads % a->n_kv_heads ||
+	    a->kv_head_from > a->kv_head_to || a->kv_head_to > a->n_kv_heads ||
+	    a->row_from > a->row_to || a->row_to > a->n_rows)
+		return 0;
+	for (uint32_t i = 0; i < a->n_spans; i++)
+		if (!a->spans[i].page_tokens ||
+		    a->spans[i].page_tokens % KERN_KV_BLOCK)
+			return 0;
+	return 1;
+}
+
+int kern_attn(const struct kern_attn *a)
+{
+	if (!attn_ok(a))
+		return -EINVAL;
+	ops->attn(a);
+	return 0;
+}
+
+/* Call fn for each (row, head) of the share: the index of its state. */
+static void each_state(const struct kern_attn *a,
+		       void (*fn)(const struct kern_attn *a, size_t at))
+{
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+
+	for (uint32_t r = a->row_from; r < a->row_to; r++)
+		for (uint32_t h = a->kv_head_from * group;
+		     h < a->kv_head_to * group; h++)
+			fn(a, (size_t)r * a->n_heads + h);
+}
+
+static void clear_one(const struct kern_attn *a, size_t at)
+{
+	memset(a->o + at * a->head_dim, 0, a->head_dim * sizeof(float));
+	a->m[at] = -INFINITY;
+	a->l[at] = 0;
+}
+
+static void finish_one(const struct kern_attn *a, size_t at)
+{
+	float *o = a->o + at * a->head_dim;
+	const float l = a->l[at];
+
+	for (uint32_t d = 0; d < a->head_dim; d++)
+		o[d] = l > 0 ? o[d] / l : 0;
+}
+
+void kern_attn_clear(const struct kern_attn *a)
+{
+	each_state(a, clear_one);
+}
+
+void kern_attn_finish(const struct kern_attn *a)
+{
+	each_state(a, finish_one);
+}

@@ -1,0 +1,253 @@
+/*
+ * ref.c - plain scalar C: the definition of correct; see ref.h
+ */
+#include "kernels/ref.h"
+
+#include <math.h>
+#include <string.h>
+#include "kernels/cpu.h"
+
+#define TILE KERN_KV_BLOCK
+
+float ref_from_bf16(uint16_t x)
+{
+	const uint32_t u = (uint32_t)x << 16;
+	float f;
+
+	memcpy(&f, &u, sizeof(f));
+	return f;
+}
+
+uint16_t ref_bf16(float x)
+{
+	uint32_t u;
+
+	memcpy(&u, &x, sizeof(u));
+	if ((u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t)(u >> 16 | 0x40);
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+float ref_exp(float x)
+{
+	float n, f, p;
+
+	if (x < EXP_LOWEST)
+		return 0.0f;
+	n = fmaf(x, EXP_LOG2E, EXP_MAGIC) - EXP_MAGIC;
+	f = fmaf(n, -EXP_LN2_HI, x);
+	f = fmaf(n, -EXP_LN2_LO, f);
+	p = fmaf(EXP_C6, f, EXP_C5);
+	p = fmaf(p, f, EXP_C4);
+	p = fmaf(p, f, EXP_C3);
+	p = fmaf(p, f, EXP_C2);
+	p = fmaf(p, f, 1.0f);
+	p = fmaf(p, f, 1.0f);
+	return p * ldexpf(1.0f, (int)n);
+}
+
+float ref_dot_bf16(const uint16_t *x, size_t x_stride, const uint16_t *w,
+		   size_t w_stride, uint32_t n, float acc)
+{
+	for (uint32_t k0 = 0; k0 < n; k0 += 32) {
+		float even = 0, odd = 0;
+
+		for (uint32_t k = k0; k < k0 + 32 && k < n; k += 2)
+			even = fmaf(ref_from_bf16(x[k * x_stride]),
+				    ref_from_bf16(w[k * w_stride]), even);
+		for (uint32_t k = k0 + 1; k < k0 + 32 && k < n; k += 2)
+			odd = fmaf(ref_from_bf16(x[k * x_stride]),
+				   ref_from_bf16(w[k * w_stride]), odd);
+		acc += even + odd;
+	}
+	return acc;
+}
+
+/* ---- linear ------------------------------------------------------------- */
+
+static float one_output(const struct kern_linear *a, uint32_t row,
+			uint32_t out)
+{
+	const struct kern_weight *w = a->w;
+	const uint32_t *panel = w->data + out / KERN_LANES * w->panel_words;
+	const uint32_t lane = out % KERN_LANES;
+	float acc = 0;
+
+	if (w->math == KERN_F32) {
+		const float *x = (const float *)a->x + row * a->x_stride;
+		const float *p = (const float *)panel;
+
+		for (uint32_t k = 0; k < w->n_in; k++)
+			acc = fmaf(x[k], p[(size_t)k * KERN_LANES + lane],
+				   acc);
+		return acc;
+	}
+	const uint16_t *x = (const uint16_t *)a->x + row * a->x_stride;
+
+	for (uint32_t k0 = 0; k0 < w->n_in; k0 += 32) {
+		uint16_t wk[32];
+		const uint32_t left = w->n_in - k0;
+		const uint32_t n = left < 32 ? left : 32;
+
+		for (uint32_t k = 0; k < n; k++)
+			wk[k] = (uint16_t)(panel[(size_t)((k0 + k) / 2) *
+							 KERN_LANES +
+						 lane] >>
+					   (k % 2 * 16));
+		acc = ref_dot_bf16(x + k0, 1, wk, 1, n, acc);
+	}
+	return acc;
+}
+
+void ref_linear(const struct kern_linear *a)
+{
+	const int bf16 = a->w->math == KERN_BF16;
+	unsigned int mxcsr = 0;
+
+	if (bf16)
+		mxcsr = kern_flush_denormals();
+	for (uint32_t r = 0; r < a->n_rows; r++)
+		for (uint32_t o = a->out_from; o < a->out_to; o++) {
+			float *y = a->y + r * a->y_stride + o;
+			const float s = one_output(a, r, o);
+
+			*y = a->flags & KERN_LINEAR_ADD ? *y + s : s;
+		}
+	if (bf16)
+		kern_restore_denormals(mxcsr);
+}
+
+/* ---- attention ------------------------------------------------------------- */
+
+static void widen(enum kern_type type, const void *src, float *dst, uint32_t n)
+{
+	kern_to_f32(type, src, dst, n);
+}
+
+static float score(const struct kern_attn *a, const char *q, const char *k)
+{
+	float fq[KERN_HEAD_DIM_MAX], fk[KERN_HEAD_DIM_MAX], acc = 0;
+
+	if (a->type == KERN_BF16)
+		return ref_dot_bf16((const uint16_t *)q, 1,
+				    (const uint16_t *)k, 1, a->head_dim, 0);
+	widen(a->type, q, fq, a->head_dim);
+	widen(a->type, k, fk, a->head_dim);
+	for (uint32_t i = 0; i < a->head_dim; i++)
+		acc = fmaf(fq[i], fk[i], acc);
+	return acc;
+}
+
+/* Probabilities of the tokens seen (others 0), their sum and the largest logit. */
+static void softmax(const struct kern_attn *a, uint32_t mask, float *s,
+		    float *m, float *l)
+{
+	float lanes[KERN_LANES];
+
+	*m = -INFINITY;
+	for (uint32_t t = 0; t < TILE; t++) {
+		s[t] *= a->scale;
+		if (mask >> t & 1 && s[t] > *m)
+			*m = s[t];
+	}
+	for (uint32_t t = 0; t < TILE; t++) {
+		s[t] = mask >> t & 1 ? ref_exp(s[t] - *m) : 0;
+		if (a->type == KERN_BF16)
+			s[t] = ref_from_bf16(ref_bf16(s[t]));
+	}
+	/* the sum: lanes i and i + 16, then halves */
+	for (uint32_t i = 0; i < KERN_LANES; i++)
+		lanes[i] = s[i] + s[i + KERN_LANES];
+	for (uint32_t n = KERN_LANES / 2; n; n /= 2)
+		for (uint32_t i = 0; i < n; i++)
+			lanes[i] += lanes[i + n];
+	*l = lanes[0];
+}
+
+/* Dimension d of the output of a tile: sum over tokens of p v. */
+static float weighted(const struct kern_attn *a, const char *v, uint32_t mask,
+		      const float *p, uint32_t d)
+{
+	const size_t es = kern_type_bytes(a->type);
+	float acc = 0, f;
+	uint16_t bp[TILE], bv[TILE];
+
+	for (uint32_t t = 0; t < TILE; t++) {
+		const char *at = v + (t * a->head_dim + d) * es;
+
+		if (a->type == KERN_BF16) {
+			bp[t] = ref_bf16(p[t]);
+			bv[t] = 0;
+			if (mask >> t & 1)
+				memcpy(&bv[t], at, sizeof(bv[t]));
+			continue;
+		}
+		f = 0;
+		if (mask >> t & 1)
+			widen(a->type, at, &f, 1);
+		acc = fmaf(p[t], f, acc);
+	}
+	return a->type == KERN_BF16 ? ref_dot_bf16(bp, 1, bv, 1, TILE, 0) :
+				      acc;
+}
+
+static void merge(const struct kern_attn *a, size_t at, const float *to,
+		  float tm, float tl)
+{
+	float *o = a->o + at * a->head_dim, *m = a->m + at, *l = a->l + at;
+	const float top = *m > tm ? *m : tm;
+	const float wa = *m == top ? 1.0f : ref_exp(*m - top);
+	const float wb = tm == top ? 1.0f : ref_exp(tm - top);
+
+	for (uint32_t d = 0; d < a->head_dim; d++)
+		o[d] = fmaf(to[d], wb, o[d] * wa);
+	*l = fmaf(tl, wb, *l * wa);
+	*m = top;
+}
+
+static void one_tile(const struct kern_attn *a, const struct kern_span *s,
+		     uint32_t t0, uint32_t row, uint32_t head)
+{
+	const uint32_t h = head / (a->n_heads / a->n_kv_heads);
+	const uint32_t mask = kern_tile_mask(s, t0, a->q_pos[row]);
+	const size_t es = kern_type_bytes(a->type);
+	const char *k = kern_tile_addr(a, s, s->k, t0, h);
+	const char *v = kern_tile_addr(a, s, s->v, t0, h);
+	const size_t at = (size_t)row * a->n_heads + head;
+	const char *q = (const char *)a->q +
+			(s->q_variant * a->q_variant_elems +
+			 at * a->head_dim) * es;
+	float p[TILE] = { 0 }, o[KERN_HEAD_DIM_MAX], m, l;
+
+	if (!mask)
+		return;
+	for (uint32_t t = 0; t < TILE; t++)
+		if (mask >> t & 1)
+			p[t] = score(a, q, k + t * a->head_dim * es);
+	softmax(a, mask, p, &m, &l);
+	for (uint32_t d = 0; d < a->head_dim; d++)
+		o[d] = weighted(a, v, mask, p, d);
+	merge(a, at, o, m, l);
+}
+
+void ref_attn(const struct kern_attn *a)
+{
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+	const int bf16 = a->type == KERN_BF16;
+	unsigned int mxcsr = 0;
+
+	if (bf16)
+		mxcsr = kern_flush_denormals();
+	for (uint32_t r = a->row_from; r < a->row_to; r++)
+		for (uint32_t h = a->kv_head_from * group;
+		     h < a->kv_head_to * group; h++)
+			for (uint32_t i = 0; i < a->n_spans; i++)
+				for (uint32_t t = 0; t < a->spans[i].n_tokens;
+				     t += TILE)
+					one_tile(a, &a->spans[i], t, r, h);
+	if (bf16)
+		kern_restore_denormals(mxcsr);
+}
+
+const struct cpu_ops cpu_scalar_ops = { .linear = ref_linear,
+					.attn = ref_attn };

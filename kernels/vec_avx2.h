@@ -1,0 +1,180 @@
+/*
+ * vec_avx2.h - sixteen f32 lanes on AVX2 and FMA, as two halves; see cpu_body.h
+ */
+#ifndef KERNELS_VEC_AVX2_H
+#define KERNELS_VEC_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VEC_NAME(x) avx2_##x
+
+struct vec {
+	__m256 a, b;
+};
+struct veci {
+	__m256i a, b;
+};
+
+static inline struct vec vec_zero(void)
+{
+	return (struct vec){ _mm256_setzero_ps(), _mm256_setzero_ps() };
+}
+static inline struct vec vec_set(float x)
+{
+	return (struct vec){ _mm256_set1_ps(x), _mm256_set1_ps(x) };
+}
+static inline struct vec vec_load(const float *p)
+{
+	return (struct vec){ _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8) };
+}
+static inline void vec_store(float *p, struct vec a)
+{
+	_mm256_storeu_ps(p, a.a);
+	_mm256_storeu_ps(p + 8, a.b);
+}
+static inline struct vec vec_add(struct vec x, struct vec y)
+{
+	return (struct vec){ _mm256_add_ps(x.a, y.a),
+			     _mm256_add_ps(x.b, y.b) };
+}
+static inline struct vec vec_sub(struct vec x, struct vec y)
+{
+	return (struct vec){ _mm256_sub_ps(x.a, y.a),
+			     _mm256_sub_ps(x.b, y.b) };
+}
+static inline struct vec vec_mul(struct vec x, struct vec y)
+{
+	return (struct vec){ _mm256_mul_ps(x.a, y.a),
+			     _mm256_mul_ps(x.b, y.b) };
+}
+static inline struct vec vec_fma(struct vec x, struct vec y, struct vec z)
+{
+	return (struct vec){ _mm256_fmadd_ps(x.a, y.a, z.a),
+			     _mm256_fmadd_ps(x.b, y.b, z.b) };
+}
+static inline struct vec vec_max(struct vec x, struct vec y)
+{
+	return (struct vec){ _mm256_max_ps(x.a, y.a),
+			     _mm256_max_ps(x.b, y.b) };
+}
+static inline __m256 half_mask(uint32_t mask)
+{
+	const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+	const __m256i m = _mm256_and_si256(_mm256_set1_epi32((int)mask), bits);
+
+	return _mm256_castsi256_ps(_mm256_cmpeq_epi32(m, bits));
+}
+static inline struct vec vec_select(uint32_t mask, struct vec x, float other)
+{
+	const __m256 o = _mm256_set1_ps(other);
+
+	return (struct vec){ _mm256_blendv_ps(o, x.a, half_mask(mask)),
+			     _mm256_blendv_ps(o, x.b, half_mask(mask >> 8)) };
+}
+static inline struct veci veci_loadu(const void *p)
+{
+	const __m256i *q = p;
+
+	return (struct veci){ _mm256_loadu_si256(q),
+			      _mm256_loadu_si256(q + 1) };
+}
+static inline struct veci veci_set(uint32_t x)
+{
+	return (struct veci){ _mm256_set1_epi32((int)x),
+			      _mm256_set1_epi32((int)x) };
+}
+static inline struct vec vec_even(struct veci x)
+{
+	return (struct vec){
+		_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
+		_mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))
+	};
+}
+static inline __m256 high_half(__m256i x)
+{
+	return _mm256_castsi256_ps(
+		_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000u)));
+}
+static inline struct vec vec_odd(struct veci x)
+{
+	return (struct vec){ high_half(x.a), high_half(x.b) };
+}
+static inline __m256 half_pow2i(__m256 n)
+{
+	const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n),
+					   _mm256_set1_epi32(127));
+
+	return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
+}
+static inline struct vec vec_pow2i(struct vec n)
+{
+	return (struct vec){ half_pow2i(n.a), half_pow2i(n.b) };
+}
+static inline uint32_t vec_less(struct vec x, struct vec y)
+{
+	const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ);
+	const __m256 b = _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ);
+
+	return (uint32_t)_mm256_movemask_ps(a) |
+	       (uint32_t)_mm256_movemask_ps(b) << 8;
+}
+static inline __m256 half_round_bf16(__m256 v)
+{
+	const __m256i x = _mm256_castps_si256(v);
+	const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(x, 16),
+					     _mm256_set1_epi32(1));
+	const __m256i r = _mm256_add_epi32(_mm256_add_epi32(x, lsb),
+					   _mm256_set1_epi32(0x7fff));
+
+	return high_half(r);
+}
+static inline struct vec vec_round_bf16(struct vec x)
+{
+	return (struct vec){ half_round_bf16(x.a), half_round_bf16(x.b) };
+}
+static inline void vec_store_bf16(uint16_t *p, struct vec x)
+{
+	const __m256i a = _mm256_srli_epi32(_mm256_castps_si256(x.a), 16);
+	const __m256i b = _mm256_srli_epi32(_mm256_castps_si256(x.b), 16);
+	const __m256i r = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b),
+						   0xd8);
+
+	_mm256_storeu_si256((__m256i *)p, r);
+}
+static inline __m256i half_pairs(const uint16_t *a, const uint16_t *b)
+{
+	const __m256i x = _mm256_cvtepu16_epi32(
+		_mm_loadu_si128((const __m128i *)a));
+	const __m256i y = _mm256_cvtepu16_epi32(
+		_mm_loadu_si128((const __m128i *)b));
+
+	return _mm256_or_si256(x, _mm256_slli_epi32(y, 16));
+}
+static inline struct veci veci_pairs(const uint16_t *a, const uint16_t *b)
+{
+	return (struct veci){ half_pairs(a, b), half_pairs(a + 8, b + 8) };
+}
+static inline void veci_store(void *p, struct veci x)
+{
+	__m256i *q = p;
+
+	_mm256_storeu_si256(q, x.a);
+	_mm256_storeu_si256(q + 1, x.b);
+}
+static inline struct vec vec_load_f16(const uint16_t *p)
+{
+	return (struct vec){
+		_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+		_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))
+	};
+}
+static inline void vec_transpose(const uint32_t *src, size_t stride,
+				 uint32_t *dst, size_t dst_stride)
+{
+	for (size_t i = 0; i < 16; i++)
+		for (size_t k = 0; k < 16; k++)
+			dst[k * dst_stride + i] = src[i * stride + k];
+}
+
+#endif

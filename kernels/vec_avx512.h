@@ -1,0 +1,166 @@
+/*
+ * vec_avx512.h - sixteen f32 lanes on AVX-512; see cpu_body.h
+ */
+#ifndef KERNELS_VEC_AVX512_H
+#define KERNELS_VEC_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VEC_NAME(x) avx512_##x
+
+struct vec {
+	__m512 v;
+};
+struct veci {
+	__m512i v;
+};
+
+static inline struct vec vec_zero(void)
+{
+	return (struct vec){ _mm512_setzero_ps() };
+}
+static inline struct vec vec_set(float x)
+{
+	return (struct vec){ _mm512_set1_ps(x) };
+}
+static inline struct vec vec_load(const float *p)
+{
+	return (struct vec){ _mm512_loadu_ps(p) };
+}
+static inline void vec_store(float *p, struct vec a)
+{
+	_mm512_storeu_ps(p, a.v);
+}
+static inline struct vec vec_add(struct vec a, struct vec b)
+{
+	return (struct vec){ _mm512_add_ps(a.v, b.v) };
+}
+static inline struct vec vec_sub(struct vec a, struct vec b)
+{
+	return (struct vec){ _mm512_sub_ps(a.v, b.v) };
+}
+static inline struct vec vec_mul(struct vec a, struct vec b)
+{
+	return (struct vec){ _mm512_mul_ps(a.v, b.v) };
+}
+static inline struct vec vec_fma(struct vec a, struct vec b, struct vec c)
+{
+	return (struct vec){ _mm512_fmadd_ps(a.v, b.v, c.v) };
+}
+static inline struct vec vec_max(struct vec a, struct vec b)
+{
+	return (struct vec){ _mm512_max_ps(a.v, b.v) };
+}
+/* Lanes whose bit is clear become other. */
+static inline struct vec vec_select(uint32_t mask, struct vec a, float other)
+{
+	return (struct vec){ _mm512_mask_mov_ps(_mm512_set1_ps(other),
+						(__mmask16)mask, a.v) };
+}
+static inline struct veci veci_loadu(const void *p)
+{
+	return (struct veci){ _mm512_loadu_si512(p) };
+}
+static inline struct veci veci_set(uint32_t x)
+{
+	return (struct veci){ _mm512_set1_epi32((int)x) };
+}
+/* The low and the high bf16 of each pair, widened. */
+static inline struct vec vec_even(struct veci a)
+{
+	return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16)) };
+}
+static inline struct vec vec_odd(struct veci a)
+{
+	return (struct vec){ _mm512_castsi512_ps(_mm512_and_si512(
+		a.v, _mm512_set1_epi32((int)0xffff0000u))) };
+}
+/* x in [-127, 0]: 2^n for integral n in lanes. */
+static inline struct vec vec_pow2i(struct vec n)
+{
+	const __m512i i = _mm512_cvtps_epi32(n.v);
+
+	return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(
+		_mm512_add_epi32(i, _mm512_set1_epi32(127)), 23)) };
+}
+static inline uint32_t vec_less(struct vec a, struct vec b)
+{
+	return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+}
+/* To bf16, nearest even, kept as f32; a is finite. */
+static inline struct vec vec_round_bf16(struct vec a)
+{
+	const __m512i x = _mm512_castps_si512(a.v);
+	const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(x, 16),
+					     _mm512_set1_epi32(1));
+	const __m512i r = _mm512_add_epi32(
+		_mm512_add_epi32(x, lsb), _mm512_set1_epi32(0x7fff));
+
+	return (struct vec){ _mm512_castsi512_ps(_mm512_and_si512(
+		r, _mm512_set1_epi32((int)0xffff0000u))) };
+}
+/* Sixteen bf16 kept as f32 to memory. */
+static inline void vec_store_bf16(uint16_t *p, struct vec a)
+{
+	_mm256_storeu_si256((__m256i *)p,
+			    _mm512_cvtepi32_epi16(_mm512_srli_epi32(
+				    _mm512_castps_si512(a.v), 16)));
+}
+/* Pairs of the bf16 of two rows: low from a, high from b. */
+static inline struct veci veci_pairs(const uint16_t *a, const uint16_t *b)
+{
+	const __m512i x = _mm512_cvtepu16_epi32(
+		_mm256_loadu_si256((const __m256i *)a));
+	const __m512i y = _mm512_cvtepu16_epi32(
+		_mm256_loadu_si256((const __m256i *)b));
+
+	return (struct veci){ _mm512_or_si512(x, _mm512_slli_epi32(y, 16)) };
+}
+static inline void veci_store(void *p, struct veci a)
+{
+	_mm512_storeu_si512(p, a.v);
+}
+static inline struct vec vec_load_f16(const uint16_t *p)
+{
+	return (struct vec){ _mm512_cvtph_ps(
+		_mm256_loadu_si256((const __m256i *)p)) };
+}
+
+/* Transpose 16 x 16 words: row r of src (stride words apart) to column r. */
+static inline void vec_transpose(const uint32_t *src, size_t stride,
+				 uint32_t *dst, size_t dst_stride)
+{
+	__m512i r[16], t[16];
+
+	for (int i = 0; i < 16; i++)
+		r[i] = _mm512_loadu_si512(src + (size_t)i * stride);
+	for (int i = 0; i < 8; i++) {
+		t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+		t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+	}
+	for (int i = 0; i < 4; i++) {
+		r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+		r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+		r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1],
+						     t[4 * i + 3]);
+		r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1],
+						     t[4 * i + 3]);
+	}
+	for (int i = 0; i < 4; i++) {
+		t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+		t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+		t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+		t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+	}
+	for (int i = 0; i < 4; i++) {
+		r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+		r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+		r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+		r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+	}
+	for (int i = 0; i < 16; i++)
+		_mm512_storeu_si512(dst + (size_t)i * dst_stride, r[i]);
+}
+
+#endif

@@ -143,7 +143,7 @@ static void take(struct sess *s, const struct kv_sqe *e)
 int sess_poll(struct sess *s)
 {
 	struct kv_sqe e;
-	int n = 0, ret = 0;
+	int n = 0, ret = 1;
 
 	while (n < BURST && !s->closing && chan_pending(&s->ch)) {
 		ret = chan_has_room(&s->ch, s->n_inflight);
@@ -168,8 +168,8 @@ int sess_poll(struct sess *s)
 		sess_close(s, -EPROTO);
 		return 1;
 	}
-	if (!n && chan_pending(&s->ch))
-		stall(s);
+	if (!n && !ret)
+		stall(s); /* an entry is there, room is not */
 	return n;
 }
 

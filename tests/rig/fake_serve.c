@@ -261,12 +261,15 @@ static int gen_step(struct job *j)
 	struct serve_gen *g = j->gen;
 	const uint32_t n = g->n_out;
 
+	if (n == g->max_tokens && g->flags & SERVE_GEN_IGNORE_EOS)
+		return 0; /* until it is cancelled */
 	if (n < g->max_tokens) {
 		g->tokens[n] = (struct serve_token){ n + 1, -0.5f, 4 * n, 4 };
 		memcpy(g->text + 4 * n, "tok ", 4);
 		g->n_out++;
 		g->n_text += 4;
-		if (g->n_out < g->max_tokens) {
+		if (g->n_out < g->max_tokens ||
+		    g->flags & SERVE_GEN_IGNORE_EOS) {
 			g->progress(g);
 			return 0;
 		}

@@ -304,8 +304,8 @@ START_TEST(a_generation_can_be_cancelled)
 	struct kvc *c = connect_rig();
 	const struct kvc_part part = { .text = "x" };
 	const struct kvc_generate g = { .parts = &part, .n_parts = 1,
-					.max_tokens = 200000,
-					.flags = KV_GEN_NO_TEXT };
+					.max_tokens = 100,
+					.flags = KV_GEN_IGNORE_EOS };
 	struct kvc_gen *gen;
 
 	ck_assert_int_eq(kvc_generate_start(c, &g, &gen), 0);
@@ -454,8 +454,8 @@ START_TEST(a_stopping_daemon_resets_its_clients)
 	struct kvc *c = connect_rig();
 	const struct kvc_part part = { .text = "x" };
 	const struct kvc_generate g = { .parts = &part, .n_parts = 1,
-					.max_tokens = 200000,
-					.flags = KV_GEN_NO_TEXT };
+					.max_tokens = 100,
+					.flags = KV_GEN_IGNORE_EOS };
 	struct kvc_gen *gen;
 
 	ck_assert_int_eq(kvc_generate_start(c, &g, &gen), 0);

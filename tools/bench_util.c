@@ -43,7 +43,7 @@ void bench_put(struct bench *b, double value, const char *unit,
 	l->value = value;
 	if (b->json)
 		return;
-	printf("%s %.4g %s\n", l->name, value, l->unit);
+	printf("%s %.6g %s\n", l->name, value, l->unit);
 	fflush(stdout);
 }
 

@@ -3,7 +3,7 @@
  *
  * `kvbench SUBCOMMAND [options]` prints `name value unit` lines on stdout and
  * remarks (# ...) on stderr. Exit: 0 measured, 1 failed, 2 usage. What each
- * line means is in docs/man/kvbench.1.
+ * line means: kvbench SUBCOMMAND --help.
  */
 #include "tools/bench.h"
 

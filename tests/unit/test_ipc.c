@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include "libkvclient/kvclient.h"
 #include "tests/rig/ipc_rig.h"
+#include "tests/rig/raw.h"
 
 static struct ipc_rig *rig;
 
@@ -523,6 +524,118 @@ START_TEST(death_is_noticed_though_a_child_holds_the_socket)
 }
 END_TEST
 
+/* ---- hostile ----------------------------------------------------------------- */
+
+START_TEST(nonsense_costs_only_its_sender)
+{
+	struct kvc *good = connect_rig();
+
+	for (uint64_t seed = 1; seed <= 30; seed++) {
+		const struct raw_hostile h = { .path = rig->path,
+					       .seed = seed * 0x9e3779b97f4a7c15u,
+					       .n_entries = 500,
+					       .jump = seed % 3 != 0 };
+
+		ck_assert_msg(!raw_hostile(&h), "seed %lu",
+			      (unsigned long)seed);
+		ck_assert_int_eq(kvc_nop(good), 0);
+	}
+	ck_assert(ipc_rig_sessions(rig, 1));
+	kvc_close(good);
+}
+END_TEST
+
+START_TEST(bits_that_mean_nothing_are_refused)
+{
+	struct kvc *c = connect_rig();
+	struct kv_sqe e = { .opcode = KV_OP_NOP };
+
+	for (int i = 0; i < 6; i++) {
+		e = (struct kv_sqe){ .opcode = KV_OP_NOP };
+		if (i < 4)
+			e.arg[i] = 1;
+		else
+			e._rsvd[i - 4] = 1;
+		ck_assert_int_eq(kvc_call(c, &e), -EINVAL);
+	}
+	e = (struct kv_sqe){ .opcode = KV_OP_NOP, .seq = 1 };
+	ck_assert_int_eq(kvc_call(c, &e), -EINVAL);
+	e = (struct kv_sqe){ .opcode = KV_OP_NOP, .flags = KV_SQE_WAIT };
+	ck_assert_int_eq(kvc_call(c, &e), -EINVAL);
+	e = (struct kv_sqe){ .opcode = KV_OP_ATTEND, .flags = 2 };
+	ck_assert_int_eq(kvc_call(c, &e), -EINVAL);
+	for (uint32_t op = 0; op < 65536; op += op < 64 ? 1 : 997) {
+		e = (struct kv_sqe){ .opcode = (uint16_t)op };
+		if (op >= 64 || (op > 10 && op < 16))
+			ck_assert_int_eq(kvc_call(c, &e), -EINVAL);
+	}
+	kvc_close(c);
+}
+END_TEST
+
+START_TEST(a_message_after_the_handshake_ends_the_session)
+{
+	struct raw r;
+
+	ck_assert_int_eq(raw_open(&r, rig->path, 8), 0);
+	ck_assert_int_eq(send(r.sock, "x", 1, 0), 1);
+	ck_assert_int_eq(raw_wait_closed(&r, 1000), -EPROTO);
+	raw_close(&r);
+}
+END_TEST
+
+START_TEST(who_does_not_read_completions_stops_only_himself)
+{
+	const struct kv_sqe nop = { .opcode = KV_OP_NOP };
+	struct kvc *good = connect_rig();
+	struct raw r;
+	uint32_t n = 0;
+
+	ck_assert_int_eq(raw_open(&r, rig->path, 8), 0);
+	for (int i = 0; i < 24; i++) { /* 16 completions, 8 entries wait */
+		for (int k = 0; i >= 8 && k < 1000 &&
+				r.tail - r.sq->head >= 8;
+		     k++)
+			(void)usleep(1000);
+		raw_push(&r, &nop);
+	}
+	(void)usleep(20000);
+	ck_assert_uint_eq(r.cq->tail, 16);
+	ck_assert_int_eq(kvc_nop(good), 0);
+	for (int k = 0; k < 1000 && n < 24; k++) {
+		n += raw_reap(&r);
+		(void)usleep(1000);
+	}
+	ck_assert_uint_eq(n, 24);
+	raw_close(&r);
+	kvc_close(good);
+}
+END_TEST
+
+START_TEST(connects_by_the_thousand)
+{
+	struct kvc *good = connect_rig(), *c;
+
+	for (int i = 0; i < 1000; i++) {
+		const int fd = raw_socket(rig->path);
+
+		if (fd >= 0)
+			close(fd);
+		if (i % 2)
+			continue;
+		ck_assert_int_eq(kvc_open(&c, &(struct kvc_options){
+						      .socket = rig->path }),
+				 0);
+		if (i % 4)
+			ck_assert_int_eq(kvc_nop(c), 0);
+		kvc_close(c);
+	}
+	ck_assert_int_eq(kvc_nop(good), 0);
+	ck_assert(ipc_rig_sessions(rig, 1));
+	kvc_close(good);
+}
+END_TEST
+
 /* ---- arena ---------------------------------------------------------------------- */
 
 START_TEST(the_arena_fills_and_empties)
@@ -583,6 +696,11 @@ int main(void)
 	tcase_add_test(t, a_stopping_daemon_resets_its_clients);
 	tcase_add_test(t, a_child_of_fork_cannot_use_the_session);
 	tcase_add_test(t, death_is_noticed_though_a_child_holds_the_socket);
+	tcase_add_test(t, nonsense_costs_only_its_sender);
+	tcase_add_test(t, bits_that_mean_nothing_are_refused);
+	tcase_add_test(t, a_message_after_the_handshake_ends_the_session);
+	tcase_add_test(t, who_does_not_read_completions_stops_only_himself);
+	tcase_add_test(t, connects_by_the_thousand);
 	tcase_add_test(t, the_arena_fills_and_empties);
 	srunner_run_all(sr, CK_NORMAL);
 	failed = srunner_ntests_failed(sr);

@@ -1,0 +1,190 @@
+/*
+ * test_hostile.c - clients that lie to the real daemon, beside one that does not
+ *
+ * Seeds are printed on failure. The honest session does attention on a small
+ * geometry all the while, and its outputs must stay what they were.
+ */
+#include <check.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "libkvclient/kvclient.h"
+#include "tests/rig/daemon.h"
+#include "tests/rig/raw.h"
+
+#define N_HEADS	 4u
+#define HEAD_DIM 64u
+#define N_TOKENS 40u
+#define ELEMS	 (N_TOKENS * N_HEADS * HEAD_DIM)
+
+static struct rig_daemon *d;
+
+/* An honest client and what it got the first time. */
+struct honest {
+	struct kvc *c;
+	int geometry;
+	float *q, *o;
+	struct kv_attend_item *item;
+	float first[ELEMS];
+	int has_first;
+};
+
+static void start_daemon(void)
+{
+	d = rig_daemon_start(NULL);
+	ck_assert_ptr_nonnull(d);
+}
+
+static void end_daemon(void)
+{
+	ck_assert_int_eq(rig_daemon_stop(d), 0); /* it did not crash */
+	rig_daemon_free(d);
+}
+
+static void honest_open(struct honest *h)
+{
+	const struct kv_geometry g = { .n_layers = 1, .n_heads = N_HEADS,
+				       .n_kv_heads = N_HEADS,
+				       .head_dim = HEAD_DIM };
+
+	memset(h, 0, sizeof(*h));
+	ck_assert_int_eq(kvc_open(&h->c, &(struct kvc_options){
+						 .socket = d->socket }),
+			 0);
+	h->geometry = kvc_geometry(h->c, &g);
+	ck_assert_int_gt(h->geometry, 0);
+	h->q = kvc_alloc(h->c, ELEMS * sizeof(float));
+	h->o = kvc_alloc(h->c, ELEMS * sizeof(float));
+	h->item = kvc_alloc(h->c, sizeof(*h->item));
+	for (uint32_t i = 0; i < ELEMS; i++)
+		h->q[i] = (float)(i * 2654435761u % 1000) / 500.0f - 1.0f;
+}
+
+static void honest_check(struct honest *h)
+{
+	const int seq = kvc_seq_new(h->c, h->geometry, 0);
+	const uint64_t q = kvc_off(h->c, h->q);
+
+	ck_assert_int_gt(seq, 0);
+	*h->item = (struct kv_attend_item){ .seq = (uint32_t)seq,
+					    .n_tokens = N_TOKENS,
+					    .q_off = q, .k_off = q, .v_off = q,
+					    .o_off = kvc_off(h->c, h->o) };
+	ck_assert_int_eq(kvc_attend(h->c, h->item, 1, 0, KV_SQE_WAIT), 0);
+	if (!h->has_first)
+		memcpy(h->first, h->o, sizeof(h->first));
+	h->has_first = 1;
+	ck_assert_int_eq(memcmp(h->first, h->o, sizeof(h->first)), 0);
+	ck_assert_int_eq(kvc_seq_free(h->c, seq), 0);
+}
+
+START_TEST(nonsense_costs_only_its_sender)
+{
+	struct honest h;
+
+	honest_open(&h);
+	honest_check(&h);
+	for (uint64_t seed = 1; seed <= 40; seed++) {
+		const struct raw_hostile bad = {
+			.path = d->socket,
+			.seed = seed * 0x9e3779b97f4a7c15u,
+			.n_entries = 400,
+			.jump = seed % 4 != 0
+		};
+		const int ret = raw_hostile(&bad);
+
+		ck_assert_msg(!ret, "seed %lu: %d", (unsigned long)seed, ret);
+		honest_check(&h);
+	}
+	kvc_close(h.c);
+}
+END_TEST
+
+START_TEST(hostile_clients_at_once_killed_in_the_middle)
+{
+	struct honest h;
+	pid_t pid[6];
+
+	honest_open(&h);
+	for (uint64_t round = 1; round <= 4; round++) {
+		for (uint64_t i = 0; i < 6; i++) {
+			pid[i] = fork();
+			if (pid[i])
+				continue;
+			for (uint64_t k = 1;; k++)
+				(void)raw_hostile(&(struct raw_hostile){
+					.path = d->socket,
+					.seed = round * 1000003 + i * 7919 + k,
+					.n_entries = 300,
+					.jump = k & 1 });
+		}
+		for (int i = 0; i < 10; i++) {
+			honest_check(&h);
+			(void)usleep(10000);
+		}
+		for (uint64_t i = 0; i < 6; i++) {
+			(void)kill(pid[i], SIGKILL);
+			(void)waitpid(pid[i], NULL, 0);
+		}
+		honest_check(&h);
+	}
+	kvc_close(h.c);
+}
+END_TEST
+
+START_TEST(connects_by_the_thousand)
+{
+	struct honest h;
+	struct kvc *c;
+
+	honest_open(&h);
+	for (int i = 0; i < 3000; i++) {
+		const int fd = raw_socket(d->socket);
+
+		if (fd >= 0) {
+			if (i % 3 == 0)
+				(void)!write(fd, "garbage", 7);
+			(void)close(fd);
+		}
+		if (i % 10 == 0) {
+			const int ret = kvc_open(
+				&c, &(struct kvc_options){
+					    .socket = d->socket });
+
+			ck_assert_int_eq(ret, 0);
+			kvc_close(c);
+		}
+		if (i % 500 == 0)
+			honest_check(&h);
+	}
+	honest_check(&h);
+	kvc_close(h.c);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("hostile");
+	TCase *t = tcase_create("hostile");
+	SRunner *sr = srunner_create(s);
+	int failed;
+
+	if (!rig_daemon_binary()) {
+		(void)puts("skipped: no kvd binary");
+		return 77;
+	}
+	suite_add_tcase(s, t);
+	tcase_set_timeout(t, 120);
+	tcase_add_checked_fixture(t, start_daemon, end_daemon);
+	tcase_add_test(t, nonsense_costs_only_its_sender);
+	tcase_add_test(t, hostile_clients_at_once_killed_in_the_middle);
+	tcase_add_test(t, connects_by_the_thousand);
+	srunner_run_all(sr, CK_NORMAL);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? 1 : 0;
+}

@@ -1,0 +1,298 @@
+/*
+ * vmm_host.c - spaces in host memory; see space.h
+ */
+#include "kvd/mem/space.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <numa.h>
+#include <numaif.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "io/base.h"
+#include "io/sys.h"
+#include "kvd/base/log.h"
+
+#define HUGE_BYTES  (2ull << 20)
+#define SPACE_BYTES (1ull << 40) /* virtual; halved until it can be had */
+#define SPACE_LEAST (1ull << 30)
+
+struct extent {
+	uint64_t first, n;
+};
+
+struct space {
+	int fd;
+	char *base;
+	size_t page_bytes;
+	uint64_t n_pages;
+	const char *kind;
+	struct extent *free; /* by number, never touching */
+	uint32_t n_free, n_room;
+};
+
+/* ---- the file ------------------------------------------------------------ */
+
+/* A tmpfs of our own that no path leads to; needs CAP_SYS_ADMIN. */
+static int open_tmpfs(uint64_t n_bytes)
+{
+	char size[32];
+	int fs, mnt, fd = -ENOSYS;
+
+	snprintf(size, sizeof(size), "%llu", (unsigned long long)n_bytes);
+	fs = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
+	if (fs < 0)
+		return -errno;
+	if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always",
+		    0) ||
+	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "size", size, 0) ||
+	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "0700",
+		    0) ||
+	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0)) {
+		fd = -errno;
+		close(fs);
+		return fd;
+	}
+	mnt = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
+	if (mnt >= 0) {
+		fd = kio_sys_openat(mnt, ".", O_TMPFILE | O_RDWR, 0600);
+		close(mnt);
+	} else {
+		fd = -errno;
+	}
+	close(fs);
+	return fd;
+}
+
+static int open_memfd(const char *name)
+{
+	int fd = kio_sys_memfd(name, MFD_ALLOW_SEALING);
+	int ret;
+
+	if (fd < 0)
+		return fd;
+	/* a memfd is 0777: others could reopen it through /proc */
+	ret = kio_sys_fchmod(fd, 0600);
+	if (ret) {
+		close(fd);
+		return ret;
+	}
+	return fd;
+}
+
+static int open_file(struct space *s, const struct space_conf *c)
+{
+	s->fd = -ENOTSUP;
+	if (strcmp(c->huge, "never") && c->page_bytes % HUGE_BYTES == 0) {
+		s->fd = open_tmpfs(c->memory_bytes + HUGE_BYTES);
+		s->kind = "tmpfs huge";
+		if (s->fd < 0)
+			log_info("space", "%s: no tmpfs with huge pages: %s",
+				 c->name, strerror(-s->fd));
+	}
+	if (s->fd < 0) {
+		s->fd = open_memfd(c->name);
+		s->kind = "memfd";
+	}
+	return s->fd < 0 ? s->fd : 0;
+}
+
+/* The largest size that can be mapped. */
+static int map_file(struct space *s)
+{
+	uint64_t n = SPACE_BYTES / s->page_bytes * s->page_bytes;
+	void *base = NULL;
+	int ret = -ENOMEM;
+
+	for (; n >= SPACE_LEAST; n = n / 2 / s->page_bytes * s->page_bytes) {
+		ret = kio_sys_ftruncate(s->fd, (off_t)n);
+		if (!ret)
+			ret = kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
+					   MAP_SHARED | MAP_NORESERVE, s->fd,
+					   0, &base);
+		if (!ret)
+			break;
+	}
+	if (ret)
+		return ret;
+	s->base = base;
+	s->n_pages = n / s->page_bytes;
+	/* sealing is not for every file system; then nobody else has it */
+	(void)fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+	/* a child of a fork must not hold frames */
+	(void)madvise(base, n, MADV_DONTFORK);
+	return 0;
+}
+
+/* Wishes: what cannot be had is said once and done without. */
+static void place(struct space *s, const struct space_conf *c)
+{
+	const size_t n = s->n_pages * s->page_bytes;
+
+	if (c->numa_node >= 0 && numa_available() >= 0) {
+		struct bitmask *m = numa_allocate_nodemask();
+
+		numa_bitmask_setbit(m, (unsigned int)c->numa_node);
+		if (mbind(s->base, n, MPOL_PREFERRED, m->maskp, m->size + 1,
+			  0))
+			log_warn("space", "%s: node %d: %s", c->name,
+				 c->numa_node, strerror(errno));
+		numa_free_nodemask(m);
+	}
+	if (c->mlock && mlock2(s->base, n, MLOCK_ONFAULT))
+		log_info("space", "%s: frames are not locked: %s", c->name,
+			 strerror(errno));
+}
+
+int space_open(struct space **out, const struct space_conf *conf)
+{
+	struct space *s = calloc(1, sizeof(*s));
+	int ret;
+
+	if (!s)
+		return -ENOMEM;
+	s->page_bytes = conf->page_bytes;
+	s->free = calloc(16, sizeof(*s->free));
+	s->n_room = 16;
+	ret = s->free ? open_file(s, conf) : -ENOMEM;
+	if (ret) {
+		free(s->free);
+		free(s);
+		return ret;
+	}
+	ret = map_file(s);
+	if (ret) {
+		space_close(s);
+		return ret;
+	}
+	place(s, conf);
+	s->free[0] = (struct extent){ 0, s->n_pages };
+	s->n_free = 1;
+	*out = s;
+	return 0;
+}
+
+void space_close(struct space *s)
+{
+	if (!s)
+		return;
+	if (s->base)
+		(void)kio_sys_munmap(s->base, s->n_pages * s->page_bytes);
+	close(s->fd);
+	free(s->free);
+	free(s);
+}
+
+char *space_base(const struct space *s)
+{
+	return s->base;
+}
+
+size_t space_page_bytes(const struct space *s)
+{
+	return s->page_bytes;
+}
+
+const char *space_kind(const struct space *s)
+{
+	return s->kind;
+}
+
+/* ---- virtual pages ----------------------------------------------------------- */
+
+int64_t space_alloc(struct space *s, uint64_t n_pages)
+{
+	for (uint32_t i = 0; i < s->n_free; i++) {
+		struct extent *e = &s->free[i];
+		const uint64_t first = e->first;
+
+		if (e->n < n_pages)
+			continue;
+		e->first += n_pages;
+		e->n -= n_pages;
+		if (!e->n) {
+			s->n_free--;
+			memmove(e, e + 1, (s->n_free - i) * sizeof(*e));
+		}
+		return (int64_t)first;
+	}
+	return -ENOMEM;
+}
+
+static int insert(struct space *s, uint32_t at, struct extent e)
+{
+	if (s->n_free == s->n_room) {
+		struct extent *f = realloc(s->free, 2 * s->n_room *
+							    sizeof(*f));
+
+		if (!f)
+			return -ENOMEM;
+		s->free = f;
+		s->n_room *= 2;
+	}
+	memmove(s->free + at + 1, s->free + at,
+		(s->n_free - at) * sizeof(*s->free));
+	s->free[at] = e;
+	s->n_free++;
+	return 0;
+}
+
+int space_free(struct space *s, uint64_t first, uint64_t n_pages)
+{
+	struct extent *f = s->free;
+	uint32_t lo = 0, hi = s->n_free;
+
+	while (lo < hi) { /* the first extent behind the pages */
+		const uint32_t mid = (lo + hi) / 2;
+
+		if (f[mid].first < first)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo && f[lo - 1].first + f[lo - 1].n == first) {
+		f[lo - 1].n += n_pages;
+		if (lo < s->n_free && first + n_pages == f[lo].first) {
+			f[lo - 1].n += f[lo].n;
+			s->n_free--;
+			memmove(f + lo, f + lo + 1,
+				(s->n_free - lo) * sizeof(*f));
+		}
+		return 0;
+	}
+	if (lo < s->n_free && first + n_pages == f[lo].first) {
+		f[lo].first = first;
+		f[lo].n += n_pages;
+		return 0;
+	}
+	return insert(s, lo, (struct extent){ first, n_pages });
+}
+
+/* ---- frames -------------------------------------------------------------------- */
+
+int space_map(struct space *s, uint64_t first, uint64_t n_pages)
+{
+	return kio_sys_fallocate(s->fd, 0, (off_t)(first * s->page_bytes),
+				 (off_t)(n_pages * s->page_bytes));
+}
+
+int space_drop(struct space *s, uint64_t first, uint64_t n_pages)
+{
+	return kio_sys_fallocate(s->fd,
+				 FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (off_t)(first * s->page_bytes),
+				 (off_t)(n_pages * s->page_bytes));
+}
+
+uint64_t space_file_bytes(const struct space *s)
+{
+	struct stat st;
+
+	return kio_sys_fstat(s->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}

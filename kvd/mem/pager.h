@@ -55,8 +55,10 @@ struct pager_conf {
 	void *ctx;
 };
 int pager_new(struct pager **out, const struct pager_conf *conf);
-/* All ranges were freed before. Waits (turning nothing) only for what the kernel still does. */
+/* All ranges were freed before. Turns the loop until what is in flight has ended. */
 void pager_free(struct pager *p);
+/* 1 when nothing is in flight and no range is left. */
+int pager_idle(const struct pager *p);
 
 /* ---- ranges ------------------------------------------------------------ */
 
@@ -120,7 +122,7 @@ struct page_want {
 };
 /*
  * Make all pages of the runs resident and pinned, all or nothing. An EMPTY page
- * becomes a zeroed frame. Returns 1 when they are already (then wait is not told), 0
+ * becomes a frame of zeros. Returns 1 when they are already (then wait is not told), 0
  * when the wait will be: 0, -EBADMSG a page failed its check, -EIO, -ENOSPC
  * neither memory nor disk could be had.
  */

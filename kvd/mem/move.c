@@ -1,0 +1,735 @@
+/*
+ * move.c - carry pages between frames and slots; see move.h and page.h
+ *
+ * One operation at a time for a page. Each step runs on a worker (fallocate,
+ * punch, checksum) or in the storage engine, then comes back to the loop.
+ */
+#include "kvd/mem/move.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "io/crc.h"
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+
+#define RETRY_NS    1000000000u /* a page whose write failed rests so long */
+#define LOG_NS	    1000000000u
+#define CLEAN_AHEAD 8u /* background writes at most in flight */
+
+enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP };
+
+struct page_op {
+	struct loop_work work;
+	struct kio_req req;
+	struct page *page;
+	enum op_kind kind;
+	int ret;
+	uint32_t crc;
+	int drop_after;
+	uint64_t start_ns;
+};
+
+static void op_end(struct page_op *op);
+
+/* ---- accounts ------------------------------------------------------------- */
+
+void page_set_state(struct page *pg, enum page_state s)
+{
+	struct range *r = pg->range;
+	const int was = page_resident(pg);
+
+	r->pager->n_state[pg->state]--;
+	r->pager->n_state[s]++;
+	r->n_lower -= pg->state == PAGE_LOWER;
+	r->n_lost -= pg->state == PAGE_LOST;
+	pg->state = (uint8_t)s;
+	r->n_lower += s == PAGE_LOWER;
+	r->n_lost += s == PAGE_LOST;
+	if (was != page_resident(pg))
+		r->n_resident += was ? UINT32_MAX : 1u;
+}
+
+static void charge(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	pg->charged = 1;
+	p->mapped_bytes += pg->range->tier->page_bytes;
+	assert(p->mapped_bytes <= p->conf.memory_bytes);
+	stat_set(p->st_mapped_bytes, p->mapped_bytes);
+}
+
+static void uncharge(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	pg->charged = 0;
+	p->mapped_bytes -= pg->range->tier->page_bytes;
+	stat_set(p->st_mapped_bytes, p->mapped_bytes);
+}
+
+static int take_slot(struct page *pg)
+{
+	struct tier *t = pg->range->tier;
+	struct pager *p = pg->range->pager;
+	int64_t slot;
+
+	if (!t->file || p->slot_bytes + t->page_bytes > p->conf.disk_bytes)
+		return -ENOSPC;
+	slot = kio_pagefile_alloc(t->file);
+	if (slot < 0)
+		return (int)slot;
+	pg->slot = slot;
+	p->slot_bytes += t->page_bytes;
+	stat_set(p->st_slot_bytes, p->slot_bytes);
+	return 0;
+}
+
+void page_release_slot(struct page *pg)
+{
+	struct tier *t = pg->range->tier;
+	struct pager *p = pg->range->pager;
+
+	if (pg->slot < 0)
+		return;
+	kio_pagefile_release(t->file, (uint64_t)pg->slot);
+	pg->slot = -1;
+	p->slot_bytes -= t->page_bytes;
+	stat_set(p->st_slot_bytes, p->slot_bytes);
+}
+
+void policy_add(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (pg->in_policy || pg->n_pins || pg->busy || pg->doomed ||
+	    (pg->state != PAGE_DIRTY && pg->state != PAGE_CLEAN))
+		return;
+	pg->in_policy = 1;
+	p->policy->add(p->policy_state, &pg->evict);
+}
+
+void policy_remove(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (!pg->in_policy)
+		return;
+	pg->in_policy = 0;
+	p->policy->remove(p->policy_state, &pg->evict);
+}
+
+/* ---- steps on workers ---------------------------------------------------------- */
+
+static void work_map(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct range *r = op->page->range;
+
+	op->ret = space_map(r->tier->space, r->first + page_index(op->page),
+			    1);
+}
+
+static void work_drop(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct range *r = op->page->range;
+
+	op->ret = space_drop(r->tier->space, r->first + page_index(op->page),
+			     1);
+}
+
+static void work_crc(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+
+	op->crc = kio_crc32c(0, page_addr(op->page),
+			     op->page->range->tier->page_bytes);
+}
+
+static void start_work(struct page_op *op, void (*run)(struct loop_work *w),
+		       void (*done)(struct loop_work *w))
+{
+	op->work.run = run;
+	op->work.done = done;
+	loop_work_start(op->page->range->pager->conf.loop, &op->work);
+}
+
+static struct page_op *op_begin(struct page *pg, enum op_kind kind)
+{
+	struct page_op *op = calloc(1, sizeof(*op));
+
+	if (!op)
+		return NULL;
+	assert(!pg->busy);
+	policy_remove(pg);
+	op->page = pg;
+	op->kind = kind;
+	op->start_ns = clock_ns();
+	pg->busy = 1;
+	pg->range->n_busy++;
+	pg->range->pager->n_ops++;
+	return op;
+}
+
+/* ---- dropping ------------------------------------------------------------------- */
+
+static void drop_done(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+
+	p->freeing_bytes -= pg->range->tier->page_bytes;
+	if (op->ret) { /* the frame is still there: so is the page */
+		log_warn("move", "%s: punching a hole: %s", p->name,
+			 strerror(-op->ret));
+		pg->retry_ns = clock_ns() + RETRY_NS;
+		if (pg->state == PAGE_DROPPING)
+			page_set_state(pg, PAGE_CLEAN);
+	} else {
+		uncharge(pg);
+		if (pg->state == PAGE_DROPPING) {
+			page_set_state(pg, PAGE_LOWER);
+			p->n_evicted_total++;
+			stat_add(p->st_evicted, 1);
+		}
+	}
+	op_end(op);
+}
+
+/* Take the frame; the state says what is left (LOWER, EMPTY or LOST). */
+static int start_drop(struct page *pg)
+{
+	struct page_op *op = op_begin(pg, OP_DROP);
+
+	if (!op)
+		return -ENOMEM;
+	pg->range->pager->freeing_bytes += pg->range->tier->page_bytes;
+	start_work(op, work_drop, drop_done);
+	return 0;
+}
+
+/* Let a clean page go to the lower tier. */
+static int drop_clean(struct page *pg)
+{
+	int ret;
+
+	page_set_state(pg, PAGE_DROPPING);
+	ret = start_drop(pg);
+	if (ret)
+		page_set_state(pg, PAGE_CLEAN);
+	return ret;
+}
+
+/* ---- writing ------------------------------------------------------------------------ */
+
+static void log_write_error(struct pager *p, const struct page *pg, int err)
+{
+	const uint64_t now = clock_ns();
+
+	stat_add(p->st_write_errors, 1);
+	if (now - p->logged_ns < LOG_NS)
+		return;
+	p->logged_ns = now;
+	log_warn("move", "%s: page %llu host->disk: %s, kept in host", p->name,
+		 (unsigned long long)(pg->range->first + page_index(pg)),
+		 strerror(-err));
+}
+
+static void write_end(struct page_op *op)
+{
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+	const size_t bytes = pg->range->tier->page_bytes;
+
+	if (op->drop_after)
+		p->cleaning_bytes -= bytes;
+	if (op->ret) {
+		log_write_error(p, pg, op->ret);
+		pg->retry_ns = clock_ns() + RETRY_NS;
+	}
+	if (op->ret || pg->rewritten) {
+		pg->rewritten = 0;
+		page_release_slot(pg);
+		page_set_state(pg, PAGE_DIRTY);
+	} else {
+		pg->crc = op->crc;
+		page_set_state(pg, PAGE_CLEAN);
+		p->n_written_total++;
+		p->written_bytes_total += bytes;
+		stat_add(p->st_written, 1);
+		stat_add(p->st_written_bytes, bytes);
+	}
+	op_end(op);
+}
+
+static void write_done(struct kio_req *r)
+{
+	struct page_op *op = container_of(r, struct page_op, req);
+
+	op->ret = r->ret;
+	write_end(op);
+}
+
+static void write_crc_done(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct page *pg = op->page;
+
+	if (pg->rewritten || pg->doomed) { /* not worth the trip */
+		pg->rewritten = 1;
+		write_end(op);
+		return;
+	}
+	op->req.buf = page_addr(pg);
+	op->req.slot = (uint64_t)pg->slot;
+	op->req.done = write_done;
+	kio_pagefile_write(pg->range->tier->file, &op->req);
+}
+
+static int start_write(struct page *pg, int drop_after)
+{
+	struct page_op *op;
+	int ret = take_slot(pg);
+
+	if (ret)
+		return ret;
+	op = op_begin(pg, OP_WRITE);
+	if (!op) {
+		page_release_slot(pg);
+		return -ENOMEM;
+	}
+	op->drop_after = drop_after;
+	if (drop_after)
+		pg->range->pager->cleaning_bytes += pg->range->tier->page_bytes;
+	page_set_state(pg, PAGE_WRITING);
+	start_work(op, work_crc, write_crc_done);
+	return 0;
+}
+
+/* ---- mapping and reading ---------------------------------------------------------------- */
+
+/* A frame that did not get its bytes: give it back and say why. */
+static void fetch_failed(struct page_op *op, int lost)
+{
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+
+	if (lost) {
+		page_release_slot(pg);
+		pg->lost_err = op->ret;
+		page_set_state(pg, PAGE_LOST);
+		stat_add(p->st_lost, 1);
+		log_warn("move", "%s: page %llu disk->host: %s, lost", p->name,
+			 (unsigned long long)(pg->range->first +
+					      page_index(pg)),
+			 op->ret == -EBADMSG ? "checksum differs" :
+					       strerror(-op->ret));
+	} else {
+		page_set_state(pg, pg->slot >= 0 ? PAGE_LOWER : PAGE_EMPTY);
+	}
+	op_end(op);
+}
+
+static void read_crc_done(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+
+	if (op->crc != pg->crc) {
+		op->ret = -EBADMSG;
+		fetch_failed(op, 1);
+		return;
+	}
+	page_set_state(pg, PAGE_CLEAN);
+	p->n_read_total++;
+	p->read_bytes_total += pg->range->tier->page_bytes;
+	stat_add(p->st_read, 1);
+	stat_add(p->st_read_bytes, pg->range->tier->page_bytes);
+	stat_observe(p->st_page_in, clock_ns() - op->start_ns);
+	op_end(op);
+}
+
+static void read_done(struct kio_req *r)
+{
+	struct page_op *op = container_of(r, struct page_op, req);
+
+	op->ret = r->ret;
+	if (op->ret)
+		fetch_failed(op, 1);
+	else
+		start_work(op, work_crc, read_crc_done);
+}
+
+static void map_done(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+
+	if (op->ret) {
+		if (op->ret == -ENOMEM || op->ret == -EFBIG)
+			op->ret = -ENOSPC;
+		fetch_failed(op, 0);
+		return;
+	}
+	p->n_mapped_total++;
+	stat_add(p->st_mapped, 1);
+	if (op->kind == OP_MAP) {
+		page_set_state(pg, PAGE_DIRTY);
+		op_end(op);
+		return;
+	}
+	op->req.buf = page_addr(pg);
+	op->req.slot = (uint64_t)pg->slot;
+	op->req.done = read_done;
+	kio_pagefile_read(pg->range->tier->file, &op->req);
+}
+
+/* There is room for it: charge and go. */
+static int start_fetch(struct page *pg)
+{
+	const int lower = pg->state == PAGE_LOWER;
+	struct page_op *op = op_begin(pg, lower ? OP_READ : OP_MAP);
+
+	if (!op)
+		return -ENOMEM;
+	charge(pg);
+	page_set_state(pg, lower ? PAGE_READING : PAGE_MAPPING);
+	start_work(op, work_map, map_done);
+	return 0;
+}
+
+void page_fetch(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (pg->busy || page_resident(pg) || pg->state == PAGE_LOST ||
+	    !list_empty(&pg->starved))
+		return;
+	list_push(&p->starved, &pg->starved);
+	pager_make_room(p);
+}
+
+/* ---- the end of an operation ----------------------------------------------------------------- */
+
+static void settle(struct page *pg, const struct page_op *op)
+{
+	if (pg->doomed || pg->range->freed) {
+		page_discard(pg);
+		return;
+	}
+	if (op->ret && (op->kind == OP_READ || op->kind == OP_MAP)) {
+		if (pg->charged) /* the frame of a page that is not there */
+			(void)start_drop(pg); /* retried by the next end */
+		page_failed(pg, op->ret);
+		return;
+	}
+	if (op->drop_after && pg->state == PAGE_CLEAN && !pg->n_pins &&
+	    !list_empty(&pg->range->pager->starved) && !drop_clean(pg))
+		return;
+	if (page_resident(pg))
+		page_arrived(pg, op->kind == OP_READ);
+	else if (pg->n_pins && !list_empty(&pg->waiters))
+		page_fetch(pg);
+}
+
+static void op_end(struct page_op *op)
+{
+	struct page *pg = op->page;
+	struct range *r = pg->range;
+	struct pager *p = r->pager;
+
+	pg->busy = 0;
+	p->n_ops--;
+	settle(pg, op);
+	free(op);
+	r->n_busy--;
+	range_look_freed(r);
+	pager_make_room(p);
+}
+
+void page_discard(struct page *pg)
+{
+	assert(!pg->n_pins);
+	pg->doomed = 1;
+	policy_remove(pg);
+	list_del(&pg->starved);
+	if (pg->busy)
+		return; /* its end comes here again */
+	page_release_slot(pg);
+	page_set_state(pg, PAGE_EMPTY);
+	if (pg->charged && start_drop(pg))
+		log_warn("move", "%s: no memory to free a page",
+			 pg->range->pager->name);
+}
+
+void range_look_freed(struct range *r)
+{
+	struct pager *p = r->pager;
+
+	if (!r->freed || r->n_busy)
+		return;
+	p->n_state[PAGE_EMPTY] -= r->n_virtual;
+	(void)space_free(r->tier->space, r->first, r->n_virtual);
+	list_del(&r->node);
+	free(r);
+}
+
+/* ---- room ------------------------------------------------------------------------------------- */
+
+static uint64_t starved_bytes(const struct pager *p)
+{
+	uint64_t n = 0;
+
+	list_for_each (l, (struct list *)&p->starved)
+		n += list_entry(l, struct page, starved)
+			     ->range->tier->page_bytes;
+	return n;
+}
+
+static void serve_starved(struct pager *p)
+{
+	struct list *n;
+
+	while ((n = list_first(&p->starved))) {
+		struct page *pg = list_entry(n, struct page, starved);
+
+		if (p->mapped_bytes + pg->range->tier->page_bytes >
+		    p->conf.memory_bytes)
+			return;
+		list_del(n);
+		if (start_fetch(pg))
+			page_failed(pg, -ENOMEM);
+	}
+}
+
+/* One page on its way down; 0, -ENOENT nobody can go, or why not. */
+static int evict_one(struct pager *p, uint64_t now, uint64_t *got)
+{
+	struct evict_node *n;
+	struct page *first = NULL, *pg;
+	int ret = -ENOENT;
+
+	while ((n = p->policy->victim(p->policy_state))) {
+		pg = container_of(n, struct page, evict);
+		pg->in_policy = 0;
+		if (pg == first) {
+			policy_add(pg);
+			return ret;
+		}
+		if (pg->retry_ns > now)
+			ret = -EIO;
+		else if (pg->state == PAGE_CLEAN)
+			ret = drop_clean(pg);
+		else
+			ret = start_write(pg, 1);
+		if (!ret) {
+			*got += pg->range->tier->page_bytes;
+			return 0;
+		}
+		policy_add(pg);
+		if (!first)
+			first = pg;
+	}
+	return ret;
+}
+
+/* Nothing can be had and nothing is on its way: the first in line fails. */
+static void give_up(struct pager *p, int err)
+{
+	struct list *n;
+
+	if (p->conf.reclaim && !p->conf.reclaim(p->conf.ctx)) {
+		pager_make_room(p);
+		return;
+	}
+	n = list_pop(&p->starved);
+	if (n)
+		page_failed(list_entry(n, struct page, starved),
+			    err == -EIO ? -EIO : -ENOSPC);
+	if (!list_empty(&p->starved))
+		pager_make_room(p);
+}
+
+static void write_ahead(struct pager *p)
+{
+	const uint64_t high = p->conf.memory_bytes / 8 * 7;
+	uint64_t got = 0;
+
+	if (p->mapped_bytes < high || p->n_ops >= CLEAN_AHEAD ||
+	    !list_empty(&p->starved) || !p->conf.disk_bytes ||
+	    p->mapped_bytes - p->freeing_bytes - p->cleaning_bytes < high)
+		return;
+	(void)evict_one(p, clock_ns(), &got); /* only a head start */
+}
+
+static void room_turn(struct loop_call *c)
+{
+	struct pager *p = container_of(c, struct pager, room_call);
+	const uint64_t now = clock_ns();
+	uint64_t need, coming;
+	int ret = 0;
+
+	p->room_queued = 0;
+	serve_starved(p);
+	need = starved_bytes(p);
+	coming = p->conf.memory_bytes - p->mapped_bytes + p->freeing_bytes +
+		 p->cleaning_bytes;
+	while (need > coming && !ret)
+		ret = evict_one(p, now, &coming);
+	if (need && ret && !p->n_ops)
+		give_up(p, ret);
+	else if (!need)
+		write_ahead(p);
+}
+
+void pager_make_room(struct pager *p)
+{
+	if (p->room_queued)
+		return;
+	p->room_queued = 1;
+	p->room_call.run = room_turn;
+	loop_defer(p->conf.loop, &p->room_call);
+}
+
+/* ---- tiers, start and end ----------------------------------------------------------------------- */
+
+int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
+{
+	const struct space_conf sc = { .name = p->name,
+				       .page_bytes = page_bytes,
+				       .memory_bytes = p->conf.memory_bytes,
+				       .huge = p->conf.huge,
+				       .mlock = p->conf.mlock,
+				       .numa_node = p->conf.numa_node };
+	char path[4400];
+	struct tier *t;
+	int ret;
+
+	for (t = p->tiers; t; t = t->next)
+		if (t->page_bytes == page_bytes) {
+			*out = t;
+			return 0;
+		}
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	t->page_bytes = page_bytes;
+	ret = space_open(&t->space, &sc);
+	if (ret) {
+		free(t);
+		return ret;
+	}
+	snprintf(path, sizeof(path), "%s/%s.%zu.pages", p->conf.state_dir,
+		 p->name, page_bytes);
+	if (p->conf.disk_bytes >= page_bytes)
+		ret = kio_pagefile_new(&t->file, p->conf.engine, path,
+				       page_bytes,
+				       p->conf.disk_bytes / page_bytes);
+	if (ret) {
+		log_error("pager", "%s: %s", path, strerror(-ret));
+		space_close(t->space);
+		free(t);
+		return ret;
+	}
+	log_info("pager", "%s: pages of %zu bytes in a %s%s", p->name,
+		 page_bytes, space_kind(t->space),
+		 !t->file ? ", no disk" :
+		 kio_pagefile_direct(t->file) ? ", O_DIRECT" : ", buffered");
+	t->next = p->tiers;
+	p->tiers = t;
+	*out = t;
+	return 0;
+}
+
+static void pager_stats(struct pager *p)
+{
+	const struct {
+		struct stat **st;
+		enum stat_kind kind;
+		const char *name, *help;
+	} list[] = {
+		{ &p->st_mapped, STAT_COUNTER, "kvd_pages_mapped_total",
+		  "Pages given a frame" },
+		{ &p->st_evicted, STAT_COUNTER, "kvd_pages_evicted_total",
+		  "Pages dropped to the lower tier" },
+		{ &p->st_read, STAT_COUNTER, "kvd_pages_read_total",
+		  "Pages read back" },
+		{ &p->st_written, STAT_COUNTER, "kvd_pages_written_total",
+		  "Pages written" },
+		{ &p->st_read_bytes, STAT_COUNTER, "kvd_page_bytes_read_total",
+		  "Bytes read back" },
+		{ &p->st_written_bytes, STAT_COUNTER,
+		  "kvd_page_bytes_written_total", "Bytes written" },
+		{ &p->st_lost, STAT_COUNTER, "kvd_pages_lost_total",
+		  "Pages whose stored bytes failed the check or the read" },
+		{ &p->st_write_errors, STAT_COUNTER,
+		  "kvd_page_write_errors_total", "Failed page writes" },
+		{ &p->st_mapped_bytes, STAT_GAUGE, "kvd_memory_mapped_bytes",
+		  "Bytes of frames" },
+		{ &p->st_slot_bytes, STAT_GAUGE, "kvd_disk_slot_bytes",
+		  "Bytes of slots" },
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
+		*list[i].st = stat_get(list[i].kind, list[i].name,
+				       list[i].help, "tenant", p->name, 1);
+	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
+				 "From room to resident, per page", "tenant",
+				 p->name, 1e-9);
+	stat_set(stat_get(STAT_GAUGE, "kvd_memory_budget_bytes",
+			  "Budget of frames", "tenant", p->name, 1),
+		 p->conf.memory_bytes);
+}
+
+int pager_new(struct pager **out, const struct pager_conf *conf)
+{
+	struct pager *p = calloc(1, sizeof(*p));
+	int ret;
+
+	if (!p)
+		return -ENOMEM;
+	p->conf = *conf;
+	snprintf(p->name, sizeof(p->name), "%s", conf->name);
+	list_init(&p->ranges);
+	list_init(&p->starved);
+	list_init(&p->room_call.node);
+	p->policy = evict_find(conf->policy);
+	ret = p->policy ? p->policy->open(&p->policy_state) : -EINVAL;
+	if (ret) {
+		free(p);
+		return ret;
+	}
+	pager_stats(p);
+	*out = p;
+	return 0;
+}
+
+int pager_idle(const struct pager *p)
+{
+	return !p->n_ops && !p->room_queued && list_empty(&p->ranges);
+}
+
+void pager_free(struct pager *p)
+{
+	struct tier *t;
+
+	while (!pager_idle(p)) {
+		(void)loop_turn(p->conf.loop, 1);
+		kio_engine_submit(p->conf.engine);
+		(void)kio_engine_reap(p->conf.engine);
+	}
+	while ((t = p->tiers)) {
+		p->tiers = t->next;
+		kio_pagefile_free(t->file);
+		space_close(t->space);
+		free(t);
+	}
+	p->policy->close(p->policy_state);
+	free(p);
+}

@@ -1,0 +1,84 @@
+/*
+ * page.h - a page, its states, a range of pages; inside kvd/mem
+ *
+ *   EMPTY --map--> DIRTY --write--> WRITING --> CLEAN --drop--> DROPPING --> LOWER
+ *                    ^                 |          |                            |
+ *                    +--- PAGE_WRITE --+----------+                          read
+ *                                                                              |
+ *                                          CLEAN <-- READING <-----------------+
+ *                                          LOST  <--/ (check or read failed)
+ *
+ *  (1) has_frame() states are charged to the pager's memory, one page each.
+ *  (2) slot >= 0 in CLEAN, DROPPING, LOWER, READING, and in WRITING.
+ *  (3) A page with an operation in flight (busy) belongs to it; others only pin.
+ *  (4) In the policy's hands: DIRTY or CLEAN, not pinned, not busy.
+ *  (5) waiters are the wants that miss the page; it has pins for each.
+ */
+#ifndef KVD_MEM_PAGE_H
+#define KVD_MEM_PAGE_H
+
+#include "kvd/mem/evict.h"
+#include "kvd/mem/pager.h"
+#include "kvd/mem/space.h"
+
+enum page_state {
+	PAGE_EMPTY,
+	PAGE_MAPPING, /* a frame is on its way */
+	PAGE_DIRTY,
+	PAGE_WRITING,
+	PAGE_CLEAN,
+	PAGE_DROPPING,
+	PAGE_LOWER,
+	PAGE_READING,
+	PAGE_LOST,
+	PAGE_N_STATES,
+};
+
+struct page {
+	struct range *range;
+	struct evict_node evict;
+	struct list starved;	/* waits for room: the pager's list */
+	struct list waiters;	/* struct page_wait */
+	int64_t slot;
+	uint32_t crc;
+	uint32_t n_pins;
+	uint8_t state;
+	uint8_t busy;
+	uint8_t in_policy;
+	uint8_t rewritten;	/* PAGE_WRITE came while WRITING */
+	uint8_t doomed;		/* trimmed away or freed while busy */
+	uint8_t charged;
+	int lost_err;
+	uint64_t retry_ns;	/* not a victim before (a write failed) */
+};
+
+struct tier; /* space and page file of one page size */
+
+struct range {
+	struct list node; /* of the pager's */
+	struct pager *pager;
+	struct tier *tier;
+	uint64_t first;	  /* virtual page */
+	uint32_t n_pages;
+	uint32_t n_virtual;
+	uint32_t n_resident, n_lower, n_lost, n_busy;
+	int freed;
+	struct page pages[];
+};
+
+static inline int page_resident(const struct page *p)
+{
+	return p->state == PAGE_DIRTY || p->state == PAGE_CLEAN ||
+	       p->state == PAGE_WRITING;
+}
+static inline uint32_t page_index(const struct page *p)
+{
+	return (uint32_t)(p - p->range->pages);
+}
+static inline char *page_addr(const struct page *p)
+{
+	return range_addr(p->range) +
+	       (size_t)page_index(p) * range_page_bytes(p->range);
+}
+
+#endif

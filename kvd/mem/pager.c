@@ -1,0 +1,404 @@
+/*
+ * pager.c - wants, pins, room; see pager.h. What moves pages is in move.c.
+ */
+#include "kvd/mem/pager.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/mem/move.h"
+#include "kvd/mem/page.h"
+
+/* A want that misses a page. */
+struct page_wait {
+	struct list node; /* of the page's waiters */
+	struct page_want *want;
+};
+
+/* ---- ranges ---------------------------------------------------------------- */
+
+int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
+	      struct range **out)
+{
+	struct tier *t;
+	struct range *r;
+	int64_t first;
+	int ret;
+
+	if (!page_bytes || page_bytes % 4096 || !n_pages)
+		return -EINVAL;
+	ret = tier_get(p, page_bytes, &t);
+	if (ret)
+		return ret;
+	r = calloc(1, sizeof(*r) + n_pages * sizeof(r->pages[0]));
+	if (!r)
+		return -ENOMEM;
+	first = space_alloc(t->space, n_pages);
+	if (first < 0) {
+		free(r);
+		return -ENOMEM;
+	}
+	r->pager = p;
+	r->tier = t;
+	r->first = (uint64_t)first;
+	r->n_pages = r->n_virtual = n_pages;
+	for (uint32_t i = 0; i < n_pages; i++) {
+		struct page *pg = &r->pages[i];
+
+		pg->range = r;
+		pg->slot = -1;
+		list_init(&pg->evict.node);
+		list_init(&pg->starved);
+		list_init(&pg->waiters);
+	}
+	p->n_state[PAGE_EMPTY] += n_pages;
+	list_init(&r->node);
+	list_push(&p->ranges, &r->node);
+	*out = r;
+	return 0;
+}
+
+void range_free(struct range *r)
+{
+	if (!r)
+		return;
+	r->freed = 1;
+	r->n_busy++; /* ours, so that the last page's end does not free it */
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		page_discard(&r->pages[i]);
+	r->n_busy--;
+	range_look_freed(r);
+}
+
+void range_trim(struct range *r, uint32_t n_keep)
+{
+	for (uint32_t i = n_keep; i < r->n_pages; i++)
+		page_discard(&r->pages[i]);
+	r->n_pages = KV_MIN(n_keep, r->n_pages);
+}
+
+char *range_addr(const struct range *r)
+{
+	return space_base(r->tier->space) + r->first * r->tier->page_bytes;
+}
+
+uint32_t range_n_pages(const struct range *r)
+{
+	return r->n_pages;
+}
+
+size_t range_page_bytes(const struct range *r)
+{
+	return r->tier->page_bytes;
+}
+
+uint32_t range_n_resident(const struct range *r)
+{
+	return r->n_resident;
+}
+
+uint32_t range_n_lower(const struct range *r)
+{
+	return r->n_lower;
+}
+
+int range_lost(const struct range *r)
+{
+	return r->n_lost != 0;
+}
+
+void range_hint(struct range *r, enum range_hint hint)
+{
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		r->pages[i].evict.ref = hint == RANGE_HOT;
+}
+
+/* ---- admission ---------------------------------------------------------------- */
+
+int pager_reserve(struct pager *p, uint64_t bytes)
+{
+	if (bytes > p->conf.memory_bytes)
+		return -ENOSPC;
+	if (bytes > p->conf.memory_bytes - p->reserved_bytes)
+		return -EAGAIN;
+	p->reserved_bytes += bytes;
+	return 0;
+}
+
+void pager_unreserve(struct pager *p, uint64_t bytes)
+{
+	assert(bytes <= p->reserved_bytes);
+	p->reserved_bytes -= bytes;
+}
+
+uint64_t pager_reservable(const struct pager *p)
+{
+	return p->conf.memory_bytes - p->reserved_bytes;
+}
+
+uint64_t pager_memory_bytes(const struct pager *p)
+{
+	return p->conf.memory_bytes;
+}
+
+/* ---- pins -------------------------------------------------------------------------- */
+
+static void pin(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (!pg->n_pins++)
+		p->pinned_bytes += pg->range->tier->page_bytes;
+	policy_remove(pg);
+}
+
+static void unpin(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	assert(pg->n_pins);
+	if (--pg->n_pins)
+		return;
+	p->pinned_bytes -= pg->range->tier->page_bytes;
+	policy_add(pg);
+}
+
+/* Bytes change from now on: what the lower tier has is old. */
+static void begin_write(struct page *pg)
+{
+	if (pg->state == PAGE_WRITING) {
+		pg->rewritten = 1;
+	} else if (pg->state == PAGE_CLEAN) {
+		page_release_slot(pg);
+		page_set_state(pg, PAGE_DIRTY);
+	}
+}
+
+static struct page *run_page(const struct page_run *r, uint32_t i)
+{
+	assert(r->first + i < r->range->n_pages);
+	return &r->range->pages[r->first + i];
+}
+
+/* fn for each page of the runs. */
+#define EACH_PAGE(pg, runs, n_runs)                                      \
+	for (uint32_t pg##_r = 0; pg##_r < (n_runs); pg##_r++)           \
+		for (uint32_t pg##_i = 0; pg##_i < (runs)[pg##_r].n;     \
+		     pg##_i++)                                           \
+			if ((pg = run_page(&(runs)[pg##_r], pg##_i)))
+
+static void forget_waits(struct page *pg, struct page_want *w)
+{
+	list_for_each_safe (n, &pg->waiters) {
+		struct page_wait *pw = list_entry(n, struct page_wait, node);
+
+		if (pw->want == w) {
+			list_del(n);
+			free(pw);
+		}
+	}
+}
+
+/* Unpin the first n pages of the want and forget its waits. */
+static void undo(struct page_want *w, uint32_t n)
+{
+	struct page *pg;
+	uint32_t i = 0;
+
+	EACH_PAGE (pg, w->runs, w->n_runs) {
+		if (i++ == n)
+			return;
+		forget_waits(pg, w);
+		if (list_empty(&pg->waiters))
+			list_del(&pg->starved);
+		unpin(pg);
+	}
+}
+
+static int add_wait(struct page *pg, struct page_want *w)
+{
+	struct page_wait *pw = malloc(sizeof(*pw));
+
+	if (!pw)
+		return -ENOMEM;
+	pw->want = w;
+	list_init(&pw->node);
+	list_push(&pg->waiters, &pw->node);
+	w->n_missing++;
+	return 0;
+}
+
+int page_want(struct pager *p, struct page_want *w)
+{
+	struct page *pg;
+	uint32_t n = 0;
+	int ret = 0;
+
+	(void)p;
+	w->n_missing = w->n_read = 0;
+	w->ret = 0;
+	EACH_PAGE (pg, w->runs, w->n_runs) {
+		pin(pg);
+		n++;
+		if (pg->state == PAGE_LOST)
+			ret = pg->lost_err;
+		else if (!page_resident(pg))
+			ret = add_wait(pg, w);
+		if (ret)
+			break;
+		if (w->runs[pg_r].flags & PAGE_WRITE)
+			begin_write(pg);
+	}
+	if (ret) {
+		undo(w, n);
+		return ret;
+	}
+	if (!w->n_missing)
+		return 1;
+	EACH_PAGE (pg, w->runs, w->n_runs)
+		page_fetch(pg);
+	return 0;
+}
+
+void page_want_cancel(struct pager *p, struct page_want *w)
+{
+	(void)p;
+	undo(w, UINT32_MAX);
+	w->n_missing = 0;
+}
+
+void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs)
+{
+	struct page *pg;
+
+	EACH_PAGE (pg, runs, n_runs)
+		unpin(pg);
+	pager_make_room(p);
+}
+
+void page_prefetch(struct pager *p, const struct page_run *runs,
+		   uint32_t n_runs)
+{
+	struct page *pg;
+
+	EACH_PAGE (pg, runs, n_runs) {
+		if (pg->state != PAGE_LOWER || pg->busy ||
+		    p->mapped_bytes + pg->range->tier->page_bytes >
+			    p->conf.memory_bytes)
+			continue;
+		page_fetch(pg);
+	}
+}
+
+/* ---- what became of a page ------------------------------------------------------------ */
+
+/* PAGE_WRITE of those who waited. */
+static int wants_write(const struct page_want *w, const struct page *pg)
+{
+	for (uint32_t i = 0; i < w->n_runs; i++)
+		if (w->runs[i].range == pg->range &&
+		    w->runs[i].flags & PAGE_WRITE &&
+		    page_index(pg) - w->runs[i].first < w->runs[i].n)
+			return 1;
+	return 0;
+}
+
+void page_arrived(struct page *pg, int from_lower)
+{
+	struct list *n;
+
+	while ((n = list_pop(&pg->waiters))) {
+		struct page_wait *pw = list_entry(n, struct page_wait, node);
+		struct page_want *w = pw->want;
+
+		free(pw);
+		w->n_read += (uint32_t)!!from_lower;
+		if (wants_write(w, pg))
+			begin_write(pg);
+		if (!--w->n_missing)
+			w->wait.done(&w->wait, 0);
+	}
+	policy_add(pg);
+}
+
+void page_failed(struct page *pg, int err)
+{
+	struct list *n;
+
+	while ((n = list_first(&pg->waiters))) {
+		struct page_want *w = list_entry(n, struct page_wait,
+						 node)->want;
+
+		undo(w, UINT32_MAX); /* takes all its waits off this list */
+		w->n_missing = 0;
+		w->wait.done(&w->wait, err);
+	}
+}
+
+/* ---- information ------------------------------------------------------------------------ */
+
+void pager_info(struct pager *p, struct pager_info *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->memory_bytes = p->conf.memory_bytes;
+	out->disk_bytes = p->conf.disk_bytes;
+	out->mapped_bytes = p->mapped_bytes;
+	out->pinned_bytes = p->pinned_bytes;
+	out->reserved_bytes = p->reserved_bytes;
+	out->slot_bytes = p->slot_bytes;
+	out->n_empty = p->n_state[PAGE_EMPTY];
+	out->n_dirty = p->n_state[PAGE_DIRTY];
+	out->n_clean = p->n_state[PAGE_CLEAN];
+	out->n_lower = p->n_state[PAGE_LOWER];
+	out->n_lost = p->n_state[PAGE_LOST];
+	out->n_in_flight = p->n_state[PAGE_MAPPING] +
+			   p->n_state[PAGE_WRITING] +
+			   p->n_state[PAGE_DROPPING] +
+			   p->n_state[PAGE_READING];
+	out->n_mapped_total = p->n_mapped_total;
+	out->n_evicted_total = p->n_evicted_total;
+	out->n_read_total = p->n_read_total;
+	out->n_written_total = p->n_written_total;
+	out->read_bytes_total = p->read_bytes_total;
+	out->written_bytes_total = p->written_bytes_total;
+	for (struct tier *t = p->tiers; t; t = t->next)
+		out->file_bytes += space_file_bytes(t->space);
+}
+
+static void check_page(const struct page *pg, uint64_t *mapped,
+		       uint64_t *pinned, uint64_t *slots)
+{
+	const size_t bytes = pg->range->tier->page_bytes;
+
+	*mapped += pg->charged ? bytes : 0;
+	*pinned += pg->n_pins ? bytes : 0;
+	*slots += pg->slot >= 0 ? bytes : 0;
+	assert(!page_resident(pg) || pg->charged);
+	assert(pg->state != PAGE_LOWER || pg->busy ||
+	       (pg->slot >= 0 && !pg->charged));
+	assert(pg->state != PAGE_CLEAN || pg->slot >= 0);
+	assert(!pg->in_policy || ((pg->state == PAGE_DIRTY ||
+				   pg->state == PAGE_CLEAN) &&
+				  !pg->n_pins && !pg->busy));
+}
+
+void pager_check(struct pager *p)
+{
+	uint64_t mapped = 0, pinned = 0, slots = 0, files = 0;
+	int busy = 0;
+
+	list_for_each (n, &p->ranges) {
+		struct range *r = list_entry(n, struct range, node);
+
+		busy |= r->n_busy || r->freed;
+		for (uint32_t i = 0; i < r->n_virtual; i++)
+			check_page(&r->pages[i], &mapped, &pinned, &slots);
+	}
+	assert(mapped == p->mapped_bytes && pinned == p->pinned_bytes);
+	assert(slots == p->slot_bytes);
+	assert(mapped <= p->conf.memory_bytes);
+	assert(slots <= p->conf.disk_bytes);
+	for (struct tier *t = p->tiers; t; t = t->next)
+		files += space_file_bytes(t->space);
+	assert(busy || files == mapped);
+}

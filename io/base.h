@@ -20,6 +20,14 @@
 #define KV_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define KV_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define KV_PRINTF(f, a) __attribute__((format(printf, f, a)))
+/* In a loop that waits for another CPU. */
+#if defined(__x86_64__)
+#define KV_CPU_RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define KV_CPU_RELAX() __asm__ volatile("yield" ::: "memory")
+#else
+#define KV_CPU_RELAX() __asm__ volatile("" ::: "memory")
+#endif
 #define KV_UNUSED      __attribute__((unused))
 
 #endif

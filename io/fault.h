@@ -1,8 +1,11 @@
 /*
  * fault.h - named points at which tests make a call fail
  *
- * io/sys.c asks at every system call that can fail, io/ring.c at every
- * completion. Off (the default) costs one relaxed load.
+ * io/sys.c asks at every system call that can fail ("sys.open" ...), io/engine.c
+ * at every completion ("uring.read", "uring.write", "uring.punch",
+ * "uring.reserve"), at set-up and submission ("uring.setup", "uring.submit"), and
+ * whether to call a transfer short ("uring.short": any err). The threads engine
+ * has the same points. Off (the default) costs one relaxed load.
  */
 #ifndef IO_FAULT_H
 #define IO_FAULT_H
@@ -15,7 +18,10 @@ enum kio_fault_mode {
 	KIO_FAULT_FOREVER, /* the nth and all later ones fail */
 };
 
-/* Arm: the nth (from 1) fault point whose name starts with prefix ("" all) fails with -err. */
+/*
+ * Arm: the nth (from 1) point reached whose name starts with prefix ("" all, at
+ * most 31 bytes) fails with -err. Any thread.
+ */
 void kio_fault_arm(enum kio_fault_mode mode, const char *prefix, uint64_t nth,
 		   int err);
 void kio_fault_disarm(void);

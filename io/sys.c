@@ -5,15 +5,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/fault.h"
 
-#define RETRY(ret, call)                               \
-	do                                             \
-		ret = (call);                          \
-	while (ret < 0 && errno == EINTR)
+#define RETRY(ret, call)                     \
+	do {                                 \
+		ret = (call);                \
+	} while (ret < 0 && errno == EINTR)
 
 int kio_sys_open(const char *path, int flags, mode_t mode)
 {
@@ -34,7 +35,19 @@ int kio_sys_unlink(const char *path)
 {
 	const int ret = kio_fault("sys.unlink");
 
-	return ret ? ret : unlink(path) ? -errno : 0;
+	if (ret)
+		return ret;
+	return unlink(path) ? -errno : 0;
+}
+
+int kio_sys_eventfd(void)
+{
+	int ret = kio_fault("sys.eventfd");
+
+	if (ret)
+		return ret;
+	ret = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return ret < 0 ? -errno : ret;
 }
 
 int kio_sys_memfd(const char *name, unsigned int flags)
@@ -69,11 +82,19 @@ int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes)
 
 int kio_sys_fstat(int fd, struct stat *out)
 {
+	const int ret = kio_fault("sys.fstat");
+
+	if (ret)
+		return ret;
 	return fstat(fd, out) ? -errno : 0;
 }
 
 int kio_sys_fchmod(int fd, mode_t mode)
 {
+	const int ret = kio_fault("sys.fchmod");
+
+	if (ret)
+		return ret;
 	return fchmod(fd, mode) ? -errno : 0;
 }
 

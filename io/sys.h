@@ -2,7 +2,9 @@
  * sys.h - every system call of io and kvd/mem that can fail, with a fault point
  *
  * Each returns what the call returns, or -errno; EINTR is retried. The fault
- * point is "sys." and the name behind kio_sys_.
+ * point is "sys." and the name behind kio_sys_, save that openat shares
+ * "sys.open" and fallocate with a mode (hole punching) is "sys.punch". munmap
+ * has none: nobody could do anything about it. Descriptors are close-on-exec.
  */
 #ifndef IO_SYS_H
 #define IO_SYS_H
@@ -14,6 +16,7 @@
 int kio_sys_open(const char *path, int flags, mode_t mode);
 int kio_sys_openat(int dir_fd, const char *path, int flags, mode_t mode);
 int kio_sys_unlink(const char *path);
+int kio_sys_eventfd(void); /* not blocking */
 int kio_sys_memfd(const char *name, unsigned int flags);
 int kio_sys_ftruncate(int fd, off_t n_bytes);
 int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes);

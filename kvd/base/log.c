@@ -7,7 +7,9 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,6 +17,7 @@
 
 static _Atomic int max_level = LOG_LVL_INFO;
 static const char *const names[] = { "error", "warn", "info", "debug" };
+static const int priority[] = { 3, 4, 6, 7 }; /* of syslog */
 
 void log_set_level(enum log_level max)
 {
@@ -31,6 +34,25 @@ int log_parse_level(const char *name, enum log_level *out)
 	return -EINVAL;
 }
 
+/* stderr is the journal's: systemd says which file that is, as device:inode. */
+static int to_journal(void)
+{
+	static _Atomic int known = -1;
+	const char *env;
+	unsigned long long dev, ino;
+	struct stat st;
+	int ret = atomic_load_explicit(&known, memory_order_relaxed);
+
+	if (ret >= 0)
+		return ret;
+	env = getenv("JOURNAL_STREAM");
+	ret = env && sscanf(env, "%llu:%llu", &dev, &ino) == 2 &&
+	      !fstat(STDERR_FILENO, &st) && st.st_dev == dev &&
+	      st.st_ino == ino;
+	atomic_store_explicit(&known, ret, memory_order_relaxed);
+	return ret;
+}
+
 static size_t stamp(char *buf, size_t n)
 {
 	struct timespec ts;
@@ -40,7 +62,7 @@ static size_t stamp(char *buf, size_t n)
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
 	len = strftime(buf, n, "%Y-%m-%dT%H:%M:%S", &tm);
-	len += (size_t)snprintf(buf + len, n - len, ".%03ldZ",
+	len += (size_t)snprintf(buf + len, n - len, ".%03ldZ ",
 				ts.tv_nsec / 1000000);
 	return len;
 }
@@ -62,8 +84,12 @@ void log_line(enum log_level lvl, const char *module, const char *fmt, ...)
 
 	if ((int)lvl > atomic_load_explicit(&max_level, memory_order_relaxed))
 		return;
-	len = stamp(line, sizeof(line));
-	n = snprintf(line + len, sizeof(line) - len, " %s %s: ", names[lvl],
+	if (to_journal())
+		len = (size_t)snprintf(line, sizeof(line), "<%d>",
+				       priority[lvl]);
+	else
+		len = stamp(line, sizeof(line));
+	n = snprintf(line + len, sizeof(line) - len, "%s %s: ", names[lvl],
 		     module);
 	len += n > 0 ? (size_t)n : 0;
 	len = KV_MIN(len, sizeof(line) - 2);

@@ -2,7 +2,9 @@
  * log.h - structured log lines: time, level, module, text
  *
  * `2026-01-02T03:04:05.678Z warn move: page 812 host->disk: -EIO, kept`
- * Any thread. Goes to stderr (or journald's prefix levels when asked).
+ * Any thread. Goes to stderr; where that is the journal (JOURNAL_STREAM), with
+ * its prefix of the priority in place of the time. At most 1023 bytes a line;
+ * control characters become '?'.
  */
 #ifndef KVD_BASE_LOG_H
 #define KVD_BASE_LOG_H

@@ -1,8 +1,12 @@
 /*
  * loop.c - the event loop; see loop.h
  *
- * A turn: timers that are due, deferred and posted calls, pollers, then epoll, which waits
- * only if nothing is left to do and the spinning time is over.
+ * A turn: timers that are due, deferred and posted calls, pollers, then epoll,
+ * which waits only if nothing is left to do and the spinning time is over.
+ * While there is work, or it spins, epoll is looked at every BUSY_TURNS turns.
+ *
+ * A sleeper says so (asleep), then looks at n_posted; a poster counts, then
+ * looks at asleep: one of them sees the other. Both are seq_cst.
  *
  * Locks: post_m guards the posted list, work_m the list of work. Never both.
  */
@@ -26,6 +30,7 @@ struct loop {
 	int stopping;
 	struct list deferred;
 	struct list pollers;
+	struct list *poller_next; /* where a walk goes on, or NULL */
 	struct list timers; /* by time, soonest first */
 	uint64_t spin_ns;
 	uint64_t last_work_ns;
@@ -35,8 +40,9 @@ struct loop {
 
 	pthread_mutex_t post_m;
 	struct list posted;	   /* (post_m) */
-	_Atomic uint32_t n_posted; /* (A) a hint, and the wake-up protocol: */
-	_Atomic uint32_t asleep;   /* poster adds, then looks at asleep */
+	_Atomic uint32_t n_posted; /* (A) since the last look; counted after
+				    * the push, so it may be too many */
+	_Atomic uint32_t asleep;   /* (A) cleared by the one who wakes */
 
 	pthread_mutex_t work_m;
 	pthread_cond_t work_more;
@@ -122,6 +128,7 @@ int loop_run(struct loop *l)
 	l->stopping = 0;
 	while (!l->stopping && !ret)
 		ret = loop_turn(l, -1);
+	l->stopping = 0; /* turns may follow */
 	return ret;
 }
 
@@ -195,7 +202,7 @@ static void post(struct loop *l, struct list *to, struct list *n)
 	list_push(to, n);
 	pthread_mutex_unlock(&l->post_m);
 	atomic_fetch_add(&l->n_posted, 1);
-	if (atomic_load(&l->asleep))
+	if (atomic_load(&l->asleep) && atomic_exchange(&l->asleep, 0))
 		wake(l);
 }
 
@@ -253,54 +260,61 @@ void loop_add_poller(struct loop *l, struct loop_poller *p)
 
 void loop_del_poller(struct loop *l, struct loop_poller *p)
 {
-	(void)l;
+	if (l->poller_next == &p->node)
+		l->poller_next = p->node.next;
 	list_del(&p->node);
+}
+
+/* The next poller of a walk, which survives any loop_del_poller(), or NULL. */
+static struct loop_poller *next_poller(struct loop *l)
+{
+	struct list *n = l->poller_next;
+
+	if (n == &l->pollers)
+		return NULL;
+	l->poller_next = n->next;
+	return list_entry(n, struct loop_poller, node);
 }
 
 static int run_pollers(struct loop *l)
 {
+	struct loop_poller *p;
 	int found = 0;
 
-	list_for_each_safe (n, &l->pollers) {
-		struct loop_poller *p = list_entry(n, struct loop_poller,
-						   node);
-
+	l->poller_next = l->pollers.next;
+	while ((p = next_poller(l)))
 		found |= !!p->poll(p);
-	}
 	return found;
 }
 
 /* Returns nonzero if a poller found work on the way to sleep. */
 static int arm_pollers(struct loop *l)
 {
+	struct loop_poller *p;
 	int found = 0;
 
-	list_for_each_safe (n, &l->pollers) {
-		struct loop_poller *p = list_entry(n, struct loop_poller,
-						   node);
-
+	l->poller_next = l->pollers.next;
+	while ((p = next_poller(l)))
 		if (p->arm)
 			found |= !!p->arm(p);
-	}
 	return found;
 }
 
 static void disarm_pollers(struct loop *l)
 {
-	list_for_each_safe (n, &l->pollers) {
-		struct loop_poller *p = list_entry(n, struct loop_poller,
-						   node);
+	struct loop_poller *p;
 
+	l->poller_next = l->pollers.next;
+	while ((p = next_poller(l)))
 		if (p->disarm)
 			p->disarm(p);
-	}
 }
 
 /* ---- timers ------------------------------------------------------------------------ */
 
 void loop_timer_set(struct loop *l, struct loop_timer *t, uint64_t at_ns)
 {
-	struct list *at = l->timers.prev;
+	struct list *at;
 
 	list_del(&t->node);
 	at = l->timers.prev;
@@ -317,17 +331,25 @@ void loop_timer_cancel(struct loop *l, struct loop_timer *t)
 	list_del(&t->node);
 }
 
+/* Those due now; one that is set again meanwhile waits for the next turn. */
 static int run_timers(struct loop *l)
 {
-	struct list *n;
+	struct list due, *n;
+	uint64_t now;
 	int ran = 0;
 
-	while ((n = list_first(&l->timers))) {
+	if (list_empty(&l->timers))
+		return 0;
+	now = clock_ns();
+	list_init(&due);
+	while ((n = list_first(&l->timers)) &&
+	       list_entry(n, struct loop_timer, node)->at_ns <= now) {
+		list_del(n);
+		list_push(&due, n);
+	}
+	while ((n = list_pop(&due))) {
 		struct loop_timer *t = list_entry(n, struct loop_timer, node);
 
-		if (t->at_ns > clock_ns())
-			break;
-		list_del(n);
 		t->run(t);
 		ran = 1;
 	}
@@ -371,11 +393,12 @@ static int wait_events(struct loop *l, int timeout_ms)
 /* Sleep until something happens; pollers are armed meanwhile. */
 static int doze(struct loop *l, int timeout_ms)
 {
-	int ret = 0;
+	int ret;
 
 	atomic_store(&l->asleep, 1);
-	if (idle(l) && !arm_pollers(l))
-		ret = wait_events(l, sleep_ms(l, timeout_ms));
+	if (arm_pollers(l) || !idle(l))
+		timeout_ms = 0;
+	ret = wait_events(l, timeout_ms ? sleep_ms(l, timeout_ms) : 0);
 	atomic_store(&l->asleep, 0);
 	disarm_pollers(l);
 	return ret;

@@ -1,9 +1,14 @@
 /*
  * pool.c - fork-join over compute threads; see pool.h
  *
- * A job is numbered; threads sleep on the number. Parts are taken from a counter
- * that carries the job's number in its high half, so that a late thread cannot
- * take a part of the next job by mistake.
+ * A job is numbered; threads sleep on the number. Parts are taken from one word
+ * that holds the job's number and how many of its parts are left, so a late
+ * thread can take nothing of a job that it has not seen begin.
+ *
+ *  (1) fn, arg and n_parts change only while `left` of the last job is 0 and all
+ *      of its parts are done: who has taken a part may read them.
+ *  (2) A sleeper counts itself, then looks at the word again; a waker changes the
+ *      word, then looks at the count (both sequentially consistent).
  */
 #include "kvd/base/pool.h"
 
@@ -22,13 +27,14 @@
 struct pool {
 	unsigned int n_threads;	   /* (I) with the caller */
 	pthread_t *threads;	   /* (I) n_threads - 1 */
-	void (*fn)(void *arg, uint32_t i); /* (I) while a job runs */
+	void (*fn)(void *arg, uint32_t i_part); /* (1) */
 	void *arg;
-	_Atomic uint32_t n_parts;
-	_Atomic uint32_t job;	   /* number; released after the fields above */
-	_Atomic uint64_t next;	   /* job << 32 | next part */
-	_Atomic uint32_t n_left;   /* parts not done */
-	_Atomic uint32_t n_asleep; /* threads in futex-wait on job */
+	uint32_t n_parts;
+	_Atomic uint64_t left;	   /* (A) job << 32 | parts not taken */
+	_Atomic uint32_t job;	   /* (A) number of the latest job */
+	_Atomic uint32_t n_undone; /* (A) parts not done */
+	_Atomic uint32_t n_asleep; /* (A) threads that sleep on job */
+	_Atomic uint32_t n_caller; /* (A) 1: the caller sleeps on n_undone */
 	_Atomic uint32_t stop;
 };
 
@@ -46,47 +52,52 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
 	(void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
-static void futex_wake_all(_Atomic uint32_t *word)
+static void futex_wake(_Atomic uint32_t *word, uint32_t n)
 {
-	(void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL,
-		      NULL, 0);
+	/* it cannot fail for a word of our own */
+	(void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
 
-/* Wait until *word differs from seen: spin, then sleep. */
-static void wait_change(struct pool *p, _Atomic uint32_t *word, uint32_t seen)
+/* Wait until *word differs from seen: spin, then sleep, counted in *asleep. */
+static void wait_change(_Atomic uint32_t *word, uint32_t seen,
+			_Atomic uint32_t *asleep)
 {
 	const uint64_t end = now_ns() + SPIN_NS;
 
 	while (atomic_load(word) == seen) {
 		if (now_ns() < end) {
-			__builtin_ia32_pause();
+			KV_CPU_RELAX();
 			continue;
 		}
-		atomic_fetch_add(&p->n_asleep, 1);
+		atomic_fetch_add(asleep, 1);
 		if (atomic_load(word) == seen)
 			futex_wait(word, seen);
-		atomic_fetch_sub(&p->n_asleep, 1);
+		atomic_fetch_sub(asleep, 1);
 	}
+}
+
+/* Take a part of this job: how many were left with it, or 0. */
+static uint32_t take(struct pool *p, uint32_t job)
+{
+	uint64_t at = atomic_load(&p->left);
+
+	do {
+		if ((uint32_t)(at >> 32) != job || !(uint32_t)at)
+			return 0;
+	} while (!atomic_compare_exchange_weak(&p->left, &at, at - 1));
+	return (uint32_t)at;
 }
 
 /* Run parts of this job until there are none. */
 static void work(struct pool *p, uint32_t job)
 {
-	for (;;) {
-		uint64_t at = atomic_load(&p->next);
-		uint32_t i;
+	uint32_t left;
 
-		do {
-			if ((uint32_t)(at >> 32) != job)
-				return;
-			i = (uint32_t)at;
-			if (i >= atomic_load(&p->n_parts))
-				return;
-		} while (!atomic_compare_exchange_weak(&p->next, &at, at + 1));
-		p->fn(p->arg, i);
-		if (atomic_fetch_sub(&p->n_left, 1) == 1 &&
-		    atomic_load(&p->n_asleep))
-			futex_wake_all(&p->n_left);
+	while ((left = take(p, job))) {
+		p->fn(p->arg, p->n_parts - left);
+		if (atomic_fetch_sub(&p->n_undone, 1) == 1 &&
+		    atomic_load(&p->n_caller))
+			futex_wake(&p->n_undone, 1);
 	}
 }
 
@@ -96,7 +107,7 @@ static void *thread_main(void *arg)
 	uint32_t seen = 0;
 
 	while (!atomic_load(&p->stop)) {
-		wait_change(p, &p->job, seen);
+		wait_change(&p->job, seen, &p->n_asleep);
 		seen = atomic_load(&p->job);
 		work(p, seen);
 	}
@@ -134,9 +145,8 @@ void pool_free(struct pool *p)
 	if (!p)
 		return;
 	atomic_store(&p->stop, 1);
-	atomic_store(&p->n_parts, 0);
 	atomic_fetch_add(&p->job, 1);
-	futex_wake_all(&p->job);
+	futex_wake(&p->job, INT32_MAX);
 	for (unsigned int i = 0; i + 1 < p->n_threads; i++)
 		pthread_join(p->threads[i], NULL);
 	free(p->threads);
@@ -152,7 +162,7 @@ void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part),
 	      void *arg, uint32_t n_parts)
 {
 	const uint32_t job = atomic_load(&p->job) + 1;
-	uint32_t left;
+	uint32_t undone;
 
 	if (!n_parts)
 		return;
@@ -163,13 +173,13 @@ void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part),
 	}
 	p->fn = fn;
 	p->arg = arg;
-	atomic_store(&p->n_parts, n_parts);
-	atomic_store(&p->n_left, n_parts);
-	atomic_store(&p->next, (uint64_t)job << 32);
+	p->n_parts = n_parts;
+	atomic_store(&p->n_undone, n_parts);
+	atomic_store(&p->left, (uint64_t)job << 32 | n_parts);
 	atomic_store(&p->job, job);
 	if (atomic_load(&p->n_asleep))
-		futex_wake_all(&p->job);
+		futex_wake(&p->job, n_parts - 1);
 	work(p, job);
-	while ((left = atomic_load(&p->n_left)))
-		wait_change(p, &p->n_left, left);
+	while ((undone = atomic_load(&p->n_undone)))
+		wait_change(&p->n_undone, undone, &p->n_caller);
 }

@@ -91,6 +91,15 @@ uint64_t stat_quantile(const struct stat *s, double q)
 
 /* ---- Prometheus text --------------------------------------------------- */
 
+static void put_escaped(FILE *f, const char *s)
+{
+	for (; *s; s++) {
+		if (*s == '"' || *s == '\\' || *s == '\n')
+			fputc('\\', f);
+		fputc(*s == '\n' ? 'n' : *s, f);
+	}
+}
+
 static void put_label(FILE *f, const struct stat *s, const char *extra)
 {
 	const int own = s->label && s->value[0];
@@ -100,11 +109,7 @@ static void put_label(FILE *f, const struct stat *s, const char *extra)
 	fputc('{', f);
 	if (own) {
 		fprintf(f, "%s=\"", s->label);
-		for (const char *c = s->value; *c; c++) {
-			if (*c == '"' || *c == '\\')
-				fputc('\\', f);
-			fputc(*c, f);
-		}
+		put_escaped(f, s->value);
 		fputc('"', f);
 	}
 	if (extra)
@@ -120,7 +125,7 @@ static void put_histogram(FILE *f, const struct stat *s)
 	for (uint32_t i = 0; i + 1 < STAT_BUCKETS; i++) {
 		sum += atomic_load_explicit(&s->bucket[i],
 					    memory_order_relaxed);
-		snprintf(le, sizeof(le), "%g", (double)(1ull << i) * s->unit);
+		snprintf(le, sizeof(le), "%.9g", (double)(1ull << i) * s->unit);
 		fprintf(f, "%s_bucket", s->name);
 		put_label(f, s, le);
 		fprintf(f, " %llu\n", (unsigned long long)sum);
@@ -131,7 +136,7 @@ static void put_histogram(FILE *f, const struct stat *s)
 	put_label(f, s, "+Inf");
 	fprintf(f, " %llu\n%s_sum", (unsigned long long)sum, s->name);
 	put_label(f, s, NULL);
-	fprintf(f, " %g\n%s_count", (double)stat_read(s) * s->unit, s->name);
+	fprintf(f, " %.15g\n%s_count", (double)stat_read(s) * s->unit, s->name);
 	put_label(f, s, NULL);
 	fprintf(f, " %llu\n", (unsigned long long)sum);
 }
@@ -176,7 +181,10 @@ int stat_render(char **out, size_t *len)
 	for (struct stat *s = next_of(&first); s; s = next_of(&s->next))
 		if (is_first_of_name(s))
 			put_name(f, s);
-	return fclose(f) ? -ENOMEM : 0;
+	if (!fclose(f))
+		return 0;
+	free(*out);
+	return -ENOMEM;
 }
 
 void stat_each(void (*fn)(const struct stat *s, void *arg), void *arg)

@@ -2,8 +2,7 @@
  * stat.h - counters, gauges and histograms, registered by name
  *
  * One registry per process. Updates: any thread, relaxed atomics. A metric
- * lives as long as the process (or until stat_drop_tenant()). Rendered as
- * Prometheus text by stat_render().
+ * lives as long as the process. Rendered as Prometheus text by stat_render().
  */
 #ifndef KVD_BASE_STAT_H
 #define KVD_BASE_STAT_H

@@ -21,7 +21,7 @@ LIBS   := -luring -lnuma -linih -ljansson -lmicrohttpd -lsodium -lseccomp -lcap 
 	  -lm -pthread
 
 src     = $(wildcard $(1)/*.c)
-obj     = $(patsubst %.c,$(B)/%.o,$(1))
+obj     = $(patsubst %.c,$(B)/obj/%.o,$(1))
 LEAF    := $(call src,io) $(call src,kernels)
 DAEMON  := $(filter-out kvd/main.c,$(call src,kvd) $(foreach d,base mem cache \
 	   model serve ipc,$(call src,kvd/$(d))))
@@ -37,7 +37,7 @@ KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)
 
 all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/libkvclient.so $(B)/libkvclient.a
 
-$(B)/%.o: %.c
+$(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) $(ISA_$(notdir $*)) -MMD -MP -c -o $@ $<
 
@@ -62,7 +62,7 @@ $(B)/kvbench: $(call obj,$(KVBENCH)) $(B)/libcore.a $(B)/libkvclient.a
 $(B)/librig.a: $(call obj,$(RIG))
 	@rm -f $@; $(AR) rcs $@ $^
 define TEST_RULE
-$(B)/tests/%: $(B)/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
+$(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
 	@mkdir -p $$(@D)
 	$(Q)$(CC) $(ALLC) -o $$@ $$^ -lcheck -lsubunit -lrt $(LIBS)
 endef

@@ -321,7 +321,7 @@ int batch_new(struct batch **out, struct serve *s)
 	list_init(&b->call.node);
 	list_init(&b->ready);
 	b->max_rows = s->conf->max_batch + s->conf->prefill_slice;
-	b->max_logits = b->max_rows + 2 * SCORE_ROWS;
+	b->max_logits = b->max_rows;
 	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
 	b->logit_rows = calloc(b->max_logits, sizeof(*b->logit_rows));
 	b->runs = calloc(b->max_rows, sizeof(*b->runs));

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "libkvclient/kvclient.h"
 #include "tests/rig/daemon.h"
 
@@ -89,10 +90,11 @@ struct setup {
 	int slice;
 };
 
-static void start(struct rig_daemon *d, struct kvc **c, struct setup s)
+static struct rig_daemon *start(struct kvc **c, struct setup s)
 {
 	char conf[2048];
-	const struct kvc_options opt = { .socket = d->socket };
+	struct kvc_options opt = { 0 };
+	struct rig_daemon *d;
 
 	snprintf(conf, sizeof(conf),
 		 "prefill_slice = %d\n"
@@ -101,14 +103,18 @@ static void start(struct rig_daemon *d, struct kvc **c, struct setup s)
 		 "[tenant t]\nuid = %u\nmemory = %s\ndisk = 256M\n",
 		 s.slice ? s.slice : 128, data_dir(), s.math, getuid(),
 		 s.memory ? s.memory : "256M");
-	ck_assert_int_eq(rig_daemon_start(d, conf), 0);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	opt.socket = d->socket;
 	ck_assert_int_eq(kvc_open(c, &opt), 0);
+	return d;
 }
 
 static void stop(struct rig_daemon *d, struct kvc *c)
 {
 	kvc_close(c);
 	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
 }
 
 /* Parts as plain tokens, cut where the prompt's parts are; reuse: the chunks. */
@@ -193,10 +199,10 @@ static void same(const struct answer *a, const struct answer *b,
 
 START_TEST(f32_equals_the_reference)
 {
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 
-	start(&d, &c, (struct setup){ .math = "f32" });
+	d = start(&c, (struct setup){ .math = "f32" });
 	for (int i = 0; i < N_ITEMS; i++) {
 		struct answer a;
 
@@ -211,7 +217,7 @@ START_TEST(f32_equals_the_reference)
 				      "item %d logit %d: %f", i, k,
 				      (double)a.logits[items[i].top_id[k]]);
 	}
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
@@ -243,10 +249,10 @@ static double score(struct kvc *c, const struct item *it)
 
 START_TEST(f32_scores_equal_the_reference)
 {
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 
-	start(&d, &c, (struct setup){ .math = "f32" });
+	d = start(&c, (struct setup){ .math = "f32" });
 	for (int i = 0; i < N_ITEMS; i++) {
 		const double nll = score(c, &items[i]);
 
@@ -255,7 +261,7 @@ START_TEST(f32_scores_equal_the_reference)
 			      items[i].nll);
 		ck_assert(score(c, &items[i]) == nll); /* now from the cache */
 	}
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
@@ -266,25 +272,25 @@ static const char *const maths[] = { "f32", "bf16" };
 /* Everything alone, nothing reused, one slice: what the others must equal. */
 static void plain(struct answer *a, const char *math, int whole)
 {
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 
-	start(&d, &c, (struct setup){ .math = math, .slice = 1024 });
+	d = start(&c, (struct setup){ .math = math, .slice = 1024 });
 	for (int i = 0; i < N_ITEMS; i++)
 		take(c, ask(c, &items[i], whole, 0, KV_GEN_NO_REUSE, N_GREEDY),
 		     &a[i]);
-	stop(&d, c);
+	stop(d, c);
 }
 
 START_TEST(slices_batches_and_prefixes_change_nothing)
 {
 	struct answer want[N_ITEMS], got;
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 	uint64_t n_prefix = 0;
 
 	plain(want, maths[_i], 0);
-	start(&d, &c, (struct setup){ .math = maths[_i], .slice = 24 });
+	d = start(&c, (struct setup){ .math = maths[_i], .slice = 24 });
 	for (int round = 0; round < 2; round++) {
 		for (int i = 0; i < N_ITEMS; i += 10) {
 			struct kvc_gen *g[10];
@@ -300,7 +306,7 @@ START_TEST(slices_batches_and_prefixes_change_nothing)
 		}
 	}
 	ck_assert_uint_gt(n_prefix, 1000);
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
@@ -311,12 +317,12 @@ START_TEST(paging_changes_nothing)
 {
 	const char *math = maths[_i % 2];
 	struct answer want[N_ITEMS], got;
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 	char *json;
 
 	plain(want, math, 0);
-	start(&d, &c, (struct setup){ .math = math,
+	d = start(&c, (struct setup){ .math = math,
 				      .memory = budgets[_i / 2] });
 	for (int round = 0; round < 2; round++)
 		for (int i = 0; i < N_ITEMS; i++) {
@@ -326,16 +332,16 @@ START_TEST(paging_changes_nothing)
 	ck_assert_int_ge(kvc_query(c, "pages", "", &json), 0);
 	ck_assert_msg(!strstr(json, "\"evicted_total\":0,"), "%s", json);
 	free(json);
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
 START_TEST(generated_equals_prefilled)
 {
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 
-	start(&d, &c, (struct setup){ .math = maths[_i] });
+	d = start(&c, (struct setup){ .math = maths[_i] });
 	for (int i = 0; i < N_ITEMS; i++) {
 		struct item turn = items[i];
 		struct answer a, cached, fresh;
@@ -354,17 +360,17 @@ START_TEST(generated_equals_prefilled)
 		ck_assert_uint_gt(cached.stats.n_prefix, 0);
 		same(&fresh, &cached, "turn", i);
 	}
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
 START_TEST(chunks_do_not_depend_on_history)
 {
 	struct answer first[N_ITEMS], got;
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 
-	start(&d, &c, (struct setup){ .math = maths[_i] });
+	d = start(&c, (struct setup){ .math = maths[_i] });
 	for (int i = 0; i < N_ITEMS; i++) {
 		take(c, ask(c, &items[i], 0, 1, 0, N_GREEDY), &first[i]);
 		ck_assert_uint_eq(first[i].stats.n_computed +
@@ -372,8 +378,8 @@ START_TEST(chunks_do_not_depend_on_history)
 				  items[i].seg[0] +
 					  items[i].seg[items[i].n_seg - 1]);
 	}
-	stop(&d, c);
-	start(&d, &c, (struct setup){ .math = maths[_i], .memory = "3M" });
+	stop(d, c);
+	d = start(&c, (struct setup){ .math = maths[_i], .memory = "3M" });
 	for (int i = N_ITEMS - 1; i >= 0; i--) {
 		take(c, ask(c, &items[i], 0, 1, 0, N_GREEDY), &got);
 		same(&first[i], &got, "chunks, other order, paged", i);
@@ -381,17 +387,17 @@ START_TEST(chunks_do_not_depend_on_history)
 		ck_assert_uint_gt(got.stats.n_chunk, 0);
 		same(&first[i], &got, "chunks again", i);
 	}
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
 START_TEST(seeded_sampling_repeats)
 {
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 	int n_other = 0;
 
-	start(&d, &c, (struct setup){ .math = "bf16" });
+	d = start(&c, (struct setup){ .math = "bf16" });
 	for (int i = 0; i < N_ITEMS; i++) {
 		struct kvc_part p[17];
 		struct kvc_generate r = {
@@ -417,7 +423,7 @@ START_TEST(seeded_sampling_repeats)
 		kvc_generate_free(c, o);
 	}
 	ck_assert_int_gt(n_other, N_ITEMS / 2);
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
@@ -426,7 +432,7 @@ END_TEST
 START_TEST(stops_and_cancels)
 {
 	static const char *const newline[] = { "\n" };
-	struct rig_daemon d;
+	struct rig_daemon *d;
 	struct kvc *c;
 	struct kvc_part p[17];
 	struct kvc_generate r = { .parts = p, .max_tokens = 16,
@@ -434,7 +440,7 @@ START_TEST(stops_and_cancels)
 	struct kvc_gen *g;
 	int ret;
 
-	start(&d, &c, (struct setup){ .math = "bf16" });
+	d = start(&c, (struct setup){ .math = "bf16" });
 	r.n_parts = parts_of(&items[0], p, 0, 0);
 	ck_assert_int_gt(kvc_generate(c, &r, &g), 0);
 	ck_assert_int_eq(kvc_gen_end(g), KV_END_STOP);
@@ -455,7 +461,7 @@ START_TEST(stops_and_cancels)
 	r.max_tokens = 4;
 	r.model = "nobody";
 	ck_assert_int_eq(kvc_generate(c, &r, &g), -ENOENT);
-	stop(&d, c);
+	stop(d, c);
 }
 END_TEST
 
@@ -466,9 +472,11 @@ int main(void)
 	SRunner *r;
 	int n;
 
-	if (!getenv("KVD_BIN"))
-		printf("KVD_BIN is not set: looking beside the test\n");
-	load_items();
+	if (!rig_daemon_binary()) {
+		printf("skipped: there is no kvd binary\n");
+		return 77;
+	}
+	tcase_add_unchecked_fixture(t, load_items, NULL);
 	tcase_set_timeout(t, 300);
 	tcase_add_test(t, f32_equals_the_reference);
 	tcase_add_test(t, f32_scores_equal_the_reference);

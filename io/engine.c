@@ -1,37 +1,56 @@
 /*
  * engine.c - run page requests on io_uring, or on threads where it is forbidden
  *
- *   queued --submit--> in flight --completed--> (short: queued again) --> done()
+ *   queued --submit--> in flight --completed--> settle() --> done()
+ *      ^                                           |
+ *      +---------- short, EAGAIN, EINTR -----------+
  *
- * At most depth requests are in flight. done() runs from kio_engine_reap() only.
+ *  (1) At most depth requests are in flight; more wait in queued.
+ *  (2) done() runs from kio_engine_reap() only, on the thread that calls it.
+ *  (3) Whatever waits in queued or in the ring when reap returns has either been
+ *      submitted by it, or event_fd is readable, or something is in flight:
+ *      the loop comes back.
+ *
+ * Both engines share settle(), so both know short transfers and fault points.
  * Threads: they take from todo and put into finished, both under m.
+ *
+ * Reserving and punching go through the engine too: io_uring runs fallocate on
+ * a thread of the kernel. From the loop thread it could wait for ever on
+ * kernels 6.6 to 6.13, where fallocate waits for direct writes whose
+ * completion waits for the thread that submitted them.
  */
 #include "io/engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/fault.h"
 #include "io/sys.h"
 
-#define N_THREADS 4
+#define N_THREADS     4
+#define DEPTH_DEFAULT 32
+#define N_FILES	      256 /* registered at most */
+#define BLOCK_BYTES   4096
 
 struct fifo {
 	struct kio_req *first, **end;
 };
 
 struct kio_engine {
-	enum kio_engine_kind kind;
+	enum kio_engine_kind kind; /* AUTO: none started */
 	uint32_t depth;
 	uint32_t n_in_flight;
 	int event_fd;
 	struct fifo queued;
+	struct fifo refused; /* the kernel would not take them: ret is set */
 	struct io_uring ring;
+	uint8_t used_files[N_FILES]; /* slots of the table taken */
+	int n_files;		     /* size of the table; 0: none */
 
 	pthread_t threads[N_THREADS];
 	int n_threads;
@@ -67,8 +86,6 @@ static struct kio_req *fifo_pop(struct fifo *f)
 	return r;
 }
 
-/* ---- threads ------------------------------------------------------------ */
-
 static void ring_bell(struct kio_engine *e)
 {
 	const uint64_t one = 1;
@@ -78,21 +95,77 @@ static void ring_bell(struct kio_engine *e)
 		return;
 }
 
+/* ---- results ---------------------------------------------------------------- */
+
+static int fault_of(const struct kio_req *r)
+{
+	static const char *const names[] = { "uring.read", "uring.write",
+					     "uring.reserve", "uring.punch" };
+
+	return kio_fault(names[r->op]);
+}
+
+/* What callers are told; -EINVAL is the end of a file cut inside a block. */
+static int error_of(int res)
+{
+	switch (res) {
+	case -EDQUOT:
+		return -ENOSPC;
+	case 0:
+	case -EINVAL:
+	case -ENODATA:
+		return -EIO;
+	}
+	return res;
+}
+
+/* res: bytes or -errno. 1: r is finished, its ret set; 0: it must go on. */
+static int settle(struct kio_req *r, int res)
+{
+	const struct kio_span s = kio_req_span(r);
+	const int fault = fault_of(r);
+
+	if (fault)
+		res = fault;
+	if (res == -EAGAIN || res == -EINTR)
+		return 0;
+	if (!s.buf) {
+		r->ret = res;
+		return 1;
+	}
+	if (res > BLOCK_BYTES && res % BLOCK_BYTES == 0 &&
+	    kio_fault("uring.short"))
+		res = BLOCK_BYTES;
+	if (res <= 0) {
+		r->ret = error_of(res);
+		return 1;
+	}
+	r->done_bytes += (size_t)res;
+	r->ret = 0;
+	return (size_t)res >= s.n_bytes;
+}
+
+static int punch_mode(const struct kio_req *r)
+{
+	return r->op == KIO_OP_PUNCH ?
+		       FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE :
+		       0;
+}
+
+/* ---- threads ------------------------------------------------------------------ */
+
 static int transfer(struct kio_req *r)
 {
 	const struct kio_span s = kio_req_span(r);
 	int ret;
 
-	if (r->op == KIO_OP_READ) {
-		ret = kio_fault("uring.read");
-		if (!ret)
-			ret = kio_sys_pread(s.fd, s.buf, s.n_bytes, s.off);
-	} else {
-		ret = kio_fault("uring.write");
-		if (!ret)
-			ret = kio_sys_pwrite(s.fd, s.buf, s.n_bytes, s.off);
-	}
-	return ret == -ENODATA ? -EIO : ret;
+	if (!s.buf)
+		return kio_sys_fallocate(s.fd, punch_mode(r), s.off,
+					 (off_t)s.n_bytes);
+	ret = r->op == KIO_OP_READ ?
+		      kio_sys_pread(s.fd, s.buf, s.n_bytes, s.off) :
+		      kio_sys_pwrite(s.fd, s.buf, s.n_bytes, s.off);
+	return ret ? ret : (int)s.n_bytes;
 }
 
 static void *thread_main(void *arg)
@@ -107,7 +180,8 @@ static void *thread_main(void *arg)
 		if (!r)
 			break;
 		pthread_mutex_unlock(&e->m);
-		r->ret = transfer(r);
+		while (!settle(r, transfer(r)))
+			;
 		pthread_mutex_lock(&e->m);
 		fifo_push(&e->finished, r);
 		ring_bell(e);
@@ -139,14 +213,40 @@ static void stop_threads(struct kio_engine *e)
 		pthread_join(e->threads[i], NULL);
 }
 
-/* ---- life ------------------------------------------------------------------ */
+static void submit_threads(struct kio_engine *e)
+{
+	struct kio_req *r;
+
+	pthread_mutex_lock(&e->m);
+	while (e->n_in_flight < e->depth && (r = fifo_pop(&e->queued))) {
+		fifo_push(&e->todo, r);
+		e->n_in_flight++;
+	}
+	pthread_cond_broadcast(&e->more);
+	pthread_mutex_unlock(&e->m);
+}
+
+static void reap_threads(struct kio_engine *e, struct fifo *done)
+{
+	struct kio_req *r;
+
+	pthread_mutex_lock(&e->m);
+	while ((r = fifo_pop(&e->finished))) {
+		fifo_push(done, r);
+		e->n_in_flight--;
+	}
+	pthread_mutex_unlock(&e->m);
+}
+
+/* ---- io_uring ------------------------------------------------------------------- */
 
 static int start_uring(struct kio_engine *e)
 {
+	struct io_uring_params p = { .flags = IORING_SETUP_CLAMP };
 	int ret = kio_fault("uring.setup");
 
 	if (!ret)
-		ret = io_uring_queue_init(e->depth, &e->ring, 0);
+		ret = io_uring_queue_init_params(e->depth, &e->ring, &p);
 	if (ret)
 		return ret;
 	ret = io_uring_register_eventfd(&e->ring, e->event_fd);
@@ -154,32 +254,156 @@ static int start_uring(struct kio_engine *e)
 		io_uring_queue_exit(&e->ring);
 		return ret;
 	}
+	if (!kio_fault("uring.files") &&
+	    !io_uring_register_files_sparse(&e->ring, N_FILES))
+		e->n_files = N_FILES;
 	e->kind = KIO_ENGINE_URING;
 	return 0;
+}
+
+int kio_engine_add_file(struct kio_engine *e, int fd)
+{
+	for (int i = 0; i < e->n_files; i++) {
+		if (e->used_files[i])
+			continue;
+		if (io_uring_register_files_update(&e->ring, (unsigned)i, &fd,
+						   1) != 1)
+			return -1;
+		e->used_files[i] = 1;
+		return i;
+	}
+	return -1;
+}
+
+void kio_engine_del_file(struct kio_engine *e, int i_fixed)
+{
+	int none = -1;
+
+	if (i_fixed < 0)
+		return;
+	/* a slot that stays full is one that is not used again */
+	if (io_uring_register_files_update(&e->ring, (unsigned)i_fixed, &none,
+					   1) == 1)
+		e->used_files[i_fixed] = 0;
+}
+
+static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
+{
+	const struct kio_span s = kio_req_span(r);
+	const int fd = s.i_fixed < 0 ? s.fd : s.i_fixed;
+
+	if (!s.buf)
+		io_uring_prep_fallocate(sqe, fd, punch_mode(r), s.off,
+					(off_t)s.n_bytes);
+	else if (r->op == KIO_OP_READ)
+		io_uring_prep_read(sqe, fd, s.buf, (unsigned)s.n_bytes,
+				   (uint64_t)s.off);
+	else
+		io_uring_prep_write(sqe, fd, s.buf, (unsigned)s.n_bytes,
+				    (uint64_t)s.off);
+	if (s.i_fixed >= 0)
+		sqe->flags |= IOSQE_FIXED_FILE;
+	io_uring_sqe_set_data(sqe, r);
+}
+
+/* What the kernel would not take becomes NOPs, which it may take later. */
+static void refuse(struct kio_engine *e, int err)
+{
+	struct io_uring_sq *sq = &e->ring.sq;
+	const unsigned int n = io_uring_sq_ready(&e->ring);
+
+	for (unsigned int i = sq->sqe_tail - n; i != sq->sqe_tail; i++) {
+		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
+		struct kio_req *r = (struct kio_req *)(uintptr_t)sqe->user_data;
+
+		io_uring_prep_nop(sqe);
+		io_uring_sqe_set_data(sqe, NULL);
+		if (!r)
+			continue;
+		r->ret = err;
+		fifo_push(&e->refused, r);
+		e->n_in_flight--;
+		ring_bell(e);
+	}
+}
+
+static void submit_uring(struct kio_engine *e)
+{
+	while (e->queued.first && e->n_in_flight < e->depth) {
+		struct io_uring_sqe *sqe = io_uring_get_sqe(&e->ring);
+
+		if (!sqe)
+			break;
+		prepare(sqe, fifo_pop(&e->queued));
+		e->n_in_flight++;
+	}
+	while (io_uring_sq_ready(&e->ring)) {
+		int ret = kio_fault("uring.submit");
+
+		if (!ret)
+			ret = io_uring_submit(&e->ring);
+		if (ret > 0 || ret == -EINTR)
+			continue;
+		if (!ret || ret == -EAGAIN || ret == -EBUSY)
+			ring_bell(e); /* try again in a turn */
+		else
+			refuse(e, ret);
+		break;
+	}
+}
+
+static void reap_uring(struct kio_engine *e, struct fifo *done)
+{
+	struct io_uring_cqe *cqe;
+
+	while (!io_uring_peek_cqe(&e->ring, &cqe)) {
+		struct kio_req *r = io_uring_cqe_get_data(cqe);
+		const int res = cqe->res;
+
+		io_uring_cqe_seen(&e->ring, cqe);
+		if (!r)
+			continue;
+		e->n_in_flight--;
+		if (settle(r, res))
+			fifo_push(done, r);
+		else
+			fifo_push(&e->queued, r);
+	}
+}
+
+/* ---- life ----------------------------------------------------------------------- */
+
+static int start_engine(struct kio_engine *e, enum kio_engine_kind kind)
+{
+	int ret;
+
+	if (kind == KIO_ENGINE_THREADS)
+		return start_threads(e);
+	ret = start_uring(e);
+	if (ret && kind == KIO_ENGINE_AUTO)
+		ret = start_threads(e);
+	return ret;
 }
 
 int kio_engine_new(struct kio_engine **out, enum kio_engine_kind kind,
 		   uint32_t depth)
 {
 	struct kio_engine *e = calloc(1, sizeof(*e));
-	int ret = 0;
+	int ret;
 
 	if (!e)
 		return -ENOMEM;
-	e->depth = depth ? depth : 32;
+	e->depth = depth ? depth : DEPTH_DEFAULT;
 	fifo_init(&e->queued);
+	fifo_init(&e->refused);
 	fifo_init(&e->todo);
 	fifo_init(&e->finished);
 	pthread_mutex_init(&e->m, NULL);
 	pthread_cond_init(&e->more, NULL);
-	e->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (e->event_fd < 0)
-		ret = -errno;
-	if (!ret && kind != KIO_ENGINE_THREADS)
-		ret = start_uring(e);
-	if (!e->kind && (kind == KIO_ENGINE_THREADS ||
-			 (ret && kind == KIO_ENGINE_AUTO)))
-		ret = start_threads(e);
+	ret = kio_sys_eventfd();
+	e->event_fd = ret;
+	if (ret >= 0)
+		ret = start_engine(e, kind);
 	if (ret) {
 		kio_engine_free(e);
 		return ret;
@@ -188,15 +412,24 @@ int kio_engine_new(struct kio_engine **out, enum kio_engine_kind kind,
 	return 0;
 }
 
+/* Submit and reap until nothing is left. */
+static void drain(struct kio_engine *e)
+{
+	struct pollfd bell = { .fd = e->event_fd, .events = POLLIN };
+
+	while (e->n_in_flight || e->queued.first || e->refused.first) {
+		kio_engine_submit(e);
+		/* the time limit is for safety only; see (3) */
+		(void)poll(&bell, 1, 10);
+		(void)kio_engine_reap(e);
+	}
+}
+
 void kio_engine_free(struct kio_engine *e)
 {
 	if (!e)
 		return;
-	while (e->n_in_flight || e->queued.first) {
-		kio_engine_submit(e);
-		if (!kio_engine_reap(e))
-			usleep(100);
-	}
+	drain(e);
 	stop_threads(e);
 	if (e->kind == KIO_ENGINE_URING)
 		io_uring_queue_exit(&e->ring);
@@ -217,114 +450,19 @@ const char *kio_engine_name(const struct kio_engine *e)
 	return e->kind == KIO_ENGINE_URING ? "io_uring" : "threads";
 }
 
-/* ---- submit and reap ----------------------------------------------------------- */
+/* ---- submit and reap --------------------------------------------------------------- */
 
 void kio_engine_queue(struct kio_engine *e, struct kio_req *r)
 {
 	fifo_push(&e->queued, r);
 }
 
-static void submit_threads(struct kio_engine *e)
-{
-	struct kio_req *r;
-
-	pthread_mutex_lock(&e->m);
-	while (e->n_in_flight < e->depth && (r = fifo_pop(&e->queued))) {
-		fifo_push(&e->todo, r);
-		e->n_in_flight++;
-	}
-	pthread_cond_broadcast(&e->more);
-	pthread_mutex_unlock(&e->m);
-}
-
-static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
-{
-	const struct kio_span s = kio_req_span(r);
-
-	if (r->op == KIO_OP_READ)
-		io_uring_prep_read(sqe, s.fd, s.buf, (unsigned)s.n_bytes,
-				   (uint64_t)s.off);
-	else
-		io_uring_prep_write(sqe, s.fd, s.buf, (unsigned)s.n_bytes,
-				    (uint64_t)s.off);
-	io_uring_sqe_set_data(sqe, r);
-}
-
 void kio_engine_submit(struct kio_engine *e)
 {
-	if (!e->queued.first)
-		return;
-	if (e->kind == KIO_ENGINE_THREADS) {
+	if (e->kind == KIO_ENGINE_URING)
+		submit_uring(e);
+	else if (e->queued.first)
 		submit_threads(e);
-		return;
-	}
-	while (e->queued.first && e->n_in_flight < e->depth) {
-		struct io_uring_sqe *sqe = io_uring_get_sqe(&e->ring);
-
-		if (!sqe)
-			break;
-		prepare(sqe, fifo_pop(&e->queued));
-		e->n_in_flight++;
-	}
-	/* what the kernel does not take now stays in the ring for the next call */
-	(void)io_uring_submit(&e->ring);
-}
-
-/* What the completion says: 1 finished, 0 it goes on. */
-static int settle(struct kio_req *r, int res)
-{
-	const struct kio_span s = kio_req_span(r);
-	const int fault = kio_fault(r->op == KIO_OP_READ ? "uring.read" :
-							   "uring.write");
-
-	if (fault)
-		res = fault;
-	if (res > 4096 && res % 4096 == 0 && kio_fault("uring.short"))
-		res = 4096;
-	if (res == -EAGAIN || res == -EINTR)
-		return 0;
-	if (res <= 0) {
-		r->ret = res ? res : -EIO; /* 0: the file ends before */
-		return 1;
-	}
-	r->done_bytes += (size_t)res;
-	r->ret = 0;
-	return (size_t)res >= s.n_bytes;
-}
-
-static int reap_uring(struct kio_engine *e, struct fifo *done)
-{
-	struct io_uring_cqe *cqe;
-	int n = 0;
-
-	while (!io_uring_peek_cqe(&e->ring, &cqe)) {
-		struct kio_req *r = io_uring_cqe_get_data(cqe);
-		const int res = cqe->res;
-
-		io_uring_cqe_seen(&e->ring, cqe);
-		e->n_in_flight--;
-		if (settle(r, res))
-			fifo_push(done, r);
-		else
-			fifo_push(&e->queued, r);
-		n++;
-	}
-	return n;
-}
-
-static int reap_threads(struct kio_engine *e, struct fifo *done)
-{
-	struct kio_req *r;
-	int n = 0;
-
-	pthread_mutex_lock(&e->m);
-	while ((r = fifo_pop(&e->finished))) {
-		fifo_push(done, r);
-		e->n_in_flight--;
-		n++;
-	}
-	pthread_mutex_unlock(&e->m);
-	return n;
 }
 
 int kio_engine_reap(struct kio_engine *e)
@@ -332,15 +470,20 @@ int kio_engine_reap(struct kio_engine *e)
 	struct kio_req *r;
 	struct fifo done;
 	uint64_t bell;
-	int n;
+	int n = 0;
 
 	/* EAGAIN: called without a bell, which is fine */
 	if (read(e->event_fd, &bell, sizeof(bell)) < 0)
 		bell = 0;
 	fifo_init(&done);
-	n = e->kind == KIO_ENGINE_URING ? reap_uring(e, &done) :
-					  reap_threads(e, &done);
-	while ((r = fifo_pop(&done)))
+	while ((r = fifo_pop(&e->refused)))
+		fifo_push(&done, r);
+	if (e->kind == KIO_ENGINE_URING)
+		reap_uring(e, &done);
+	else
+		reap_threads(e, &done);
+	for (; (r = fifo_pop(&done)); n++)
 		r->done(r);
+	kio_engine_submit(e);
 	return n;
 }

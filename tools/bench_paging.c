@@ -209,27 +209,37 @@ static void page_there(struct paging *p, struct slot *s)
 	p->n_done++;
 }
 
+static void queue_starter(struct paging *p)
+{
+	if (p->started)
+		return;
+	p->started = 1;
+	loop_defer(p->loop, &p->starter);
+}
+
+static void want_over(struct paging *p, struct slot *s, int err)
+{
+	p->err = err;
+	s->busy = 0;
+	p->n_done++;
+}
+
 static void want_told(struct wait *w, int ret)
 {
 	struct slot *s = container_of(w, struct slot, want.wait);
 	struct paging *p = s->p;
 
-	if (ret) {
-		p->err = ret;
-		s->busy = 0;
-		p->n_done++;
-	} else {
+	if (ret)
+		want_over(p, s, ret);
+	else
 		page_there(p, s);
-	}
-	if (!p->started) {
-		p->started = 1;
-		loop_defer(p->loop, &p->starter);
-	}
+	queue_starter(p);
 }
 
 static void start_wants(struct loop_call *c)
 {
 	struct paging *p = container_of(c, struct paging, starter);
+	int ret;
 
 	p->started = 0;
 	for (uint32_t i = 0; i < DEPTH; i++) {
@@ -242,8 +252,11 @@ static void start_wants(struct loop_call *c)
 			s->want.wait.done = want_told;
 			s->want.runs = &s->run;
 			s->want.n_runs = 1;
-			if (page_want(p->pager, &s->want))
+			ret = page_want(p->pager, &s->want);
+			if (ret > 0)
 				page_there(p, s);
+			else if (ret < 0)
+				want_over(p, s, ret);
 		}
 	}
 }
@@ -254,8 +267,7 @@ static double pager_pass(struct paging *p)
 	const uint64_t t0 = clock_ns();
 
 	p->next = p->n_done = p->n_read = 0;
-	p->started = 1;
-	loop_defer(p->loop, &p->starter);
+	queue_starter(p); /* or it still is from the pass before */
 	while (p->n_done < (p->err ? p->next : p->n_pages))
 		if (loop_turn(p->loop, 100) < 0)
 			return -1;
@@ -298,9 +310,6 @@ static void paging_fini(struct paging *p)
 {
 	if (p->pager) {
 		range_free(p->range);
-		/* lets I/O in flight on what was freed come to its end */
-		for (int i = 0; i < 20; i++)
-			(void)loop_turn(p->loop, 5);
 		pager_free(p->pager);
 	}
 	if (p->engine) {

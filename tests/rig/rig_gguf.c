@@ -351,6 +351,8 @@ static void keys(const struct rig_model *m, struct rig_gguf *w)
 	rig_gguf_u32(w, "llama.rope.dimension_count", m->head_dim);
 	rig_gguf_f32(w, "llama.rope.freq_base", 10000.0f);
 	vocabulary(w, m->n_vocab);
+	if (m->more_keys)
+		m->more_keys(w);
 }
 
 static uint32_t or_default(uint32_t v, uint32_t def)

@@ -45,6 +45,8 @@ struct rig_model {
 	uint64_t seed;
 	const char *extra; /* one more tensor [d_model] of this name, or NULL */
 	const char *missing; /* leave this tensor out, or NULL */
+	/* Write more keys, or NULL. */
+	void (*more_keys)(struct rig_gguf *w);
 };
 /*
  * Zero fields mean: 2 layers, 64 wide, ffn 96, 320 tokens, 2 heads, 1 kv

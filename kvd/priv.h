@@ -8,8 +8,8 @@
 
 /*
  * Switch to conf->drop_to_uid (keeping CAP_IPC_LOCK and CAP_SYS_NICE), set
- * no_new_privs, and with conf->sandbox refuse system calls that the daemon never
- * makes, in all threads. Each step that cannot be taken is logged; only a
+ * no_new_privs, and with conf->sandbox refuse system calls that the daemon
+ * never makes, in all threads. Each step that cannot be taken is logged; only a
  * failed change of user is an error (-errno): then nothing else was done.
  */
 int priv_drop(const struct conf *conf);

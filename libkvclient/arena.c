@@ -16,8 +16,8 @@
 struct kvc_block {
 	uint32_t state;
 	uint32_t _pad;
-	uint64_t bytes;		/* with this head, a multiple of 64 */
-	uint64_t prev_bytes;	/* of the block before; 0: this is the first */
+	uint64_t bytes; /* with this head, a multiple of 64 */
+	uint64_t prev_bytes; /* of the block before; 0: this is the first */
 	struct kvc_block *next, *prev; /* free list */
 	uint64_t _pad2[3];
 };

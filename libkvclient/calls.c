@@ -162,8 +162,8 @@ static size_t at_most(size_t n, size_t most)
 	return n < most ? n : most;
 }
 
-int kvc_tokenize(struct kvc *c, const char *model, const char *text,
-		 size_t len, uint32_t *out, size_t max)
+int kvc_tokenize(struct kvc *c, const char *model, const char *text, size_t len,
+		 uint32_t *out, size_t max)
 {
 	struct kv_sqe e = { .opcode = KV_OP_TOKENIZE };
 	struct kv_tokenize t = { .text_bytes = len };

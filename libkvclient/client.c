@@ -18,9 +18,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define DEFAULT_SOCKET "/run/kvd/kvd.sock"
+#define DEFAULT_SOCKET	"/run/kvd/kvd.sock"
 #define DEFAULT_SPIN_US 20u
-#define HANDSHAKE_S 5
+#define HANDSHAKE_S	5
 
 /* What the daemon answered. */
 struct answer {

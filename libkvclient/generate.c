@@ -2,9 +2,9 @@
  * generate.c - one generation: the request in the arena, its results out of it
  *
  * One arena block holds kv_generate, the parts, their texts and tokens, the
- * stop strings, and the room for tokens, text, logits and statistics. Tokens and
- * text are copied into memory of the process as they arrive, so results stay
- * valid when the connection breaks.
+ * stop strings, and the room for tokens, text, logits and statistics. Tokens
+ * and text are copied into memory of the process as they arrive, so results
+ * stay valid when the connection breaks.
  */
 #include "libkvclient/kvc.h"
 
@@ -14,22 +14,22 @@
 
 #define TEXT_PER_TOKEN 32u /* bytes of room; the longest pieces are shorter */
 #define DEFAULT_LOGITS 131072u
-#define MAX_PARTS 1024u
+#define MAX_PARTS      1024u
 
 struct kvc_gen {
 	struct kvc_req req;
-	void (*on_tokens)(void *user, const struct kv_token *tokens,
-			  uint32_t n, const char *text, size_t text_len);
+	void (*on_tokens)(void *user, const struct kv_token *tokens, uint32_t n,
+			  const char *text, size_t text_len);
 	void *user;
-	uint32_t epoch;	/* of the connection that block belongs to */
-	char *block;	/* in the arena */
+	uint32_t epoch; /* of the connection that block belongs to */
+	char *block; /* in the arena */
 	const struct kv_token *arena_tokens;
 	const char *arena_text;
 	const float *arena_logits;
 	const struct kv_gen_stats *arena_stats;
 	struct kv_token *tokens; /* [max_tokens] */
-	char *text;		 /* [max_text + 1] */
-	float *logits;		 /* [max_logits] or NULL */
+	char *text; /* [max_text + 1] */
+	float *logits; /* [max_logits] or NULL */
 	uint32_t max_tokens, n_tokens;
 	uint32_t max_logits, n_logits;
 	uint64_t max_text, n_text;
@@ -39,7 +39,7 @@ struct kvc_gen {
 
 /* Where everything lies in the block. */
 struct plan {
-	uint64_t at;	/* bytes so far */
+	uint64_t at; /* bytes so far */
 	uint64_t parts, data, stop, tokens, text, logits, stats;
 	uint64_t stop_bytes;
 	uint32_t max_tokens;
@@ -94,9 +94,9 @@ static int make_plan(const struct kvc_generate *g, struct plan *p)
 	p->text = place(p, p->max_text);
 	p->stats = place(p, sizeof(struct kv_gen_stats));
 	if (g->flags & KV_GEN_LOGITS)
-		p->logits = place(p, sizeof(float) * (g->n_logits
-							      ? g->n_logits
-							      : DEFAULT_LOGITS));
+		p->logits = place(p, sizeof(float) *
+					     (g->n_logits ? g->n_logits
+							  : DEFAULT_LOGITS));
 	return 0;
 }
 
@@ -121,9 +121,10 @@ static void write_parts(const struct kvc *c, const struct kvc_generate *g,
 		out[i].off = kvc_off(c, to);
 		out[i].len = in->kind == KV_PART_TEXT ? bytes : in->n_tokens;
 		if (bytes)
-			memcpy(to, in->kind == KV_PART_TEXT
-					   ? (const void *)in->text
-					   : (const void *)in->tokens,
+			memcpy(to,
+			       in->kind == KV_PART_TEXT
+				       ? (const void *)in->text
+				       : (const void *)in->tokens,
 			       bytes);
 	}
 }

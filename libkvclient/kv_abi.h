@@ -12,8 +12,8 @@
  * the client can write is read once into daemon memory and then checked.
  * Reserved fields are 0 and refused otherwise. Offsets named *_off in entries
  * and arguments are bytes from the start of the arena. docs/abi.md explains
- * each operation. Values are never reused; a newer minor only takes reserved room
- * behind a feature bit.
+ * each operation. Values are never reused; a newer minor only takes reserved
+ * room behind a feature bit.
  */
 #ifndef LIBKVCLIENT_KV_ABI_H
 #define LIBKVCLIENT_KV_ABI_H
@@ -36,7 +36,7 @@
 #define KV_FEATURE_GENERATE (1ull << 1) /* a hosted model */
 #define KV_FEATURE_ADMIN    (1ull << 2) /* this peer may administer */
 
-/* ---- handshake: one SOCK_SEQPACKET message each way ------------------ */
+/* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
 struct kv_hello {		/* [C] */
 	uint32_t magic;
@@ -66,7 +66,7 @@ struct kv_welcome {		/* [D] with fds: memfd, doorbell eventfd */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_welcome) == 160, "kv_welcome is ABI");
 
-/* ---- the mapping ------------------------------------------------------ */
+/* ---- the mapping ------------------------------------------------------- */
 
 struct kv_header {		/* [D], once */
 	uint32_t magic;
@@ -88,9 +88,9 @@ KV_STATIC_ASSERT(sizeof(struct kv_header) == 120, "kv_header is ABI");
  * Consumer: tail (acquire), then entry. To sleep the consumer sets asleep,
  * full fence, looks at tail again. The client futex-waits on the cq's tail; the
  * daemon's doorbell is the eventfd. A producer puts a full fence between its
- * tail and reading asleep, and rings only when asleep is 1; it clears it first, so
- * that of a burst only the first pays for the system call. The consumer sets it
- * again before each sleep.
+ * tail and reading asleep, and rings only when asleep is 1; it clears it first,
+ * so that of a burst only the first pays for the system call. The consumer sets
+ * it again before each sleep.
  *
  * Room: the daemon takes an entry only while completions that the client did
  * not consume plus requests in flight are fewer than cq_entries; so a last
@@ -101,7 +101,7 @@ struct kv_ring {
 	uint32_t asleep;	/* consumer: 1 while it may be sleeping */
 	uint32_t _pad0[14];
 	uint32_t tail;		/* producer: [C] in sq, [D] in cq */
-	uint32_t closed;	/* cq: [D] nonzero -errno when the session ended */
+	uint32_t closed;	/* cq: [D] -errno when the session ended */
 	uint32_t _pad1[14];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_ring) == 128, "kv_ring is ABI");
@@ -111,14 +111,14 @@ enum kv_op {
 	KV_OP_NOP = 0,
 	/* ---- attention service; handles are of this session ---- */
 	KV_OP_GEOMETRY = 1,	/* arg0 off of kv_geometry -> res handle */
-	KV_OP_SEQ_NEW = 2,	/* arg0 geometry handle, arg1 max tokens (0: 65536) -> res seq */
+	KV_OP_SEQ_NEW = 2,	/* arg0 geometry, arg1 max tokens -> res seq */
 	KV_OP_SEQ_FREE = 3,	/* seq */
 	KV_OP_SEQ_FORK = 4,	/* seq -> res new seq with the same tokens */
 	KV_OP_SEQ_TRUNCATE = 5,	/* seq, arg0 tokens to keep */
 	KV_OP_SEQ_SEAL = 6,	/* seq: its tokens become immutable */
 	KV_OP_SEQ_SKIP = 7,	/* seq, arg0 from, arg1 to: hide tokens */
-	KV_OP_APPEND = 8,	/* arg0 off of kv_attend_item[arg1], arg2 layer */
-	KV_OP_ATTEND = 9,	/* arg0 off of kv_attend_item[arg1], arg2 layer */
+	KV_OP_APPEND = 8,	/* arg0 kv_attend_item[arg1], arg2 layer */
+	KV_OP_ATTEND = 9,	/* arg0 kv_attend_item[arg1], arg2 layer */
 	KV_OP_SEQ_INFO = 10,	/* seq, arg0 off of kv_seq_info [D] */
 	/* ---- hosted models ---- */
 	KV_OP_GENERATE = 16,	/* arg0 off of kv_generate */
@@ -153,7 +153,7 @@ struct kv_cqe {
 };
 KV_STATIC_ASSERT(sizeof(struct kv_cqe) == 32, "kv_cqe is ABI");
 
-/* ---- arguments in the arena ------------------------------------------ */
+/* ---- arguments in the arena -------------------------------------------- */
 
 enum kv_type { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2 };
 enum kv_rotary { KV_ROTARY_NONE = 0, KV_ROTARY_INTERLEAVED = 1,
@@ -161,7 +161,7 @@ enum kv_rotary { KV_ROTARY_NONE = 0, KV_ROTARY_INTERLEAVED = 1,
 
 struct kv_geometry {		/* [C] */
 	uint32_t n_layers;	/* 1..256 */
-	uint32_t n_heads;	/* query heads, multiple of n_kv_heads, <= 256 */
+	uint32_t n_heads;	/* of q; multiple of n_kv_heads, <= 256 */
 	uint32_t n_kv_heads;	/* 1..256 */
 	uint32_t head_dim;	/* 32..256, multiple of 8 */
 	uint32_t type;		/* enum kv_type */
@@ -179,9 +179,10 @@ KV_STATIC_ASSERT(sizeof(struct kv_geometry) == 80, "kv_geometry is ABI");
 /*
  * One sequence of a batch. APPEND writes k and v of n_tokens behind the
  * layer's tokens (position pos must be the layer's length). ATTEND with k_off
- * != KV_NO_OFF does that first, then computes the outputs of the n_tokens queries at
- * positions pos..; query i sees the tokens at positions <= pos + i. Element
- * order [n_tokens][heads][head_dim], element type of the geometry, o too.
+ * != KV_NO_OFF does that first, then computes the outputs of the n_tokens
+ * queries at positions pos..; query i sees the tokens at positions <= pos + i.
+ * Element order [n_tokens][heads][head_dim], element type of the geometry, o
+ * too.
  */
 #define KV_NO_OFF UINT64_MAX
 struct kv_attend_item {		/* [C], res is [D] */
@@ -212,7 +213,7 @@ enum kv_part_kind {
 	KV_PART_TOKENS = 1,	/* off, len: uint32_t[len] */
 	KV_PART_CHUNK = 2,	/* id: a chunk put before */
 };
-#define KV_PART_REUSE 1u	/* of text or tokens: a chunk, found or computed alone */
+#define KV_PART_REUSE 1u	/* a chunk, found or computed alone */
 #define KV_PART_BOS   2u	/* begins with the model's BOS token */
 
 struct kv_part {		/* [C] */
@@ -225,7 +226,7 @@ struct kv_part {		/* [C] */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 
-#define KV_GEN_SCORE	1u	/* no sampling: log-probabilities of the last part's tokens */
+#define KV_GEN_SCORE	1u	/* no sampling: score the last part's tokens */
 #define KV_GEN_NO_REUSE 2u	/* neither look up nor keep anything */
 #define KV_GEN_IGNORE_EOS 4u
 #define KV_GEN_LOGITS	8u	/* the first step's logits go to logits_off */
@@ -267,7 +268,7 @@ struct kv_generate {		/* [C] */
 	float min_p;
 	uint32_t _pad;
 	uint64_t seed;
-	uint64_t tokens_off;	/* kv_token[max_tokens] [D]; SCORE: of the last part's length */
+	uint64_t tokens_off;	/* kv_token[max_tokens] [D]; SCORE: [len + 2] */
 	uint64_t text_off;	/* [D] text of the tokens */
 	uint64_t text_bytes;	/* room there; text beyond it is dropped */
 	uint64_t logits_off;	/* float[n_logits] [D] with KV_GEN_LOGITS */
@@ -303,7 +304,8 @@ struct kv_chunk_put {		/* [C]; id is [D] */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_chunk_put) == 88, "kv_chunk_put is ABI");
 
-struct kv_tokenize {		/* [C]; res = tokens or bytes in all, even past the room */
+/* [C]; res = tokens or bytes in all, even past the room */
+struct kv_tokenize {
 	char model[32];
 	uint64_t text_off;
 	uint64_t text_bytes;	/* length (tokenize) or room (detokenize) */
@@ -316,9 +318,10 @@ KV_STATIC_ASSERT(sizeof(struct kv_tokenize) == 80, "kv_tokenize is ABI");
 /*
  * Questions about the daemon, answered as JSON: "version", "status", "models";
  * for administrators also "tenants", "sessions", "sequences", "segments",
- * "chunks", "pages", "metrics" (Prometheus text), "drain", "stop". Others get -EACCES.
- * A client that is no administrator sees its own tenant's "sequences", "segments",
- * "chunks" and "pages". res = bytes of the answer, even past the room.
+ * "chunks", "pages", "metrics" (Prometheus text), "drain", "stop". Others get
+ * -EACCES. A client that is no administrator sees its own tenant's "sequences",
+ * "segments", "chunks" and "pages". res = bytes of the answer, even past the
+ * room.
  */
 struct kv_query {		/* [C] */
 	char what[32];

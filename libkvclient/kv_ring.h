@@ -23,8 +23,8 @@
 
 struct kv_ring_end {
 	struct kv_ring *ring;
-	uint32_t n;	/* entries, a power of two: our own copy */
-	uint32_t mine;	/* producer: tail; consumer: head */
+	uint32_t n; /* entries, a power of two: our own copy */
+	uint32_t mine; /* producer: tail; consumer: head */
 	uint32_t other; /* the peer's index as it was last seen */
 };
 
@@ -73,8 +73,7 @@ static inline int kv_ring_publish(struct kv_ring_end *e, uint32_t n)
 /* Consumer: entries that can be read now, or -EPROTO. */
 static inline int kv_ring_ready(struct kv_ring_end *e)
 {
-	const uint32_t tail =
-		__atomic_load_n(&e->ring->tail, __ATOMIC_SEQ_CST);
+	const uint32_t tail = __atomic_load_n(&e->ring->tail, __ATOMIC_SEQ_CST);
 	const uint32_t n = tail - e->mine;
 
 	e->other = tail;

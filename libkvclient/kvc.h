@@ -44,15 +44,15 @@ struct kvc {
 	const struct kv_cqe *cqes;
 	char *arena;
 	uint64_t arena_bytes;
-	uint32_t epoch;		/* counts connections */
-	int broken;		/* (lock) -errno once it is over */
+	uint32_t epoch; /* counts connections */
+	int broken; /* (lock) -errno once it is over */
 	struct kvc_slot *slots; /* (lock) [cq.n] */
-	uint32_t free_slot;	/* (lock) */
-	uint32_t n_free;	/* (lock) */
-	uint32_t reaping;	/* (A) 1: some thread is the reaper */
-	uint32_t turn;		/* (A) futex: counts deliveries */
-	uint32_t n_followers;	/* (A) threads that sleep on turn */
-	uint64_t look_ns;	/* (reaper) when kvc_poll() looks for the peer */
+	uint32_t free_slot; /* (lock) */
+	uint32_t n_free; /* (lock) */
+	uint32_t reaping; /* (A) 1: some thread is the reaper */
+	uint32_t turn; /* (A) futex: counts deliveries */
+	uint32_t n_followers; /* (A) threads that sleep on turn */
+	uint64_t look_ns; /* (reaper) when kvc_poll() looks for the peer */
 	struct kvc_req *delivering; /* (A) on_cqe of it is running */
 	struct kvc_block *free_list; /* (arena_lock) */
 	volatile uint32_t *alive;

@@ -12,8 +12,8 @@
  * cannot use the session: every call returns -EPERM (kvc_alloc(): NULL), save
  * kvc_close(), which frees the child's copy; it opens a session of its own.
  *
- * Errors: 0 or a count, or -errno. -ECONNRESET: the daemon is gone (or ended the
- * session); all requests in flight fail with it; kvc_reconnect() or a new
+ * Errors: 0 or a count, or -errno. -ECONNRESET: the daemon is gone (or ended
+ * the session); all requests in flight fail with it; kvc_reconnect() or a new
  * kvc_open() works as soon as a daemon listens again; handles do not survive.
  */
 #ifndef LIBKVCLIENT_KVCLIENT_H
@@ -30,7 +30,8 @@ extern "C" {
 struct kvc;
 
 struct kvc_options {
-	const char *socket;	/* path; NULL: $KVD_SOCKET or /run/kvd/kvd.sock */
+	/* path; NULL: $KVD_SOCKET or /run/kvd/kvd.sock */
+	const char *socket;
 	const char *name;	/* for the daemon's log; NULL: program name */
 	uint64_t features;	/* KV_FEATURE_* that must be there */
 	uint64_t arena_bytes;	/* 0: 16 MiB */
@@ -43,14 +44,14 @@ struct kvc_options {
 int kvc_open(struct kvc **out, const struct kvc_options *opt);
 /* Ends the session; requests in flight are cancelled. NULL is fine. */
 void kvc_close(struct kvc *c);
-/* A new session in place of a broken one; arena contents and handles are lost. */
+/* A new session in place of a broken one; its arena and handles are lost. */
 int kvc_reconnect(struct kvc *c);
 const char *kvc_tenant(const struct kvc *c);
 uint64_t kvc_features(const struct kvc *c);
 /* Library version "1.0.0". */
 const char *kvc_version(void);
 
-/* ---- arena ------------------------------------------------------------ */
+/* ---- arena ------------------------------------------------------------- */
 /* Allocate bytes (64-byte aligned) of the arena; NULL when it is full. Any
  * thread. Calls below that need arena memory return -EAGAIN when it is full now
  * and -EMSGSIZE when they can never fit. */
@@ -88,8 +89,8 @@ int kvc_submit(struct kvc *c, const struct kv_sqe *sqe, struct kvc_req *r);
 /* Wait for r's end, delivering completions meanwhile; returns r->res.
  * timeout_ms < 0: no limit; -ETIMEDOUT leaves r in flight. */
 int kvc_wait(struct kvc *c, struct kvc_req *r, int timeout_ms);
-/* Wait until r has a completion that no earlier kvc_wait_more() returned for, or
- * is done; returns r->res. -ETIMEDOUT. One thread per r. */
+/* Wait until r has a completion that no earlier kvc_wait_more() returned for,
+ * or is done; returns r->res. -ETIMEDOUT. One thread per r. */
 int kvc_wait_more(struct kvc *c, struct kvc_req *r, int timeout_ms);
 /* Deliver what has completed, without waiting; returns how many. */
 int kvc_poll(struct kvc *c);
@@ -99,7 +100,7 @@ int kvc_call(struct kvc *c, struct kv_sqe *sqe);
  * 0 when asked; -EAGAIN, -ECONNRESET. Does not wait. */
 int kvc_cancel(struct kvc *c, struct kvc_req *r);
 
-/* ---- attention service -------------------------------------------------- */
+/* ---- attention service ------------------------------------------------- */
 int kvc_nop(struct kvc *c);
 int kvc_geometry(struct kvc *c, const struct kv_geometry *g); /* handle */
 int kvc_seq_new(struct kvc *c, int geometry, uint64_t max_tokens); /* handle */
@@ -116,7 +117,7 @@ int kvc_append(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 int kvc_attend(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 	       uint32_t layer, uint16_t flags);
 
-/* ---- hosted models -------------------------------------------------------- */
+/* ---- hosted models ----------------------------------------------------- */
 struct kvc_part {
 	uint32_t kind;		/* enum kv_part_kind */
 	uint32_t flags;		/* KV_PART_* */
@@ -158,7 +159,8 @@ int kvc_generate_cancel(struct kvc *c, struct kvc_gen *g);
 const struct kv_token *kvc_gen_tokens(const struct kvc_gen *g, uint32_t *n);
 const char *kvc_gen_text(const struct kvc_gen *g);
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g);
-const float *kvc_gen_logits(const struct kvc_gen *g); /* KV_GEN_LOGITS, or NULL */
+/* KV_GEN_LOGITS, or NULL */
+const float *kvc_gen_logits(const struct kvc_gen *g);
 uint32_t kvc_gen_n_logits(const struct kvc_gen *g); /* of these there are */
 enum kv_end kvc_gen_end(const struct kvc_gen *g);
 /* Cancels and waits for the end first if need be. NULL is fine. */

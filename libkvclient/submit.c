@@ -19,11 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BATCH 32
+#define BATCH	 32
 #define SLICE_NS 40000000ull /* a daemon's death is seen within it */
-#define ROOM_NS 1000000000ull /* kvc_submit() waits so long for room */
-#define NAP_NS 50000u
-#define FOREVER UINT64_MAX
+#define ROOM_NS	 1000000000ull /* kvc_submit() waits so long for room */
+#define NAP_NS	 50000u
+#define FOREVER	 UINT64_MAX
 
 /* The session whose on_cqe runs on this thread: it must not wait. */
 static __thread const struct kvc *in_callback;
@@ -75,7 +75,7 @@ static void ring_doorbell(struct kvc *c)
 	(void)!write(c->doorbell, &one, sizeof(one));
 }
 
-/* ---- slots -------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------- */
 
 int kvc_slots_new(struct kvc *c)
 {
@@ -122,7 +122,7 @@ static struct kvc_req *slot_resolve_locked(struct kvc *c,
 	return r;
 }
 
-/* ---- delivery: by the reaper only -------------------------------------------- */
+/* ---- delivery: by the reaper only -------------------------------------- */
 
 static void deliver(struct kvc *c, struct kvc_req *r, const struct kv_cqe *e)
 {
@@ -224,7 +224,7 @@ static int peer_gone(struct kvc *c)
 	return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-/* ---- waiting ---------------------------------------------------------------- */
+/* ---- waiting ----------------------------------------------------------- */
 
 struct goal {
 	struct kvc_req *req;
@@ -234,8 +234,8 @@ struct goal {
 
 static int reached(const struct kvc *c, const struct goal *g)
 {
-	if (g->more && __atomic_load_n(&g->req->n_cqe, __ATOMIC_ACQUIRE) !=
-			       g->req->n_seen)
+	if (g->more &&
+	    __atomic_load_n(&g->req->n_cqe, __ATOMIC_ACQUIRE) != g->req->n_seen)
 		return 1;
 	return __atomic_load_n(&g->req->done, __ATOMIC_ACQUIRE) &&
 	       __atomic_load_n(&c->delivering, __ATOMIC_ACQUIRE) != g->req;
@@ -416,7 +416,7 @@ int kvc_poll(struct kvc *c)
 	return sum;
 }
 
-/* ---- submission -------------------------------------------------------------- */
+/* ---- submission -------------------------------------------------------- */
 
 static int push_locked(struct kvc *c, const struct kv_sqe *sqe,
 		       struct kvc_req *r)
@@ -485,8 +485,7 @@ int kvc_call(struct kvc *c, struct kv_sqe *sqe)
 
 int kvc_cancel(struct kvc *c, struct kvc_req *r)
 {
-	const struct kv_sqe sqe = { .opcode = KV_OP_CANCEL,
-				    .arg = { r->id } };
+	const struct kv_sqe sqe = { .opcode = KV_OP_CANCEL, .arg = { r->id } };
 
 	if (!kvc_usable(c))
 		return -EPERM;

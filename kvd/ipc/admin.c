@@ -16,7 +16,7 @@
 #define KVD_VERSION "1.0.0"
 #endif
 
-/* ---- answers made here: *out is malloc'ed -------------------------------- */
+/* ---- answers made here: *out is malloc'ed ------------------------------ */
 
 static int dump(json_t *j, char **out)
 {
@@ -56,16 +56,16 @@ static int sessions(struct ipc *ipc, char **out)
 	for (size_t i = 0; all && i < KV_ARRAY_LEN(lists); i++)
 		list_for_each(n, lists[i])
 			if (json_array_append_new(
-				    all, session(list_entry(n, struct sess,
-							    node),
-						 now_ns))) {
+				    all,
+				    session(list_entry(n, struct sess, node),
+					    now_ns))) {
 				json_decref(all);
 				return -ENOMEM;
 			}
 	return dump(all, out);
 }
 
-/* ---- the answer -------------------------------------------------------------- */
+/* ---- the answer -------------------------------------------------------- */
 
 /* Copy what fits; the size of all of it. */
 static int reply(struct sess *s, const struct kv_query *q, const char *text)
@@ -76,7 +76,7 @@ static int reply(struct sess *s, const struct kv_query *q, const char *text)
 	return n > INT32_MAX ? -EMSGSIZE : (int)n;
 }
 
-/* ---- drain and stop ------------------------------------------------------------ */
+/* ---- drain and stop ---------------------------------------------------- */
 
 static void drain_reply(struct sess_req *r)
 {
@@ -130,7 +130,7 @@ static int stop(struct sess *s, const struct kv_query *q)
 	return reply(s, q, "{\"stopping\":true}");
 }
 
-/* ---- queries -------------------------------------------------------------------- */
+/* ---- queries ----------------------------------------------------------- */
 
 static int is(const struct kv_query *q, const char *what)
 {
@@ -152,8 +152,8 @@ static int query_text(struct sess *s, const struct kv_query *q, char **out)
 		return -EACCES;
 	if (!s->ipc->serve || (!s->ss && !admin))
 		return -ENOENT;
-	return serve_query(s->ipc->serve, admin ? NULL : s->ss, q->what,
-			   q->arg, out);
+	return serve_query(s->ipc->serve, admin ? NULL : s->ss, q->what, q->arg,
+			   out);
 }
 
 static int query_ok(struct sess *s, const struct kv_query *q)

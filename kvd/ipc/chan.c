@@ -8,7 +8,8 @@
  *
  *  (1) The memfd is sealed against resizing, so no access here can fault, and
  *      has mode 0600, so no other uid can reopen it.
- *  (2) What the client can write is loaded once (volatile) and used from the copy.
+ *  (2) What the client can write is loaded once (volatile) and used from the
+ *  copy.
  */
 #include "kvd/ipc/chan.h"
 
@@ -116,7 +117,7 @@ void chan_close(struct chan *ch)
 	ch->map = NULL;
 }
 
-/* ---- submission ring ------------------------------------------------------ */
+/* ---- submission ring --------------------------------------------------- */
 
 static void copy_sqe(struct kv_sqe *out, const struct kv_sqe *from)
 {
@@ -157,7 +158,7 @@ void chan_disarm(struct chan *ch)
 	kv_ring_disarm(&ch->sq);
 }
 
-/* ---- completion ring ------------------------------------------------------ */
+/* ---- completion ring --------------------------------------------------- */
 
 int chan_has_room(struct chan *ch, uint32_t n_owed)
 {
@@ -197,10 +198,9 @@ void chan_shut(struct chan *ch, int err)
 	wake(&ch->cq.ring->tail);
 }
 
-/* ---- arena --------------------------------------------------------------- */
+/* ---- arena ------------------------------------------------------------- */
 
-void *chan_at(const struct chan *ch, uint64_t off, uint64_t len,
-	      uint32_t align)
+void *chan_at(const struct chan *ch, uint64_t off, uint64_t len, uint32_t align)
 {
 	if (off > ch->arena_bytes || len > ch->arena_bytes - off ||
 	    off & (align - 1))
@@ -208,8 +208,7 @@ void *chan_at(const struct chan *ch, uint64_t off, uint64_t len,
 	return ch->arena + off;
 }
 
-void __attribute__((noinline)) chan_copy(void *dst, const void *src,
-					 size_t len)
+void __attribute__((noinline)) chan_copy(void *dst, const void *src, size_t len)
 {
 	memcpy(dst, src, len);
 	/* From here on only the copy is used, whatever the compiler knows. */

@@ -21,7 +21,7 @@ struct chan { /* the caller's memory */
 	char *arena;
 	uint64_t arena_bytes;
 	uint32_t n_posted; /* written behind cq.mine, not yet published */
-	int doorbell;	   /* eventfd, ours */
+	int doorbell; /* eventfd, ours */
 };
 
 /*

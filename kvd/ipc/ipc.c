@@ -40,8 +40,8 @@ static int poll_hot(struct loop_poller *p)
 		if (sess_poll(s)) {
 			s->idle_turns = 0;
 			work = 1;
-		} else if (++s->idle_turns > IDLE_TURNS &&
-			   n->prev != n->next && !list_empty(&s->node)) {
+		} else if (++s->idle_turns > IDLE_TURNS && n->prev != n->next &&
+			   !list_empty(&s->node)) {
 			/* others keep the loop awake: do not poll in vain */
 			s->idle_turns = 0;
 			(void)cool(ipc, s); /* stays hot when there is work */
@@ -62,8 +62,8 @@ static int arm(struct loop_poller *p)
 
 static void init_stats(struct ipc *ipc)
 {
-	ipc->st_sessions = stat_get(STAT_GAUGE, "kvd_sessions",
-				    "Sessions open", NULL, NULL, 0);
+	ipc->st_sessions = stat_get(STAT_GAUGE, "kvd_sessions", "Sessions open",
+				    NULL, NULL, 0);
 	ipc->st_accepted = stat_get(STAT_COUNTER, "kvd_sessions_opened_total",
 				    "Sessions opened", NULL, NULL, 0);
 	ipc->st_refused = stat_get(STAT_COUNTER, "kvd_sessions_refused_total",

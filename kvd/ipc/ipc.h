@@ -34,13 +34,13 @@ struct ipc {
 	struct loop_poller poller;
 	struct list hot, cold, stalled, closing;
 	uint32_t n_sessions; /* in all lists */
-	uint32_t n_admin;    /* of these without a tenant */
+	uint32_t n_admin; /* of these without a tenant */
 	uint32_t next_session;
 	struct sock_set *socks;
 	struct wait *stopped; /* asked for by ipc_stop() */
 	struct loop_call stopped_call;
 	/* admin.c */
-	struct list drains;	/* requests that wait for the end of draining */
+	struct list drains; /* requests that wait for the end of draining */
 	struct wait drain_wait;
 	int draining, drained;
 	struct stat *st_sessions, *st_accepted, *st_refused, *st_broken,

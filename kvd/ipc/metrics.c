@@ -111,8 +111,8 @@ static int open_tcp(const char *s)
 	ret = parse_tcp(s, &addr, &len);
 	if (ret)
 		return ret;
-	fd = socket(addr.ss_family,
-		    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	fd = socket(addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+		    0);
 	if (fd < 0)
 		return -errno;
 	if (!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) &&
@@ -127,8 +127,7 @@ static int open_where(struct metrics *m, const char *where)
 {
 	if (!strncmp(where, "tcp:", 4))
 		return open_tcp(where + 4);
-	if (strncmp(where, "unix:", 5) ||
-	    strlen(where + 5) >= sizeof(m->path))
+	if (strncmp(where, "unix:", 5) || strlen(where + 5) >= sizeof(m->path))
 		return -EINVAL;
 	memcpy(m->path, where + 5, strlen(where + 5) + 1);
 	return sockfile_open(m->path, SOCK_STREAM, 0660);

@@ -59,7 +59,8 @@ static int check_item(struct sess *s, const struct kv_attend_item *in,
 
 static void attend_done(struct wait *w, int ret)
 {
-	struct sess_attend *a = container_of(w, struct sess_attend, attend.wait);
+	struct sess_attend *a =
+		container_of(w, struct sess_attend, attend.wait);
 	struct sess_req *r = container_of(a, struct sess_req, u.attend);
 	struct kv_attend_item *items;
 	const uint32_t n = a->attend.n_items;
@@ -73,7 +74,7 @@ static void attend_done(struct wait *w, int ret)
 	sess_req_end(r, ret, 0, 0);
 }
 
-/* Copy and check the items; a bad one fails the entry before anything begins. */
+/* Copy and check the items; a bad one fails the entry, nothing begins. */
 static int read_items(struct sess_req *r, const struct kv_attend_item *from,
 		      uint32_t n)
 {
@@ -102,8 +103,7 @@ int op_attend(struct sess *s, const struct kv_sqe *e)
 	struct sess_req *r;
 	int ret;
 
-	if (!e->arg[1] || e->arg[1] > SERVE_MAX_ITEMS ||
-	    e->arg[2] > UINT32_MAX)
+	if (!e->arg[1] || e->arg[1] > SERVE_MAX_ITEMS || e->arg[2] > UINT32_MAX)
 		return -EINVAL;
 	from = chan_at(&s->ch, e->arg[0], e->arg[1] * sizeof(*from), 8);
 	if (!from)

@@ -3,8 +3,8 @@
  *
  * What the client sends (kv_generate, parts, texts, tokens, stop strings) is
  * copied into one block of daemon memory before serve sees it, bounded per
- * session by SESS_COPY_MAX. What serve makes is copied into the arena before the
- * completion that tells of it.
+ * session by SESS_COPY_MAX. What serve makes is copied into the arena before
+ * the completion that tells of it.
  */
 #include <errno.h>
 #include <limits.h>
@@ -14,9 +14,9 @@
 
 #define MAX_PARTS     1024u
 #define MAX_STOP_TEXT 1024u
-#define MAX_BYTES     (4u << 20)  /* of texts and tokens of one request */
-#define MAX_TOKENIZE  (1u << 20)  /* bytes; it runs on the loop thread */
-#define MAX_NEW	      (1u << 20)  /* tokens of one generation */
+#define MAX_BYTES     (4u << 20) /* of texts and tokens of one request */
+#define MAX_TOKENIZE  (1u << 20) /* bytes; it runs on the loop thread */
+#define MAX_NEW	      (1u << 20) /* tokens of one generation */
 
 /* A name field must end inside. */
 static int name_ok(const char name[32])
@@ -32,7 +32,7 @@ static int all_zero(const uint64_t *w, size_t n)
 	return 1;
 }
 
-/* ---- generate: in --------------------------------------------------------- */
+/* ---- generate: in ------------------------------------------------------ */
 
 /* The block: model, parts, stop strings, then texts and tokens. */
 struct gen_copy {
@@ -203,7 +203,7 @@ static int ranges_ok(struct sess *s, const struct kv_generate *q,
 		chan_at(ch, q->stats_off, sizeof(struct kv_gen_stats), 8));
 }
 
-/* ---- generate: out -------------------------------------------------------- */
+/* ---- generate: out ----------------------------------------------------- */
 
 KV_STATIC_ASSERT(sizeof(struct serve_token) == sizeof(struct kv_token) &&
 			 offsetof(struct serve_token, text_len) ==
@@ -357,7 +357,7 @@ int op_cancel(struct sess *s, const struct kv_sqe *e)
 	return -ENOENT;
 }
 
-/* ---- chunks --------------------------------------------------------------- */
+/* ---- chunks ------------------------------------------------------------ */
 
 struct chunk_copy {
 	char model[32];
@@ -426,7 +426,7 @@ int op_chunk_put(struct sess *s, const struct kv_sqe *e)
 	return ret;
 }
 
-/* ---- tokenizer ------------------------------------------------------------ */
+/* ---- tokenizer --------------------------------------------------------- */
 
 static int clamp(int64_t n)
 {

@@ -1,8 +1,8 @@
 /*
  * sess.c - one client: its channel, its requests in flight, all it holds
  *
- * Its end comes by the control socket (EOF, or any message: none is allowed), by
- * the pidfd of the process that connected (a forked child may hold the
+ * Its end comes by the control socket (EOF, or any message: none is allowed),
+ * by the pidfd of the process that connected (a forked child may hold the
  * socket), by nonsense in the ring, or because the daemon stops. Loop thread.
  */
 #include "kvd/ipc/sess.h"
@@ -15,10 +15,10 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 
-#define BURST 32	/* entries of one session per turn: fairness */
+#define BURST	     32 /* entries of one session per turn: fairness */
 #define STALL_MS_MAX 64u /* between looks at a client that does not reap */
 
-/* ---- requests in flight --------------------------------------------------- */
+/* ---- requests in flight ------------------------------------------------ */
 
 struct sess_req *sess_req_begin(struct sess *s, const struct kv_sqe *e)
 {
@@ -102,7 +102,7 @@ int sess_req_more(struct sess_req *r, int res, uint64_t arg0)
 	return 1;
 }
 
-/* ---- the ring --------------------------------------------------------------- */
+/* ---- the ring ---------------------------------------------------------- */
 
 void sess_heat(struct sess *s)
 {
@@ -182,15 +182,14 @@ static void bell_ready(struct loop_fd *f, uint32_t events)
 	sess_heat(s);
 }
 
-/* ---- start and end ----------------------------------------------------------- */
+/* ---- start and end ----------------------------------------------------- */
 
 static void sock_ready(struct loop_fd *f, uint32_t events)
 {
 	struct sess *s = container_of(f, struct sess, sock);
 
-	sess_close(s, events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)
-			      ? -ECONNRESET
-			      : -EPROTO);
+	sess_close(s, events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR) ? -ECONNRESET
+								  : -EPROTO);
 }
 
 static void pidfd_ready(struct loop_fd *f, uint32_t events)

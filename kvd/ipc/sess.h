@@ -1,7 +1,7 @@
 /*
  * sess.h - one client: its channel, its requests in flight, all it holds
  *
- *   OPEN --EOF, death, -EPROTO, stop--> CLOSING --serve and requests done--> freed
+ *   OPEN --EOF, death, -EPROTO, stop--> CLOSING --all requests done--> freed
  *
  *  (1) A request in flight owns one sess_req; there is always room in the cq
  *      for its last completion.
@@ -15,7 +15,7 @@
 #include "kvd/ipc/chan.h"
 #include "kvd/ipc/ipc.h"
 
-#define SESS_ADMIN 1u	    /* may administer */
+#define SESS_ADMIN    1u /* may administer */
 #define SESS_COPY_MAX (16u << 20) /* bytes copied for requests in flight */
 
 struct sess;
@@ -24,8 +24,8 @@ struct sess;
 struct sess_gen {
 	struct serve_gen gen;
 	uint64_t tokens_off, text_off, text_bytes, logits_off, stats_off;
-	uint32_t n_room;	 /* tokens */
-	uint32_t n_logits;	 /* room */
+	uint32_t n_room; /* tokens */
+	uint32_t n_logits; /* room */
 	uint32_t n_sent, n_text; /* in the arena already */
 };
 
@@ -46,7 +46,7 @@ struct sess_req {
 	struct sess *sess;
 	uint64_t user_data;
 	uint16_t opcode;
-	void *copy;	   /* malloc'ed arguments, freed with the request */
+	void *copy; /* malloc'ed arguments, freed with the request */
 	size_t copy_bytes;
 	union {
 		struct sess_gen gen;
@@ -115,7 +115,7 @@ void sess_heat(struct sess *s);
 struct sess_req *sess_req_begin(struct sess *s, const struct kv_sqe *e);
 /* malloc(bytes) owned by r; -EDQUOT above SESS_COPY_MAX, -ENOMEM. */
 int sess_req_copy(struct sess_req *r, size_t bytes, void **out);
-/* Give the place back without a completion: the entry ends with the caller's. */
+/* Give the place back; the entry ends with the caller's completion. */
 void sess_req_drop(struct sess_req *r);
 /* The last completion: res, arg0, arg1. r is gone. */
 void sess_req_end(struct sess_req *r, int res, uint64_t arg0, uint64_t arg1);

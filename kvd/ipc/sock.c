@@ -59,7 +59,7 @@ struct sock_set {
 	struct listener listeners[CONF_MAX_TENANTS + 1];
 };
 
-/* ---- the answer ----------------------------------------------------------- */
+/* ---- the answer -------------------------------------------------------- */
 
 static void set_fds(struct msghdr *msg, const int fds[2])
 {
@@ -92,8 +92,8 @@ static int answer(int sock, const struct kv_welcome *w, const int fds[2])
 	return 0;
 }
 
-static void refuse(struct ipc *ipc, int sock, const struct ucred *cred,
-		   int err, const char *text)
+static void refuse(struct ipc *ipc, int sock, const struct ucred *cred, int err,
+		   const char *text)
 {
 	struct kv_welcome w = { .magic = KV_MAGIC,
 				.major = KV_ABI_MAJOR,
@@ -107,7 +107,7 @@ static void refuse(struct ipc *ipc, int sock, const struct ucred *cred,
 	(void)answer(sock, &w, NULL); /* the peer may be gone */
 }
 
-/* ---- half-open connections --------------------------------------------------- */
+/* ---- half-open connections --------------------------------------------- */
 
 static void half_drop(struct half *h, int close_fd)
 {
@@ -138,8 +138,7 @@ static uint32_t half_of_uid(struct sock_set *set, uid_t uid)
 	return n;
 }
 
-static void get_groups(int sock, gid_t groups[MAX_GROUPS],
-		       struct sock_peer *p)
+static void get_groups(int sock, gid_t groups[MAX_GROUPS], struct sock_peer *p)
 {
 	socklen_t len = MAX_GROUPS * sizeof(gid_t);
 
@@ -264,7 +263,7 @@ static void half_ready(struct loop_fd *f, uint32_t events)
 		(void)close(a.sock); /* the answer is on its way */
 }
 
-/* ---- accept ------------------------------------------------------------------- */
+/* ---- accept ------------------------------------------------------------ */
 
 static void half_new(struct listener *l, int fd)
 {
@@ -333,7 +332,7 @@ static void listen_ready(struct loop_fd *f, uint32_t events)
 	}
 }
 
-/* ---- listening ------------------------------------------------------------------ */
+/* ---- listening --------------------------------------------------------- */
 
 static int open_listener(struct listener *l, mode_t mode)
 {

@@ -1,8 +1,9 @@
 /*
  * sock.h - listening sockets, handshake, who the peer is
  *
- * One socket for all tenants (uid, then primary gid, decide), and one per tenant
- * that has its own (whoever may connect to it is that tenant). Loop thread.
+ * One socket for all tenants (uid, then primary gid, decide), and one per
+ * tenant that has its own (whoever may connect to it is that tenant). Loop
+ * thread.
  */
 #ifndef KVD_IPC_SOCK_H
 #define KVD_IPC_SOCK_H

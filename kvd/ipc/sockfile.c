@@ -37,8 +37,9 @@ static int clear_stale(const struct sockaddr_un *addr, int type)
 static int bind_private(int fd, const struct sockaddr_un *addr)
 {
 	const mode_t old = umask(0177);
-	const int ret = bind(fd, (const struct sockaddr *)addr,
-			     sizeof(*addr)) ? -errno : 0;
+	const int ret = bind(fd, (const struct sockaddr *)addr, sizeof(*addr))
+				? -errno
+				: 0;
 
 	(void)umask(old);
 	return ret;

@@ -1,5 +1,6 @@
 /*
- * test_hostile.c - clients that lie to the real daemon, beside one that does not
+ * test_hostile.c - clients that lie to the real daemon, beside one that does
+ * not
  *
  * Seeds are printed on failure. The honest session does attention on a small
  * geometry all the while, and its outputs must stay what they were.
@@ -47,14 +48,15 @@ static void end_daemon(void)
 
 static void honest_open(struct honest *h)
 {
-	const struct kv_geometry g = { .n_layers = 1, .n_heads = N_HEADS,
+	const struct kv_geometry g = { .n_layers = 1,
+				       .n_heads = N_HEADS,
 				       .n_kv_heads = N_HEADS,
 				       .head_dim = HEAD_DIM };
 
 	memset(h, 0, sizeof(*h));
-	ck_assert_int_eq(kvc_open(&h->c, &(struct kvc_options){
-						 .socket = d->socket }),
-			 0);
+	ck_assert_int_eq(
+		kvc_open(&h->c, &(struct kvc_options){ .socket = d->socket }),
+		0);
 	h->geometry = kvc_geometry(h->c, &g);
 	ck_assert_int_gt(h->geometry, 0);
 	h->q = kvc_alloc(h->c, ELEMS * sizeof(float));
@@ -72,7 +74,9 @@ static void honest_check(struct honest *h)
 	ck_assert_int_gt(seq, 0);
 	*h->item = (struct kv_attend_item){ .seq = (uint32_t)seq,
 					    .n_tokens = N_TOKENS,
-					    .q_off = q, .k_off = q, .v_off = q,
+					    .q_off = q,
+					    .k_off = q,
+					    .v_off = q,
 					    .o_off = kvc_off(h->c, h->o) };
 	ck_assert_int_eq(kvc_attend(h->c, h->item, 1, 0, KV_SQE_WAIT), 0);
 	if (!h->has_first)
@@ -89,12 +93,11 @@ START_TEST(nonsense_costs_only_its_sender)
 	honest_open(&h);
 	honest_check(&h);
 	for (uint64_t seed = 1; seed <= 40; seed++) {
-		const struct raw_hostile bad = {
-			.path = d->socket,
-			.seed = seed * 0x9e3779b97f4a7c15u,
-			.n_entries = 400,
-			.jump = seed % 4 != 0
-		};
+		const struct raw_hostile bad = { .path = d->socket,
+						 .seed = seed *
+							 0x9e3779b97f4a7c15u,
+						 .n_entries = 400,
+						 .jump = seed % 4 != 0 };
 		const int ret = raw_hostile(&bad);
 
 		ck_assert_msg(!ret, "seed %lu: %d", (unsigned long)seed, ret);
@@ -152,8 +155,8 @@ START_TEST(connects_by_the_thousand)
 		}
 		if (i % 10 == 0) {
 			const int ret = kvc_open(
-				&c, &(struct kvc_options){
-					    .socket = d->socket });
+				&c,
+				&(struct kvc_options){ .socket = d->socket });
 
 			ck_assert_int_eq(ret, 0);
 			kvc_close(c);

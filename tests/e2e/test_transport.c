@@ -98,7 +98,7 @@ static int sessions_become(struct kvc *c, int n)
 	return 0;
 }
 
-/* ---- simple life -------------------------------------------------------------- */
+/* ---- simple life ------------------------------------------------------- */
 
 START_TEST(a_session_opens_works_and_ends)
 {
@@ -205,7 +205,7 @@ START_TEST(the_command_line_is_checked)
 }
 END_TEST
 
-/* ---- death ------------------------------------------------------------------- */
+/* ---- death ------------------------------------------------------------- */
 
 static void be_killed(void)
 {
@@ -285,7 +285,7 @@ START_TEST(a_killed_daemon_resets_all_waiters_and_a_new_one_serves)
 }
 END_TEST
 
-/* ---- who gets in (root only) ------------------------------------------------------ */
+/* ---- who gets in (root only) ------------------------------------------- */
 
 /* As uid, connect to path: 0 and the tenant is as expected, or -errno. */
 static int connect_as(uid_t uid, const char *path, const char *tenant)
@@ -347,8 +347,10 @@ int main(void)
 	tcase_add_test(t, a_term_signal_stops_in_order);
 	tcase_add_test(t, an_administrator_drains_and_stops);
 	tcase_add_test(t, the_command_line_is_checked);
-	tcase_add_test(t, a_killed_client_is_gone_though_its_child_holds_the_socket);
-	tcase_add_test(t, a_killed_daemon_resets_all_waiters_and_a_new_one_serves);
+	tcase_add_test(
+		t, a_killed_client_is_gone_though_its_child_holds_the_socket);
+	tcase_add_test(t,
+		       a_killed_daemon_resets_all_waiters_and_a_new_one_serves);
 	if (getuid() == 0)
 		tcase_add_test(t, uids_decide_who_is_who);
 	else

@@ -52,13 +52,15 @@ static void set_up(void)
 
 static struct sess *open_session(int admin, int *peer)
 {
-	const struct kv_hello hello = { .sq_entries = 16, .cq_entries = 16,
-					.arena_bytes = 65536, .name = "fuzz" };
-	struct sess_args a = { .ipc = ipc, .hello = &hello,
+	const struct kv_hello hello = { .sq_entries = 16,
+					.cq_entries = 16,
+					.arena_bytes = 65536,
+					.name = "fuzz" };
+	struct sess_args a = { .ipc = ipc,
+			       .hello = &hello,
 			       .tenant_name = admin ? "" : "t0",
 			       .tenant = admin ? NULL
-					       : serve_tenant_find(serve,
-								   "t0"),
+					       : serve_tenant_find(serve, "t0"),
 			       .flags = admin ? SESS_ADMIN : 0 };
 	struct sess *s;
 	int memfd, fds[2];

@@ -11,11 +11,11 @@
 #include <sys/types.h>
 
 struct rig_daemon {
-	pid_t pid;	  /* 0: not running */
-	char dir[64];	  /* mode 0755 */
-	char socket[96];  /* DIR/kvd.sock */
-	char conf[96];	  /* DIR/kvd.conf */
-	char log[96];	  /* DIR/log */
+	pid_t pid; /* 0: not running */
+	char dir[64]; /* mode 0755 */
+	char socket[96]; /* DIR/kvd.sock */
+	char conf[96]; /* DIR/kvd.conf */
+	char log[96]; /* DIR/log */
 	char metrics[96]; /* DIR/metrics: UNIX socket */
 };
 

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROW_BYTES 64u /* q, k, v, o of one token */
-#define N_SEQS	  64u
+#define ROW_BYTES  64u /* q, k, v, o of one token */
+#define N_SEQS	   64u
 #define FAKE_VOCAB 16u
 
 struct serve_tenant {
@@ -57,8 +57,8 @@ int fake_serve_new(struct serve **out, struct loop *loop,
 	s->loop = loop;
 	s->n_tenants = conf->n_tenants;
 	for (uint32_t i = 0; i < conf->n_tenants; i++)
-		s->tenants[i] = (struct serve_tenant){ s, &conf->tenants[i],
-						       0 };
+		s->tenants[i] =
+			(struct serve_tenant){ s, &conf->tenants[i], 0 };
 	*out = s;
 	return 0;
 }
@@ -91,7 +91,7 @@ const char *serve_tenant_name(const struct serve_tenant *t)
 	return t->conf->name;
 }
 
-/* ---- sessions ------------------------------------------------------------- */
+/* ---- sessions ---------------------------------------------------------- */
 
 int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 {
@@ -139,7 +139,7 @@ uint32_t serve_session_n_requests(const struct serve_session *ss)
 	return ss->n_requests;
 }
 
-/* ---- sequences ------------------------------------------------------------ */
+/* ---- sequences --------------------------------------------------------- */
 
 int serve_geometry(struct serve_session *ss, const struct serve_geometry *g)
 {
@@ -221,8 +221,8 @@ int serve_seq_info(struct serve_session *ss, uint32_t seq,
 	return 0;
 }
 
-int serve_seq_shape(struct serve_session *ss, uint32_t seq,
-		    size_t *row_q_bytes, size_t *row_kv_bytes)
+int serve_seq_shape(struct serve_session *ss, uint32_t seq, size_t *row_q_bytes,
+		    size_t *row_kv_bytes)
 {
 	if (!known(ss, seq))
 		return -ENOENT;
@@ -230,7 +230,7 @@ int serve_seq_shape(struct serve_session *ss, uint32_t seq,
 	return 0;
 }
 
-/* ---- requests ------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------- */
 
 static void job_end(struct job *j)
 {

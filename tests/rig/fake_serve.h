@@ -2,8 +2,9 @@
  * fake_serve.h - serve without memory or models, for the tests of ipc alone
  *
  * Whoever calls fake_serve_new() gets all of serve.h from here: sequences count
- * tokens, attention copies q to o, a generation says "tok " for each token, one a
- * turn of the loop (with IGNORE_EOS it ends only when cancelled). Everything ends on a later turn, as in the real one.
+ * tokens, attention copies q to o, a generation says "tok " for each token, one
+ * a turn of the loop (with IGNORE_EOS it ends only when cancelled). Everything
+ * ends on a later turn, as in the real one.
  */
 #ifndef TESTS_RIG_FAKE_SERVE_H
 #define TESTS_RIG_FAKE_SERVE_H

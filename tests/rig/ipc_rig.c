@@ -88,8 +88,8 @@ struct ipc_rig *ipc_rig_open(void (*change)(struct conf *conf))
 	loop_set_spin(t->rig.loop, t->rig.conf.spin_ns);
 	need(!fake_serve_new(&t->rig.serve, t->rig.loop, &t->rig.conf),
 	     "fake_serve_new");
-	need(!ipc_new(&t->rig.ipc, t->rig.loop, t->rig.serve, &t->rig.conf,
-		      err, sizeof(err)),
+	need(!ipc_new(&t->rig.ipc, t->rig.loop, t->rig.serve, &t->rig.conf, err,
+		      sizeof(err)),
 	     err);
 	need(!pthread_create(&t->thread, NULL, run, t), "pthread_create");
 	return &t->rig;

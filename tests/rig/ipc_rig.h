@@ -10,7 +10,7 @@
 /* All fields are read-only for the test. */
 struct ipc_rig {
 	char dir[64];
-	char path[96];	   /* of the common socket: tenant "t0" is our uid */
+	char path[96]; /* of the common socket: tenant "t0" is our uid */
 	char own_path[96]; /* of tenant "t1" */
 	struct conf conf;
 	struct loop *loop;

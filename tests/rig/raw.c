@@ -36,7 +36,8 @@ static int receive(struct raw *r, struct kv_welcome *w)
 		struct cmsghdr align;
 	} ctl;
 	struct iovec iov = { w, sizeof(*w) };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+	struct msghdr m = { .msg_iov = &iov,
+			    .msg_iovlen = 1,
 			    .msg_control = ctl.buf,
 			    .msg_controllen = sizeof(ctl.buf) };
 	struct cmsghdr *c;
@@ -57,9 +58,11 @@ static int receive(struct raw *r, struct kv_welcome *w)
 
 int raw_open(struct raw *r, const char *path, uint32_t sq_entries)
 {
-	const struct kv_hello h = { .magic = KV_MAGIC, .major = KV_ABI_MAJOR,
+	const struct kv_hello h = { .magic = KV_MAGIC,
+				    .major = KV_ABI_MAJOR,
 				    .sq_entries = sq_entries,
-				    .arena_bytes = 1 << 20, .name = "raw" };
+				    .arena_bytes = 1 << 20,
+				    .name = "raw" };
 	struct kv_welcome w = { 0 };
 	int ret;
 
@@ -143,7 +146,7 @@ int raw_wait_closed(struct raw *r, int timeout_ms)
 	return err;
 }
 
-/* ---- hostile -------------------------------------------------------------- */
+/* ---- hostile ----------------------------------------------------------- */
 
 struct scribbler {
 	struct raw *r;
@@ -185,8 +188,8 @@ static uint64_t some_off(uint64_t v)
 
 static void random_entry(uint64_t *seed, struct kv_sqe *e)
 {
-	static const uint16_t ops[] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-					16, 17, 18, 19, 20, 21, 32 };
+	static const uint16_t ops[] = { 0, 1,  2,  3,  4,  5,  6,  7,  8,
+					9, 10, 16, 17, 18, 19, 20, 21, 32 };
 	const uint64_t v = raw_random(seed);
 	uint64_t *w = (uint64_t *)e;
 
@@ -217,11 +220,14 @@ static void seed_arena(struct raw *r)
 	struct kv_attend_item *it = (struct kv_attend_item *)(r->arena + 256);
 
 	memset(r->arena, 0, 4096);
-	*g = (struct kv_geometry){ .n_layers = 2, .n_heads = 2,
-				   .n_kv_heads = 1, .head_dim = 32 };
+	*g = (struct kv_geometry){
+		.n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 32
+	};
 	for (uint32_t i = 0; i < 4; i++)
-		it[i] = (struct kv_attend_item){ .seq = 1 + i, .n_tokens = 2,
-						 .q_off = 8192, .k_off = 8192,
+		it[i] = (struct kv_attend_item){ .seq = 1 + i,
+						 .n_tokens = 2,
+						 .q_off = 8192,
+						 .k_off = 8192,
 						 .v_off = 8192,
 						 .o_off = 16384 };
 }
@@ -269,10 +275,10 @@ int raw_hostile(const struct raw_hostile *h)
 		struct kv_sqe e;
 
 		random_entry(&seed, &e);
-		for (int k = 0; r.tail - __atomic_load_n(&r.sq->head,
-							 __ATOMIC_ACQUIRE) >=
-					r.header.sq_entries &&
-				k < 1000 && !r.cq->closed;
+		for (int k = 0;
+		     r.tail - __atomic_load_n(&r.sq->head, __ATOMIC_ACQUIRE) >=
+			     r.header.sq_entries &&
+		     k < 1000 && !r.cq->closed;
 		     k++) {
 			(void)raw_reap(&r);
 			nap(20000);

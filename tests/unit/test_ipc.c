@@ -44,7 +44,7 @@ static struct kvc *connect_rig(void)
 	return connect_with(0);
 }
 
-/* ---- handshake ------------------------------------------------------------- */
+/* ---- handshake --------------------------------------------------------- */
 
 START_TEST(peer_learns_its_tenant)
 {
@@ -53,9 +53,10 @@ START_TEST(peer_learns_its_tenant)
 	ck_assert_str_eq(kvc_tenant(c), "t0");
 	ck_assert(kvc_features(c) & KV_FEATURE_ATTEND);
 	ck_assert(kvc_features(c) & KV_FEATURE_GENERATE);
-	ck_assert_int_eq(kvc_open(&own, &(struct kvc_options){
-						.socket = rig->own_path }),
-			 0);
+	ck_assert_int_eq(
+		kvc_open(&own,
+			 &(struct kvc_options){ .socket = rig->own_path }),
+		0);
 	ck_assert_str_eq(kvc_tenant(own), "t1");
 	kvc_close(own);
 	kvc_close(c);
@@ -87,7 +88,8 @@ static int hello_err(const struct kv_hello *h, size_t n)
 
 START_TEST(a_bad_hello_is_refused_with_a_reason)
 {
-	const struct kv_hello good = { .magic = KV_MAGIC, .major = 1,
+	const struct kv_hello good = { .magic = KV_MAGIC,
+				       .major = 1,
 				       .name = "x" };
 	struct kv_hello h = good;
 
@@ -131,9 +133,10 @@ START_TEST(no_daemon_is_said_at_once)
 {
 	struct kvc *c;
 
-	ck_assert_int_eq(kvc_open(&c, &(struct kvc_options){
-					      .socket = "/nonexistent/s" }),
-			 -ENOENT);
+	ck_assert_int_eq(
+		kvc_open(&c,
+			 &(struct kvc_options){ .socket = "/nonexistent/s" }),
+		-ENOENT);
 }
 END_TEST
 
@@ -176,7 +179,7 @@ START_TEST(sessions_of_a_tenant_are_bounded)
 }
 END_TEST
 
-/* ---- calls -------------------------------------------------------------------- */
+/* ---- calls ------------------------------------------------------------- */
 
 START_TEST(calls_return_what_serve_says)
 {
@@ -277,11 +280,14 @@ START_TEST(tokens_stream_in_order)
 	const struct kvc_part part = { .text = "hello" };
 	const char *stop[] = { "one", "two" };
 	struct stream s = { 0 };
-	const struct kvc_generate g = { .parts = &part, .n_parts = 1,
+	const struct kvc_generate g = { .parts = &part,
+					.n_parts = 1,
 					.max_tokens = 500,
 					.flags = KV_GEN_LOGITS,
-					.stop = stop, .n_stop = 2,
-					.on_tokens = on_tokens, .user = &s };
+					.stop = stop,
+					.n_stop = 2,
+					.on_tokens = on_tokens,
+					.user = &s };
 	struct kvc_gen *gen;
 	uint32_t n;
 
@@ -304,7 +310,8 @@ START_TEST(a_generation_can_be_cancelled)
 {
 	struct kvc *c = connect_rig();
 	const struct kvc_part part = { .text = "x" };
-	const struct kvc_generate g = { .parts = &part, .n_parts = 1,
+	const struct kvc_generate g = { .parts = &part,
+					.n_parts = 1,
 					.max_tokens = 100,
 					.flags = KV_GEN_IGNORE_EOS };
 	struct kvc_gen *gen;
@@ -320,7 +327,7 @@ START_TEST(a_generation_can_be_cancelled)
 }
 END_TEST
 
-/* ---- many at once ------------------------------------------------------------ */
+/* ---- many at once ------------------------------------------------------ */
 
 #define N_THREADS 6
 #define N_CALLS	  3000
@@ -429,7 +436,8 @@ START_TEST(every_progress_is_seen_by_wait_more)
 
 	memset(p, 0, 65536);
 	*part = (struct kv_part){ .kind = KV_PART_TEXT,
-				  .off = kvc_off(c, p + 512), .len = 3 };
+				  .off = kvc_off(c, p + 512),
+				  .len = 3 };
 	q->parts_off = kvc_off(c, part);
 	q->n_parts = 1;
 	q->max_tokens = 100;
@@ -448,13 +456,14 @@ START_TEST(every_progress_is_seen_by_wait_more)
 }
 END_TEST
 
-/* ---- the end of either side ------------------------------------------------------- */
+/* ---- the end of either side -------------------------------------------- */
 
 START_TEST(a_stopping_daemon_resets_its_clients)
 {
 	struct kvc *c = connect_rig();
 	const struct kvc_part part = { .text = "x" };
-	const struct kvc_generate g = { .parts = &part, .n_parts = 1,
+	const struct kvc_generate g = { .parts = &part,
+					.n_parts = 1,
 					.max_tokens = 100,
 					.flags = KV_GEN_IGNORE_EOS };
 	struct kvc_gen *gen;
@@ -485,8 +494,8 @@ START_TEST(a_child_of_fork_cannot_use_the_session)
 		    kvc_reconnect(c) != -EPERM)
 			_exit(1);
 		kvc_close(c);
-		if (kvc_open(&mine, &(struct kvc_options){
-					    .socket = rig->path }) ||
+		if (kvc_open(&mine,
+			     &(struct kvc_options){ .socket = rig->path }) ||
 		    kvc_nop(mine))
 			_exit(2);
 		_exit(0);
@@ -524,7 +533,7 @@ START_TEST(death_is_noticed_though_a_child_holds_the_socket)
 }
 END_TEST
 
-/* ---- hostile ----------------------------------------------------------------- */
+/* ---- hostile ----------------------------------------------------------- */
 
 START_TEST(nonsense_costs_only_its_sender)
 {
@@ -532,7 +541,8 @@ START_TEST(nonsense_costs_only_its_sender)
 
 	for (uint64_t seed = 1; seed <= 30; seed++) {
 		const struct raw_hostile h = { .path = rig->path,
-					       .seed = seed * 0x9e3779b97f4a7c15u,
+					       .seed = seed *
+						       0x9e3779b97f4a7c15u,
 					       .n_entries = 500,
 					       .jump = seed % 3 != 0 };
 
@@ -593,8 +603,7 @@ START_TEST(who_does_not_read_completions_stops_only_himself)
 
 	ck_assert_int_eq(raw_open(&r, rig->path, 8), 0);
 	for (int i = 0; i < 24; i++) { /* 16 completions, 8 entries wait */
-		for (int k = 0; i >= 8 && k < 1000 &&
-				r.tail - r.sq->head >= 8;
+		for (int k = 0; i >= 8 && k < 1000 && r.tail - r.sq->head >= 8;
 		     k++)
 			(void)usleep(1000);
 		raw_push(&r, &nop);
@@ -623,9 +632,10 @@ START_TEST(connects_by_the_thousand)
 			close(fd);
 		if (i % 2)
 			continue;
-		ck_assert_int_eq(kvc_open(&c, &(struct kvc_options){
-						      .socket = rig->path }),
-				 0);
+		ck_assert_int_eq(
+			kvc_open(&c,
+				 &(struct kvc_options){ .socket = rig->path }),
+			0);
 		if (i % 4)
 			ck_assert_int_eq(kvc_nop(c), 0);
 		kvc_close(c);
@@ -636,7 +646,7 @@ START_TEST(connects_by_the_thousand)
 }
 END_TEST
 
-/* ---- arena ---------------------------------------------------------------------- */
+/* ---- arena ------------------------------------------------------------- */
 
 START_TEST(the_arena_fills_and_empties)
 {

@@ -30,8 +30,7 @@ START_TEST(indices_wrap)
 		(void)kv_ring_publish(&prod, 3);
 		ck_assert_int_eq(kv_ring_room(&prod, 4), 1);
 		ck_assert_int_eq(kv_ring_ready(&cons), 3);
-		ck_assert_uint_eq(kv_ring_slot(&prod, 0),
-				  (cons.mine + 3) & 3);
+		ck_assert_uint_eq(kv_ring_slot(&prod, 0), (cons.mine + 3) & 3);
 		kv_ring_consume(&cons, 3);
 	}
 	free(r);
@@ -144,7 +143,7 @@ START_TEST(two_threads_pass_everything_in_order)
 }
 END_TEST
 
-/* ---- the channel -------------------------------------------------------------- */
+/* ---- the channel ------------------------------------------------------- */
 
 static struct chan ch;
 static int memfd;

@@ -214,6 +214,21 @@ int bench_daemon_start(struct bench *b, struct bench_daemon *d,
 	return ret;
 }
 
+/* It should still run; say how it ended, if it has. */
+static void look_alive(const struct bench_daemon *d)
+{
+	int status;
+
+	if (!live_pid || waitpid(d->pid, &status, WNOHANG) != d->pid)
+		return;
+	live_pid = 0;
+	show_log();
+	bench_note("kvd ended by itself: %s %d",
+		   WIFSIGNALED(status) ? "signal" : "status",
+		   WIFSIGNALED(status) ? WTERMSIG(status) :
+					 WEXITSTATUS(status));
+}
+
 void bench_daemon_stop(struct bench_daemon *d)
 {
 	const struct timespec ts = { .tv_nsec = 10000000 };
@@ -221,6 +236,7 @@ void bench_daemon_stop(struct bench_daemon *d)
 
 	if (!d->pid)
 		return;
+	look_alive(d);
 	if (live_pid) {
 		(void)kill(d->pid, SIGTERM);
 		while (live_pid && clock_ns() < end) {

@@ -6,12 +6,17 @@
  * sleep  a pause before each call, longer than either side spins: the call
  *        wakes the daemon and the answer wakes the client. Limit: the same
  *        pause and two futex wakes between two bare processes.
+ *
+ * Both pairs sit on two CPUs, one each: a scheduler that puts a bare pair on one
+ * CPU, where a wake costs a tenth, would compare unlike things. What it does
+ * when left alone is in the lines named _free. One CPU, or --socket: all is free.
  */
 #include "tools/bench.h"
 
 #include <errno.h>
 #include <linux/futex.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -30,7 +35,16 @@ struct pair {
 	_Alignas(128) uint32_t pong;
 };
 
+/* Where the two sides run. */
+struct seats {
+	cpu_set_t all;		/* as found */
+	cpu_set_t near, far;	/* kvbench; its partner or the daemon */
+	pid_t daemon;		/* 0: not ours to move */
+	int apart;		/* there are two CPUs */
+};
+
 struct bare {
+	const struct seats *seats; /* NULL: anywhere */
 	struct pair *pair;
 	pid_t pid;
 	uint32_t at;
@@ -78,6 +92,45 @@ static void pause_ns(long ns)
 	(void)nanosleep(&ts, NULL);
 }
 
+/* ---- seats ---------------------------------------------------------------- */
+
+static void seats_init(struct seats *s, pid_t daemon)
+{
+	int n = 0;
+
+	*s = (struct seats){ .daemon = daemon };
+	if (!daemon || sched_getaffinity(0, sizeof(s->all), &s->all))
+		return;
+	for (size_t i = 0; i < CPU_SETSIZE && n < 2; i++) {
+		if (!CPU_ISSET(i, &s->all))
+			continue;
+		if (n++)
+			CPU_SET(i, &s->far);
+		else
+			CPU_SET(i, &s->near);
+	}
+	s->apart = n == 2;
+}
+
+/* The daemon's loop is its first thread, the one pid names. */
+static void take_seats(const struct seats *s)
+{
+	if (!s->apart)
+		return;
+	if (sched_setaffinity(0, sizeof(s->near), &s->near) ||
+	    sched_setaffinity(s->daemon, sizeof(s->far), &s->far))
+		bench_note("ring: cannot choose the CPUs");
+}
+
+static void leave_seats(const struct seats *s)
+{
+	if (!s->apart)
+		return;
+	/* they were allowed before */
+	(void)sched_setaffinity(0, sizeof(s->all), &s->all);
+	(void)sched_setaffinity(s->daemon, sizeof(s->all), &s->all);
+}
+
 /* ---- the bare partner ------------------------------------------------------ */
 
 static void partner(struct pair *p, void (*until)(uint32_t *, uint32_t),
@@ -110,6 +163,9 @@ static int bare_start(struct bare *b, void (*until)(uint32_t *, uint32_t),
 		(void)signal(SIGINT, SIG_DFL);
 		(void)signal(SIGTERM, SIG_DFL);
 		bench_die_with_parent(parent);
+		if (b->seats && b->seats->apart)
+			(void)sched_setaffinity(0, sizeof(b->seats->far),
+						&b->seats->far);
 		partner(b->pair, until, wake);
 	}
 	return 0;
@@ -202,37 +258,62 @@ static double p99_run(void *arg)
 	return ((struct ours *)arg)->p99;
 }
 
-static int measure(struct bench *b, struct kvc *c, double *us)
+static int measure_spin(struct bench *b, struct bare *bare, struct ours *o)
 {
-	struct bare bare = { .us = us };
-	struct ours o = { .c = c, .us = us };
-	const double budget_s = b->quick ? 2.0 : 8.0;
-	struct bench_side spin[3] = {
-		{ .run = bare_spin_run, .arg = &bare },
-		{ .run = spin_run, .arg = &o },
-		{ .run = p99_run, .arg = &o },
+	struct bench_side side[3] = {
+		{ .run = bare_spin_run, .arg = bare },
+		{ .run = spin_run, .arg = o },
+		{ .run = p99_run, .arg = o },
 	};
-	struct bench_side slept[3] = {
-		{ .run = bare_futex_run, .arg = &bare },
-		{ .run = sleep_run, .arg = &o },
-		{ .run = p99_run, .arg = &o },
-	};
-	int ret = bench_rounds(spin, 3, 3, budget_s);
+	const int ret = bench_rounds(side, 3, 3, b->quick ? 1.0 : 6.0);
 
-	if (!ret)
-		ret = bench_rounds(slept, 3, 3, budget_s);
 	if (ret)
 		return ret;
-	bench_put(b, bench_median(&spin[0]), "us", "ring.bare.spin_us");
-	bench_put(b, bench_median(&spin[1]), "us", "ring.spin.p50_us");
-	bench_put(b, bench_median(&spin[2]), "us", "ring.spin.p99_us");
-	bench_put(b, bench_ratio(&spin[1], &spin[0]), "x", "ring.spin.ratio");
-	bench_put(b, bench_median(&slept[0]), "us", "ring.bare.futex_us");
-	bench_put(b, bench_median(&slept[1]), "us", "ring.sleep.p50_us");
-	bench_put(b, bench_median(&slept[2]), "us", "ring.sleep.p99_us");
-	bench_put(b, bench_ratio(&slept[1], &slept[0]), "x",
-		  "ring.sleep.ratio");
+	bench_put(b, bench_median(&side[0]), "us", "ring.bare.spin_us");
+	bench_put(b, bench_median(&side[1]), "us", "ring.spin.p50_us");
+	bench_put(b, bench_median(&side[2]), "us", "ring.spin.p99_us");
+	bench_put(b, bench_ratio(&side[1], &side[0]), "x", "ring.spin.ratio");
 	return 0;
+}
+
+static int measure_sleep(struct bench *b, struct bare *bare, struct ours *o,
+			 const char *name)
+{
+	struct bench_side side[3] = {
+		{ .run = bare_futex_run, .arg = bare },
+		{ .run = sleep_run, .arg = o },
+		{ .run = p99_run, .arg = o },
+	};
+	const int ret = bench_rounds(side, 3, 3, b->quick ? 1.5 : 8.0);
+
+	if (ret)
+		return ret;
+	bench_put(b, bench_median(&side[0]), "us", "ring.bare.futex%s_us",
+		  name);
+	bench_put(b, bench_median(&side[1]), "us", "ring.sleep%s.p50_us", name);
+	bench_put(b, bench_median(&side[2]), "us", "ring.sleep%s.p99_us", name);
+	bench_put(b, bench_ratio(&side[1], &side[0]), "x",
+		  "ring.sleep%s.ratio", name);
+	return 0;
+}
+
+static int measure(struct bench *b, struct kvc *c, double *us, pid_t daemon)
+{
+	struct seats seats;
+	struct bare bare = { .us = us, .seats = &seats };
+	struct ours o = { .c = c, .us = us };
+	int ret;
+
+	seats_init(&seats, daemon);
+	take_seats(&seats);
+	ret = measure_spin(b, &bare, &o);
+	if (!ret)
+		ret = measure_sleep(b, &bare, &o, "");
+	leave_seats(&seats);
+	bare.seats = NULL;
+	if (!ret)
+		ret = measure_sleep(b, &bare, &o, "_free");
+	return ret;
 }
 
 int bench_ring(struct bench *b)
@@ -254,7 +335,7 @@ int bench_ring(struct bench *b)
 		(void)bench_fail(ret, "ring: %s", d.socket);
 		goto out_stop;
 	}
-	ret = measure(b, c, us);
+	ret = measure(b, c, us, d.pid);
 	if (ret)
 		(void)bench_fail(ret, "ring");
 	kvc_close(c);

@@ -27,7 +27,9 @@ static const struct command {
 	  "ring.sleep.{p50_us,p99_us,ratio} no-op, both asleep, and over bare\n"
 	  "                                 futexes\n"
 	  "ring.bare.{spin_us,futex_us}     the machine: p50 between two\n"
-	  "                                 processes, one round trip\n" },
+	  "                                 processes, one round trip\n"
+	  "*_free                           the same, where the scheduler puts\n"
+	  "                                 the sides; else a CPU each\n" },
 	{ "attention", bench_attention, "attention kernels",
 	  "attention.decode.dD.gG.{gb_s,read_ratio}  head_dim D, group G\n"
 	  "attention.decode.dD.read_ratio  the worst of the groups, as a part\n"

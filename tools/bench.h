@@ -2,9 +2,9 @@
  * bench.h - what the subcommands of kvbench share
  *
  * Each subcommand measures the machine's own limit and kvd's figure in turn
- * (limit, ours, limit, ours ...), because machines are noisy: figures are medians,
- * ratios are medians of the ratios of neighbours. Higher is better for a rate's
- * ratio, lower for a time's.
+ * (limit, ours, limit, ours ...), because machines are noisy: figures are
+ * medians, ratios are medians of the ratios of neighbours. Higher is better for
+ * a rate's ratio, lower for a time's.
  *
  * Thread: everything here is called by the main thread.
  */
@@ -36,8 +36,8 @@ struct bench {
 	unsigned int n_jobs;	/* rag: requests in flight */
 	unsigned int n_items;	/* rag: questions, 0: by quick */
 	const char *dir;	/* on a real disk: page files */
-	const char *socket;	/* of a running daemon, or NULL: a private one */
-	const char *kvd;	/* the daemon's program, or NULL: beside kvbench */
+	const char *socket;	/* of a running daemon; NULL: a private one */
+	const char *kvd;	/* its program; NULL: beside kvbench */
 	const char *model;	/* GGUF file of the private daemon */
 	const char *mode;	/* rag: full, prefix, chunks, all */
 	const char *file;	/* rag: the questions */
@@ -53,7 +53,7 @@ int bench_paging(struct bench *b);
 int bench_decode(struct bench *b);
 int bench_rag(struct bench *b);
 
-/* ---- results ---------------------------------------------------------- */
+/* ---- results ------------------------------------------------------------ */
 
 /* Report "name value unit"; name is printf's. */
 void bench_put(struct bench *b, double value, const char *unit,
@@ -67,7 +67,7 @@ void bench_print_json(const struct bench *b);
 
 /* ---- samples ------------------------------------------------------------ */
 
-/* The p quantile (0..1, nearest rank) of v [n], which gets sorted; n = 0: NAN. */
+/* The p quantile (0..1, nearest rank) of v [n], which gets sorted; NAN of 0. */
 double bench_quantile(double *v, size_t n, double p);
 
 /* One of the things measured in turn. run() does it once and returns the
@@ -79,8 +79,8 @@ struct bench_side {
 	unsigned int n;
 };
 /*
- * Run the sides in turn, one round after the other, until budget_s has passed, at
- * least min_rounds times. The first round is a warm-up when rounds are
+ * Run the sides in turn, one round after the other, until budget_s has passed,
+ * at least min_rounds times. The first round is a warm-up when rounds are
  * quick. 0, or -EIO when a run failed.
  */
 int bench_rounds(struct bench_side *sides, unsigned int n_sides,
@@ -89,9 +89,9 @@ double bench_median(const struct bench_side *s);
 /* Median of a/b, round by round. */
 double bench_ratio(const struct bench_side *a, const struct bench_side *b);
 
-/* ---- memory --------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------- */
 
-/* Anonymous memory, huge pages where they are to be had, touched. NULL: none. */
+/* Anonymous memory, touched, huge pages where they can be had. NULL: none. */
 void *bench_alloc(size_t n_bytes);
 void bench_free(void *p, size_t n_bytes);
 /* Random bf16 (or f32) numbers of [-1, 1). */
@@ -109,9 +109,9 @@ struct bench_read {
 /* A bench_side run(): GB/s. arg: struct bench_read. */
 double bench_read_run(void *arg);
 
-/* ---- oneDNN ------------------------------------------------------------------ */
+/* ---- oneDNN ------------------------------------------------------------- */
 
-/* y[m][n] = x[m][k] W, weights packed beforehand in the library's own format. */
+/* y[m][n] = x[m][k] W, weights packed beforehand in the library's format. */
 struct bench_gemm;
 /* bf16: 1 for bf16 operands and f32 results, 0 for f32. -ENOSYS: built without
  * oneDNN; -ENOTSUP: it has no such primitive on this CPU. */
@@ -121,7 +121,7 @@ void bench_gemm_free(struct bench_gemm *g);
 /* A bench_side run(): GFLOP/s. arg: struct bench_gemm. */
 double bench_gemm_run(void *arg);
 
-/* ---- a daemon of our own --------------------------------------------------- */
+/* ---- a daemon of our own ------------------------------------------------ */
 
 struct bench_daemon {
 	pid_t pid;	   /* 0: somebody else's, by --socket */

@@ -7,7 +7,7 @@
  * prefill: 2048 rows by 2048 tokens, causal, head_dim 128, bf16; FLOPs counted
  *          are those below the diagonal. Limit: oneDNN's bf16 GEMM of 2048^3.
  *
- * Threads split by sequence and kv head (decode), by rows and kv head (prefill).
+ * Threads split by sequence and kv head (decode), by rows and head (prefill).
  */
 #include "tools/bench.h"
 
@@ -62,7 +62,7 @@ static struct kern_span span_at(const char *base, uint32_t head_dim,
 	};
 }
 
-/* ---- decode --------------------------------------------------------------- */
+/* ---- decode ------------------------------------------------------------- */
 
 static void decode_part(void *arg, uint32_t i_part)
 {
@@ -184,7 +184,7 @@ static int decode(struct bench *b, struct pool *pool)
 	return ret;
 }
 
-/* ---- prefill ---------------------------------------------------------------- */
+/* ---- prefill ------------------------------------------------------------ */
 
 struct prefill {
 	struct pool *pool;

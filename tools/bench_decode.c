@@ -1,10 +1,10 @@
 /*
  * bench_decode.c - kvbench decode: tokens per second of a hosted model
  *
- * Prompts are token ids, nothing is reused, sampling is greedy, an end of text is
- * ignored: the work is the same in each round. Limit of decoding: each step
- * reads the weights once, so the model's bytes at the read bandwidth (of a buffer
- * of that size: a small model lies in the caches) bound the steps per second.
+ * Prompts are token ids, nothing is reused, sampling is greedy, an end of text
+ * is ignored: the work is the same in each round. Limit of decoding: each step
+ * reads the weights once, so the model's bytes at the read bandwidth (of a
+ * buffer of that size: a small model lies in the caches) bound the steps.
  */
 #include "tools/bench.h"
 

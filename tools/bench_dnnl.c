@@ -27,7 +27,7 @@ struct bench_gemm {
 	double flops;
 };
 
-/* Debian's oneDNN runs on OpenMP; its thread count is set where it is linked. */
+/* Debian's oneDNN runs on OpenMP; the thread count is set where that is. */
 static void set_threads(unsigned int n)
 {
 	void *sym = dlsym(RTLD_DEFAULT, "omp_set_num_threads");

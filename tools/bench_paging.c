@@ -30,7 +30,7 @@
 #define DEPTH	    16u
 #define N_RESIDENT  200000u
 
-/* ---- raw ------------------------------------------------------------------ */
+/* ---- raw ---------------------------------------------------------------- */
 
 struct raw {
 	struct io_uring ring;
@@ -150,7 +150,7 @@ static int raw_init(struct raw *r, const char *dir, uint32_t n_blocks)
 	return 0;
 }
 
-/* ---- the pager --------------------------------------------------------------- */
+/* ---- the pager ---------------------------------------------------------- */
 
 /* One of the wants in flight. */
 struct slot {
@@ -371,7 +371,7 @@ fail:
 	return ret;
 }
 
-/* ---- resident -------------------------------------------------------------------- */
+/* ---- resident ----------------------------------------------------------- */
 
 /* n wants and unpins of page i, which is resident: 0, or -1. */
 static int touch_resident(struct paging *p, uint32_t i, uint32_t n)
@@ -422,7 +422,7 @@ static int resident(struct bench *b, struct paging *p)
 	return 0;
 }
 
-/* ---- all ----------------------------------------------------------------------------- */
+/* ---- all ---------------------------------------------------------------- */
 
 static int measure(struct bench *b, struct raw *r, struct paging *p)
 {

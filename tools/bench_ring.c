@@ -7,9 +7,10 @@
  *        wakes the daemon and the answer wakes the client. Limit: the same
  *        pause and two futex wakes between two bare processes.
  *
- * Both pairs sit on two CPUs, one each: a scheduler that puts a bare pair on one
- * CPU, where a wake costs a tenth, would compare unlike things. What it does
- * when left alone is in the lines named _free. One CPU, or --socket: all is free.
+ * Both pairs sit on two CPUs, one each: a scheduler that puts a bare pair on
+ * one CPU, where a wake costs a tenth, would compare unlike things. What it does
+ * when left alone is in the lines named _free. With one CPU, or --socket, all
+ * are free.
  */
 #include "tools/bench.h"
 
@@ -92,7 +93,7 @@ static void pause_ns(long ns)
 	(void)nanosleep(&ts, NULL);
 }
 
-/* ---- seats ---------------------------------------------------------------- */
+/* ---- seats -------------------------------------------------------------- */
 
 static void seats_init(struct seats *s, pid_t daemon)
 {
@@ -131,7 +132,7 @@ static void leave_seats(const struct seats *s)
 	(void)sched_setaffinity(s->daemon, sizeof(s->all), &s->all);
 }
 
-/* ---- the bare partner ------------------------------------------------------ */
+/* ---- the bare partner --------------------------------------------------- */
 
 static void partner(struct pair *p, void (*until)(uint32_t *, uint32_t),
 		    int wake)
@@ -221,7 +222,7 @@ static double bare_futex_run(void *arg)
 	return bench_quantile(b->us, N_SLEEP, 0.5);
 }
 
-/* ---- ours -------------------------------------------------------------------- */
+/* ---- ours --------------------------------------------------------------- */
 
 static double nop_run(struct ours *o, uint32_t n, long wait_ns)
 {

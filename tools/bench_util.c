@@ -23,7 +23,7 @@
 #define HUGE_BYTES   (2u << 20)
 #define FILL_BYTES   (1u << 20)
 
-/* ---- results ---------------------------------------------------------- */
+/* ---- results ------------------------------------------------------------ */
 
 void bench_put(struct bench *b, double value, const char *unit,
 	       const char *name, ...)
@@ -176,7 +176,7 @@ double bench_ratio(const struct bench_side *a, const struct bench_side *b)
 	return bench_quantile(v, n, 0.5);
 }
 
-/* ---- memory --------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------- */
 
 void *bench_alloc(size_t n_bytes)
 {
@@ -217,7 +217,8 @@ void bench_fill_f32(float *p, size_t n)
 
 void bench_fill_bf16(void *p, size_t n_bytes)
 {
-	const size_t n = FILL_BYTES / sizeof(uint16_t) - 37; /* no period of 2^k */
+	/* no period of 2^k */
+	const size_t n = FILL_BYTES / sizeof(uint16_t) - 37;
 	uint16_t *table = malloc(n * sizeof(*table));
 	float *f = malloc(n * sizeof(*f));
 
@@ -232,7 +233,7 @@ void bench_fill_bf16(void *p, size_t n_bytes)
 	free(table);
 }
 
-/* ---- read bandwidth ---------------------------------------------------------- */
+/* ---- read bandwidth ----------------------------------------------------- */
 
 /*
  * Sum of n_bytes, a multiple of READ_STREAMS * 64, in READ_STREAMS streams with

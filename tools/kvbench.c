@@ -28,7 +28,7 @@ static const struct command {
 	  "                                 futexes\n"
 	  "ring.bare.{spin_us,futex_us}     the machine: p50 between two\n"
 	  "                                 processes, one round trip\n"
-	  "*_free                           the same, where the scheduler puts\n"
+	  "*_free                           the same where the scheduler puts\n"
 	  "                                 the sides; else a CPU each\n" },
 	{ "attention", bench_attention, "attention kernels",
 	  "attention.decode.dD.gG.{gb_s,read_ratio}  head_dim D, group G\n"
@@ -44,7 +44,7 @@ static const struct command {
 	{ "paging", bench_paging, "pages to disk and back, in --dir",
 	  "paging.in.{gb_s,raw_ratio}      want to pinned, over raw reads\n"
 	  "paging.out.{gb_s,raw_ratio}     written back while filling\n"
-	  "paging.raw.{gb_s,write_gb_s}    io_uring, O_DIRECT, the same depth,\n"
+	  "paging.raw.{gb_s,write_gb_s}    io_uring, O_DIRECT, same depth,\n"
 	  "                                block and file size\n"
 	  "paging.resident.ns              want and unpin of a resident page\n"
 	  "paging.resident.syscalls        0: it was done under seccomp\n" },

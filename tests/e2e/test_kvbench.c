@@ -230,7 +230,7 @@ START_TEST(rag_refuses_what_is_no_question)
 }
 END_TEST
 
-/* ---- the command line ------------------------------------------------------- */
+/* ---- the command line --------------------------------------------------- */
 
 START_TEST(json_is_one_object)
 {

@@ -127,6 +127,8 @@ static int map_file(struct space *s)
 	(void)fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
 	/* a child of a fork must not hold frames */
 	(void)madvise(base, n, MADV_DONTFORK);
+	/* nor must a core hold what tenants said */
+	(void)madvise(base, n, MADV_DONTDUMP);
 	return 0;
 }
 

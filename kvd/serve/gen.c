@@ -90,8 +90,6 @@ static void end_now(struct loop_call *c)
 		t->n_requests--;
 	list_del(&g->session_node);
 	if (g->req) {
-		fill_stats(g);
-		count_end(g);
 		g->req->priv = NULL;
 		g->req->wait.done(&g->req->wait,
 				  g->err ? g->err : (int)g->req->n_out);
@@ -123,6 +121,10 @@ static void gen_end(struct gen *g, int err)
 	release_memory(g);
 	g->state = GEN_END;
 	g->err = err;
+	if (g->req) {
+		fill_stats(g);
+		count_end(g);
+	}
 	if (!g->session)
 		chunk_job_end(g);
 	gen_unplan(g);
@@ -268,7 +270,7 @@ static uint64_t windowed_bytes(struct gen *g)
 	const uint64_t rows = 2 * kv_layout_bytes(l, l->page_tokens);
 	const uint64_t half = pager_memory_bytes(g->tenant->pager) / 2;
 
-	g->window_bytes = half > rows ? half - rows : l->page_bytes;
+	g->window_bytes = KV_MAX(half > rows ? half - rows : 0, l->page_bytes);
 	return rows + g->window_bytes;
 }
 
@@ -629,6 +631,7 @@ static uint32_t why_end(struct gen *g, uint32_t id, uint32_t old_len)
 static void finish(struct gen *g, uint32_t why)
 {
 	g->req->end = why;
+	release_memory(g); /* sealing gives back pages that were mapped ahead */
 	if (!(g->req->flags & SERVE_GEN_NO_REUSE)) {
 		g->n_all = g->pos;
 		gen_index(g);

@@ -8,9 +8,9 @@
  *        pause and two futex wakes between two bare processes.
  *
  * Both pairs sit on two CPUs, one each: a scheduler that puts a bare pair on
- * one CPU, where a wake costs a tenth, would compare unlike things. What it does
- * when left alone is in the lines named _free. With one CPU, or --socket, all
- * are free.
+ * one CPU, where a wake costs a tenth, would compare unlike things. What it
+ * does when left alone is in the lines named _free. With one CPU, or --socket,
+ * all are free.
  */
 #include "tools/bench.h"
 

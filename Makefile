@@ -44,6 +44,7 @@ $(B)/obj/%.o: %.c
 ISA_cpu_avx2   := -mavx2 -mfma -mf16c -O3
 ISA_cpu_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma \
 		  -mf16c -O3
+ISA_cpu_avx512bf16 := $(ISA_cpu_avx512) -mavx512bf16
 ISA_cpu_amx    := $(ISA_cpu_avx512) -mamx-tile -mamx-bf16
 
 $(B)/libcore.a: $(call obj,$(LEAF) $(DAEMON))

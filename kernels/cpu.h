@@ -5,12 +5,12 @@
  * Panels: KERN_LANES outputs side by side.
  *   F32   [n_out/16][n_in][16] f32
  *   BF16  [n_out/16][pairs][16] words, a pair of bf16 of even and odd k each
- * Missing outputs and a missing odd k are zeros. Sixteen rows more than needed
- * are never read.
+ * Missing outputs, and k up to whole groups of 16 pairs, are zeros.
  */
 #ifndef KERNELS_CPU_H
 #define KERNELS_CPU_H
 
+#include <string.h>
 #include "kernels/kern.h"
 
 struct kern_weight {
@@ -18,19 +18,32 @@ struct kern_weight {
 	uint32_t n_out, n_in;
 	uint32_t n_panels;
 	size_t panel_words; /* 4-byte words of a panel */
-	uint32_t *data;	    /* 64-byte aligned */
+	uint32_t *data; /* 64-byte aligned */
 };
 
 struct cpu_ops {
 	void (*linear)(const struct kern_linear *a);
 	void (*attn)(const struct kern_attn *a);
+	void (*rmsnorm)(const float *x, const float *w, float *y,
+			uint32_t n_rows, uint32_t n, float eps);
+	void (*swiglu)(const float *gate, const float *up, float *y, size_t n);
+	void (*add)(const float *x, float *y, size_t n);
+	void (*from_bf16)(const uint16_t *src, float *dst, size_t n);
+	void (*to_bf16)(const float *src, uint16_t *dst, size_t n);
+	void (*sincos)(double at, const double *f, float *sn, float *cs,
+		       uint32_t n);
 };
 
 extern const struct cpu_ops cpu_scalar_ops;
-extern const struct cpu_ops avx2_ops;
-extern const struct cpu_ops avx512_ops;
+extern const struct cpu_ops cpu_avx2_ops;
+extern const struct cpu_ops cpu_avx512_ops;
+extern const struct cpu_ops cpu_avx512bf16_ops;
+extern const struct cpu_ops cpu_amx_ops;
 
-/* Constants of exp(x), x <= 0: see ref_exp(). */
+/* The table in use; see kern_init(). */
+const struct cpu_ops *kern_ops(void);
+
+/* Constants of exp(x), x <= 0: see kern_exp(). */
 #define EXP_LOG2E  1.44269504088896341f
 #define EXP_MAGIC  12582912.0f /* 1.5 * 2^23: rounds to an integer */
 #define EXP_LN2_HI 0.693145751953125f
@@ -42,7 +55,53 @@ extern const struct cpu_ops avx512_ops;
 #define EXP_C3	   1.66666667e-1f
 #define EXP_C2	   0.5f
 
-/* Tokens of tile tile of s that the row at q_pos sees, one bit each. */
+/*
+ * exp(x) for x <= 0: 2^n p(f), n = x log2 e to an integer, |f| <= ln 2 / 2, p
+ * the Taylor polynomial of degree 6, all FMAs; 0 below -87. Rel. error 3e-7.
+ */
+static inline float kern_exp(float x)
+{
+	const float t = __builtin_fmaf(x, EXP_LOG2E, EXP_MAGIC);
+	const float n = t - EXP_MAGIC, magic = EXP_MAGIC;
+	uint32_t it, im;
+	float f, p, pow2;
+
+	f = __builtin_fmaf(n, -EXP_LN2_HI, x);
+	f = __builtin_fmaf(n, -EXP_LN2_LO, f);
+	p = __builtin_fmaf(EXP_C6, f, EXP_C5);
+	p = __builtin_fmaf(p, f, EXP_C4);
+	p = __builtin_fmaf(p, f, EXP_C3);
+	p = __builtin_fmaf(p, f, EXP_C2);
+	p = __builtin_fmaf(p, f, 1.0f);
+	p = __builtin_fmaf(p, f, 1.0f);
+	memcpy(&it, &t, sizeof(it));
+	memcpy(&im, &magic, sizeof(im));
+	it = (it - im + 127) << 23;
+	memcpy(&pow2, &it, sizeof(pow2));
+	return x < EXP_LOWEST ? 0.0f : p * pow2;
+}
+
+/* Nearest even; NaN stays NaN. */
+static inline uint16_t kern_bf16(float x)
+{
+	uint32_t u;
+
+	memcpy(&u, &x, sizeof(u));
+	if ((u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t)(u >> 16 | 0x40);
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static inline float kern_from_bf16(uint16_t x)
+{
+	const uint32_t u = (uint32_t)x << 16;
+	float f;
+
+	memcpy(&f, &u, sizeof(f));
+	return f;
+}
+
+/* Tokens of the tile at t0 of s that the row at q_pos sees, one bit each. */
 static inline uint32_t kern_tile_mask(const struct kern_span *s, uint32_t t0,
 				      int64_t q_pos)
 {
@@ -72,8 +131,11 @@ static inline const char *kern_tile_addr(const struct kern_attn *a,
 	       h * s->head_bytes + t0 % s->page_tokens * row;
 }
 
-/* MXCSR for the bf16 rule: denormals are zero both ways. */
-unsigned int kern_flush_denormals(void);
-void kern_restore_denormals(unsigned int mxcsr);
+/*
+ * Rounding to nearest; denormals are zero for bf16, numbers for f32 and
+ * f16, whatever the caller's state. Returns that, for kern_restore_mxcsr().
+ */
+unsigned int kern_set_mxcsr(enum kern_type math);
+void kern_restore_mxcsr(unsigned int mxcsr);
 
 #endif

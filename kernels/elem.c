@@ -1,61 +1,29 @@
 /*
- * elem.c - norms, rotation, SwiGLU: elementwise, portable, one source for all CPUs
- *
- * Multiplications and additions only (no contraction), in a written order, so
- * every CPU and every vector width give the same bytes.
+ * elem.c - norms, rotation, SwiGLU; the loops are in cpu_elem.h
  */
 #include "kernels/kern.h"
 
 #include <math.h>
 #include <string.h>
-#include "kernels/ref.h"
-
-#define LANES KERN_LANES
+#include "kernels/cpu.h"
 
 void kern_rmsnorm(const float *x, const float *w, float *y, uint32_t n_rows,
 		  uint32_t n, float eps)
 {
-	for (uint32_t r = 0; r < n_rows; r++) {
-		const float *xr = x + (size_t)r * n;
-		float *yr = y + (size_t)r * n;
-		float lane[LANES] = { 0 }, s;
-		uint32_t i = 0;
-
-		for (; i + LANES <= n; i += LANES)
-			for (uint32_t k = 0; k < LANES; k++)
-				lane[k] += xr[i + k] * xr[i + k];
-		for (; i < n; i++)
-			lane[i % LANES] += xr[i] * xr[i];
-		for (uint32_t h = LANES / 2; h; h /= 2)
-			for (uint32_t k = 0; k < h; k++)
-				lane[k] += lane[k + h];
-		s = 1.0f / sqrtf(lane[0] / (float)n + eps);
-		for (i = 0; i < n; i++)
-			yr[i] = xr[i] * s * w[i];
-	}
-}
-
-/* silu(g) = g / (1 + exp(-g)), with exp of a number <= 0 on either side. */
-static float silu(float g)
-{
-	const float e = ref_exp(g > 0 ? -g : g);
-
-	return g > 0 ? g / (1.0f + e) : g * e / (1.0f + e);
+	kern_ops()->rmsnorm(x, w, y, n_rows, n, eps);
 }
 
 void kern_swiglu(const float *gate, const float *up, float *y, size_t n)
 {
-	for (size_t i = 0; i < n; i++)
-		y[i] = silu(gate[i]) * up[i];
+	kern_ops()->swiglu(gate, up, y, n);
 }
 
 void kern_add(const float *x, float *y, size_t n)
 {
-	for (size_t i = 0; i < n; i++)
-		y[i] += x[i];
+	kern_ops()->add(x, y, n);
 }
 
-/* ---- rotation ------------------------------------------------------------------ */
+/* ---- rotation ---------------------------------------------------------- */
 
 /* ln x for x > 0: x = 2^e m, ln m by the series of atanh; error below 1e-15. */
 static double log_f64(double x)
@@ -83,31 +51,6 @@ static double exp_f64(double x)
 	for (int k = 16; k >= 1; k--)
 		p = p * f / k + 1;
 	return ldexp(p, (int)n);
-}
-
-#define HALF_PI_HI 1.57079632673412561417e+00 /* 33 bits of pi/2 */
-#define HALF_PI_LO 6.07710050650619224932e-11 /* the rest */
-
-/* sin and cos of an angle below 1e8: quarter turns off, then Taylor series. */
-static void sincos_f64(double x, float *sn, float *cs)
-{
-	const double n = rint(x * 0.63661977236758134);
-	const double r = (x - n * HALF_PI_HI) - n * HALF_PI_LO, r2 = r * r;
-	const int64_t q = (int64_t)n;
-	double s, c;
-
-	s = r * (1 + r2 * (-1.0 / 6 + r2 * (1.0 / 120 + r2 * (-1.0 / 5040 +
-	    r2 * (1.0 / 362880 + r2 * (-1.0 / 39916800 +
-	    r2 * (1.0 / 6227020800.0)))))));
-	c = 1 + r2 * (-0.5 + r2 * (1.0 / 24 + r2 * (-1.0 / 720 +
-	    r2 * (1.0 / 40320 + r2 * (-1.0 / 3628800 +
-	    r2 * (1.0 / 479001600.0 + r2 * (-1.0 / 87178291200.0)))))));
-	*sn = (float)(q & 1 ? c : s);
-	*cs = (float)(q & 1 ? s : c);
-	if (q & 2)
-		*sn = -*sn;
-	if ((q + 1) & 2)
-		*cs = -*cs;
 }
 
 struct frequencies {
@@ -165,8 +108,7 @@ void kern_rope(const struct kern_rope *p, const float *src, float *dst,
 		const double at = (double)pos[r] * (double)p->scale;
 		float *row = dst + (size_t)r * n_heads * head_dim;
 
-		for (uint32_t i = 0; i < p->n_rot / 2; i++)
-			sincos_f64(at * f[i], &sn[i], &cs[i]);
+		kern_ops()->sincos(at, f, sn, cs, p->n_rot / 2);
 		for (uint32_t h = 0; h < n_heads; h++)
 			rotate(p, row + (size_t)h * head_dim,
 			       row + (size_t)h * head_dim, sn, cs);

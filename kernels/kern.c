@@ -3,75 +3,125 @@
  */
 #include "kernels/kern.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <xmmintrin.h>
 #include "kernels/cpu.h"
 #include "kernels/ref.h"
 
-#define MXCSR_FTZ_DAZ 0x8040u
+#define MXCSR_DEFAULT	    0x1f80u /* nearest even, all masked */
+#define MXCSR_FTZ_DAZ	    0x8040u
+#define ARCH_REQ_XCOMP_PERM 0x1023 /* asm/prctl.h since Linux 5.16 */
+#define XFEATURE_TILEDATA   18
 
 static const struct cpu_ops *ops = &cpu_scalar_ops;
 static enum kern_isa isa = KERN_ISA_SCALAR;
 
-unsigned int kern_flush_denormals(void)
+const struct cpu_ops *kern_ops(void)
+{
+	return ops;
+}
+
+unsigned int kern_set_mxcsr(enum kern_type math)
 {
 	const unsigned int old = _mm_getcsr();
 
-	_mm_setcsr(old | MXCSR_FTZ_DAZ);
+	_mm_setcsr(MXCSR_DEFAULT | (math == KERN_BF16 ? MXCSR_FTZ_DAZ : 0));
 	return old;
 }
 
-void kern_restore_denormals(unsigned int mxcsr)
+void kern_restore_mxcsr(unsigned int mxcsr)
 {
 	_mm_setcsr(mxcsr);
 }
 
-/* ---- which instruction set --------------------------------------------------- */
+/* ---- which instruction set --------------------------------------------- */
+
+/* AMX-BF16 is there and the kernel lets this process use tile data. */
+static int amx_usable(void)
+{
+	unsigned int a, b, c, d;
+
+	if (__get_cpuid_max(0, NULL) < 0x1d)
+		return 0;
+	__cpuid_count(7, 0, a, b, c, d);
+	if (!(d >> 22 & 1) || !(d >> 24 & 1)) /* AMX-BF16, AMX-TILE */
+		return 0;
+	return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILEDATA);
+}
 
 static const struct cpu_ops *candidate(enum kern_isa i)
 {
 	__builtin_cpu_init();
-	if (i == KERN_ISA_AVX512 && __builtin_cpu_supports("avx512f") &&
-	    __builtin_cpu_supports("avx512bw") &&
-	    __builtin_cpu_supports("avx512vl") &&
-	    __builtin_cpu_supports("avx512dq"))
-		return &avx512_ops;
-	if (i == KERN_ISA_AVX2 && __builtin_cpu_supports("avx2") &&
-	    __builtin_cpu_supports("fma"))
-		return &avx2_ops;
-	return i == KERN_ISA_SCALAR ? &cpu_scalar_ops : NULL;
+	if (i == KERN_ISA_SCALAR)
+		return &cpu_scalar_ops;
+	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+	    !__builtin_cpu_supports("f16c"))
+		return NULL;
+	if (i == KERN_ISA_AVX2)
+		return &cpu_avx2_ops;
+	if (!__builtin_cpu_supports("avx512f") ||
+	    !__builtin_cpu_supports("avx512bw") ||
+	    !__builtin_cpu_supports("avx512vl") ||
+	    !__builtin_cpu_supports("avx512dq"))
+		return NULL;
+	if (i == KERN_ISA_AVX512)
+		return &cpu_avx512_ops;
+	/* Intel's VDPBF16PS has half the rate of its f32 FMAs, AMD's twice */
+	if (i == KERN_ISA_AVX512_BF16)
+		return __builtin_cpu_is("amd") &&
+				       __builtin_cpu_supports("avx512bf16")
+			       ? &cpu_avx512bf16_ops
+			       : NULL;
+	return amx_usable() ? &cpu_amx_ops : NULL;
 }
 
-#define TEST_K 70u
-#define TEST_N 33u
-#define TEST_M 5u
+#define TEST_K	   70u
+#define TEST_N	   33u
+#define TEST_M	   21u
+#define TEST_D	   40u
+#define TEST_T	   75u
+#define TEST_PAGE  96u
+#define TEST_HEADS 3u
 
-/* A small known problem against the scalar twin: 1 if equal byte for byte. */
-static int agrees(const struct cpu_ops *o)
+/* n numbers of [-1, 1), some of them denormal in bf16. */
+static void test_fill(float *f, size_t n, uint32_t s)
 {
-	float w[TEST_N * TEST_K], y[2][TEST_M * TEST_N];
-	uint16_t x[TEST_M * TEST_K];
+	for (size_t i = 0; i < n; i++) {
+		s = s * 1664525u + 1013904223u;
+		f[i] = (float)(int32_t)s * 0x1p-31f;
+		if (s % 61 == 0)
+			f[i] *= 0x1p-128f;
+	}
+}
+
+/* Linear layers, small and odd: 1 if equal to the scalar twin, by bytes. */
+static int linear_agrees(const struct cpu_ops *o, enum kern_type math)
+{
+	float w[TEST_N * TEST_K], f[TEST_M * TEST_K], x[TEST_M * TEST_K];
+	float y[2][TEST_M * TEST_N];
 	const struct kern_matrix m = { KERN_F32, w, TEST_N, TEST_K };
 	struct kern_weight *p;
-	uint32_t s = 1;
 	int same;
 
-	for (uint32_t i = 0; i < TEST_N * TEST_K; i++) {
-		s = s * 1664525u + 1013904223u;
-		w[i] = (float)(int32_t)s * 0x1p-31f;
-	}
-	for (uint32_t i = 0; i < TEST_M * TEST_K; i++) {
-		s = s * 1664525u + 1013904223u;
-		x[i] = ref_bf16((float)(int32_t)s * 0x1p-30f);
-	}
-	if (kern_weight_pack(&p, &m, KERN_BF16))
+	test_fill(w, TEST_N * TEST_K, 1);
+	test_fill(f, TEST_M * TEST_K, 2);
+	if (math == KERN_BF16)
+		cpu_scalar_ops.to_bf16(f, (uint16_t *)x, TEST_M * TEST_K);
+	else
+		memcpy(x, f, sizeof(x));
+	if (kern_weight_pack(&p, &m, math))
 		return 0;
 	for (int i = 0; i < 2; i++) {
-		const struct kern_linear a = { .w = p, .x = x,
-					       .x_stride = TEST_K, .y = y[i],
+		const struct kern_linear a = { .w = p,
+					       .x = x,
+					       .x_stride = TEST_K,
+					       .y = y[i],
 					       .y_stride = TEST_N,
 					       .n_rows = TEST_M,
 					       .out_to = TEST_N };
@@ -81,6 +131,55 @@ static int agrees(const struct cpu_ops *o)
 	same = !memcmp(y[0], y[1], sizeof(y[0]));
 	kern_weight_free(p);
 	return same;
+}
+
+/* The same for causal attention of bf16 and f32. */
+static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
+{
+	enum { Q = TEST_M * TEST_HEADS * TEST_D, KV = TEST_PAGE * TEST_D };
+	float f[Q], q[Q], k[KV], v[KV], out[2][Q + 2 * TEST_M * TEST_HEADS];
+	int64_t pos[TEST_M];
+	const struct kern_span s = {
+		.k = k, .v = v, .page_tokens = TEST_PAGE, .n_tokens = TEST_T
+	};
+	struct kern_attn a = { .type = type,
+			       .n_heads = TEST_HEADS,
+			       .n_kv_heads = 1,
+			       .head_dim = TEST_D,
+			       .scale = 0.16f,
+			       .q = q,
+			       .q_pos = pos,
+			       .n_rows = TEST_M,
+			       .spans = &s,
+			       .n_spans = 1,
+			       .kv_head_to = 1,
+			       .row_to = TEST_M };
+	float *dst[] = { q, k, v };
+	const size_t n[] = { Q, KV, KV };
+
+	for (uint32_t i = 0; i < 3; i++) {
+		test_fill(f, n[i], i + 3);
+		if (type == KERN_BF16)
+			cpu_scalar_ops.to_bf16(f, (uint16_t *)dst[i], n[i]);
+		else
+			memcpy(dst[i], f, n[i] * sizeof(*f));
+	}
+	for (uint32_t i = 0; i < TEST_M; i++)
+		pos[i] = 60 + i;
+	for (int i = 0; i < 2; i++) {
+		a.o = out[i];
+		a.m = a.o + Q;
+		a.l = a.m + TEST_M * TEST_HEADS;
+		kern_attn_clear(&a);
+		(i ? ref_attn : o->attn)(&a);
+	}
+	return !memcmp(out[0], out[1], sizeof(out[0]));
+}
+
+static int agrees(const struct cpu_ops *o)
+{
+	return linear_agrees(o, KERN_BF16) && linear_agrees(o, KERN_F32) &&
+	       attn_agrees(o, KERN_BF16) && attn_agrees(o, KERN_F32);
 }
 
 enum kern_isa kern_init(enum kern_isa max)
@@ -107,12 +206,12 @@ enum kern_isa kern_isa(void)
 const char *kern_isa_name(enum kern_isa i)
 {
 	static const char *const names[] = { "scalar", "avx2", "avx512",
-					     "amx" };
+					     "avx512bf16", "amx" };
 
 	return i <= KERN_ISA_AMX ? names[i] : "?";
 }
 
-/* ---- types ---------------------------------------------------------------------- */
+/* ---- types ------------------------------------------------------------- */
 
 size_t kern_type_bytes(enum kern_type type)
 {
@@ -163,8 +262,7 @@ static uint16_t to_f16(float x)
 		m = (u & 0x7fffff) | 0x800000;
 		r = m >> shift;
 		m &= (1u << shift) - 1;
-		r += m > 1u << (shift - 1) ||
-		     (m == 1u << (shift - 1) && r & 1);
+		r += m > 1u << (shift - 1) || (m == 1u << (shift - 1) && r & 1);
 		return (uint16_t)(sign | r);
 	}
 	r = (u - (112u << 23)) >> 13;
@@ -180,8 +278,7 @@ void kern_from_f32(enum kern_type to, const float *src, void *dst, size_t n)
 	if (to == KERN_F32)
 		memcpy(dst, src, n * sizeof(*src));
 	else if (to == KERN_BF16)
-		for (size_t i = 0; i < n; i++)
-			h[i] = ref_bf16(src[i]);
+		ops->to_bf16(src, h, n);
 	else
 		for (size_t i = 0; i < n; i++)
 			h[i] = to_f16(src[i]);
@@ -194,14 +291,13 @@ void kern_to_f32(enum kern_type from, const void *src, float *dst, size_t n)
 	if (from == KERN_F32)
 		memcpy(dst, src, n * sizeof(*dst));
 	else if (from == KERN_BF16)
-		for (size_t i = 0; i < n; i++)
-			dst[i] = ref_from_bf16(h[i]);
+		ops->from_bf16(h, dst, n);
 	else
 		for (size_t i = 0; i < n; i++)
 			dst[i] = from_f16(h[i]);
 }
 
-/* ---- weights ----------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------- */
 
 #define Q8_BLOCK 32u
 
@@ -236,8 +332,7 @@ static void put_row(struct kern_weight *w, uint32_t r, const float *x)
 
 	for (uint32_t k = 0; k < w->n_in; k++) {
 		if (w->math == KERN_F32) {
-			memcpy(panel + (size_t)k * KERN_LANES + lane, x + k,
-			       4);
+			memcpy(panel + (size_t)k * KERN_LANES + lane, x + k, 4);
 			continue;
 		}
 		panel[(size_t)(k / 2) * KERN_LANES + lane] |=
@@ -264,9 +359,9 @@ int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
 	w->n_out = src->n_out;
 	w->n_in = src->n_in;
 	w->n_panels = (src->n_out + KERN_LANES - 1) / KERN_LANES;
-	w->panel_words = (size_t)(math == KERN_F32 ? src->n_in :
-						     (src->n_in + 1) / 2) *
-			 KERN_LANES;
+	w->panel_words = math == KERN_F32 ? src->n_in
+					  : ((size_t)src->n_in + 31) / 32 * 16;
+	w->panel_words *= KERN_LANES;
 	bytes = w->n_panels * w->panel_words * 4;
 	w->data = aligned_alloc(64, bytes);
 	if (!w->data)
@@ -308,7 +403,7 @@ size_t kern_weight_bytes(const struct kern_weight *w)
 	return w->n_panels * w->panel_words * 4;
 }
 
-/* ---- checked entry points ---------------------------------------------------------------- */
+/* ---- checked entry points ---------------------------------------------- */
 
 int kern_linear(const struct kern_linear *a)
 {

@@ -44,7 +44,8 @@ enum kern_isa {
 	KERN_ISA_SCALAR = 0,
 	KERN_ISA_AVX2 = 1,
 	KERN_ISA_AVX512 = 2,
-	KERN_ISA_AMX = 3,
+	KERN_ISA_AVX512_BF16 = 3, /* where VDPBF16PS is faster than FMAs */
+	KERN_ISA_AMX = 4,
 };
 
 /*

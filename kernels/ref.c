@@ -11,62 +11,42 @@
 
 float ref_from_bf16(uint16_t x)
 {
-	const uint32_t u = (uint32_t)x << 16;
-	float f;
-
-	memcpy(&f, &u, sizeof(f));
-	return f;
+	return kern_from_bf16(x);
 }
 
 uint16_t ref_bf16(float x)
 {
-	uint32_t u;
-
-	memcpy(&u, &x, sizeof(u));
-	if ((u & 0x7fffffff) > 0x7f800000)
-		return (uint16_t)(u >> 16 | 0x40);
-	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+	return kern_bf16(x);
 }
 
 float ref_exp(float x)
 {
-	float n, f, p;
-
-	if (x < EXP_LOWEST)
-		return 0.0f;
-	n = fmaf(x, EXP_LOG2E, EXP_MAGIC) - EXP_MAGIC;
-	f = fmaf(n, -EXP_LN2_HI, x);
-	f = fmaf(n, -EXP_LN2_LO, f);
-	p = fmaf(EXP_C6, f, EXP_C5);
-	p = fmaf(p, f, EXP_C4);
-	p = fmaf(p, f, EXP_C3);
-	p = fmaf(p, f, EXP_C2);
-	p = fmaf(p, f, 1.0f);
-	p = fmaf(p, f, 1.0f);
-	return p * ldexpf(1.0f, (int)n);
+	return kern_exp(x);
 }
 
-float ref_dot_bf16(const uint16_t *x, size_t x_stride, const uint16_t *w,
-		   size_t w_stride, uint32_t n, float acc)
+/* The chain of every second k of one group; a short one ends in zeros. */
+static float chain(const uint16_t *x, const uint16_t *w, uint32_t k, uint32_t n)
 {
-	for (uint32_t k0 = 0; k0 < n; k0 += 32) {
-		float even = 0, odd = 0;
+	float sum = 0;
 
-		for (uint32_t k = k0; k < k0 + 32 && k < n; k += 2)
-			even = fmaf(ref_from_bf16(x[k * x_stride]),
-				    ref_from_bf16(w[k * w_stride]), even);
-		for (uint32_t k = k0 + 1; k < k0 + 32 && k < n; k += 2)
-			odd = fmaf(ref_from_bf16(x[k * x_stride]),
-				   ref_from_bf16(w[k * w_stride]), odd);
-		acc += even + odd;
+	for (; k < n; k += 2)
+		sum = fmaf(ref_from_bf16(x[k]), ref_from_bf16(w[k]), sum);
+	return n < 32 ? sum + 0.0f : sum;
+}
+
+float ref_dot_bf16(const uint16_t *x, const uint16_t *w, uint32_t n, float acc)
+{
+	for (uint32_t k = 0; k < n; k += 32) {
+		const uint32_t g = n - k < 32 ? n - k : 32;
+
+		acc += chain(x + k, w + k, 0, g) + chain(x + k, w + k, 1, g);
 	}
 	return acc;
 }
 
-/* ---- linear ------------------------------------------------------------- */
+/* ---- linear ------------------------------------------------------------ */
 
-static float one_output(const struct kern_linear *a, uint32_t row,
-			uint32_t out)
+static float one_output(const struct kern_linear *a, uint32_t row, uint32_t out)
 {
 	const struct kern_weight *w = a->w;
 	const uint32_t *panel = w->data + out / KERN_LANES * w->panel_words;
@@ -78,8 +58,7 @@ static float one_output(const struct kern_linear *a, uint32_t row,
 		const float *p = (const float *)panel;
 
 		for (uint32_t k = 0; k < w->n_in; k++)
-			acc = fmaf(x[k], p[(size_t)k * KERN_LANES + lane],
-				   acc);
+			acc = fmaf(x[k], p[(size_t)k * KERN_LANES + lane], acc);
 		return acc;
 	}
 	const uint16_t *x = (const uint16_t *)a->x + row * a->x_stride;
@@ -94,18 +73,15 @@ static float one_output(const struct kern_linear *a, uint32_t row,
 							 KERN_LANES +
 						 lane] >>
 					   (k % 2 * 16));
-		acc = ref_dot_bf16(x + k0, 1, wk, 1, n, acc);
+		acc = ref_dot_bf16(x + k0, wk, n, acc);
 	}
 	return acc;
 }
 
 void ref_linear(const struct kern_linear *a)
 {
-	const int bf16 = a->w->math == KERN_BF16;
-	unsigned int mxcsr = 0;
+	const unsigned int mxcsr = kern_set_mxcsr(a->w->math);
 
-	if (bf16)
-		mxcsr = kern_flush_denormals();
 	for (uint32_t r = 0; r < a->n_rows; r++)
 		for (uint32_t o = a->out_from; o < a->out_to; o++) {
 			float *y = a->y + r * a->y_stride + o;
@@ -113,11 +89,10 @@ void ref_linear(const struct kern_linear *a)
 
 			*y = a->flags & KERN_LINEAR_ADD ? *y + s : s;
 		}
-	if (bf16)
-		kern_restore_denormals(mxcsr);
+	kern_restore_mxcsr(mxcsr);
 }
 
-/* ---- attention ------------------------------------------------------------- */
+/* ---- attention --------------------------------------------------------- */
 
 static void widen(enum kern_type type, const void *src, float *dst, uint32_t n)
 {
@@ -129,8 +104,8 @@ static float score(const struct kern_attn *a, const char *q, const char *k)
 	float fq[KERN_HEAD_DIM_MAX], fk[KERN_HEAD_DIM_MAX], acc = 0;
 
 	if (a->type == KERN_BF16)
-		return ref_dot_bf16((const uint16_t *)q, 1,
-				    (const uint16_t *)k, 1, a->head_dim, 0);
+		return ref_dot_bf16((const uint16_t *)q, (const uint16_t *)k,
+				    a->head_dim, 0);
 	widen(a->type, q, fq, a->head_dim);
 	widen(a->type, k, fk, a->head_dim);
 	for (uint32_t i = 0; i < a->head_dim; i++)
@@ -150,6 +125,7 @@ static void softmax(const struct kern_attn *a, uint32_t mask, float *s,
 		if (mask >> t & 1 && s[t] > *m)
 			*m = s[t];
 	}
+	*m += 0.0f; /* no -0 */
 	for (uint32_t t = 0; t < TILE; t++) {
 		s[t] = mask >> t & 1 ? ref_exp(s[t] - *m) : 0;
 		if (a->type == KERN_BF16)
@@ -187,8 +163,7 @@ static float weighted(const struct kern_attn *a, const char *v, uint32_t mask,
 			widen(a->type, at, &f, 1);
 		acc = fmaf(p[t], f, acc);
 	}
-	return a->type == KERN_BF16 ? ref_dot_bf16(bp, 1, bv, 1, TILE, 0) :
-				      acc;
+	return a->type == KERN_BF16 ? ref_dot_bf16(bp, bv, TILE, 0) : acc;
 }
 
 static void merge(const struct kern_attn *a, size_t at, const float *to,
@@ -214,9 +189,9 @@ static void one_tile(const struct kern_attn *a, const struct kern_span *s,
 	const char *k = kern_tile_addr(a, s, s->k, t0, h);
 	const char *v = kern_tile_addr(a, s, s->v, t0, h);
 	const size_t at = (size_t)row * a->n_heads + head;
-	const char *q = (const char *)a->q +
-			(s->q_variant * a->q_variant_elems +
-			 at * a->head_dim) * es;
+	const char *q =
+		(const char *)a->q +
+		(s->q_variant * a->q_variant_elems + at * a->head_dim) * es;
 	float p[TILE] = { 0 }, o[KERN_HEAD_DIM_MAX], m, l;
 
 	if (!mask)
@@ -233,11 +208,8 @@ static void one_tile(const struct kern_attn *a, const struct kern_span *s,
 void ref_attn(const struct kern_attn *a)
 {
 	const uint32_t group = a->n_heads / a->n_kv_heads;
-	const int bf16 = a->type == KERN_BF16;
-	unsigned int mxcsr = 0;
+	const unsigned int mxcsr = kern_set_mxcsr(a->type);
 
-	if (bf16)
-		mxcsr = kern_flush_denormals();
 	for (uint32_t r = a->row_from; r < a->row_to; r++)
 		for (uint32_t h = a->kv_head_from * group;
 		     h < a->kv_head_to * group; h++)
@@ -245,9 +217,5 @@ void ref_attn(const struct kern_attn *a)
 				for (uint32_t t = 0; t < a->spans[i].n_tokens;
 				     t += TILE)
 					one_tile(a, &a->spans[i], t, r, h);
-	if (bf16)
-		kern_restore_denormals(mxcsr);
+	kern_restore_mxcsr(mxcsr);
 }
-
-const struct cpu_ops cpu_scalar_ops = { .linear = ref_linear,
-					.attn = ref_attn };

@@ -98,8 +98,8 @@ static uint32_t cut(const struct kern_sample *p, const struct cand *c,
 		n = p->top_k;
 	for (uint32_t i = 0; i < n; i++)
 		all += (double)c[i].p;
-	while (k < n && (!k || (sum < (double)p->top_p * all &&
-				c[k].p >= p->min_p)))
+	while (k < n &&
+	       (!k || (sum < (double)p->top_p * all && c[k].p >= p->min_p)))
 		sum += (double)c[k++].p;
 	*total = sum;
 	return k;

@@ -7,8 +7,6 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define VEC_NAME(x) avx2_##x
-
 struct vec {
 	__m256 a, b;
 };
@@ -35,18 +33,15 @@ static inline void vec_store(float *p, struct vec a)
 }
 static inline struct vec vec_add(struct vec x, struct vec y)
 {
-	return (struct vec){ _mm256_add_ps(x.a, y.a),
-			     _mm256_add_ps(x.b, y.b) };
+	return (struct vec){ _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) };
 }
 static inline struct vec vec_sub(struct vec x, struct vec y)
 {
-	return (struct vec){ _mm256_sub_ps(x.a, y.a),
-			     _mm256_sub_ps(x.b, y.b) };
+	return (struct vec){ _mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b) };
 }
 static inline struct vec vec_mul(struct vec x, struct vec y)
 {
-	return (struct vec){ _mm256_mul_ps(x.a, y.a),
-			     _mm256_mul_ps(x.b, y.b) };
+	return (struct vec){ _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) };
 }
 static inline struct vec vec_fma(struct vec x, struct vec y, struct vec z)
 {
@@ -55,8 +50,7 @@ static inline struct vec vec_fma(struct vec x, struct vec y, struct vec z)
 }
 static inline struct vec vec_max(struct vec x, struct vec y)
 {
-	return (struct vec){ _mm256_max_ps(x.a, y.a),
-			     _mm256_max_ps(x.b, y.b) };
+	return (struct vec){ _mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b) };
 }
 static inline __m256 half_mask(uint32_t mask)
 {
@@ -86,10 +80,8 @@ static inline struct veci veci_set(uint32_t x)
 }
 static inline struct vec vec_even(struct veci x)
 {
-	return (struct vec){
-		_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
-		_mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))
-	};
+	return (struct vec){ _mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
+			     _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16)) };
 }
 static inline __m256 high_half(__m256i x)
 {
@@ -102,8 +94,8 @@ static inline struct vec vec_odd(struct veci x)
 }
 static inline __m256 half_pow2i(__m256 n)
 {
-	const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n),
-					   _mm256_set1_epi32(127));
+	const __m256i i =
+		_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
 
 	return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
 }
@@ -116,8 +108,8 @@ static inline uint32_t vec_less(struct vec x, struct vec y)
 	const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ);
 	const __m256 b = _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ);
 
-	return (uint32_t)_mm256_movemask_ps(a) |
-	       (uint32_t)_mm256_movemask_ps(b) << 8;
+	return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b)
+							 << 8;
 }
 static inline __m256 half_round_bf16(__m256 v)
 {
@@ -137,22 +129,22 @@ static inline void vec_store_bf16(uint16_t *p, struct vec x)
 {
 	const __m256i a = _mm256_srli_epi32(_mm256_castps_si256(x.a), 16);
 	const __m256i b = _mm256_srli_epi32(_mm256_castps_si256(x.b), 16);
-	const __m256i r = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b),
-						   0xd8);
+	const __m256i r =
+		_mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
 
 	_mm256_storeu_si256((__m256i *)p, r);
 }
-static inline __m256i half_pairs(const uint16_t *a, const uint16_t *b)
+static inline __m256i half_pairs(const void *a, const void *b)
 {
-	const __m256i x = _mm256_cvtepu16_epi32(
-		_mm_loadu_si128((const __m128i *)a));
-	const __m256i y = _mm256_cvtepu16_epi32(
-		_mm_loadu_si128((const __m128i *)b));
+	const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(a));
+	const __m256i y = _mm256_cvtepu16_epi32(_mm_loadu_si128(b));
 
 	return _mm256_or_si256(x, _mm256_slli_epi32(y, 16));
 }
-static inline struct veci veci_pairs(const uint16_t *a, const uint16_t *b)
+static inline struct veci veci_pairs(const void *p, const void *q)
 {
+	const uint16_t *a = p, *b = q;
+
 	return (struct veci){ half_pairs(a, b), half_pairs(a + 8, b + 8) };
 }
 static inline void veci_store(void *p, struct veci x)
@@ -162,19 +154,86 @@ static inline void veci_store(void *p, struct veci x)
 	_mm256_storeu_si256(q, x.a);
 	_mm256_storeu_si256(q + 1, x.b);
 }
-static inline struct vec vec_load_f16(const uint16_t *p)
+static inline struct vec vec_load_f16(const void *p)
 {
-	return (struct vec){
-		_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
-		_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))
-	};
+	const __m128i *q = p;
+
+	return (struct vec){ _mm256_cvtph_ps(_mm_loadu_si128(q)),
+			     _mm256_cvtph_ps(_mm_loadu_si128(q + 1)) };
 }
-static inline void vec_transpose(const uint32_t *src, size_t stride,
-				 uint32_t *dst, size_t dst_stride)
+static inline __m256 half_bf16(const void *p)
 {
-	for (size_t i = 0; i < 16; i++)
-		for (size_t k = 0; k < 16; k++)
-			dst[k * dst_stride + i] = src[i * stride + k];
+	return _mm256_castsi256_ps(_mm256_slli_epi32(
+		_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+static inline struct vec vec_load_bf16(const void *p)
+{
+	return (struct vec){ half_bf16(p), half_bf16((const uint16_t *)p + 8) };
+}
+/* Eight f16 to memory as f32. */
+static inline void vec_half_from_f16(const void *p, float *dst)
+{
+	_mm256_storeu_ps(dst, _mm256_cvtph_ps(_mm_loadu_si128(p)));
+}
+static inline float vec_hmax(struct vec x)
+{
+	const __m256 m8 = _mm256_max_ps(x.a, x.b);
+	const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8),
+				     _mm256_extractf128_ps(m8, 1));
+	const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+
+	return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+}
+/* Lanes i and i + 8, then i and i + 4, 2, 1. */
+static inline float vec_hsum(struct vec x)
+{
+	const __m256 s8 = _mm256_add_ps(x.a, x.b);
+	const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8),
+				     _mm256_extractf128_ps(s8, 1));
+	const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+
+	return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+static inline uint32_t vec_equal(struct vec x, struct vec y)
+{
+	const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ);
+	const __m256 b = _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ);
+
+	return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b)
+							 << 8;
+}
+/* Transpose 8 x 8 words. */
+static inline void transpose_8(const char *src, size_t stride, uint32_t *dst)
+{
+	__m256 r[8], t[8];
+
+	for (size_t i = 0; i < 8; i++)
+		r[i] = _mm256_loadu_ps((const float *)(src + i * stride));
+	for (int i = 0; i < 4; i++) {
+		t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+		t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+	}
+	for (int i = 0; i < 2; i++)
+		for (int j = 0; j < 2; j++) {
+			const __m256 a = t[4 * i + j], b = t[4 * i + 2 + j];
+
+			r[4 * i + 2 * j] = _mm256_shuffle_ps(a, b, 0x44);
+			r[4 * i + 2 * j + 1] = _mm256_shuffle_ps(a, b, 0xee);
+		}
+	for (int i = 0; i < 4; i++) {
+		_mm256_storeu_ps((float *)dst + i * 16,
+				 _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+		_mm256_storeu_ps((float *)dst + (4 + i) * 16,
+				 _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+	}
+}
+/* Transpose 16 x 16 words: row r (stride bytes apart) to column r. */
+static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
+{
+	for (uint32_t i = 0; i < 2; i++)
+		for (uint32_t k = 0; k < 2; k++)
+			transpose_8(src + 8 * i * stride + 32 * k, stride,
+				    dst + 8 * k * 16 + 8 * i);
 }
 
 #endif

@@ -7,8 +7,6 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define VEC_NAME(x) avx512_##x
-
 struct vec {
 	__m512 v;
 };
@@ -73,10 +71,39 @@ static inline struct vec vec_even(struct veci a)
 }
 static inline struct vec vec_odd(struct veci a)
 {
-	return (struct vec){ _mm512_castsi512_ps(_mm512_and_si512(
-		a.v, _mm512_set1_epi32((int)0xffff0000u))) };
+	return (struct vec){ _mm512_castsi512_ps(
+		_mm512_and_si512(a.v, _mm512_set1_epi32((int)0xffff0000u))) };
 }
-/* x in [-127, 0]: 2^n for integral n in lanes. */
+static inline struct vec vec_load_bf16(const void *p)
+{
+	return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(
+		_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16)) };
+}
+/* Eight f16 to memory as f32. */
+static inline void vec_half_from_f16(const void *p, float *dst)
+{
+	_mm256_storeu_ps(dst, _mm256_cvtph_ps(_mm_loadu_si128(p)));
+}
+static inline float vec_hmax(struct vec a)
+{
+	return _mm512_reduce_max_ps(a.v);
+}
+/* Lanes i and i + 8, then i and i + 4, 2, 1. */
+static inline float vec_hsum(struct vec a)
+{
+	const __m256 lo = _mm512_castps512_ps256(a.v);
+	const __m256 s8 = _mm256_add_ps(lo, _mm512_extractf32x8_ps(a.v, 1));
+	const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8),
+				     _mm256_extractf128_ps(s8, 1));
+	const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+
+	return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+static inline uint32_t vec_equal(struct vec a, struct vec b)
+{
+	return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
+}
+/* 2^n for integral n of -126..127. */
 static inline struct vec vec_pow2i(struct vec n)
 {
 	const __m512i i = _mm512_cvtps_epi32(n.v);
@@ -94,11 +121,11 @@ static inline struct vec vec_round_bf16(struct vec a)
 	const __m512i x = _mm512_castps_si512(a.v);
 	const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(x, 16),
 					     _mm512_set1_epi32(1));
-	const __m512i r = _mm512_add_epi32(
-		_mm512_add_epi32(x, lsb), _mm512_set1_epi32(0x7fff));
+	const __m512i r = _mm512_add_epi32(_mm512_add_epi32(x, lsb),
+					   _mm512_set1_epi32(0x7fff));
 
-	return (struct vec){ _mm512_castsi512_ps(_mm512_and_si512(
-		r, _mm512_set1_epi32((int)0xffff0000u))) };
+	return (struct vec){ _mm512_castsi512_ps(
+		_mm512_and_si512(r, _mm512_set1_epi32((int)0xffff0000u))) };
 }
 /* Sixteen bf16 kept as f32 to memory. */
 static inline void vec_store_bf16(uint16_t *p, struct vec a)
@@ -108,12 +135,10 @@ static inline void vec_store_bf16(uint16_t *p, struct vec a)
 				    _mm512_castps_si512(a.v), 16)));
 }
 /* Pairs of the bf16 of two rows: low from a, high from b. */
-static inline struct veci veci_pairs(const uint16_t *a, const uint16_t *b)
+static inline struct veci veci_pairs(const void *a, const void *b)
 {
-	const __m512i x = _mm512_cvtepu16_epi32(
-		_mm256_loadu_si256((const __m256i *)a));
-	const __m512i y = _mm512_cvtepu16_epi32(
-		_mm256_loadu_si256((const __m256i *)b));
+	const __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(a));
+	const __m512i y = _mm512_cvtepu16_epi32(_mm256_loadu_si256(b));
 
 	return (struct veci){ _mm512_or_si512(x, _mm512_slli_epi32(y, 16)) };
 }
@@ -121,15 +146,13 @@ static inline void veci_store(void *p, struct veci a)
 {
 	_mm512_storeu_si512(p, a.v);
 }
-static inline struct vec vec_load_f16(const uint16_t *p)
+static inline struct vec vec_load_f16(const void *p)
 {
-	return (struct vec){ _mm512_cvtph_ps(
-		_mm256_loadu_si256((const __m256i *)p)) };
+	return (struct vec){ _mm512_cvtph_ps(_mm256_loadu_si256(p)) };
 }
 
-/* Transpose 16 x 16 words: row r of src (stride words apart) to column r. */
-static inline void vec_transpose(const uint32_t *src, size_t stride,
-				 uint32_t *dst, size_t dst_stride)
+/* Transpose 16 x 16 words: row r (stride bytes apart) to column r. */
+static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
 {
 	__m512i r[16], t[16];
 
@@ -142,10 +165,10 @@ static inline void vec_transpose(const uint32_t *src, size_t stride,
 	for (int i = 0; i < 4; i++) {
 		r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
 		r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-		r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1],
-						     t[4 * i + 3]);
-		r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1],
-						     t[4 * i + 3]);
+		r[4 * i + 2] =
+			_mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+		r[4 * i + 3] =
+			_mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
 	}
 	for (int i = 0; i < 4; i++) {
 		t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
@@ -160,7 +183,7 @@ static inline void vec_transpose(const uint32_t *src, size_t stride,
 		r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
 	}
 	for (int i = 0; i < 16; i++)
-		_mm512_storeu_si512(dst + (size_t)i * dst_stride, r[i]);
+		_mm512_storeu_si512(dst + i * 16, r[i]);
 }
 
 #endif

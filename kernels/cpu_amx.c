@@ -1,0 +1,21 @@
+/*
+ * cpu_amx.c - the operations on AVX-512 with AMX-BF16
+ */
+#define MM_R 6u /* rows and panels of the innermost block */
+#define MM_P 2u
+#include "kernels/vec_avx512.h"
+#include "kernels/mm_amx.h"
+#include "kernels/cpu_linear.h"
+#include "kernels/cpu_attn.h"
+#include "kernels/cpu_elem.h"
+
+const struct cpu_ops cpu_amx_ops = {
+	.linear = linear,
+	.attn = attn,
+	.rmsnorm = elem_rmsnorm,
+	.swiglu = elem_swiglu,
+	.add = elem_add,
+	.from_bf16 = elem_from_bf16,
+	.to_bf16 = elem_to_bf16,
+	.sincos = elem_sincos,
+};

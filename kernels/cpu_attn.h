@@ -1,0 +1,512 @@
+/*
+ * cpu_attn.h - attention of one instruction set; see mm.h
+ *
+ * For one kv head, the queries of a block (rows times the heads of the group)
+ * meet the tiles in order. A tile is packed once per block: keys as two panels
+ * of sixteen tokens, values as panels of sixteen dimensions. Scores of all
+ * queries that see the tile are one product; probabilities, outputs and the
+ * merge follow for MM_SUB queries at a time.
+ *
+ * (1) No number of a token that a row does not see reaches it: scores are
+ *     selected, values of tokens that nobody sees are packed as 0. Where rows
+ *     see different tokens and a value is not finite, each row is done by
+ *     itself.
+ */
+#ifndef KERNELS_CPU_ATTN_H
+#define KERNELS_CPU_ATTN_H
+
+#include <math.h>
+#include "kernels/mm.h"
+
+#define TILE	 KERN_KV_BLOCK
+#define HEAD_MAX KERN_HEAD_DIM_MAX
+#define QUERIES	 96u /* of a block: a multiple of every MM_SUB */
+
+/* Where a block of queries is: everything but the state itself is scratch. */
+struct attn_block {
+	const struct kern_attn *a;
+	uint32_t bf16;
+	uint32_t kv_head;
+	uint32_t head, group; /* query heads [head, head + group) */
+	uint32_t row, n_rows; /* n_rows * group queries */
+	int64_t pos_min, pos_max;
+	uint32_t variant; /* of the packed queries; UINT32_MAX: none */
+	uint32_t k_words; /* words of k of a panel of keys */
+	uint32_t v_words; /* and of tokens of a panel of values */
+	uint32_t q_stride; /* words */
+	uint32_t n_panels; /* of values */
+	uint32_t mask[QUERIES]; /* by row of the block */
+	uint32_t q[(QUERIES + LANES) * HEAD_MAX];
+	uint32_t k[HEAD_MAX * TILE];
+	uint32_t v[HEAD_MAX * TILE];
+	float s[(QUERIES + LANES) * TILE];
+	uint32_t p[LANES * TILE];
+	float to[LANES * HEAD_MAX];
+} __attribute__((aligned(64)));
+
+/* exp of lanes <= 0; the twin is ref_exp(). */
+static inline struct vec exp_vec(struct vec x)
+{
+	const struct vec low = vec_set(EXP_LOWEST);
+	const struct vec magic = vec_set(EXP_MAGIC);
+	const uint32_t zero = vec_less(x, low);
+	struct vec n, f, p;
+
+	x = vec_max(low, x); /* NaN stays */
+	n = vec_sub(vec_fma(x, vec_set(EXP_LOG2E), magic), magic);
+	f = vec_fma(n, vec_set(-EXP_LN2_HI), x);
+	f = vec_fma(n, vec_set(-EXP_LN2_LO), f);
+	p = vec_set(EXP_C6);
+	p = vec_fma(p, f, vec_set(EXP_C5));
+	p = vec_fma(p, f, vec_set(EXP_C4));
+	p = vec_fma(p, f, vec_set(EXP_C3));
+	p = vec_fma(p, f, vec_set(EXP_C2));
+	p = vec_fma(p, f, vec_set(1.0f));
+	p = vec_fma(p, f, vec_set(1.0f));
+	return vec_select(~zero, vec_mul(p, vec_pow2i(n)), 0.0f);
+}
+
+/* ---- packing ----------------------------------------------------------- */
+
+/* Words of k of one row of q or K (d elements); the rest of n words are 0. */
+static inline void row_words(const struct attn_block *b, const char *src,
+			     uint32_t *dst, uint32_t n)
+{
+	const uint32_t d = b->a->head_dim;
+	uint32_t w = d;
+
+	if (b->a->type == KERN_F16) {
+		for (uint32_t i = 0; i < d; i += 8)
+			vec_half_from_f16(src + 2 * i, (float *)dst + i);
+	} else {
+		memcpy(dst, src, d * kern_type_bytes(b->a->type));
+		w = b->bf16 ? d / 2 : d;
+	}
+	memset(dst + w, 0, (n - w) * 4);
+}
+
+/* The queries of the block under one rotation. */
+static void pack_queries(struct attn_block *b, uint32_t variant)
+{
+	const struct kern_attn *a = b->a;
+	const size_t es = kern_type_bytes(a->type);
+	uint16_t row[HEAD_MAX];
+
+	for (uint32_t i = 0; i < b->n_rows * b->group; i++) {
+		const size_t r = b->row + i / b->group;
+		const size_t h = b->head + i % b->group;
+		const char *src = (const char *)a->q +
+				  (variant * a->q_variant_elems +
+				   (r * a->n_heads + h) * a->head_dim) *
+					  es;
+		uint32_t *dst = b->q + i * b->q_stride;
+
+		if (!b->bf16) {
+			row_words(b, src, dst, b->k_words);
+			continue;
+		}
+		memcpy(row, src, a->head_dim * es);
+		memset(row + a->head_dim, 0,
+		       (2 * b->k_words - a->head_dim) * es);
+		for (uint32_t j = 0; j < b->k_words; j += GROUP)
+			mm_pack_x(row + 2 * j, dst + j * MM_X_WORDS);
+	}
+	b->variant = variant;
+}
+
+/* Sixteen tokens, next: those of the next tile, to be fetched meanwhile. */
+static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
+			 const char *next, uint32_t *dst)
+{
+	const uint32_t d = b->a->head_dim;
+	const size_t row = d * kern_type_bytes(b->a->type);
+	const uint32_t words = b->k_words;
+	uint32_t buf[LANES * HEAD_MAX];
+	const char *src = k;
+	size_t stride = row;
+
+	if (n < LANES || b->a->type == KERN_F16 || d % 32) {
+		for (uint32_t i = 0; i < LANES; i++) {
+			if (i < n)
+				row_words(b, k + i * row, buf + i * words,
+					  words);
+			else
+				memset(buf + i * words, 0, words * 4);
+		}
+		src = (const char *)buf;
+		stride = words * 4;
+	}
+	for (uint32_t w = 0; w + LANES <= words; w += LANES) {
+		for (uint32_t i = 0; i < LANES; i++)
+			__builtin_prefetch(next + w * 4 + i * row);
+		vec_transpose(src + w * 4, stride, dst + w * LANES);
+	}
+	for (uint32_t w = words / LANES * LANES; w < words; w++)
+		for (uint32_t i = 0; i < LANES; i++)
+			memcpy(dst + w * LANES + i, src + i * stride + w * 4,
+			       4);
+}
+
+/* Tokens [0, n) of a tile; the others 0. */
+static void pack_keys(struct attn_block *b, const char *k, uint32_t n,
+		      const char *next)
+{
+	const size_t half =
+		LANES * b->a->head_dim * kern_type_bytes(b->a->type);
+	const size_t panel = b->k_words * LANES;
+
+	pack_keys_16(b, k, n < LANES ? n : LANES, next, b->k);
+	if (n > LANES)
+		pack_keys_16(b, k + half, n - LANES, next + half, b->k + panel);
+	else
+		memset(b->k + panel, 0, panel * 4);
+}
+
+/* For a head_dim that is no multiple of sixteen. */
+static void pack_values_slow(struct attn_block *b, const char *v, uint32_t seen)
+{
+	const uint32_t d = b->a->head_dim;
+	const size_t row = d * kern_type_bytes(b->a->type);
+
+	memset(b->v, 0, b->n_panels * b->v_words * LANES * 4);
+	for (uint32_t t = 0; t < TILE; t++) {
+		const uint16_t *h = (const uint16_t *)(v + t * row);
+
+		for (uint32_t i = 0; i < d && seen >> t & 1; i++) {
+			uint32_t *panel = b->v + i / LANES * b->v_words * LANES;
+
+			if (b->bf16)
+				panel[t / 2 * LANES + i % LANES] |=
+					(uint32_t)h[i] << (t % 2 * 16);
+			else
+				kern_to_f32(
+					b->a->type, v + t * row + i * (row / d),
+					(float *)panel + t * LANES + i % LANES,
+					1);
+		}
+	}
+}
+
+/* Values of the tokens seen; next: of the next tile, fetched meanwhile. */
+static void pack_values(struct attn_block *b, const char *v, uint32_t seen,
+			const char *next)
+{
+	static const char zeros[HEAD_MAX * sizeof(float)];
+	const uint32_t d = b->a->head_dim, step = 1 + b->bf16;
+	const size_t row = d * kern_type_bytes(b->a->type);
+
+	if (d % LANES) {
+		pack_values_slow(b, v, seen);
+		return;
+	}
+	for (uint32_t t = 0; t < TILE; t += step) {
+		const char *x = seen >> t & 1 ? v + t * row : zeros;
+		const char *y = seen >> (t + step - 1) & 1
+					? v + (t + step - 1) * row
+					: zeros;
+		uint32_t *dst = b->v + t / step * LANES;
+
+		for (size_t i = 0; i < row * step; i += 64)
+			__builtin_prefetch(next + t * row + i);
+		for (uint32_t i = 0; i < d; i += LANES) {
+			if (b->bf16)
+				veci_store(dst,
+					   veci_pairs(x + 2 * i, y + 2 * i));
+			else if (b->a->type == KERN_F32)
+				memcpy(dst, x + 4 * i, 4 * LANES);
+			else
+				vec_store((float *)dst,
+					  vec_load_f16(x + 2 * i));
+			dst += b->v_words * LANES;
+		}
+	}
+}
+
+/* 1 if a packed value is infinite or no number. */
+static int values_not_finite(const struct attn_block *b)
+{
+	const uint32_t n = b->n_panels * b->v_words * LANES;
+	uint32_t bad = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t w = b->v[i];
+
+		bad |= (w & 0x7f800000) == 0x7f800000;
+		bad |= b->bf16 && (w & 0x7f80) == 0x7f80;
+	}
+	return bad != 0;
+}
+
+/* ---- a tile ------------------------------------------------------------ */
+
+static void mm_run(const struct attn_block *b, const struct mm *m)
+{
+	if (b->bf16)
+		mm_bf16(m);
+	else
+		mm_f32(m);
+}
+
+/* Probabilities of one query to p; its largest logit and their sum. */
+static inline void softmax_row(const struct attn_block *b, const float *s,
+			       uint32_t mask, uint32_t *p, float *m, float *l)
+{
+	const struct vec scale = vec_set(b->a->scale);
+	struct vec x0 = vec_mul(vec_load(s), scale);
+	struct vec x1 = vec_mul(vec_load(s + LANES), scale);
+	float top;
+
+	x0 = vec_select(mask, x0, -INFINITY);
+	x1 = vec_select(mask >> LANES, x1, -INFINITY);
+	top = vec_hmax(vec_max(x0, x1)) + 0.0f;
+	x0 = exp_vec(vec_sub(x0, vec_set(top)));
+	x1 = exp_vec(vec_sub(x1, vec_set(top)));
+	if (mask != UINT32_MAX) {
+		x0 = vec_select(mask, x0, 0.0f);
+		x1 = vec_select(mask >> LANES, x1, 0.0f);
+	}
+	if (b->bf16) {
+		x0 = vec_round_bf16(x0);
+		x1 = vec_round_bf16(x1);
+		mm_pack_p(x0, x1, p);
+	} else {
+		vec_store((float *)p, x0);
+		vec_store((float *)p + LANES, x1);
+	}
+	*m = top;
+	*l = vec_hsum(vec_add(x0, x1));
+}
+
+/* Weights of the old state and of the tile's, by query; states m, l advance. */
+struct merge {
+	float wa[LANES], wb[LANES], tm[LANES], tl[LANES];
+	float *o[LANES]; /* NULL: this query does not see the tile */
+};
+
+static inline void merge_state(const struct attn_block *b, struct merge *g,
+			       uint32_t from, uint32_t n)
+{
+	float m[LANES] = { 0 }, l[LANES] = { 0 };
+	size_t at[LANES];
+	struct vec old, tile, top, wa, wb, sum;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t q = from + i;
+
+		at[i] = (size_t)(b->row + q / b->group) * b->a->n_heads +
+			b->head + q % b->group;
+		m[i] = b->a->m[at[i]];
+		l[i] = b->a->l[at[i]];
+	}
+	old = vec_load(m);
+	tile = vec_load(g->tm);
+	top = vec_max(old, tile);
+	wa = vec_select(~vec_equal(old, top), exp_vec(vec_sub(old, top)), 1.0f);
+	wb = vec_select(~vec_equal(tile, top), exp_vec(vec_sub(tile, top)),
+			1.0f);
+	sum = vec_fma(vec_load(g->tl), wb, vec_mul(vec_load(l), wa));
+	vec_store(g->wa, wa);
+	vec_store(g->wb, wb);
+	vec_store(m, top);
+	vec_store(l, sum);
+	for (uint32_t i = 0; i < n; i++) {
+		if (!b->mask[(from + i) / b->group]) {
+			g->o[i] = NULL;
+			continue;
+		}
+		g->o[i] = b->a->o + at[i] * b->a->head_dim;
+		b->a->m[at[i]] = m[i];
+		b->a->l[at[i]] = l[i];
+	}
+}
+
+static inline void merge_o(const struct attn_block *b, const struct merge *g,
+			   uint32_t n)
+{
+	const uint32_t d = b->a->head_dim;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct vec wa = vec_set(g->wa[i]);
+		const struct vec wb = vec_set(g->wb[i]);
+		const float *to = b->to + i * HEAD_MAX;
+		float *o = g->o[i];
+		uint32_t j = 0;
+
+		if (!o)
+			continue;
+		for (; j + LANES <= d; j += LANES)
+			vec_store(o + j, vec_fma(vec_load(to + j), wb,
+						 vec_mul(vec_load(o + j), wa)));
+		for (; j < d; j++)
+			o[j] = __builtin_fmaf(to[j], g->wb[i], o[j] * g->wa[i]);
+	}
+}
+
+/* Queries [from, from + n) of the block, scores done; n <= MM_SUB. */
+static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
+{
+	const uint32_t p_stride = b->bf16 ? GROUP * MM_X_WORDS : TILE;
+	struct merge g = { .tm = { 0 }, .tl = { 0 } };
+	const struct mm m = { .x = b->p,
+			      .x_stride = p_stride,
+			      .w = b->v,
+			      .panel_words = b->v_words * LANES,
+			      .acc = b->to,
+			      .acc_stride = HEAD_MAX,
+			      .n_rows = n,
+			      .n_panels = b->n_panels,
+			      .n_k = b->v_words };
+
+	for (uint32_t i = 0; i < n; i++)
+		softmax_row(b, b->s + (from + i) * TILE,
+			    b->mask[(from + i) / b->group], b->p + i * p_stride,
+			    &g.tm[i], &g.tl[i]);
+	merge_state(b, &g, from, n);
+	mm_run(b, &m);
+	merge_o(b, &g, n);
+}
+
+/* Queries [from, to) against the packed tile. */
+static void run_queries(struct attn_block *b, uint32_t from, uint32_t to)
+{
+	const struct mm m = {
+		.x = b->q + from * b->q_stride,
+		.x_stride = b->q_stride,
+		.w = b->k,
+		.panel_words = b->k_words * LANES,
+		.acc = b->s + from * TILE,
+		.acc_stride = TILE,
+		.n_rows = to - from,
+		.n_panels = 2,
+		.n_k = b->k_words,
+	};
+
+	mm_run(b, &m);
+	for (uint32_t i = from, n; i < to; i += n) {
+		n = to - i < MM_SUB ? to - i : MM_SUB;
+		sub_block(b, i, n);
+	}
+}
+
+/* Masks of the rows; the union. [*lo, *hi) are rows that see anything. */
+static uint32_t tile_masks(struct attn_block *b, const struct kern_span *s,
+			   uint32_t t0, uint32_t *lo, uint32_t *hi,
+			   uint32_t *same)
+{
+	const int64_t last = s->pos + (int64_t)t0 + TILE - 1;
+	const uint32_t first = kern_tile_mask(s, t0, b->pos_max);
+	uint32_t any = 0;
+
+	*lo = 0;
+	*hi = b->n_rows;
+	*same = b->pos_min >= last;
+	if (!first)
+		return 0;
+	if (*same) {
+		for (uint32_t r = 0; r < b->n_rows; r++)
+			b->mask[r] = first;
+		return first;
+	}
+	*same = 1;
+	for (uint32_t r = 0; r < b->n_rows; r++) {
+		b->mask[r] = kern_tile_mask(s, t0, b->a->q_pos[b->row + r]);
+		any |= b->mask[r];
+		*same &= !b->mask[r] || b->mask[r] == first;
+	}
+	while (*lo < *hi && !b->mask[*lo])
+		++*lo;
+	while (*lo < *hi && !b->mask[*hi - 1])
+		--*hi;
+	return any;
+}
+
+static void block_tile(struct attn_block *b, const struct kern_span *s,
+		       uint32_t t0)
+{
+	const struct kern_attn *a = b->a;
+	const uint32_t left = s->n_tokens - t0;
+	const uint32_t n = left < TILE ? left : TILE;
+	const uint32_t t1 = left > TILE ? t0 + TILE : t0;
+	const char *k = kern_tile_addr(a, s, s->k, t0, b->kv_head);
+	const char *v = kern_tile_addr(a, s, s->v, t0, b->kv_head);
+	uint32_t lo, hi, same;
+	const uint32_t seen = tile_masks(b, s, t0, &lo, &hi, &same);
+
+	if (!seen)
+		return;
+	if (b->variant != s->q_variant)
+		pack_queries(b, s->q_variant);
+	pack_keys(b, k, n, kern_tile_addr(a, s, s->k, t1, b->kv_head));
+	pack_values(b, v, seen, kern_tile_addr(a, s, s->v, t1, b->kv_head));
+	if (same || !values_not_finite(b)) {
+		run_queries(b, lo * b->group, hi * b->group);
+		return;
+	}
+	for (uint32_t r = lo; r < hi; r++) {
+		if (!b->mask[r])
+			continue;
+		pack_values_slow(b, v, b->mask[r]);
+		run_queries(b, r * b->group, (r + 1) * b->group);
+	}
+}
+
+/* ---- a share ----------------------------------------------------------- */
+
+static void attn_rows(struct attn_block *b, uint32_t row, uint32_t n_rows)
+{
+	const struct kern_attn *a = b->a;
+
+	b->row = row;
+	b->n_rows = n_rows;
+	b->variant = UINT32_MAX;
+	b->pos_min = b->pos_max = a->q_pos[row];
+	for (uint32_t r = row + 1; r < row + n_rows; r++) {
+		if (a->q_pos[r] < b->pos_min)
+			b->pos_min = a->q_pos[r];
+		if (a->q_pos[r] > b->pos_max)
+			b->pos_max = a->q_pos[r];
+	}
+	for (uint32_t i = 0; i < a->n_spans; i++)
+		for (uint32_t t = 0; t < a->spans[i].n_tokens; t += TILE)
+			block_tile(b, &a->spans[i], t);
+}
+
+static void attn_heads(struct attn_block *b)
+{
+	const uint32_t n_rows = QUERIES / b->group;
+
+	for (uint32_t r = b->a->row_from; r < b->a->row_to; r += n_rows) {
+		const uint32_t left = b->a->row_to - r;
+
+		attn_rows(b, r, left < n_rows ? left : n_rows);
+	}
+}
+
+static void attn(const struct kern_attn *a)
+{
+	const unsigned int mxcsr = kern_set_mxcsr(a->type);
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+	const uint32_t d = a->head_dim;
+	struct attn_block b;
+
+	b.a = a;
+	b.bf16 = a->type == KERN_BF16;
+	b.k_words = b.bf16 ? (d + 31) / 32 * GROUP : d;
+	b.v_words = b.bf16 ? TILE / 2 : TILE;
+	b.q_stride = b.bf16 ? b.k_words * MM_X_WORDS : d;
+	b.n_panels = (d + LANES - 1) / LANES;
+	if (b.bf16)
+		mm_begin();
+	for (uint32_t h = a->kv_head_from; h < a->kv_head_to; h++)
+		for (uint32_t g = 0; g < group; g += QUERIES) {
+			b.kv_head = h;
+			b.head = h * group + g;
+			b.group = group - g < QUERIES ? group - g : QUERIES;
+			attn_heads(&b);
+		}
+	if (b.bf16)
+		mm_end();
+	kern_restore_mxcsr(mxcsr);
+}
+
+#endif

@@ -1,0 +1,128 @@
+/*
+ * mm.h - rows times panels of sixteen columns, under the contract of kern.h
+ *
+ * Included by the files of one instruction set, behind its vec_*.h; mm_fma.h,
+ * mm_dp.h and mm_amx.h give mm_bf16(). Linear layers (panels of weights), scores
+ * (panels of sixteen keys) and outputs (panels of sixteen dimensions of V,
+ * tokens as k) are all this one product.
+ *
+ * A panel is [n_k][16] words: f32, or pairs of bf16 of an even and the next odd
+ * k. For bf16 n_k is a multiple of 16 pairs; the caller fills up with zeros.
+ */
+#ifndef KERNELS_MM_H
+#define KERNELS_MM_H
+
+#include <string.h>
+#include "kernels/cpu.h"
+
+#define LANES  KERN_LANES
+#define GROUP  16u /* pairs of a bf16 group */
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+/*
+ * acc[n_rows][16 n_panels] = or += x w. Rows of x and acc up to a multiple of
+ * MM_SUB may be read and written: the caller gives room for them.
+ */
+struct mm {
+	const uint32_t *x; /* f32, or what mm_pack_x() writes */
+	size_t x_stride; /* words */
+	const uint32_t *w;
+	size_t panel_words;
+	float *acc;
+	size_t acc_stride;
+	uint32_t n_rows, n_panels, n_k;
+	uint32_t add; /* 0: acc starts from 0 */
+};
+
+/* Rows of the next block: whole ones, the last two of equal size. */
+static inline uint32_t mm_take(uint32_t left, uint32_t most)
+{
+	if (left <= most)
+		return left;
+	return left < 2 * most ? (left + 1) / 2 : most;
+}
+
+INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
+		      const uint32_t R, const uint32_t P)
+{
+	const float *x = (const float *)m->x + row * m->x_stride;
+	const float *w = (const float *)m->w + panel * m->panel_words;
+	float *acc = m->acc + row * m->acc_stride + panel * LANES;
+	struct vec a[MM_R * MM_P];
+
+	UNROLL for (uint32_t i = 0; i < R * P; i++) a[i] =
+		m->add ? vec_load(acc + i / P * m->acc_stride + i % P * LANES)
+		       : vec_zero();
+	for (uint32_t k = 0; k < m->n_k; k++) {
+		struct vec wv[MM_P];
+
+		UNROLL for (uint32_t p = 0; p < P; p++)
+			wv[p] = vec_load(w + p * m->panel_words + k * LANES);
+		UNROLL for (uint32_t r = 0; r < R; r++)
+		{
+			const struct vec xv = vec_set(x[r * m->x_stride + k]);
+
+			UNROLL for (uint32_t p = 0; p < P; p++)
+				a[r * P + p] = vec_fma(xv, wv[p], a[r * P + p]);
+		}
+	}
+	UNROLL for (uint32_t i = 0; i < R * P; i++)
+		vec_store(acc + i / P * m->acc_stride + i % P * LANES, a[i]);
+}
+
+/* Instantiate name(m, row, n_rows, panel, n_panels) over block(). */
+#if MM_R == 6
+#define MM_ROWS(block, P) \
+	switch (n_rows) { \
+	case 1: \
+		return block(m, row, panel, 1, P); \
+	case 2: \
+		return block(m, row, panel, 2, P); \
+	case 3: \
+		return block(m, row, panel, 3, P); \
+	case 4: \
+		return block(m, row, panel, 4, P); \
+	case 5: \
+		return block(m, row, panel, 5, P); \
+	default: \
+		return block(m, row, panel, 6, P); \
+	}
+#else
+#define MM_ROWS(block, P) \
+	switch (n_rows) { \
+	case 1: \
+		return block(m, row, panel, 1, P); \
+	case 2: \
+		return block(m, row, panel, 2, P); \
+	default: \
+		return block(m, row, panel, 3, P); \
+	}
+#endif
+
+#define MM_DEFINE(name, block) \
+	static void name##_1(const struct mm *m, uint32_t row, \
+			     uint32_t n_rows, uint32_t panel) \
+	{ \
+		MM_ROWS(block, 1) \
+	} \
+	static void name##_p(const struct mm *m, uint32_t row, \
+			     uint32_t n_rows, uint32_t panel) \
+	{ \
+		MM_ROWS(block, MM_P) \
+	} \
+	static void name(const struct mm *m) \
+	{ \
+		for (uint32_t p = 0; p < m->n_panels; p += MM_P) \
+			for (uint32_t r = 0, n; r < m->n_rows; r += n) { \
+				n = mm_take(m->n_rows - r, MM_R); \
+				if (m->n_panels - p < MM_P) \
+					name##_1(m, r, n, p); \
+				else \
+					name##_p(m, r, n, p); \
+			} \
+	}
+
+MM_DEFINE(mm_f32, f32_block)
+
+#endif

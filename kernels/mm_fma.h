@@ -1,0 +1,85 @@
+/*
+ * mm_fma.h - bf16 products by FMAs: both operands widened to f32; see mm.h
+ */
+#ifndef KERNELS_MM_FMA_H
+#define KERNELS_MM_FMA_H
+
+#include "kernels/mm.h"
+
+#define MM_SUB	   12u /* rows that are worth a call */
+#define MM_X_WORDS 2u /* words of x for a pair of k */
+
+/* A group of 32 bf16 of a row. */
+static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
+{
+	vec_store((float *)dst, vec_load_bf16(src));
+	vec_store((float *)dst + LANES, vec_load_bf16(src + LANES));
+}
+
+/* 32 probabilities, rounded to bf16 already. */
+static inline void mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
+{
+	vec_store((float *)dst, p0);
+	vec_store((float *)dst + LANES, p1);
+}
+
+INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
+		      const uint32_t R, const uint32_t P)
+{
+	const float *x = (const float *)m->x + row * m->x_stride;
+	const uint32_t *w = m->w + panel * m->panel_words;
+	uint32_t add = m->add;
+
+	for (uint32_t g = 0; g < m->n_k; g += GROUP) {
+		struct vec even[MM_R * MM_P], odd[MM_R * MM_P];
+
+		UNROLL for (uint32_t i = 0; i < R * P; i++)
+			even[i] = odd[i] = vec_zero();
+		for (uint32_t j = g; j < g + GROUP; j++) {
+			struct vec we[MM_P], wo[MM_P];
+
+			UNROLL for (uint32_t p = 0; p < P; p++)
+			{
+				const struct veci v = veci_loadu(
+					w + p * m->panel_words + j * LANES);
+
+				we[p] = vec_even(v);
+				wo[p] = vec_odd(v);
+			}
+			UNROLL for (uint32_t r = 0; r < R; r++)
+			{
+				const float *xr = x + r * m->x_stride + 2 * j;
+				const struct vec xe = vec_set(xr[0]);
+				const struct vec xo = vec_set(xr[1]);
+
+				UNROLL for (uint32_t p = 0; p < P; p++)
+				{
+					const uint32_t i = r * P + p;
+
+					even[i] = vec_fma(xe, we[p], even[i]);
+					odd[i] = vec_fma(xo, wo[p], odd[i]);
+				}
+			}
+		}
+		UNROLL for (uint32_t i = 0; i < R * P; i++)
+		{
+			float *acc = m->acc + (row + i / P) * m->acc_stride +
+				     (panel + i % P) * LANES;
+
+			vec_store(acc, vec_add(add ? vec_load(acc) : vec_zero(),
+					       vec_add(even[i], odd[i])));
+		}
+		add = 1;
+	}
+}
+
+MM_DEFINE(mm_bf16, fma_block)
+
+static inline void mm_begin(void)
+{
+}
+static inline void mm_end(void)
+{
+}
+
+#endif

@@ -24,7 +24,7 @@
 #define MAX_JOBS  64u
 #define N_OUT	  16u
 #define NEWLINE	  13u /* <0x0A> of the byte tokens */
-#define N_DEFAULT 200u
+#define N_DEFAULT 100u
 #define N_QUICK	  20u
 #define WAIT_MS	  60000
 

@@ -92,7 +92,7 @@ static void usage(FILE *f)
 	      "  --kvd PATH     the daemon's program (beside kvbench)\n"
 	      "  --model FILE   GGUF to host (" BENCH_MODEL ")\n"
 	      "  --mode MODE    rag: full, prefix, chunks or all\n"
-	      "  -n N           rag: the first N questions (200; quick 20)\n"
+	      "  -n N           rag: the first N questions (100; quick 20)\n"
 	      "  --jobs J       rag: requests in flight (1)\n"
 	      "  --help         this, or the lines of a subcommand\n", f);
 }

@@ -1,6 +1,9 @@
 # kvd: one non-recursive Makefile; out of tree in build/ (build/<san>/ with SAN).
 # `make help` lists the targets.
 MAKEFLAGS += --no-builtin-rules
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc)
+endif
 CC     ?= gcc
 SAN    ?=
 V      ?= 0
@@ -8,7 +11,10 @@ PREFIX ?= /usr/local
 B      := build$(if $(SAN),/$(SAN))
 Q      := $(if $(filter 1,$(V)),,@)
 
-PKGS   := liburing inih jansson libmicrohttpd libsodium
+VERSION := 0.1.0
+CLANG_FORMAT ?= clang-format
+FUZZ_SECONDS ?= 60
+N_QUESTIONS ?= 300
 CFLAGS ?= -O2 -g
 WARN   := -Wall -Wextra -Wshadow -Wconversion -Werror
 OPT    := -std=gnu11 -D_GNU_SOURCE -I. -fno-math-errno -ffp-contract=off \
@@ -69,6 +75,82 @@ $(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvcli
 endef
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
+# ---- fuzzing: with a small driver of our own (seeded mutations of the corpus)
+FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(B)/fuzz/%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/driver.o \
+	     $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS) -lcheck -lsubunit -lrt
+fuzz: $(FUZZ)
+	@for f in $(FUZZ); do $$f $(FUZZ_SECONDS) \
+	tests/fuzz/corpus/$$(basename $$f) || exit 1; done
+
+# ---- what people call
+deps:
+	@tools/deps.sh
+check: deps
+	@$(MAKE) --no-print-directory check-built
+check-built: all $(TESTS) $(FUZZ)
+	@for f in $(FUZZ); do $$f 3 tests/fuzz/corpus/$$(basename $$f) \
+	|| exit 1; done
+	@tools/run-tests.sh $(B) $(TESTS)
+check-long:
+	@KVD_LONG=1 $(MAKE) check
+$(B)/demo: $(call obj,tools/demo.c) $(B)/libkvclient.a
+	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
+demo: deps
+	@$(MAKE) --no-print-directory $(B)/kvd $(B)/demo
+	@$(B)/demo $(B)/kvd tests/data/models/rag-mini.gguf \
+	tests/data/eval/rag-zipf.jsonl $(B)/demo.d $(N_QUESTIONS)
+bench: all
+	@$(B)/kvbench all
+lint:
+	@tools/lint/lint.sh
+format:
+	$(CLANG_FORMAT) -i $$(git ls-files '*.c' '*.h')
+gpu-check:
+	@echo "gpu-check: skipped: there are no CUDA kernels in this tree yet"; \
+	exit 77
+
+D := $(DESTDIR)$(PREFIX)
+install: all
+	install -d $(D)/bin $(D)/sbin $(D)/include $(D)/lib/pkgconfig \
+	$(D)/share/man/man1 $(D)/share/man/man3 $(D)/share/man/man5 \
+	$(D)/share/man/man8 $(D)/lib/systemd/system $(D)/lib/sysusers.d \
+	$(D)/share/doc/kvd
+	install -m 755 $(B)/kvd $(D)/sbin/
+	install -m 755 $(B)/kvctl $(B)/kvbench $(D)/bin/
+	install -m 644 libkvclient/kvclient.h libkvclient/kv_abi.h $(D)/include/
+	install -m 644 $(B)/libkvclient.a $(D)/lib/
+	install -m 755 $(B)/libkvclient.so $(D)/lib/libkvclient.so.1
+	ln -sf libkvclient.so.1 $(D)/lib/libkvclient.so
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' \
+	libkvclient/kvclient.pc.in > $(D)/lib/pkgconfig/kvclient.pc
+	for m in docs/man/*.[1-8]; do \
+	install -m 644 $$m $(D)/share/man/man$${m##*.}/; done
+	sed 's|@PREFIX@|$(PREFIX)|' tools/dist/kvd.service \
+	> $(D)/lib/systemd/system/kvd.service
+	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
+	install -m 644 docs/kvd.conf.example README.md LICENSE $(D)/share/doc/kvd/
+uninstall:
+	rm -f $(D)/sbin/kvd $(D)/bin/kvctl $(D)/bin/kvbench \
+	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \
+	$(D)/lib/pkgconfig/kvclient.pc $(D)/lib/systemd/system/kvd.service \
+	$(D)/lib/sysusers.d/kvd.conf
+	rm -rf $(D)/share/doc/kvd
+clean:
+	rm -rf build
+help:
+	@echo "make            build/kvd, kvctl, kvbench, libkvclient.so and .a"
+	@echo "make demo       the main job, front to back (installs what is missing)"
+	@echo "make check      all tests; check-long: longer versions"
+	@echo "make bench      kvbench: figures against this machine's limits"
+	@echo "make lint       format, layers, sizes, headers, man pages"
+	@echo "make fuzz       FUZZ_SECONDS=60 for each input from outside"
+	@echo "make install    PREFIX=/usr/local DESTDIR="
+	@echo "SAN=asan|ubsan|tsan builds into build/SAN; V=1 shows commands"
+
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 .SECONDARY:
-.PHONY: all
+.PHONY: all fuzz deps check check-built check-long demo bench lint format \
+	gpu-check install uninstall clean help

@@ -137,7 +137,8 @@ static int linear_agrees(const struct cpu_ops *o, enum kern_type math)
 static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
 {
 	enum { Q = TEST_M * TEST_HEADS * TEST_D, KV = TEST_PAGE * TEST_D };
-	float f[Q], q[Q], k[KV], v[KV], out[2][Q + 2 * TEST_M * TEST_HEADS];
+	float f[Q + KV], q[Q], k[KV], v[KV];
+	float out[2][Q + 2 * TEST_M * TEST_HEADS];
 	int64_t pos[TEST_M];
 	const struct kern_span s = {
 		.k = k, .v = v, .page_tokens = TEST_PAGE, .n_tokens = TEST_T

@@ -625,6 +625,33 @@ START_TEST(threads_do_not_show)
 }
 END_TEST
 
+START_TEST(the_instruction_set_does_not_show)
+{
+	const enum kern_type math = _i % 2 ? KERN_BF16 : KERN_F32;
+	float *logits[2];
+	uint32_t ids[40];
+	size_t bytes = 0;
+
+	for (int i = 0; i < 2; i++) {
+		struct llama *m;
+		struct bench b;
+
+		(void)kern_init(i ? KERN_ISA_AMX : KERN_ISA_SCALAR);
+		m = open_spec(&specs[_i / 2], math);
+		bytes = 40ull * llama_shape(m)->n_vocab * sizeof(float);
+		logits[i] = new_logits(m, 40);
+		random_ids(m, 6, ids, 40);
+		bench_init(&b, m, 0);
+		feed(&b, 0, ids, 40, 33, logits[i]);
+		bench_fini(&b);
+		llama_close(m);
+	}
+	ck_assert(!memcmp(logits[0], logits[1], bytes));
+	free(logits[0]);
+	free(logits[1]);
+}
+END_TEST
+
 /* ---- the rest ----------------------------------------------------------- */
 
 START_TEST(the_file_may_go_after_open)
@@ -720,7 +747,7 @@ static Suite *suite(void)
 	Suite *s = suite_create("llama");
 	TCase *t = tcase_create("llama");
 
-	tcase_set_timeout(t, 300);
+	tcase_set_timeout(t, 900); /* sanitizers */
 	tcase_add_test(t, f32_equals_the_reference);
 	tcase_add_test(t, bf16_is_close_to_the_reference);
 	tcase_add_test(t, perplexity_is_that_of_a_model);
@@ -728,6 +755,8 @@ static Suite *suite(void)
 	tcase_add_loop_test(t, slices_do_not_show, 0, 2 * N_SPECS);
 	tcase_add_loop_test(t, company_does_not_show, 0, 2 * N_SPECS);
 	tcase_add_loop_test(t, threads_do_not_show, 0, 2);
+	tcase_add_loop_test(t, the_instruction_set_does_not_show, 0,
+			    2 * N_SPECS);
 	tcase_add_test(t, the_file_may_go_after_open);
 	tcase_add_test(t, bad_batches_are_refused);
 	suite_add_tcase(s, t);

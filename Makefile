@@ -101,7 +101,7 @@ $(B)/demo: $(call obj,tools/demo.c) $(B)/libkvclient.a
 demo: deps
 	@$(MAKE) --no-print-directory $(B)/kvd $(B)/demo
 	@$(B)/demo $(B)/kvd tests/data/models/rag-mini.gguf \
-	tests/data/eval/rag-zipf.jsonl $(B)/demo.d $(N_QUESTIONS)
+	tests/data/eval/rag-zipf.jsonl $(B)/demo-state $(N_QUESTIONS)
 bench: all
 	@$(B)/kvbench all
 lint:
@@ -150,7 +150,7 @@ help:
 	@echo "make install    PREFIX=/usr/local DESTDIR="
 	@echo "SAN=asan|ubsan|tsan builds into build/SAN; V=1 shows commands"
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) -name "*.d" -type f 2>/dev/null)
 .SECONDARY:
 .PHONY: all fuzz deps check check-built check-long demo bench lint format \
 	gpu-check install uninstall clean help

@@ -15,12 +15,12 @@
 #include <unistd.h>
 #include <fcntl.h>
 
-#define MAX_INPUT (1u << 20)
+#define INPUT_ROOM (1u << 20)
 #define MAX_FILES 1024
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
-static uint8_t input[MAX_INPUT];
+static uint8_t input[INPUT_ROOM];
 static size_t n_input;
 static char *files[MAX_FILES];
 static size_t sizes[MAX_FILES];
@@ -56,9 +56,9 @@ static void load(const char *dir)
 		f = e->d_name[0] == '.' ? NULL : fopen(path, "rb");
 		if (!f)
 			continue;
-		files[n_files] = malloc(MAX_INPUT);
+		files[n_files] = malloc(INPUT_ROOM);
 		if (files[n_files]) {
-			sizes[n_files] = fread(files[n_files], 1, MAX_INPUT, f);
+			sizes[n_files] = fread(files[n_files], 1, INPUT_ROOM, f);
 			n_files++;
 		}
 		fclose(f);

@@ -1,0 +1,206 @@
+/*
+ * cmd_generate.c - generate: text in, text streaming out
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tools/cmd.h"
+
+#define MAX_PARTS 256
+
+struct request {
+	struct kvc_generate g;
+	struct kvc_part parts[MAX_PARTS];
+	const char *stop[KV_MAX_STOP];
+	int logprobs, score;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	interrupted = 1;
+}
+
+static void on_tokens(void *user, const struct kv_token *tokens, uint32_t n,
+		      const char *text, size_t text_len)
+{
+	const struct request *r = user;
+
+	if (!r->logprobs && !r->score && !cmd_json) {
+		fwrite(text, 1, text_len, stdout);
+	} else if (!cmd_json) {
+		for (uint32_t i = 0; i < n; i++)
+			printf("%u %.6f\n", tokens[i].id,
+			       (double)tokens[i].logprob);
+	}
+	fflush(stdout);
+}
+
+enum { O_MODEL = 256, O_MAX, O_TEMP, O_TOP_K, O_TOP_P, O_MIN_P, O_SEED,
+       O_STOP, O_LOGPROBS, O_SCORE, O_SYSTEM, O_CHUNK, O_QUESTION, O_JSON,
+       O_NO_REUSE, O_WAIT };
+
+static const struct option options[] = {
+	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
+	{ NULL, 0, NULL, 0 },
+};
+
+static int add_part(struct request *r, const char *arg, uint32_t flags)
+{
+	struct kvc_part *p = &r->parts[r->g.n_parts];
+	char *text;
+
+	if (r->g.n_parts == MAX_PARTS)
+		return -1;
+	text = cmd_text(arg);
+	if (!text)
+		return -1;
+	if (!r->g.n_parts && !(flags & KV_PART_REUSE))
+		flags |= KV_PART_BOS;
+	*p = (struct kvc_part){ .kind = KV_PART_TEXT, .flags = flags,
+				.text = text };
+	r->g.n_parts++;
+	return 0;
+}
+
+static int option(struct request *r, int o)
+{
+	switch (o) {
+	case O_MODEL:
+		r->g.model = optarg;
+		return 0;
+	case O_MAX:
+		r->g.max_tokens = (uint32_t)strtoul(optarg, NULL, 10);
+		return 0;
+	case O_TEMP:
+		r->g.temperature = strtof(optarg, NULL);
+		return 0;
+	case O_TOP_K:
+		r->g.top_k = (uint32_t)strtoul(optarg, NULL, 10);
+		return 0;
+	case O_TOP_P:
+		r->g.top_p = strtof(optarg, NULL);
+		return 0;
+	case O_MIN_P:
+		r->g.min_p = strtof(optarg, NULL);
+		return 0;
+	case O_SEED:
+		r->g.seed = strtoull(optarg, NULL, 10);
+		return 0;
+	case O_STOP:
+		if (r->g.n_stop == KV_MAX_STOP)
+			return -1;
+		r->stop[r->g.n_stop++] = optarg;
+		return 0;
+	case O_LOGPROBS:
+		r->logprobs = 1;
+		return 0;
+	case O_SCORE:
+		r->score = 1;
+		r->g.flags |= KV_GEN_SCORE;
+		return 0;
+	case O_NO_REUSE:
+		r->g.flags |= KV_GEN_NO_REUSE;
+		return 0;
+	case O_WAIT:
+		r->g.sqe_flags |= KV_SQE_WAIT;
+		return 0;
+	case O_SYSTEM:
+	case O_QUESTION:
+		return add_part(r, optarg, 0);
+	case O_CHUNK:
+		return add_part(r, optarg, KV_PART_REUSE);
+	case O_JSON:
+		return 0;
+	default:
+		return -1;
+	}
+}
+
+static void print_json(const struct kvc_gen *g)
+{
+	const struct kv_gen_stats *st = kvc_gen_stats(g);
+	const struct kv_token *t;
+	uint32_t n;
+
+	t = kvc_gen_tokens(g, &n);
+	printf("{\"prompt_tokens\":%llu,\"prefix_tokens\":%llu,"
+	       "\"chunk_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
+	       "\"tokens\":[", (unsigned long long)st->n_prompt,
+	       (unsigned long long)st->n_prefix,
+	       (unsigned long long)st->n_chunk, (double)st->ttft_ns * 1e-6,
+	       (double)st->total_ns * 1e-6);
+	for (uint32_t i = 0; i < n; i++)
+		if (isnan(t[i].logprob))
+			printf("%s[%u,null]", i ? "," : "", t[i].id);
+		else
+			printf("%s[%u,%.6f]", i ? "," : "", t[i].id,
+			       (double)t[i].logprob);
+	printf("],\"text\":\"");
+	for (const char *s = kvc_gen_text(g); *s; s++)
+		if ((unsigned char)*s < ' ' || *s == '"' || *s == '\\')
+			printf("\\u%04x", (unsigned)(unsigned char)*s);
+		else
+			putchar(*s);
+	printf("\"}\n");
+}
+
+static int generate(struct kvc *c, int argc, char **argv)
+{
+	struct request r = { .g = { .max_tokens = 64 } };
+	struct kvc_gen *gen;
+	int o, ret, cancelled = 0;
+
+	optind = 1;
+	while ((o = getopt_long(argc, argv, "", options, NULL)) != -1)
+		if (option(&r, o))
+			return cmd_usage(&cmd_generate);
+	for (; optind < argc; optind++)
+		if (add_part(&r, argv[optind], 0))
+			return EXIT_USAGE;
+	if (!r.g.n_parts && add_part(&r, "-", 0))
+		return EXIT_USAGE;
+	r.g.parts = r.parts;
+	r.g.stop = r.stop;
+	r.g.on_tokens = on_tokens;
+	r.g.user = &r;
+	signal(SIGINT, on_signal);
+	ret = kvc_generate_start(c, &r.g, &gen);
+	if (ret < 0)
+		return cmd_fail("generate", ret);
+	do {
+		ret = kvc_generate_wait(c, gen, 100);
+		if (interrupted && !cancelled++)
+			(void)kvc_generate_cancel(c, gen); /* ends soon */
+	} while (ret == -ETIMEDOUT);
+	if (ret >= 0 && cmd_json)
+		print_json(gen);
+	else if (ret >= 0)
+		printf("\n");
+	kvc_generate_free(c, gen);
+	for (uint32_t i = 0; i < r.g.n_parts; i++)
+		free((void *)(uintptr_t)r.parts[i].text);
+	return ret < 0 ? cmd_fail("generate", ret) : EXIT_DONE;
+}
+
+const struct cmd cmd_generate = {
+	"generate", "[OPTIONS] [TEXT|@FILE|-]...",
+	"text in, text out. Parts in order: --system T, --chunk T (reused), "
+	"--question T or TEXT;\n--model NAME --max-tokens N --temperature X "
+	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
+	"--score --no-reuse --wait. T is text, @FILE or - (standard input).",
+	generate, 0
+};

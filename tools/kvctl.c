@@ -1,0 +1,167 @@
+/*
+ * kvctl.c - administer a kvd: find the subcommand, connect, run it
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "tools/cmd.h"
+
+int cmd_json;
+
+static const struct cmd *const others[] = { &cmd_generate, &cmd_chunk,
+					    &cmd_top, &cmd_config };
+#define N_OTHERS (sizeof(others) / sizeof(others[0]))
+
+static void help_line(const struct cmd *c)
+{
+	printf("  %-10s %-22s %s\n", c->name, c->args, c->help);
+}
+
+static int help(void)
+{
+	printf("usage: kvctl [--socket PATH] [--json] COMMAND [ARGUMENTS]\n\n");
+	for (const struct cmd *c = cmd_queries; c->name; c++)
+		help_line(c);
+	for (size_t i = 0; i < N_OTHERS; i++)
+		help_line(others[i]);
+	printf("  %-10s %-22s %s\n", "version", "",
+	       "versions of kvctl and of the daemon");
+	printf("\nEvery command takes --help. Exit codes: 0 done, 1 the daemon "
+	       "refused, 2 usage,\n3 no daemon. --socket defaults to "
+	       "$KVD_SOCKET or /run/kvd/kvd.sock.\n");
+	return EXIT_DONE;
+}
+
+int cmd_usage(const struct cmd *cmd)
+{
+	fprintf(stderr, "usage: kvctl %s %s\n       %s\n", cmd->name,
+		cmd->args, cmd->help);
+	return EXIT_USAGE;
+}
+
+int cmd_fail(const char *what, int err)
+{
+	fprintf(stderr, "kvctl: %s: %s\n", what, strerror(-err));
+	return err == -ECONNRESET ? EXIT_NO_DAEMON : EXIT_REFUSED;
+}
+
+char *cmd_text(const char *arg)
+{
+	const int from_stdin = !strcmp(arg, "-");
+	FILE *f = from_stdin ? stdin : NULL;
+	size_t n = 0, room = 4096;
+	char *text;
+
+	if (arg[0] == '@')
+		f = fopen(arg + 1, "rb");
+	else if (!from_stdin)
+		return strdup(arg);
+	text = f ? malloc(room) : NULL;
+	while (text) {
+		n += fread(text + n, 1, room - n - 1, f);
+		if (n + 1 < room)
+			break;
+		room *= 2;
+		text = realloc(text, room);
+	}
+	if (text)
+		text[n] = 0;
+	else
+		fprintf(stderr, "kvctl: %s: %s\n", arg, strerror(errno));
+	if (f && !from_stdin)
+		fclose(f);
+	return text;
+}
+
+static const struct cmd *find(const char *name)
+{
+	for (const struct cmd *c = cmd_queries; c->name; c++)
+		if (!strcmp(c->name, name))
+			return c;
+	for (size_t i = 0; i < N_OTHERS; i++)
+		if (!strcmp(others[i]->name, name))
+			return others[i];
+	return NULL;
+}
+
+static int version(const char *socket)
+{
+	const struct kvc_options opt = { .socket = socket, .name = "kvctl" };
+	struct kvc *c;
+	char *out;
+
+	printf("kvctl %s\n", kvc_version());
+	if (kvc_open(&c, &opt))
+		return EXIT_DONE; /* no daemon has no version */
+	if (kvc_query(c, "version", "", &out) >= 0) {
+		printf("daemon %s\n", out);
+		free(out);
+	}
+	kvc_close(c);
+	return EXIT_DONE;
+}
+
+static int run(const struct cmd *cmd, const char *socket, int argc,
+	       char **argv)
+{
+	const struct kvc_options opt = { .socket = socket, .name = "kvctl" };
+	struct kvc *c = NULL;
+	int ret;
+
+	for (int i = 1; i < argc; i++)
+		if (!strcmp(argv[i], "--help")) {
+			printf("usage: kvctl %s %s\n%s\n", cmd->name,
+			       cmd->args, cmd->help);
+			return EXIT_DONE;
+		}
+	if (!cmd->no_daemon) {
+		ret = kvc_open(&c, &opt);
+		if (ret == -EACCES || ret == -EDQUOT)
+			return cmd_fail("connect", ret);
+		if (ret) {
+			fprintf(stderr, "kvctl: no daemon at %s: %s\n",
+				socket ? socket : "the default socket",
+				strerror(-ret));
+			return EXIT_NO_DAEMON;
+		}
+	}
+	ret = cmd->run(c, argc, argv);
+	kvc_close(c);
+	return ret;
+}
+
+int main(int argc, char **argv)
+{
+	const char *socket = NULL;
+	const struct cmd *cmd;
+	int i = 1;
+
+	for (; i < argc && argv[i][0] == '-'; i++) {
+		if (!strcmp(argv[i], "--json"))
+			cmd_json = 1;
+		else if (!strcmp(argv[i], "--socket") && i + 1 < argc)
+			socket = argv[++i];
+		else if (!strcmp(argv[i], "--version"))
+			return version(socket);
+		else if (!strcmp(argv[i], "--help"))
+			return help();
+		else
+			break;
+	}
+	if (i < argc && !strcmp(argv[i], "help"))
+		return help();
+	if (i < argc && !strcmp(argv[i], "version"))
+		return version(socket);
+	cmd = i < argc ? find(argv[i]) : NULL;
+	if (!cmd) {
+		fprintf(stderr, "kvctl: %s: no such command; see kvctl help\n",
+			i < argc ? argv[i] : "nothing given");
+		return EXIT_USAGE;
+	}
+	for (int k = i + 1; k < argc; k++) /* also behind the command */
+		if (!strcmp(argv[k], "--json"))
+			cmd_json = 1;
+	return run(cmd, socket, argc - i, argv + i);
+}

@@ -51,6 +51,7 @@ struct kvc {
 	uint32_t n_free; /* (lock) */
 	uint32_t reaping; /* (A) 1: some thread is the reaper */
 	uint32_t turn; /* (A) futex: counts deliveries */
+	uint32_t rang; /* (A) the daemon was woken since the last wait */
 	uint32_t n_followers; /* (A) threads that sleep on turn */
 	uint64_t look_ns; /* (reaper) when kvc_poll() looks for the peer */
 	struct kvc_req *delivering; /* (A) on_cqe of it is running */

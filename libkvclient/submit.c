@@ -288,6 +288,15 @@ static int sleep_slice(struct kvc *c, uint64_t deadline_ns)
 	return ret == -ETIMEDOUT && peer_gone(c);
 }
 
+/*
+ * Not when the daemon was just woken: that takes longer than spin_ns, and it may
+ * be waking on this very CPU (measured there: 48 us with spinning, 7 without).
+ */
+static int worth_spinning(struct kvc *c)
+{
+	return !__atomic_exchange_n(&c->rang, 0, __ATOMIC_RELAXED);
+}
+
 /* As the reaper: until the goal, the deadline or the end of the session. */
 static void reap_until(struct kvc *c, const struct goal *g)
 {
@@ -302,7 +311,7 @@ static void reap_until(struct kvc *c, const struct goal *g)
 			fail_all(c, -ECONNRESET);
 			return;
 		}
-		if (spin(c))
+		if (worth_spinning(c) && spin(c))
 			continue;
 		if (!left_ns(g->deadline_ns, 1))
 			return;
@@ -434,8 +443,10 @@ static int push_locked(struct kvc *c, const struct kv_sqe *sqe,
 	e = &c->sqes[kv_ring_slot(&c->sq, 0)];
 	*e = *sqe;
 	e->user_data = id;
-	if (kv_ring_publish(&c->sq, 1))
+	if (kv_ring_publish(&c->sq, 1)) {
 		ring_doorbell(c);
+		__atomic_store_n(&c->rang, 1, __ATOMIC_RELAXED);
+	}
 	return 0;
 }
 

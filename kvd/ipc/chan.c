@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "io/base.h"
+#include "kvd/base/list.h"
 
 #define PAGE 4096u
 #ifndef MFD_NOEXEC_SEAL

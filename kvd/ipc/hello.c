@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-#include "io/base.h"
+#include "kvd/base/list.h"
 #include "kvd/ipc/sock.h"
 
 #define SQ_DEFAULT    256u

@@ -290,7 +290,7 @@ static int sleep_slice(struct kvc *c, uint64_t deadline_ns)
 
 /*
  * Not when the daemon was just woken: that takes longer than spin_ns, and it
- * may be waking on this very CPU (measured there: 48 us with spinning, 7 without).
+ * may be waking on this very CPU (there: 48 us with spinning, 7 without).
  */
 static int worth_spinning(struct kvc *c)
 {

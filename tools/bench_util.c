@@ -246,6 +246,7 @@ __attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *base,
 	const size_t step = n_bytes / READ_STREAMS;
 	__m512i a = _mm512_setzero_si512();
 	__m512i b = a, c = a, d = a;
+	uint64_t sum[8];
 
 	for (const char *p = base; p < base + step; p += 64) {
 		for (size_t s = 0; s < READ_STREAMS; s++)
@@ -256,7 +257,9 @@ __attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *base,
 		d = _mm512_add_epi64(d, _mm512_load_si512(p + 3 * step));
 	}
 	a = _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d));
-	return (uint64_t)_mm512_reduce_add_epi64(a);
+	_mm512_storeu_si512(sum, a);
+	return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] +
+	       sum[7];
 }
 #endif
 

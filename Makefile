@@ -1,7 +1,7 @@
 # kvd: one non-recursive Makefile; out of tree in build/ (build/<san>/ with SAN).
 # `make help` lists the targets.
 MAKEFLAGS += --no-builtin-rules
-ifeq ($(filter -j%,$(MAKEFLAGS)),)
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 CC     ?= gcc
@@ -51,7 +51,7 @@ ISA_cpu_avx2   := -mavx2 -mfma -mf16c -O3
 ISA_cpu_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma \
 		  -mf16c -O3
 ISA_cpu_avx512bf16 := $(ISA_cpu_avx512) -mavx512bf16
-ISA_cpu_amx    := $(ISA_cpu_avx512) -mamx-tile -mamx-bf16
+ISA_cpu_amx    := $(ISA_cpu_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
 $(B)/libcore.a: $(call obj,$(LEAF) $(DAEMON))
 	@rm -f $@; $(AR) rcs $@ $^

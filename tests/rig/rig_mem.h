@@ -1,0 +1,36 @@
+/*
+ * rig_mem.h - a pager with a loop and a storage engine of its own, for tests
+ */
+#ifndef TESTS_RIG_RIG_MEM_H
+#define TESTS_RIG_RIG_MEM_H
+
+#include "kvd/mem/pager.h"
+
+struct rig_mem {
+	struct loop *loop;
+	struct kio_engine *engine;
+	struct pager *pager;
+	char dir[64];
+	int (*reclaim)(void *ctx);
+	void *ctx;
+};
+struct rig_mem_options {
+	uint64_t memory_bytes, disk_bytes;
+	enum kio_engine_kind kind;
+	int (*reclaim)(void *ctx);
+	void *ctx;
+};
+/* Both assert; closing runs pager_check() first. */
+struct rig_mem *rig_mem_open(struct rig_mem_options o);
+void rig_mem_close(struct rig_mem *r);
+/* One turn of everything; asserts the budget. */
+void rig_mem_turn(struct rig_mem *r);
+/* Want and wait; 0 or what the want was told. At most ten seconds. */
+int rig_mem_want(struct rig_mem *r, struct page_run *runs, uint32_t n);
+/* Turn until nothing is in flight. */
+void rig_mem_settle(struct rig_mem *r);
+/* Pages of run, filled by / compared with seed. 1 if equal. */
+void rig_mem_fill(const struct page_run *run, uint32_t seed);
+int rig_mem_holds(const struct page_run *run, uint32_t seed);
+
+#endif

@@ -1,0 +1,312 @@
+/*
+ * test_pager.c - pages out and back under a hard budget; every byte compared
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "io/fault.h"
+#include "kvd/mem/move.h"
+#include "tests/rig/rig_mem.h"
+
+#define PAGE   8192u
+#define N_RANGES 24u
+
+static uint64_t state = 7;
+
+static uint32_t rnd(uint32_t n)
+{
+	state = state * 6364136223846793005ull + 1442695040888963407ull;
+	return (uint32_t)(state >> 33) % n;
+}
+
+static const enum kio_engine_kind kinds[] = { KIO_ENGINE_AUTO,
+					      KIO_ENGINE_THREADS };
+
+/* Random ranges of two page sizes against what they should hold. */
+struct shadow {
+	struct range *r;
+	uint32_t n;
+	uint32_t seed[8]; /* 0: never written */
+};
+
+static void touch(struct rig_mem *r, struct shadow *s)
+{
+	struct page_run run = { .range = s->r, .first = rnd(s->n), .n = 1 };
+	uint32_t *seed = &s->seed[run.first];
+	const size_t bytes = range_page_bytes(s->r);
+
+	run.flags = !*seed || rnd(3) == 0 ? PAGE_WRITE : 0;
+	ck_assert_int_eq(pager_reserve(r->pager, bytes), 0);
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	if (*seed)
+		ck_assert(rig_mem_holds(&run, *seed));
+	if (run.flags) {
+		*seed = rnd(1u << 30) + 1;
+		rig_mem_fill(&run, *seed);
+	}
+	page_unpin(r->pager, &run, 1);
+	pager_unreserve(r->pager, bytes);
+}
+
+START_TEST(bytes_survive_a_tiny_budget)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 6 * PAGE, .disk_bytes = 400 * PAGE,
+		.kind = kinds[_i] });
+	struct shadow s[N_RANGES] = { 0 };
+	struct pager_info info;
+
+	for (int k = 0; k < 3000; k++) {
+		struct shadow *x = &s[rnd(N_RANGES)];
+
+		if (!x->r) {
+			x->n = 1 + rnd(8);
+			ck_assert_int_eq(range_new(r->pager,
+						   PAGE << rnd(2), x->n,
+						   &x->r), 0);
+		} else if (!rnd(40)) {
+			range_free(x->r);
+			memset(x, 0, sizeof(*x));
+		} else if (x->n > 1 && !rnd(60)) {
+			range_trim(x->r, --x->n);
+		} else {
+			touch(r, x);
+		}
+		if (k % 100 == 0)
+			pager_check(r->pager);
+	}
+	pager_info(r->pager, &info);
+	ck_assert_uint_gt(info.n_evicted_total, 100);
+	ck_assert_uint_gt(info.n_read_total, 100);
+	for (uint32_t i = 0; i < N_RANGES; i++)
+		range_free(s[i].r);
+	rig_mem_settle(r);
+	pager_info(r->pager, &info);
+	ck_assert_uint_eq(info.mapped_bytes, 0);
+	ck_assert_uint_eq(info.slot_bytes, 0);
+	ck_assert_uint_eq(info.file_bytes, 0);
+	rig_mem_close(r);
+}
+END_TEST
+
+/* n pages written one after the other; more than fit. */
+static struct range *written(struct rig_mem *r, uint32_t n)
+{
+	struct range *range;
+
+	ck_assert_int_eq(range_new(r->pager, PAGE, n, &range), 0);
+	for (uint32_t i = 0; i < n; i++) {
+		struct page_run run = { range, i, 1, PAGE_WRITE };
+
+		ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+		rig_mem_fill(&run, i + 1);
+		page_unpin(r->pager, &run, 1);
+	}
+	return range;
+}
+
+static int read_page(struct rig_mem *r, struct range *range, uint32_t i)
+{
+	struct page_run run = { range, i, 1, 0 };
+	int ret = rig_mem_want(r, &run, 1);
+
+	if (ret)
+		return ret;
+	ret = rig_mem_holds(&run, i + 1) ? 0 : -EILSEQ;
+	page_unpin(r->pager, &run, 1);
+	return ret;
+}
+
+START_TEST(a_flipped_bit_is_never_served)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 12);
+	uint32_t lower = 0;
+	char buf[4096] __attribute__((aligned(4096)));
+	int fd;
+
+	rig_mem_settle(r);
+	while (range->pages[lower].state != PAGE_LOWER)
+		lower++;
+	fd = kio_pagefile_fd(range->tier->file);
+	ck_assert_int_eq(pread(fd, buf, 4096,
+			       range->pages[lower].slot * PAGE), 4096);
+	buf[100] ^= 4;
+	ck_assert_int_eq(pwrite(fd, buf, 4096,
+				range->pages[lower].slot * PAGE), 4096);
+	for (uint32_t i = 0; i < 12; i++)
+		ck_assert_int_eq(read_page(r, range, i),
+				 i == lower ? -EBADMSG : 0);
+	ck_assert(range_lost(range));
+	ck_assert_int_eq(read_page(r, range, lower), -EBADMSG);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+START_TEST(a_full_disk_loses_nothing)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 3 * PAGE });
+	struct range *range;
+	struct page_run run;
+	uint32_t n = 0;
+	int ret = 0;
+
+	ck_assert_int_eq(range_new(r->pager, PAGE, 12, &range), 0);
+	for (; n < 12; n++) {
+		run = (struct page_run){ range, n, 1, PAGE_WRITE };
+		ret = rig_mem_want(r, &run, 1);
+		if (ret)
+			break;
+		rig_mem_fill(&run, n + 1);
+		page_unpin(r->pager, &run, 1);
+	}
+	ck_assert_int_eq(ret, -ENOSPC);
+	ck_assert_uint_ge(n, 4);
+	rig_mem_settle(r);
+	pager_check(r->pager);
+	range_free(range);
+	range = written(r, 4);
+	for (uint32_t i = 0; i < 4; i++)
+		ck_assert_int_eq(read_page(r, range, i), 0);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+static struct range *spare;
+
+static int give_spare(void *ctx)
+{
+	(void)ctx;
+	if (!spare)
+		return -ENOSPC;
+	range_free(spare);
+	spare = NULL;
+	return 0;
+}
+
+START_TEST(what_nobody_uses_makes_room)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 0,
+		.reclaim = give_spare });
+	struct range *range;
+
+	spare = written(r, 3);
+	range = written(r, 4);
+	ck_assert_ptr_null(spare);
+	for (uint32_t i = 0; i < 4; i++)
+		ck_assert_int_eq(read_page(r, range, i), 0);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+START_TEST(reservations_are_bounded)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 0 });
+
+	ck_assert_int_eq(pager_reserve(r->pager, 5 * PAGE), -ENOSPC);
+	ck_assert_int_eq(pager_reserve(r->pager, 3 * PAGE), 0);
+	ck_assert_int_eq(pager_reserve(r->pager, 2 * PAGE), -EAGAIN);
+	ck_assert_uint_eq(pager_reservable(r->pager), PAGE);
+	pager_unreserve(r->pager, 3 * PAGE);
+	rig_mem_close(r);
+}
+END_TEST
+
+/* Whatever fails, once or for good: the answer is an errno, nothing is lost. */
+START_TEST(failures_are_answers)
+{
+	static const struct {
+		const char *point;
+		int err;
+	} faults[] = { { "uring.write", EIO }, { "uring.write", ENOSPC },
+		       { "uring.read", EIO }, { "uring.short", 1 },
+		       { "sys.fallocate", ENOSPC } };
+
+	for (uint64_t n = 1; n < 30; n++) {
+		struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+			.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE,
+			.kind = kinds[n % 2] });
+		struct range *range;
+		int n_bad = 0;
+
+		ck_assert_int_eq(range_new(r->pager, PAGE, 10, &range), 0);
+		kio_fault_arm(KIO_FAULT_ONCE, faults[_i].point, n,
+			      faults[_i].err);
+		for (uint32_t i = 0; i < 10; i++) {
+			struct page_run run = { range, i, 1, PAGE_WRITE };
+			int ret = rig_mem_want(r, &run, 1);
+
+			if (ret) /* told; the second time it goes */
+				ret = rig_mem_want(r, &run, 1);
+			ck_assert_int_eq(ret, 0);
+			rig_mem_fill(&run, i + 1);
+			page_unpin(r->pager, &run, 1);
+		}
+		for (uint32_t i = 0; i < 20; i++) {
+			const int ret = read_page(r, range, i % 10);
+
+			ck_assert_msg(!ret || ret == -EIO || ret == -ENOSPC,
+				      "%s: %d", faults[_i].point, ret);
+			n_bad += !!ret;
+		}
+		ck_assert_int_le(n_bad, 2);
+		kio_fault_disarm();
+		range_free(range);
+		rig_mem_close(r);
+	}
+}
+END_TEST
+
+START_TEST(a_cancelled_want_holds_nothing)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 10);
+	struct page_run run = { range, 0, 4, 0 };
+	struct page_want w = { .runs = &run, .n_runs = 1 };
+	struct pager_info info;
+
+	ck_assert_int_eq(page_want(r->pager, &w), 0);
+	page_want_cancel(r->pager, &w);
+	rig_mem_settle(r);
+	pager_info(r->pager, &info);
+	ck_assert_uint_eq(info.pinned_bytes, 0);
+	for (uint32_t i = 0; i < 10; i++)
+		ck_assert_int_eq(read_page(r, range, i), 0);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("pager");
+	TCase *t = tcase_create("pager");
+	SRunner *r;
+	int n;
+
+	tcase_set_timeout(t, 120);
+	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2);
+	tcase_add_test(t, a_flipped_bit_is_never_served);
+	tcase_add_test(t, a_full_disk_loses_nothing);
+	tcase_add_test(t, what_nobody_uses_makes_room);
+	tcase_add_test(t, reservations_are_bounded);
+	tcase_add_loop_test(t, failures_are_answers, 0, 5);
+	tcase_add_test(t, a_cancelled_want_holds_nothing);
+	suite_add_tcase(s, t);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_NORMAL);
+	n = srunner_ntests_failed(r);
+	srunner_free(r);
+	return n != 0;
+}

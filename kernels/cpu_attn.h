@@ -30,12 +30,14 @@ struct attn_block {
 	uint32_t head, group; /* query heads [head, head + group) */
 	uint32_t row, n_rows; /* n_rows * group queries */
 	int64_t pos_min, pos_max;
+	uint32_t split_merge;	/* outputs are summed first, then merged */
 	uint32_t variant; /* of the packed queries; UINT32_MAX: none */
 	uint32_t k_words; /* words of k of a panel of keys */
 	uint32_t v_words; /* and of tokens of a panel of values */
 	uint32_t q_stride; /* words */
 	uint32_t n_panels; /* of values */
 	uint32_t mask[QUERIES]; /* by row of the block */
+	struct fetch fetch;	/* the next tile */
 	uint32_t q[(QUERIES + LANES) * HEAD_MAX];
 	uint32_t k[HEAD_MAX * TILE];
 	uint32_t v[HEAD_MAX * TILE];
@@ -114,9 +116,9 @@ static void pack_queries(struct attn_block *b, uint32_t variant)
 	b->variant = variant;
 }
 
-/* Sixteen tokens, next: those of the next tile, to be fetched meanwhile. */
+/* Sixteen tokens, those from n on 0. */
 static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
-			 const char *next, uint32_t *dst)
+			 uint32_t *dst)
 {
 	const uint32_t d = b->a->head_dim;
 	const size_t row = d * kern_type_bytes(b->a->type);
@@ -137,8 +139,7 @@ static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
 		stride = words * 4;
 	}
 	for (uint32_t w = 0; w + LANES <= words; w += LANES) {
-		for (uint32_t i = 0; i < LANES; i++)
-			__builtin_prefetch(next + w * 4 + i * row);
+		fetch_some(&b->fetch);
 		vec_transpose(src + w * 4, stride, dst + w * LANES);
 	}
 	for (uint32_t w = words / LANES * LANES; w < words; w++)
@@ -148,16 +149,15 @@ static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
 }
 
 /* Tokens [0, n) of a tile; the others 0. */
-static void pack_keys(struct attn_block *b, const char *k, uint32_t n,
-		      const char *next)
+static void pack_keys(struct attn_block *b, const char *k, uint32_t n)
 {
-	const size_t half =
-		LANES * b->a->head_dim * kern_type_bytes(b->a->type);
+	const size_t half = LANES * b->a->head_dim *
+			    kern_type_bytes(b->a->type);
 	const size_t panel = b->k_words * LANES;
 
-	pack_keys_16(b, k, n < LANES ? n : LANES, next, b->k);
+	pack_keys_16(b, k, n < LANES ? n : LANES, b->k);
 	if (n > LANES)
-		pack_keys_16(b, k + half, n - LANES, next + half, b->k + panel);
+		pack_keys_16(b, k + half, n - LANES, b->k + panel);
 	else
 		memset(b->k + panel, 0, panel * 4);
 }
@@ -187,9 +187,32 @@ static void pack_values_slow(struct attn_block *b, const char *v, uint32_t seen)
 	}
 }
 
-/* Values of the tokens seen; next: of the next tile, fetched meanwhile. */
-static void pack_values(struct attn_block *b, const char *v, uint32_t seen,
-			const char *next)
+/* Tokens x and y of values in panels of pairs, or x alone widened. */
+static inline void pack_pair(const struct attn_block *b, const char *x,
+			     const char *y, uint32_t *dst)
+{
+	const uint32_t d = b->a->head_dim;
+	const size_t panel = b->v_words * LANES;
+	uint32_t i = 0;
+
+	if (b->bf16) {
+		for (; i + 2 * LANES <= d; i += 2 * LANES)
+			vec_pairs_32(x + 2 * i, y + 2 * i,
+				     dst + i / LANES * panel, panel);
+		if (i < d)
+			veci_store(dst + i / LANES * panel,
+				   veci_pairs(x + 2 * i, y + 2 * i));
+	} else if (b->a->type == KERN_F32) {
+		for (; i < d; i += LANES, dst += panel)
+			memcpy(dst, x + 4 * i, 4 * LANES);
+	} else {
+		for (; i < d; i += LANES, dst += panel)
+			vec_store((float *)dst, vec_load_f16(x + 2 * i));
+	}
+}
+
+/* Values of the tokens seen, the others 0. */
+static void pack_values(struct attn_block *b, const char *v, uint32_t seen)
 {
 	static const char zeros[HEAD_MAX * sizeof(float)];
 	const uint32_t d = b->a->head_dim, step = 1 + b->bf16;
@@ -200,25 +223,12 @@ static void pack_values(struct attn_block *b, const char *v, uint32_t seen,
 		return;
 	}
 	for (uint32_t t = 0; t < TILE; t += step) {
-		const char *x = seen >> t & 1 ? v + t * row : zeros;
-		const char *y = seen >> (t + step - 1) & 1
-					? v + (t + step - 1) * row
-					: zeros;
-		uint32_t *dst = b->v + t / step * LANES;
+		const uint32_t u = t + step - 1;
 
-		for (size_t i = 0; i < row * step; i += 64)
-			__builtin_prefetch(next + t * row + i);
-		for (uint32_t i = 0; i < d; i += LANES) {
-			if (b->bf16)
-				veci_store(dst,
-					   veci_pairs(x + 2 * i, y + 2 * i));
-			else if (b->a->type == KERN_F32)
-				memcpy(dst, x + 4 * i, 4 * LANES);
-			else
-				vec_store((float *)dst,
-					  vec_load_f16(x + 2 * i));
-			dst += b->v_words * LANES;
-		}
+		fetch_some(&b->fetch);
+		pack_pair(b, seen >> t & 1 ? v + t * row : zeros,
+			  seen >> u & 1 ? v + u * row : zeros,
+			  b->v + t / step * LANES);
 	}
 }
 
@@ -265,26 +275,23 @@ static inline void softmax_row(const struct attn_block *b, const float *s,
 		x0 = vec_select(mask, x0, 0.0f);
 		x1 = vec_select(mask >> LANES, x1, 0.0f);
 	}
-	if (b->bf16) {
-		x0 = vec_round_bf16(x0);
-		x1 = vec_round_bf16(x1);
-		mm_pack_p(x0, x1, p);
-	} else {
-		vec_store((float *)p, x0);
-		vec_store((float *)p + LANES, x1);
-	}
 	*m = top;
+	if (b->bf16) {
+		*l = vec_hsum(mm_pack_p(x0, x1, p));
+		return;
+	}
+	vec_store((float *)p, x0);
+	vec_store((float *)p + LANES, x1);
 	*l = vec_hsum(vec_add(x0, x1));
 }
 
-/* Weights of the old state and of the tile's, by query; states m, l advance. */
-struct merge {
-	float wa[LANES], wb[LANES], tm[LANES], tl[LANES];
-	float *o[LANES]; /* NULL: this query does not see the tile */
-};
-
+/*
+ * States (m, l) of n queries advance by a tile's (tm, tl); the weights of the
+ * outputs are left in g.
+ */
 static inline void merge_state(const struct attn_block *b, struct merge *g,
-			       uint32_t from, uint32_t n)
+			       const float *tm, const float *tl, uint32_t from,
+			       uint32_t n)
 {
 	float m[LANES] = { 0 }, l[LANES] = { 0 };
 	size_t at[LANES];
@@ -299,12 +306,12 @@ static inline void merge_state(const struct attn_block *b, struct merge *g,
 		l[i] = b->a->l[at[i]];
 	}
 	old = vec_load(m);
-	tile = vec_load(g->tm);
+	tile = vec_load(tm);
 	top = vec_max(old, tile);
 	wa = vec_select(~vec_equal(old, top), exp_vec(vec_sub(old, top)), 1.0f);
 	wb = vec_select(~vec_equal(tile, top), exp_vec(vec_sub(tile, top)),
 			1.0f);
-	sum = vec_fma(vec_load(g->tl), wb, vec_mul(vec_load(l), wa));
+	sum = vec_fma(vec_load(tl), wb, vec_mul(vec_load(l), wa));
 	vec_store(g->wa, wa);
 	vec_store(g->wb, wb);
 	vec_store(m, top);
@@ -346,22 +353,28 @@ static inline void merge_o(const struct attn_block *b, const struct merge *g,
 static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 {
 	const uint32_t p_stride = b->bf16 ? GROUP * MM_X_WORDS : TILE;
-	struct merge g = { .tm = { 0 }, .tl = { 0 } };
-	const struct mm m = { .x = b->p,
-			      .x_stride = p_stride,
-			      .w = b->v,
-			      .panel_words = b->v_words * LANES,
-			      .acc = b->to,
-			      .acc_stride = HEAD_MAX,
-			      .n_rows = n,
-			      .n_panels = b->n_panels,
-			      .n_k = b->v_words };
+	float tm[LANES], tl[LANES];
+	struct merge g;
+	struct mm m = { .x = b->p, .x_stride = p_stride, .w = b->v,
+			.panel_words = b->v_words * LANES, .acc = b->to,
+			.acc_stride = HEAD_MAX, .n_rows = n,
+			.n_panels = b->n_panels, .n_k = b->v_words,
+			.fetch = &b->fetch };
 
-	for (uint32_t i = 0; i < n; i++)
+	vec_store(tm, vec_zero());
+	vec_store(tl, vec_zero());
+	for (uint32_t i = 0; i < n; i++) {
 		softmax_row(b, b->s + (from + i) * TILE,
 			    b->mask[(from + i) / b->group], b->p + i * p_stride,
-			    &g.tm[i], &g.tl[i]);
-	merge_state(b, &g, from, n);
+			    &tm[i], &tl[i]);
+		fetch_some(&b->fetch);
+	}
+	merge_state(b, &g, tm, tl, from, n);
+	if (!b->split_merge) {
+		m.merge = &g;
+		mm_run(b, &m);
+		return;
+	}
 	mm_run(b, &m);
 	merge_o(b, &g, n);
 }
@@ -420,13 +433,33 @@ static uint32_t tile_masks(struct attn_block *b, const struct kern_span *s,
 	return any;
 }
 
+/* Have the tile after t0 fetched while this one is worked on. */
+static void fetch_next(struct attn_block *b, const struct kern_span *s,
+		       uint32_t t0, uint32_t n_queries)
+{
+	const struct kern_attn *a = b->a;
+	const uint32_t left = s->n_tokens - t0;
+	const size_t row = a->head_dim * kern_type_bytes(a->type);
+	const uint32_t n_points = 24 + 2 * n_queries;
+	uint32_t n = left < 2 * TILE ? left - TILE : TILE;
+
+	b->fetch.step = 0;
+	if (left <= TILE)
+		return;
+	n = (uint32_t)((n * row + 63) / 64);
+	b->fetch.at[0] = kern_tile_addr(a, s, s->k, t0 + TILE, b->kv_head);
+	b->fetch.at[1] = kern_tile_addr(a, s, s->v, t0 + TILE, b->kv_head);
+	b->fetch.left[0] = n;
+	b->fetch.left[1] = n;
+	b->fetch.step = (2 * n + n_points - 1) / n_points;
+}
+
 static void block_tile(struct attn_block *b, const struct kern_span *s,
 		       uint32_t t0)
 {
 	const struct kern_attn *a = b->a;
 	const uint32_t left = s->n_tokens - t0;
 	const uint32_t n = left < TILE ? left : TILE;
-	const uint32_t t1 = left > TILE ? t0 + TILE : t0;
 	const char *k = kern_tile_addr(a, s, s->k, t0, b->kv_head);
 	const char *v = kern_tile_addr(a, s, s->v, t0, b->kv_head);
 	uint32_t lo, hi, same;
@@ -436,8 +469,9 @@ static void block_tile(struct attn_block *b, const struct kern_span *s,
 		return;
 	if (b->variant != s->q_variant)
 		pack_queries(b, s->q_variant);
-	pack_keys(b, k, n, kern_tile_addr(a, s, s->k, t1, b->kv_head));
-	pack_values(b, v, seen, kern_tile_addr(a, s, s->v, t1, b->kv_head));
+	fetch_next(b, s, t0, (hi - lo) * b->group);
+	pack_keys(b, k, n);
+	pack_values(b, v, seen);
 	if (same || !values_not_finite(b)) {
 		run_queries(b, lo * b->group, hi * b->group);
 		return;
@@ -495,6 +529,11 @@ static void attn(const struct kern_attn *a)
 	b.v_words = b.bf16 ? TILE / 2 : TILE;
 	b.q_stride = b.bf16 ? b.k_words * MM_X_WORDS : d;
 	b.n_panels = (d + LANES - 1) / LANES;
+#ifdef MM_NO_MERGE
+	b.split_merge = b.bf16 || d % LANES;
+#else
+	b.split_merge = d % LANES;
+#endif
 	if (b.bf16)
 		mm_begin();
 	for (uint32_t h = a->kv_head_from; h < a->kv_head_to; h++)

@@ -78,7 +78,9 @@ static const struct cpu_ops *candidate(enum kern_isa i)
 				       __builtin_cpu_supports("avx512bf16")
 			       ? &cpu_avx512bf16_ops
 			       : NULL;
-	return amx_usable() ? &cpu_amx_ops : NULL;
+	return __builtin_cpu_supports("avx512bf16") && amx_usable() ?
+		       &cpu_amx_ops :
+		       NULL;
 }
 
 #define TEST_K	   70u

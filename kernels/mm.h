@@ -20,6 +20,30 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
+/* Lines to be fetched, a few at each step of the work, evenly. */
+struct fetch {
+	const char *at[2];
+	uint32_t left[2]; /* lines */
+	uint32_t step;
+};
+
+static inline void fetch_some(struct fetch *f)
+{
+	uint32_t n = f->step;
+
+	for (uint32_t i = 0; i < 2; i++)
+		for (; n && f->left[i]; n--, f->left[i]--) {
+			__builtin_prefetch(f->at[i]);
+			f->at[i] += 64;
+		}
+}
+
+/* Where rows of a product go: o = o wa + product wb; o NULL: nowhere. */
+struct merge {
+	float wa[LANES], wb[LANES];
+	float *o[LANES];
+};
+
 /*
  * acc[n_rows][16 n_panels] = or += x w. Rows of x and acc up to a multiple of
  * MM_SUB may be read and written: the caller gives room for them.
@@ -33,6 +57,8 @@ struct mm {
 	size_t acc_stride;
 	uint32_t n_rows, n_panels, n_k;
 	uint32_t add; /* 0: acc starts from 0 */
+	const struct merge *merge; /* or NULL; then acc is not written */
+	struct fetch *fetch;	   /* or NULL */
 };
 
 /* Rows of the next block: whole ones, the last two of equal size. */
@@ -41,6 +67,35 @@ static inline uint32_t mm_take(uint32_t left, uint32_t most)
 	if (left <= most)
 		return left;
 	return left < 2 * most ? (left + 1) / 2 : most;
+}
+
+/* The last step of a block, of R rows and P panels of sums. */
+INLINE void mm_put(const struct mm *m, const struct vec *sum, uint32_t row,
+		   uint32_t panel, const uint32_t R, const uint32_t P)
+{
+	UNROLL for (uint32_t r = 0; r < R; r++) {
+		float *at;
+
+		if (!m->merge) {
+			at = m->acc + (row + r) * m->acc_stride +
+			     panel * LANES;
+			UNROLL for (uint32_t p = 0; p < P; p++)
+				vec_store(at + p * LANES, sum[r * P + p]);
+			continue;
+		}
+		at = m->merge->o[row + r];
+		if (!at)
+			continue;
+		at += panel * LANES;
+		const struct vec wa = vec_set(m->merge->wa[row + r]);
+		const struct vec wb = vec_set(m->merge->wb[row + r]);
+
+		UNROLL for (uint32_t p = 0; p < P; p++)
+			vec_store(at + p * LANES,
+				  vec_fma(sum[r * P + p], wb,
+					  vec_mul(vec_load(at + p * LANES),
+						  wa)));
+	}
 }
 
 INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
@@ -67,8 +122,7 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 				a[r * P + p] = vec_fma(xv, wv[p], a[r * P + p]);
 		}
 	}
-	UNROLL for (uint32_t i = 0; i < R * P; i++)
-		vec_store(acc + i / P * m->acc_stride + i % P * LANES, a[i]);
+	mm_put(m, a, row, panel, R, P);
 }
 
 /* Instantiate name(m, row, n_rows, panel, n_panels) over block(). */
@@ -115,6 +169,8 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 	{ \
 		for (uint32_t p = 0; p < m->n_panels; p += MM_P) \
 			for (uint32_t r = 0, n; r < m->n_rows; r += n) { \
+				if (m->fetch) \
+					fetch_some(m->fetch); \
 				n = mm_take(m->n_rows - r, MM_R); \
 				if (m->n_panels - p < MM_P) \
 					name##_1(m, r, n, p); \

@@ -11,6 +11,7 @@
 #include "kernels/mm.h"
 
 #define MM_SUB	   16u
+#define MM_NO_MERGE
 #define MM_X_WORDS 1u
 
 /* A group of 32 bf16 of a row, as it is. */
@@ -19,10 +20,13 @@ static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
 	memcpy(dst, src, 2 * GROUP * sizeof(*src));
 }
 
-static inline void mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
+/* 32 probabilities, rounded to bf16 here; lanes i and i + 16 summed. */
+static inline struct vec mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
 {
-	vec_store_bf16((uint16_t *)dst, p0);
-	vec_store_bf16((uint16_t *)dst + LANES, p1);
+	const __m512i x = vec_to_bf16(p0, p1);
+
+	_mm512_storeu_si512(dst, x);
+	return vec_sum_bf16(x);
 }
 
 /* Palette 1, eight tiles of 16 x 64 bytes. */
@@ -142,6 +146,8 @@ static void mm_bf16(const struct mm *m)
 			const uint32_t *x = m->x + row * m->x_stride;
 			float *acc = m->acc + row * m->acc_stride + p * LANES;
 
+			if (m->fetch)
+				fetch_some(m->fetch);
 			n = !one && n_tiles - t > 1 ? 2 : 1;
 			if (one)
 				amx_1x1(m, x, w, acc);

@@ -16,32 +16,27 @@
 #define MM_SUB	   12u
 #define MM_X_WORDS 1u
 
-/* A group of 32 bf16; k0 k1 k2 k3 become words (high, low) (k0, k2) (k1, k3). */
+/* Of a group: k0 k1 k2 k3 become words (high, low) (k0, k2) (k1, k3). */
+static inline __m512i dp_order(__m512i x)
+{
+	return _mm512_shuffle_epi8(
+		x, _mm512_broadcast_i32x4(_mm_setr_epi8(4, 5, 0, 1, 6, 7, 2, 3,
+							12, 13, 8, 9, 14, 15,
+							10, 11)));
+}
+
 static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
 {
-	const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(
-		4, 5, 0, 1, 6, 7, 2, 3, 12, 13, 8, 9, 14, 15, 10, 11));
-
-	_mm512_storeu_si512(
-		dst, _mm512_shuffle_epi8(_mm512_loadu_si512(src), order));
+	_mm512_storeu_si512(dst, dp_order(_mm512_loadu_si512(src)));
 }
 
-/* Sixteen bf16 kept as f32: their words in the low half of each quarter. */
-static inline __m512i dp_words(struct vec p)
+/* 32 probabilities, rounded to bf16 here; lanes i and i + 16 summed. */
+static inline struct vec mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
 {
-	const __m512i v = _mm512_castps_si512(p.v);
+	const __m512i x = vec_to_bf16(p0, p1);
 
-	return _mm512_or_si512(
-		v, _mm512_srli_epi32(_mm512_shuffle_epi32(v, 0x4e), 16));
-}
-
-static inline void mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
-{
-	const __m512i pick = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 16, 17,
-					       20, 21, 24, 25, 28, 29);
-
-	_mm512_storeu_si512(dst, _mm512_permutex2var_epi32(dp_words(p0), pick,
-							   dp_words(p1)));
+	_mm512_storeu_si512(dst, dp_order(x));
+	return vec_sum_bf16(x);
 }
 
 INLINE __m512 dp(__m512 acc, uint32_t x, __m512i w)
@@ -93,18 +88,19 @@ INLINE void dp_block(const struct mm *m, uint32_t row, uint32_t panel,
 				}
 			}
 		}
-		UNROLL for (uint32_t i = 0; i < R * P; i++)
-		{
-			float *acc = m->acc + (row + i / P) * m->acc_stride +
-				     (panel + i % P) * LANES;
-			const __m512 from = add ? _mm512_loadu_ps(acc)
-						: _mm512_setzero_ps();
+		struct vec sum[MM_R * MM_P];
 
-			_mm512_storeu_ps(
-				acc,
-				_mm512_add_ps(from,
-					      _mm512_add_ps(even[i], odd[i])));
+		UNROLL for (uint32_t i = 0; i < R * P; i++) {
+			const float *acc = m->acc +
+					   (row + i / P) * m->acc_stride +
+					   (panel + i % P) * LANES;
+			const __m512 from = add ? _mm512_loadu_ps(acc) :
+						  _mm512_setzero_ps();
+
+			sum[i].v = _mm512_add_ps(
+				from, _mm512_add_ps(even[i], odd[i]));
 		}
+		mm_put(m, sum, row, panel, R, P);
 		add = 1;
 	}
 }

@@ -16,11 +16,14 @@ static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
 	vec_store((float *)dst + LANES, vec_load_bf16(src + LANES));
 }
 
-/* 32 probabilities, rounded to bf16 already. */
-static inline void mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
+/* 32 probabilities, rounded to bf16 here; lanes i and i + 16 summed. */
+static inline struct vec mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
 {
+	p0 = vec_round_bf16(p0);
+	p1 = vec_round_bf16(p1);
 	vec_store((float *)dst, p0);
 	vec_store((float *)dst + LANES, p1);
+	return vec_add(p0, p1);
 }
 
 INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
@@ -61,14 +64,15 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 				}
 			}
 		}
-		UNROLL for (uint32_t i = 0; i < R * P; i++)
-		{
-			float *acc = m->acc + (row + i / P) * m->acc_stride +
-				     (panel + i % P) * LANES;
+		UNROLL for (uint32_t i = 0; i < R * P; i++) {
+			const float *acc = m->acc +
+					   (row + i / P) * m->acc_stride +
+					   (panel + i % P) * LANES;
 
-			vec_store(acc, vec_add(add ? vec_load(acc) : vec_zero(),
-					       vec_add(even[i], odd[i])));
+			even[i] = vec_add(add ? vec_load(acc) : vec_zero(),
+					  vec_add(even[i], odd[i]));
 		}
+		mm_put(m, even, row, panel, R, P);
 		add = 1;
 	}
 }

@@ -125,15 +125,6 @@ static inline struct vec vec_round_bf16(struct vec x)
 {
 	return (struct vec){ half_round_bf16(x.a), half_round_bf16(x.b) };
 }
-static inline void vec_store_bf16(uint16_t *p, struct vec x)
-{
-	const __m256i a = _mm256_srli_epi32(_mm256_castps_si256(x.a), 16);
-	const __m256i b = _mm256_srli_epi32(_mm256_castps_si256(x.b), 16);
-	const __m256i r =
-		_mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
-
-	_mm256_storeu_si256((__m256i *)p, r);
-}
 static inline __m256i half_pairs(const void *a, const void *b)
 {
 	const __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128(a));
@@ -153,6 +144,15 @@ static inline void veci_store(void *p, struct veci x)
 
 	_mm256_storeu_si256(q, x.a);
 	_mm256_storeu_si256(q + 1, x.b);
+}
+/* Pairs of 32 elements of two rows of bf16, as two panels of words. */
+static inline void vec_pairs_32(const void *a, const void *b, uint32_t *dst,
+				size_t panel_words)
+{
+	const uint16_t *x = a, *y = b;
+
+	veci_store(dst, veci_pairs(x, y));
+	veci_store(dst + panel_words, veci_pairs(x + 16, y + 16));
 }
 static inline struct vec vec_load_f16(const void *p)
 {

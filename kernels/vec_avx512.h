@@ -127,13 +127,6 @@ static inline struct vec vec_round_bf16(struct vec a)
 	return (struct vec){ _mm512_castsi512_ps(
 		_mm512_and_si512(r, _mm512_set1_epi32((int)0xffff0000u))) };
 }
-/* Sixteen bf16 kept as f32 to memory. */
-static inline void vec_store_bf16(uint16_t *p, struct vec a)
-{
-	_mm256_storeu_si256((__m256i *)p,
-			    _mm512_cvtepi32_epi16(_mm512_srli_epi32(
-				    _mm512_castps_si512(a.v), 16)));
-}
 /* Pairs of the bf16 of two rows: low from a, high from b. */
 static inline struct veci veci_pairs(const void *a, const void *b)
 {
@@ -151,13 +144,53 @@ static inline struct vec vec_load_f16(const void *p)
 	return (struct vec){ _mm512_cvtph_ps(_mm256_loadu_si256(p)) };
 }
 
+/* Pairs of 32 elements of two rows of bf16, as two panels of words. */
+static inline void vec_pairs_32(const void *a, const void *b, uint32_t *dst,
+				size_t panel_words)
+{
+	const __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+	const __m512i lo = _mm512_unpacklo_epi16(x, y);
+	const __m512i hi = _mm512_unpackhi_epi16(x, y);
+	const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+	const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+
+	_mm512_storeu_si512(dst, _mm512_permutex2var_epi64(lo, first, hi));
+	_mm512_storeu_si512(dst + panel_words,
+			    _mm512_permutex2var_epi64(lo, second, hi));
+}
+
+#ifdef __AVX512BF16__
+/* Two times sixteen lanes to 32 bf16 in order, nearest even. */
+static inline __m512i vec_to_bf16(struct vec a, struct vec b)
+{
+	return (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
+}
+/* The sums of elements i and i + 16. */
+static inline struct vec vec_sum_bf16(__m512i x)
+{
+	const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+	const __m512i b =
+		_mm512_cvtepu16_epi32(_mm512_extracti32x8_epi32(x, 1));
+
+	return (struct vec){ _mm512_add_ps(
+		_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
+		_mm512_castsi512_ps(_mm512_slli_epi32(b, 16))) };
+}
+#endif
+
 /* Transpose 16 x 16 words: row r (stride bytes apart) to column r. */
 static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
 {
+	const char *const at[4] = { src, src + 4 * stride, src + 8 * stride,
+				    src + 12 * stride };
 	__m512i r[16], t[16];
 
-	for (int i = 0; i < 16; i++)
-		r[i] = _mm512_loadu_si512(src + (size_t)i * stride);
+	for (int i = 0; i < 4; i++) {
+		r[4 * i] = _mm512_loadu_si512(at[i]);
+		r[4 * i + 1] = _mm512_loadu_si512(at[i] + stride);
+		r[4 * i + 2] = _mm512_loadu_si512(at[i] + 2 * stride);
+		r[4 * i + 3] = _mm512_loadu_si512(at[i] + 3 * stride);
+	}
 	for (int i = 0; i < 8; i++) {
 		t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
 		t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);

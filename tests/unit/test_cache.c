@@ -1,0 +1,304 @@
+/*
+ * test_cache.c - sequences as lists of segments, prefixes and chunks found again
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/cache/chunk.h"
+#include "kvd/cache/prefix.h"
+#include "kvd/cache/seq.h"
+#include "tests/rig/rig_mem.h"
+
+static struct rig_mem *mem;
+static struct segment_pool *pool;
+static struct kv_layout layout;
+static uint64_t state = 3;
+
+static uint32_t rnd(uint32_t n)
+{
+	state = state * 6364136223846793005ull + 1442695040888963407ull;
+	return (uint32_t)(state >> 33) % n;
+}
+
+static void setup(void)
+{
+	mem = rig_mem_open((struct rig_mem_options){ .memory_bytes = 1 << 20,
+						     .disk_bytes = 16 << 20 });
+	layout = (struct kv_layout){ .n_layers = 3, .n_kv_heads = 1,
+				     .head_dim = 32, .elem_bytes = 2,
+				     .page_layers = 2 };
+	ck_assert_int_eq(kv_layout_init(&layout), 0);
+	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 16 << 20), 0);
+}
+
+static void teardown(void)
+{
+	segment_pool_check(pool);
+	segment_pool_free(pool);
+	rig_mem_close(mem);
+}
+
+START_TEST(an_address_is_arithmetic)
+{
+	struct segment *s;
+
+	ck_assert_uint_eq(layout.n_groups, 2);
+	ck_assert_uint_eq(layout.page_bytes, 8192);
+	ck_assert_int_eq(segment_new(pool, &layout, 100, 0, &s), 0);
+	ck_assert_ptr_eq(segment_addr(s, 0, 0, 0), range_addr(s->range));
+	ck_assert_int_eq(segment_addr(s, 1, 1, 31) - segment_addr(s, 0, 0, 0),
+			 3 * 32 * 32 * 2);
+	ck_assert_int_eq(segment_addr(s, 2, 0, 0) - segment_addr(s, 0, 0, 0),
+			 8192);
+	ck_assert_int_eq(segment_addr(s, 0, 0, 64) - segment_addr(s, 0, 0, 0),
+			 4 * 8192);
+	segment_put(s);
+}
+END_TEST
+
+/* Each position of a sequence has a label; what is copied keeps its label. */
+struct labelled {
+	struct seq q;
+	uint32_t label[700];
+};
+static uint32_t labels[4096][2048]; /* [segment slot][token] */
+static struct segment *slots[4096];
+static uint32_t next_label;
+
+static uint32_t *label_of(struct segment *s, uint32_t t)
+{
+	uint32_t i = 0;
+
+	while (slots[i] && slots[i] != s)
+		i++;
+	slots[i] = s;
+	return &labels[i][t];
+}
+
+static void append(struct labelled *l, uint32_t n)
+{
+	const uint64_t old = l->q.n_tokens;
+	struct seq_copy c;
+
+	ck_assert_int_eq(seq_grow(&l->q, n, rnd(100), &c), 0);
+	for (uint32_t i = 0; i < c.n; i++)
+		*label_of(c.dst, i) = *label_of(c.src, c.src_from + i);
+	seq_copy_done(&c);
+	ck_assert_uint_eq(l->q.n_tokens, old + n);
+	for (uint32_t i = 0; i < l->q.n_entries; i++) {
+		struct seq_entry *e = &l->q.entries[i];
+
+		for (uint32_t t = 0; t < e->n; t++)
+			if ((uint64_t)e->pos + t >= old) {
+				*label_of(e->seg, e->from + t) = ++next_label;
+				l->label[(uint64_t)e->pos + t] = next_label;
+			}
+	}
+}
+
+static void check_labels(const struct labelled *l)
+{
+	seq_check(&l->q);
+	for (uint32_t i = 0; i < l->q.n_entries; i++) {
+		struct seq_entry *e = &l->q.entries[i];
+
+		for (uint32_t t = 0; t < e->n; t++)
+			ck_assert_uint_eq(*label_of(e->seg, e->from + t),
+					  l->label[(uint64_t)e->pos + t]);
+	}
+}
+
+START_TEST(forks_cuts_and_appends_keep_their_tokens)
+{
+	struct labelled *l = calloc(6, sizeof(*l));
+
+	for (int i = 0; i < 6; i++)
+		seq_init(&l[i].q, pool, &layout, 128);
+	for (int k = 0; k < 400; k++) {
+		struct labelled *a = &l[rnd(6)], *b = &l[rnd(6)];
+		const uint64_t n = a->q.n_tokens;
+
+		switch (rnd(5)) {
+		case 0:
+			if (a == b)
+				break;
+			seq_fini(&b->q);
+			seq_init(&b->q, pool, &layout, 128);
+			ck_assert_int_eq(seq_fork(&b->q, &a->q), 0);
+			memcpy(b->label, a->label, sizeof(a->label));
+			break;
+		case 1:
+			seq_truncate(&a->q, rnd((uint32_t)n + 1));
+			break;
+		case 2:
+			seq_seal(&a->q);
+			break;
+		default:
+			if (n < 500)
+				append(a, 1 + rnd(rnd(2) ? 4 : 190));
+		}
+		check_labels(a);
+		check_labels(b);
+	}
+	for (int i = 0; i < 6; i++)
+		seq_fini(&l[i].q);
+	ck_assert_uint_eq(segment_pool_n(pool), 0);
+	free(l);
+}
+END_TEST
+
+START_TEST(capacity_is_an_answer)
+{
+	struct seq q;
+	struct seq_copy c;
+	uint64_t n;
+
+	seq_init(&q, pool, &layout, 1024);
+	while (!seq_grow(&q, 700, 0, &c))
+		;
+	n = q.n_tokens;
+	ck_assert_int_eq(seq_grow(&q, 100000, 0, &c), -EDQUOT);
+	ck_assert_uint_eq(q.n_tokens, n);
+	seq_check(&q);
+	ck_assert_uint_le(segment_pool_bytes(pool), 16 << 20);
+	seq_fini(&q);
+}
+END_TEST
+
+/* A sealed segment of n tokens with their ids, indexed by its chain. */
+static struct segment *indexed(struct prefix_tree *t, const uint32_t *tokens,
+			       uint32_t n, struct map_id *id)
+{
+	struct map_id *ids = calloc((n + 31) / 32, sizeof(*ids));
+	struct segment *s;
+
+	ck_assert_int_eq(segment_new(pool, &layout, n, 0, &s), 0);
+	segment_seal(s, n);
+	s->tokens = malloc(n * sizeof(*tokens));
+	memcpy(s->tokens, tokens, n * sizeof(*tokens));
+	for (uint32_t i = 0; i * 32 < n; i++) {
+		*id = prefix_tile(*id, tokens + i * 32, KV_MIN(32, n - i * 32),
+				  i ? 0 : PREFIX_PART_BEGIN);
+		ids[i] = *id;
+	}
+	ck_assert_int_eq(prefix_add(t, s, ids), 0);
+	return s;
+}
+
+START_TEST(a_prefix_is_found_tile_by_tile)
+{
+	const uint64_t model[2] = { 1, 2 }, other[2] = { 1, 3 };
+	struct map_id id = prefix_root(model), at;
+	struct prefix_tree t;
+	struct segment *s, *f;
+	uint32_t tokens[100], block;
+
+	for (uint32_t i = 0; i < 100; i++)
+		tokens[i] = rnd(1000);
+	prefix_init(&t);
+	s = indexed(&t, tokens, 100, &id);
+	segment_put(s); /* kept for reuse */
+	ck_assert_uint_eq(segment_pool_n(pool), 1);
+	at = prefix_root(model);
+	for (uint32_t i = 0; i < 4; i++) {
+		const uint32_t n = i < 3 ? 32 : 4;
+
+		at = prefix_tile(at, tokens + 32 * i, n,
+				 i ? 0 : PREFIX_PART_BEGIN);
+		f = prefix_find(&t, at, tokens + 32 * i, n, &block);
+		ck_assert_ptr_eq(f, s);
+		ck_assert_uint_eq(block, i);
+		segment_put(f);
+		/* the same id with other tokens is refused */
+		tokens[32 * i]++;
+		ck_assert_ptr_null(prefix_find(&t, at, tokens + 32 * i, n,
+					       &block));
+		tokens[32 * i]--;
+	}
+	at = prefix_tile(prefix_root(other), tokens, 32, PREFIX_PART_BEGIN);
+	ck_assert_ptr_null(prefix_find(&t, at, tokens, 32, &block));
+	at = prefix_tile(prefix_root(model), tokens, 32, 0);
+	ck_assert_ptr_null(prefix_find(&t, at, tokens, 32, &block));
+	ck_assert_int_eq(segment_reclaim(pool), 0);
+	ck_assert_int_eq(segment_reclaim(pool), -ENOSPC);
+	ck_assert_ptr_null(prefix_find(&t, id, tokens, 4, &block));
+	prefix_fini(&t);
+}
+END_TEST
+
+START_TEST(a_chunk_is_found_by_its_tokens)
+{
+	const uint64_t model[2] = { 1, 2 };
+	const uint32_t tokens[5] = { 5, 6, 7, 8, 9 };
+	struct map_id id = chunk_id(model, tokens, 5);
+	struct chunk_table t;
+	struct segment *s;
+
+	chunk_init(&t);
+	ck_assert_int_eq(segment_new(pool, &layout, 5, 0, &s), 0);
+	segment_seal(s, 5);
+	s->tokens = malloc(sizeof(tokens));
+	memcpy(s->tokens, tokens, sizeof(tokens));
+	ck_assert_int_eq(chunk_add(&t, s, id), 0);
+	segment_put(s);
+	ck_assert_ptr_eq(chunk_find(&t, id, tokens, 5), s);
+	ck_assert_ptr_null(chunk_find(&t, id, tokens, 4));
+	ck_assert_int_eq(chunk_rm(&t, id), 0); /* still read by us */
+	ck_assert_int_eq(chunk_rm(&t, id), -ENOENT);
+	ck_assert_uint_eq(segment_pool_n(pool), 1);
+	segment_put(s);
+	ck_assert_uint_eq(segment_pool_n(pool), 0);
+	chunk_fini(&t);
+}
+END_TEST
+
+START_TEST(a_map_forgets_nothing)
+{
+	struct map m;
+	uint64_t n = 0;
+
+	map_init(&m);
+	for (uint64_t i = 1; i < 5000; i++) {
+		const struct map_id id = { { (i * 7) % 61, i } };
+
+		ck_assert_int_eq(map_add(&m, id, (void *)(uintptr_t)i), 0);
+		ck_assert_int_eq(map_add(&m, id, &m), -EALREADY);
+		if (i % 3 == 0)
+			ck_assert_ptr_eq(map_del(&m, id),
+					 (void *)(uintptr_t)i);
+	}
+	for (uint64_t i = 1; i < 5000; i++) {
+		const struct map_id id = { { (i * 7) % 61, i } };
+		void *v = map_find(&m, id);
+
+		ck_assert_ptr_eq(v, i % 3 ? (void *)(uintptr_t)i : NULL);
+		n += !!v;
+	}
+	ck_assert_uint_eq(n, m.n_used);
+	map_fini(&m);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("cache");
+	TCase *t = tcase_create("cache");
+	SRunner *r;
+	int n;
+
+	tcase_set_timeout(t, 120);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_test(t, an_address_is_arithmetic);
+	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
+	tcase_add_test(t, capacity_is_an_answer);
+	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
+	tcase_add_test(t, a_chunk_is_found_by_its_tokens);
+	tcase_add_test(t, a_map_forgets_nothing);
+	suite_add_tcase(s, t);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_NORMAL);
+	n = srunner_ntests_failed(r);
+	srunner_free(r);
+	return n != 0;
+}

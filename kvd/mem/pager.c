@@ -238,15 +238,15 @@ int page_want(struct pager *p, struct page_want *w)
 	w->n_missing = w->n_read = 0;
 	w->ret = 0;
 	EACH_PAGE (pg, w->runs, w->n_runs) {
+		if (ret)
+			break; /* of this run; the others end here too */
 		pin(pg);
 		n++;
 		if (pg->state == PAGE_LOST)
 			ret = pg->lost_err;
 		else if (!page_resident(pg))
 			ret = add_wait(pg, w);
-		if (ret)
-			break;
-		if (w->runs[pg_r].flags & PAGE_WRITE)
+		if (!ret && w->runs[pg_r].flags & PAGE_WRITE)
 			begin_write(pg);
 	}
 	if (ret) {

@@ -11,7 +11,7 @@
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
 
-#define MAX_RETRIES 3u
+#define MAX_RETRIES 64u /* each finds at least one lost segment more */
 #define MAP_AHEAD   64u /* tokens pinned beyond the next row, at least */
 #define MAX_TOKENS  (1u << 20)
 

@@ -351,10 +351,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->n_clean = p->n_state[PAGE_CLEAN];
 	out->n_lower = p->n_state[PAGE_LOWER];
 	out->n_lost = p->n_state[PAGE_LOST];
-	out->n_in_flight = p->n_state[PAGE_MAPPING] +
-			   p->n_state[PAGE_WRITING] +
-			   p->n_state[PAGE_DROPPING] +
-			   p->n_state[PAGE_READING];
+	out->n_in_flight = p->n_ops;
 	out->n_mapped_total = p->n_mapped_total;
 	out->n_evicted_total = p->n_evicted_total;
 	out->n_read_total = p->n_read_total;

@@ -458,9 +458,11 @@ START_TEST(stops_and_cancels)
 
 	r.max_tokens = 5000; /* beyond the model's context */
 	ck_assert_int_eq(kvc_generate(c, &r, &g), -EINVAL);
+	kvc_generate_free(c, g);
 	r.max_tokens = 4;
 	r.model = "nobody";
 	ck_assert_int_eq(kvc_generate(c, &r, &g), -ENOENT);
+	kvc_generate_free(c, g);
 	stop(d, c);
 }
 END_TEST

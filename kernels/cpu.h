@@ -28,6 +28,8 @@ struct cpu_ops {
 			uint32_t n_rows, uint32_t n, float eps);
 	void (*swiglu)(const float *gate, const float *up, float *y, size_t n);
 	void (*add)(const float *x, float *y, size_t n);
+	void (*exps)(const float *x, float max, float t, float *y, size_t n);
+	void (*finish)(float *x, float l, size_t n);
 	void (*from_bf16)(const uint16_t *src, float *dst, size_t n);
 	void (*to_bf16)(const float *src, uint16_t *dst, size_t n);
 	void (*sincos)(double at, const double *f, float *sn, float *cs,

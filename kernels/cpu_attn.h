@@ -30,14 +30,14 @@ struct attn_block {
 	uint32_t head, group; /* query heads [head, head + group) */
 	uint32_t row, n_rows; /* n_rows * group queries */
 	int64_t pos_min, pos_max;
-	uint32_t split_merge;	/* outputs are summed first, then merged */
+	uint32_t split_merge; /* outputs are summed first, then merged */
 	uint32_t variant; /* of the packed queries; UINT32_MAX: none */
 	uint32_t k_words; /* words of k of a panel of keys */
 	uint32_t v_words; /* and of tokens of a panel of values */
 	uint32_t q_stride; /* words */
 	uint32_t n_panels; /* of values */
 	uint32_t mask[QUERIES]; /* by row of the block */
-	struct fetch fetch;	/* the next tile */
+	struct fetch fetch; /* the next tile */
 	uint32_t q[(QUERIES + LANES) * HEAD_MAX];
 	uint32_t k[HEAD_MAX * TILE];
 	uint32_t v[HEAD_MAX * TILE];
@@ -151,8 +151,8 @@ static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
 /* Tokens [0, n) of a tile; the others 0. */
 static void pack_keys(struct attn_block *b, const char *k, uint32_t n)
 {
-	const size_t half = LANES * b->a->head_dim *
-			    kern_type_bytes(b->a->type);
+	const size_t half =
+		LANES * b->a->head_dim * kern_type_bytes(b->a->type);
 	const size_t panel = b->k_words * LANES;
 
 	pack_keys_16(b, k, n < LANES ? n : LANES, b->k);
@@ -355,10 +355,15 @@ static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 	const uint32_t p_stride = b->bf16 ? GROUP * MM_X_WORDS : TILE;
 	float tm[LANES], tl[LANES];
 	struct merge g;
-	struct mm m = { .x = b->p, .x_stride = p_stride, .w = b->v,
-			.panel_words = b->v_words * LANES, .acc = b->to,
-			.acc_stride = HEAD_MAX, .n_rows = n,
-			.n_panels = b->n_panels, .n_k = b->v_words,
+	struct mm m = { .x = b->p,
+			.x_stride = p_stride,
+			.w = b->v,
+			.panel_words = b->v_words * LANES,
+			.acc = b->to,
+			.acc_stride = HEAD_MAX,
+			.n_rows = n,
+			.n_panels = b->n_panels,
+			.n_k = b->v_words,
 			.fetch = &b->fetch };
 
 	vec_store(tm, vec_zero());

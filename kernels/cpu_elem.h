@@ -54,6 +54,20 @@ static void elem_add(const float *x, float *y, size_t n)
 		y[i] += x[i];
 }
 
+/* y = exp((x - max) / t) for x <= max. */
+static void elem_exps(const float *x, float max, float t, float *y, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		y[i] = kern_exp((x[i] - max) / t);
+}
+
+/* x / l, and 0 where there was nothing to sum. */
+static void elem_finish(float *x, float l, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		x[i] = l > 0 ? x[i] / l : 0;
+}
+
 static void elem_to_bf16(const float *src, uint16_t *dst, size_t n)
 {
 	for (size_t i = 0; i < n; i++)

@@ -78,9 +78,9 @@ static const struct cpu_ops *candidate(enum kern_isa i)
 				       __builtin_cpu_supports("avx512bf16")
 			       ? &cpu_avx512bf16_ops
 			       : NULL;
-	return __builtin_cpu_supports("avx512bf16") && amx_usable() ?
-		       &cpu_amx_ops :
-		       NULL;
+	return __builtin_cpu_supports("avx512bf16") && amx_usable()
+		       ? &cpu_amx_ops
+		       : NULL;
 }
 
 #define TEST_K	   70u
@@ -466,11 +466,7 @@ static void clear_one(const struct kern_attn *a, size_t at)
 
 static void finish_one(const struct kern_attn *a, size_t at)
 {
-	float *o = a->o + at * a->head_dim;
-	const float l = a->l[at];
-
-	for (uint32_t d = 0; d < a->head_dim; d++)
-		o[d] = l > 0 ? o[d] / l : 0;
+	ops->finish(a->o + at * a->head_dim, a->l[at], a->head_dim);
 }
 
 void kern_attn_clear(const struct kern_attn *a)

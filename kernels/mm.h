@@ -2,9 +2,9 @@
  * mm.h - rows times panels of sixteen columns, under the contract of kern.h
  *
  * Included by the files of one instruction set, behind its vec_*.h; mm_fma.h,
- * mm_dp.h and mm_amx.h give mm_bf16(). Linear layers (panels of weights), scores
- * (panels of sixteen keys) and outputs (panels of sixteen dimensions of V,
- * tokens as k) are all this one product.
+ * mm_dp.h and mm_amx.h give mm_bf16(). Linear layers (panels of weights),
+ * scores (panels of sixteen keys) and outputs (panels of sixteen dimensions of
+ * V, tokens as k) are all this one product.
  *
  * A panel is [n_k][16] words: f32, or pairs of bf16 of an even and the next odd
  * k. For bf16 n_k is a multiple of 16 pairs; the caller fills up with zeros.
@@ -17,6 +17,7 @@
 
 #define LANES  KERN_LANES
 #define GROUP  16u /* pairs of a bf16 group */
+#define AHEAD  (48 * LANES) /* words: few rows stream w from memory */
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
@@ -58,7 +59,7 @@ struct mm {
 	uint32_t n_rows, n_panels, n_k;
 	uint32_t add; /* 0: acc starts from 0 */
 	const struct merge *merge; /* or NULL; then acc is not written */
-	struct fetch *fetch;	   /* or NULL */
+	struct fetch *fetch; /* or NULL */
 };
 
 /* Rows of the next block: whole ones, the last two of equal size. */
@@ -69,32 +70,40 @@ static inline uint32_t mm_take(uint32_t left, uint32_t most)
 	return left < 2 * most ? (left + 1) / 2 : most;
 }
 
-/* The last step of a block, of R rows and P panels of sums. */
+/* The first step of a block of R rows and P panels: its sums so far. */
+INLINE void mm_get(const struct mm *m, struct vec *sum, uint32_t row,
+		   uint32_t panel, const uint32_t R, const uint32_t P)
+{
+	const float *at = m->acc + row * m->acc_stride + panel * LANES;
+
+	UNROLL for (uint32_t i = 0; i < R * P; i++) sum[i] = vec_zero();
+	if (!m->add)
+		return;
+	UNROLL for (uint32_t i = 0; i < R * P; i++)
+		sum[i] = vec_load(at + i / P * m->acc_stride + i % P * LANES);
+}
+
+/* The last step. */
 INLINE void mm_put(const struct mm *m, const struct vec *sum, uint32_t row,
 		   uint32_t panel, const uint32_t R, const uint32_t P)
 {
-	UNROLL for (uint32_t r = 0; r < R; r++) {
-		float *at;
+	float *at = m->acc + row * m->acc_stride + panel * LANES;
 
-		if (!m->merge) {
-			at = m->acc + (row + r) * m->acc_stride +
-			     panel * LANES;
-			UNROLL for (uint32_t p = 0; p < P; p++)
-				vec_store(at + p * LANES, sum[r * P + p]);
-			continue;
-		}
-		at = m->merge->o[row + r];
-		if (!at)
-			continue;
-		at += panel * LANES;
-		const struct vec wa = vec_set(m->merge->wa[row + r]);
-		const struct vec wb = vec_set(m->merge->wb[row + r]);
+	if (!m->merge) {
+		UNROLL for (uint32_t i = 0; i < R * P; i++) vec_store(
+			at + i / P * m->acc_stride + i % P * LANES, sum[i]);
+		return;
+	}
+	UNROLL for (uint32_t i = 0; i < R * P; i++)
+	{
+		float *o = m->merge->o[row + i / P];
+		const struct vec wa = vec_set(m->merge->wa[row + i / P]);
+		const struct vec wb = vec_set(m->merge->wb[row + i / P]);
 
-		UNROLL for (uint32_t p = 0; p < P; p++)
-			vec_store(at + p * LANES,
-				  vec_fma(sum[r * P + p], wb,
-					  vec_mul(vec_load(at + p * LANES),
-						  wa)));
+		if (!o)
+			continue;
+		o += (panel + i % P) * LANES;
+		vec_store(o, vec_fma(sum[i], wb, vec_mul(vec_load(o), wa)));
 	}
 }
 
@@ -103,17 +112,20 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 {
 	const float *x = (const float *)m->x + row * m->x_stride;
 	const float *w = (const float *)m->w + panel * m->panel_words;
-	float *acc = m->acc + row * m->acc_stride + panel * LANES;
 	struct vec a[MM_R * MM_P];
 
-	UNROLL for (uint32_t i = 0; i < R * P; i++) a[i] =
-		m->add ? vec_load(acc + i / P * m->acc_stride + i % P * LANES)
-		       : vec_zero();
+	mm_get(m, a, row, panel, R, P);
 	for (uint32_t k = 0; k < m->n_k; k++) {
 		struct vec wv[MM_P];
 
 		UNROLL for (uint32_t p = 0; p < P; p++)
-			wv[p] = vec_load(w + p * m->panel_words + k * LANES);
+		{
+			const float *at = w + p * m->panel_words + k * LANES;
+
+			if (R < MM_R)
+				__builtin_prefetch(at + AHEAD);
+			wv[p] = vec_load(at);
+		}
 		UNROLL for (uint32_t r = 0; r < R; r++)
 		{
 			const struct vec xv = vec_set(x[r * m->x_stride + k]);

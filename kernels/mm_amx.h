@@ -1,16 +1,16 @@
 /*
  * mm_amx.h - bf16 products by TDPBF16PS (AMX-BF16); see mm.h
  *
- * Tiles are always 16 rows of 64 bytes: the callers' buffers have room for whole
- * tiles of rows, and k is filled up with zeros. tmm0..3 sum two by two tiles,
- * tmm4, 5 hold rows of x, tmm6, 7 panels of w.
+ * Tiles are always 16 rows of 64 bytes: the callers' buffers have room for
+ * whole tiles of rows, and k is filled up with zeros. tmm0..3 sum two by two
+ * tiles, tmm4, 5 hold rows of x, tmm6, 7 panels of w.
  */
 #ifndef KERNELS_MM_AMX_H
 #define KERNELS_MM_AMX_H
 
 #include "kernels/mm.h"
 
-#define MM_SUB	   16u
+#define MM_SUB 16u
 #define MM_NO_MERGE
 #define MM_X_WORDS 1u
 
@@ -108,6 +108,11 @@ static void amx_1x2(const struct mm *m, const uint32_t *x, const uint32_t *w,
 	for (uint32_t j = 0; j < m->n_k; j += GROUP) {
 		const uint32_t *wj = w + j * LANES;
 
+		for (uint32_t i = 0; i < GROUP && m->n_rows <= AMX_ROWS; i++) {
+			__builtin_prefetch(wj + AHEAD + i * LANES);
+			__builtin_prefetch(wj + AHEAD + i * LANES +
+					   m->panel_words);
+		}
 		_tile_loadd(4, x + j, x_bytes);
 		_tile_loadd(6, wj, 64);
 		_tile_loadd(7, wj + m->panel_words, 64);

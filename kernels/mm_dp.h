@@ -19,10 +19,9 @@
 /* Of a group: k0 k1 k2 k3 become words (high, low) (k0, k2) (k1, k3). */
 static inline __m512i dp_order(__m512i x)
 {
-	return _mm512_shuffle_epi8(
-		x, _mm512_broadcast_i32x4(_mm_setr_epi8(4, 5, 0, 1, 6, 7, 2, 3,
-							12, 13, 8, 9, 14, 15,
-							10, 11)));
+	return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(_mm_setr_epi8(
+					      4, 5, 0, 1, 6, 7, 2, 3, 12, 13, 8,
+					      9, 14, 15, 10, 11)));
 }
 
 static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
@@ -50,7 +49,9 @@ INLINE void dp_block(const struct mm *m, uint32_t row, uint32_t panel,
 {
 	const uint32_t *x = m->x + row * m->x_stride;
 	const uint32_t *w = m->w + panel * m->panel_words;
-	uint32_t add = m->add;
+	struct vec sum[MM_R * MM_P];
+
+	mm_get(m, sum, row, panel, R, P);
 
 	for (uint32_t g = 0; g < m->n_k; g += GROUP) {
 		__m512 even[MM_R * MM_P], odd[MM_R * MM_P];
@@ -68,6 +69,10 @@ INLINE void dp_block(const struct mm *m, uint32_t row, uint32_t panel,
 				const __m512i b =
 					_mm512_loadu_si512(at + LANES);
 
+				if (R < MM_R) {
+					__builtin_prefetch(at + AHEAD);
+					__builtin_prefetch(at + AHEAD + LANES);
+				}
 				we[p] = _mm512_mask_mov_epi16(
 					_mm512_slli_epi32(a, 16), 0x55555555,
 					b);
@@ -88,21 +93,10 @@ INLINE void dp_block(const struct mm *m, uint32_t row, uint32_t panel,
 				}
 			}
 		}
-		struct vec sum[MM_R * MM_P];
-
-		UNROLL for (uint32_t i = 0; i < R * P; i++) {
-			const float *acc = m->acc +
-					   (row + i / P) * m->acc_stride +
-					   (panel + i % P) * LANES;
-			const __m512 from = add ? _mm512_loadu_ps(acc) :
-						  _mm512_setzero_ps();
-
-			sum[i].v = _mm512_add_ps(
-				from, _mm512_add_ps(even[i], odd[i]));
-		}
-		mm_put(m, sum, row, panel, R, P);
-		add = 1;
+		UNROLL for (uint32_t i = 0; i < R * P; i++) sum[i].v =
+			_mm512_add_ps(sum[i].v, _mm512_add_ps(even[i], odd[i]));
 	}
+	mm_put(m, sum, row, panel, R, P);
 }
 
 MM_DEFINE(mm_bf16, dp_block)

@@ -31,7 +31,9 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 {
 	const float *x = (const float *)m->x + row * m->x_stride;
 	const uint32_t *w = m->w + panel * m->panel_words;
-	uint32_t add = m->add;
+	struct vec sum[MM_R * MM_P];
+
+	mm_get(m, sum, row, panel, R, P);
 
 	for (uint32_t g = 0; g < m->n_k; g += GROUP) {
 		struct vec even[MM_R * MM_P], odd[MM_R * MM_P];
@@ -43,9 +45,12 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 
 			UNROLL for (uint32_t p = 0; p < P; p++)
 			{
-				const struct veci v = veci_loadu(
-					w + p * m->panel_words + j * LANES);
+				const uint32_t *at =
+					w + p * m->panel_words + j * LANES;
+				const struct veci v = veci_loadu(at);
 
+				if (R < MM_R)
+					__builtin_prefetch(at + AHEAD);
 				we[p] = vec_even(v);
 				wo[p] = vec_odd(v);
 			}
@@ -64,17 +69,10 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 				}
 			}
 		}
-		UNROLL for (uint32_t i = 0; i < R * P; i++) {
-			const float *acc = m->acc +
-					   (row + i / P) * m->acc_stride +
-					   (panel + i % P) * LANES;
-
-			even[i] = vec_add(add ? vec_load(acc) : vec_zero(),
-					  vec_add(even[i], odd[i]));
-		}
-		mm_put(m, even, row, panel, R, P);
-		add = 1;
+		UNROLL for (uint32_t i = 0; i < R * P; i++)
+			sum[i] = vec_add(sum[i], vec_add(even[i], odd[i]));
 	}
+	mm_put(m, sum, row, panel, R, P);
 }
 
 MM_DEFINE(mm_bf16, fma_block)

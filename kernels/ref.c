@@ -113,7 +113,7 @@ static float score(const struct kern_attn *a, const char *q, const char *k)
 	return acc;
 }
 
-/* Probabilities of the tokens seen (others 0), their sum and the largest logit. */
+/* Probabilities of the tokens seen (others 0), their sum, the largest logit. */
 static void softmax(const struct kern_attn *a, uint32_t mask, float *s,
 		    float *m, float *l)
 {

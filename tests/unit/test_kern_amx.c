@@ -75,13 +75,13 @@ static void emu_dpbf16ps(int c, int a, int b)
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(p)	 emu_loadconfig(p)
-#define _tile_release()		 (emu_configured = 0)
-#define _tile_zero(t)		 memset(&emu[t], 0, sizeof(emu[t]))
-#define _tile_loadd(t, p, s)	 emu_loadd(t, p, s)
-#define _tile_stored(t, p, s)	 emu_stored(t, p, s)
+#define _tile_loadconfig(p)	emu_loadconfig(p)
+#define _tile_release()		(emu_configured = 0)
+#define _tile_zero(t)		memset(&emu[t], 0, sizeof(emu[t]))
+#define _tile_loadd(t, p, s)	emu_loadd(t, p, s)
+#define _tile_stored(t, p, s)	emu_stored(t, p, s)
 #define _tile_dpbf16ps(c, a, b) emu_dpbf16ps(c, a, b)
-#define cpu_amx_ops		 emu_ops
+#define cpu_amx_ops		emu_ops
 #include "kernels/cpu_amx.c"
 
 static uint32_t seed = 3;
@@ -106,9 +106,13 @@ START_TEST(linear_equals_its_twin)
 		uint16_t *w = malloc(2ul * n * k), *x = malloc(2ul * m * k);
 		float *y = malloc(4ul * m * n), *want = malloc(4ul * m * n);
 		const struct kern_matrix mat = { KERN_BF16, w, n, k };
-		struct kern_linear a = { .x = x, .x_stride = k, .y = y,
-					 .y_stride = n, .n_rows = m,
-					 .out_to = n, .flags = rnd(2) };
+		struct kern_linear a = { .x = x,
+					 .x_stride = k,
+					 .y = y,
+					 .y_stride = n,
+					 .n_rows = m,
+					 .out_to = n,
+					 .flags = rnd(2) };
 		struct kern_weight *p;
 
 		fill(w, (size_t)n * k);
@@ -120,8 +124,8 @@ START_TEST(linear_equals_its_twin)
 		emu_ops.linear(&a);
 		a.y = want;
 		ref_linear(&a);
-		ck_assert_msg(!memcmp(y, want, 4ul * m * n), "%u x %u x %u",
-			      m, n, k);
+		ck_assert_msg(!memcmp(y, want, 4ul * m * n), "%u x %u x %u", m,
+			      n, k);
 		kern_weight_free(p);
 		free(w);
 		free(x);
@@ -141,14 +145,22 @@ START_TEST(attention_equals_its_twin)
 		float *out[2] = { malloc(4 * (n_q + 2ul * m * heads)),
 				  malloc(4 * (n_q + 2ul * m * heads)) };
 		int64_t pos[60];
-		const struct kern_span s = { .k = kv, .v = kv + 160 * d,
+		const struct kern_span s = { .k = kv,
+					     .v = kv + 160 * d,
 					     .page_tokens = 160,
 					     .n_tokens = t };
-		struct kern_attn a = { .type = KERN_BF16, .n_heads = heads,
-				       .n_kv_heads = 1, .head_dim = d,
-				       .scale = 0.2f, .q = q, .q_pos = pos,
-				       .n_rows = m, .spans = &s, .n_spans = 1,
-				       .kv_head_to = 1, .row_to = m };
+		struct kern_attn a = { .type = KERN_BF16,
+				       .n_heads = heads,
+				       .n_kv_heads = 1,
+				       .head_dim = d,
+				       .scale = 0.2f,
+				       .q = q,
+				       .q_pos = pos,
+				       .n_rows = m,
+				       .spans = &s,
+				       .n_spans = 1,
+				       .kv_head_to = 1,
+				       .row_to = m };
 
 		fill(kv, 2ul * 160 * d);
 		fill(q, n_q);
@@ -161,10 +173,10 @@ START_TEST(attention_equals_its_twin)
 			kern_attn_clear(&a);
 			(j ? ref_attn : emu_ops.attn)(&a);
 		}
-		ck_assert_msg(!memcmp(out[0], out[1],
-				      4 * (n_q + 2ul * m * heads)),
-			      "head_dim %u, %u heads, %u rows, %u tokens", d,
-			      heads, m, t);
+		ck_assert_msg(
+			!memcmp(out[0], out[1], 4 * (n_q + 2ul * m * heads)),
+			"head_dim %u, %u heads, %u rows, %u tokens", d, heads,
+			m, t);
 		free(kv);
 		free(q);
 		free(out[0]);

@@ -95,6 +95,13 @@ uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 		       uint32_t *pos);
 /* 1 when the step that computes row pos needs its logits. */
 int gen_wants_logits(const struct gen *g, uint32_t pos);
+/* Give back pins and the reservation. */
+void gen_release(struct gen *g);
+/* The end, told on a later turn; err 0 or why. Harmless if it has ended. */
+void gen_end(struct gen *g, int err);
+/* emit.c: the sampled token, or the scores of the step. 1: the gen has ended. */
+int gen_take_token(struct gen *g, const float *logits);
+int gen_take_scores(struct gen *g, const float *logits);
 /* plan.c */
 int gen_plan(struct gen *g);	  /* tokens and parts are known: find, count */
 void gen_unplan(struct gen *g);	  /* give back all references */

@@ -37,6 +37,8 @@ struct attn_block {
 	uint32_t q_stride; /* words */
 	uint32_t n_panels; /* of values */
 	uint32_t mask[QUERIES]; /* by row of the block */
+	uint32_t row_of[QUERIES]; /* by query: its row of the block */
+	size_t state_of[QUERIES]; /* and where its m and l are */
 	struct fetch fetch; /* the next tile */
 	uint32_t q[(QUERIES + LANES) * HEAD_MAX];
 	uint32_t k[HEAD_MAX * TILE];
@@ -298,10 +300,7 @@ static inline void merge_state(const struct attn_block *b, struct merge *g,
 	struct vec old, tile, top, wa, wb, sum;
 
 	for (uint32_t i = 0; i < n; i++) {
-		const uint32_t q = from + i;
-
-		at[i] = (size_t)(b->row + q / b->group) * b->a->n_heads +
-			b->head + q % b->group;
+		at[i] = b->state_of[from + i];
 		m[i] = b->a->m[at[i]];
 		l[i] = b->a->l[at[i]];
 	}
@@ -317,7 +316,7 @@ static inline void merge_state(const struct attn_block *b, struct merge *g,
 	vec_store(m, top);
 	vec_store(l, sum);
 	for (uint32_t i = 0; i < n; i++) {
-		if (!b->mask[(from + i) / b->group]) {
+		if (!b->mask[b->row_of[from + i]]) {
 			g->o[i] = NULL;
 			continue;
 		}
@@ -370,7 +369,7 @@ static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 	vec_store(tl, vec_zero());
 	for (uint32_t i = 0; i < n; i++) {
 		softmax_row(b, b->s + (from + i) * TILE,
-			    b->mask[(from + i) / b->group], b->p + i * p_stride,
+			    b->mask[b->row_of[from + i]], b->p + i * p_stride,
 			    &tm[i], &tl[i]);
 		fetch_some(&b->fetch);
 	}
@@ -498,6 +497,11 @@ static void attn_rows(struct attn_block *b, uint32_t row, uint32_t n_rows)
 	b->row = row;
 	b->n_rows = n_rows;
 	b->variant = UINT32_MAX;
+	for (uint32_t i = 0; i < n_rows * b->group; i++) {
+		b->row_of[i] = i / b->group;
+		b->state_of[i] = (size_t)(row + i / b->group) * a->n_heads +
+				 b->head + i % b->group;
+	}
 	b->pos_min = b->pos_max = a->q_pos[row];
 	for (uint32_t r = row + 1; r < row + n_rows; r++) {
 		if (a->q_pos[r] < b->pos_min)

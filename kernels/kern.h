@@ -10,8 +10,9 @@
  *        products of even k and of odd k form one FMA chain each, starting
  *        from +0; acc += (even + odd). Denormal inputs and results are 0.
  *        This is the order of Intel's TDPBF16PS, so AMX, AVX-512, AVX2 and
- *        scalar code give the same bytes. A last group of fewer k is the same
- *        as one filled up with zeros.
+ *        scalar code give the same bytes, and so does VDPBF16PS on words of
+ *        (k, k + 2). A last group of fewer k is the same as one filled up
+ *        with zeros.
  *  f16   is storage only: operands widen to f32 and follow the f32 rule.
  *  exp and the like are fixed polynomials of FMAs, never libm.
  *
@@ -127,7 +128,16 @@ struct kern_span {
  * by tile of KERN_KV_BLOCK tokens: each tile starts from the empty state and is
  * merged into the row's state (Milakov & Gimelshein 2018, arXiv:1805.02867).
  * A row at position p sees the tokens at positions <= p. Rows whose state is
- * (0, -inf, 0) are empty. Tokens past n_tokens are never read as numbers.
+ * (0, -inf, 0) are empty. Tokens past n_tokens are never read as numbers, nor
+ * does a token's K or V, whatever it is, reach a row that does not see it.
+ *
+ * One tile, for one row and head:
+ *   s_t = scale * (q . k_t) by the rule of the type; m = max s_t of those seen
+ *   p_t = exp(s_t - m), rounded to bf16 for BF16; 0 for tokens not seen
+ *   l   = sum p_t: t and t + 16 are added, then lanes i and i + 8, 4, 2, 1
+ *   o_d = sum p_t v_td by the rule of the type, with the 32 t as k
+ * and merged into the row's (O, M, L): M' = max(M, m), a = exp(M - M'),
+ * b = exp(m - M'), O' = fma(o, b, O * a), L' = fma(l, b, L * a).
  */
 struct kern_attn {
 	enum kern_type type; /* of q and of the spans: F32, F16, BF16 */
@@ -203,8 +213,10 @@ struct kern_sample {
 	uint64_t pos;	   /* absolute position: the noise is keyed by both */
 };
 /*
- * Choose a token from logits [n]. scratch holds 8 * n bytes, borrowed.
- * *logprob gets ln p of the token under the unmodified logits.
+ * Choose a token from logits [n], n >= 1. scratch holds 8 * n bytes, 4-aligned,
+ * borrowed. Candidates are ordered by weight, equal ones by index; top_k cuts
+ * first, top_p then counts the weight that is left, min_p compares with the
+ * largest. *logprob gets ln p of the token under the unmodified logits.
  */
 uint32_t kern_sample(const struct kern_sample *p, const float *logits,
 		     uint32_t n, void *scratch, float *logprob);

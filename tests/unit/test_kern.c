@@ -86,7 +86,7 @@ static void linear_case(enum kern_isa isa, enum kern_type math)
 
 START_TEST(linear_equals_its_twin)
 {
-	for (int i = 0; i < 300; i++)
+	for (int i = 0; i < 200; i++)
 		linear_case(KERN_ISA_AVX2 + (enum kern_isa)_i / 2,
 			    _i % 2 ? KERN_BF16 : KERN_F32);
 }
@@ -251,7 +251,7 @@ START_TEST(attention_equals_its_twin)
 {
 	const enum kern_isa isa = KERN_ISA_AVX2 + (enum kern_isa)_i / 3;
 
-	for (int i = 0; i < 60; i++) {
+	for (int i = 0; i < 30; i++) {
 		struct attn_case c;
 		struct kern_attn b;
 
@@ -272,7 +272,7 @@ END_TEST
 START_TEST(shares_and_cuts_change_nothing)
 {
 	kern_init(KERN_ISA_AMX);
-	for (int i = 0; i < 60; i++) {
+	for (int i = 0; i < 30; i++) {
 		struct attn_case c;
 		struct kern_attn b;
 

@@ -65,7 +65,7 @@ START_TEST(sampling_follows_its_limits)
 {
 	enum { N = 50 };
 	float logits[N];
-	char scratch[8 * N];
+	_Alignas(8) char scratch[8 * N];
 	uint32_t seen[N] = { 0 }, n_seen = 0;
 	struct kern_sample p = { .temperature = 1, .top_k = 5, .top_p = 1 };
 	float lp;
@@ -206,7 +206,7 @@ START_TEST(sampling_equals_the_naive_one)
 	};
 	struct kern_sample p = limits[_i];
 	uint32_t count[N] = { 0 };
-	char scratch[8 * N];
+	_Alignas(8) char scratch[8 * N];
 	double kept[N], total = 0;
 	float x[N], lp;
 

@@ -1,0 +1,97 @@
+#!/bin/sh
+# The house rules that a machine can check (docs/style.md): layers, sizes, leftovers,
+# format, public headers, the example, man pages, scripts. Needs sh, awk and git.
+cd "$(git rev-parse --show-toplevel)" || exit 1
+bad=0
+say() {
+	echo "lint: $*"
+	bad=1
+}
+sources=$(git ls-files '*.c' '*.h')
+
+# ---- layers: who may include whom (quoted includes only)
+allowed() {
+	case $1 in
+	libkvclient/*) echo 'libkvclient|^kv' ;;
+	io/*) echo 'io' ;;
+	kernels/*) echo 'kernels' ;;
+	kvd/base/*) echo 'kvd/base|io' ;;
+	kvd/mem/*) echo 'kvd/mem|kvd/base|io|kernels' ;;
+	kvd/cache/*) echo 'kvd/cache|kvd/mem|kvd/base|io/base' ;;
+	kvd/model/*) echo 'kvd/model|kernels|kvd/base|io/base' ;;
+	kvd/serve/*) echo 'kvd/serve|kvd/cache|kvd/model|kvd/mem|kvd/base|kernels|io' ;;
+	kvd/ipc/*) echo 'kvd/ipc|kvd/serve|kvd/base|libkvclient|io/base' ;;
+	tools/kvbench.c | tools/bench*)
+		echo 'tools|libkvclient|kernels|io|kvd/base|kvd/mem' ;;
+	tools/*) echo 'tools|libkvclient' ;;
+	*) echo '.' ;;
+	esac
+}
+for f in $sources; do
+	ok=$(allowed "$f" | sed 's/|/|^/g')
+	for inc in $(sed -n 's/^#include "\(.*\)".*/\1/p' "$f"); do
+		echo "$inc" | grep -Eq "^$ok" ||
+			say "$f: includes $inc, which is not its layer"
+	done
+done
+
+# ---- sizes and leftovers
+for f in $sources; do
+	n=$(wc -l <"$f")
+	[ "$n" -le 800 ] || say "$f: $n lines, at most 800"
+	grep -nE '\b(TO''DO|FIX''ME|XX''X)\b' "$f" | sed "s|^|$f:|" | grep . &&
+		say "$f: leftovers"
+	case $f in
+	kernels/*) max=120 ;;
+	*) max=80 ;;
+	esac
+	# a function: from "{" in column 1 to "}" in column 1
+	awk -v max=$max -v f="$f" '
+		/^{/ { start = NR }
+		/^}/ { if (start && NR - start > max) {
+			print "lint: " f ":" start ": a function of " NR - start " lines"
+			bad = 1 }
+			start = 0 }
+		length($0) > 132 { print "lint: " f ":" NR ": a line of " length($0); bad = 1 }
+		END { exit bad }' "$f" || bad=1
+done
+n=$(wc -l <Makefile)
+[ "$n" -le 200 ] || say "Makefile: $n lines, at most 200"
+
+# ---- format
+if command -v clang-format >/dev/null; then
+	for f in $sources; do
+		clang-format --dry-run -Werror "$f" >/dev/null 2>&1 ||
+			say "$f: not formatted (make format)"
+	done
+else
+	echo "lint: no clang-format: format not checked"
+fi
+
+# ---- public headers stand alone
+for h in libkvclient/kv_abi.h libkvclient/kvclient.h; do
+	cc -std=c11 -Wall -Wextra -Werror -fsyntax-only -x c "$h" ||
+		say "$h: not C11"
+	if command -v g++ >/dev/null; then
+		g++ -std=c++17 -Wall -Wextra -Werror -fsyntax-only -x c++ "$h" ||
+			say "$h: not C++17"
+	fi
+done
+
+# ---- README shows the example as it is
+sed -n '/^```c$/,/^```$/p' README.md | sed '1d;$d' | cmp -s - docs/example.c ||
+	say "README.md: the program differs from docs/example.c"
+
+# ---- man pages, scripts
+if command -v man >/dev/null; then
+	for m in docs/man/*.[1-8]; do
+		[ -z "$(LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l -Tutf8 -Z "$m" 2>&1 >/dev/null)" ] ||
+			say "$m: warnings"
+	done
+fi
+if command -v shellcheck >/dev/null; then
+	shellcheck -S warning -s sh tools/*.sh tools/lint/*.sh .ci/run ||
+		say "shellcheck"
+fi
+[ $bad = 0 ] && echo "lint: clean"
+exit $bad

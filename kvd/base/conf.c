@@ -287,9 +287,13 @@ static int add_ids(uint32_t *ids, uint32_t *n, const char *value,
 	memcpy(copy, value, strlen(value) + 1);
 	while ((word = strsep(&at, ","))) {
 		uint32_t id;
+		char *end;
 
 		word += strspn(word, " \t");
-		word[strcspn(word, " \t")] = '\0';
+		end = word + strcspn(word, " \t");
+		if (end[strspn(end, " \t")])
+			return -EINVAL; /* two words */
+		*end = '\0';
 		if (*n == CONF_MAX_IDS || parse_id(word, by_name, &id) ||
 		    id == OVERFLOW_ID)
 			return -EINVAL;

@@ -14,10 +14,13 @@ static void show(void *user, const struct kv_token *tokens, uint32_t n,
 int main(int argc, char **argv)
 {
 	struct kvc_options opt = { .socket = argc > 1 ? argv[1] : NULL };
-	struct kvc_part part = { .kind = KV_PART_TEXT, .flags = KV_PART_BOS,
+	struct kvc_part part = { .kind = KV_PART_TEXT,
+				 .flags = KV_PART_BOS,
 				 .text = argc > 2 ? argv[2] : "Once" };
-	struct kvc_generate ask = { .parts = &part, .n_parts = 1,
-				    .max_tokens = 32, .on_tokens = show };
+	struct kvc_generate ask = { .parts = &part,
+				    .n_parts = 1,
+				    .max_tokens = 32,
+				    .on_tokens = show };
 	struct kvc_gen *gen = NULL;
 	struct kvc *c;
 	int ret = kvc_open(&c, &opt);

@@ -8,17 +8,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KV_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
-#define KV_MIN(a, b)	((a) < (b) ? (a) : (b))
-#define KV_MAX(a, b)	((a) > (b) ? (a) : (b))
-#define KV_DIV_UP(n, d) (((n) + (d)-1) / (d))
+#define KV_ARRAY_LEN(a)	  (sizeof(a) / sizeof((a)[0]))
+#define KV_MIN(a, b)	  ((a) < (b) ? (a) : (b))
+#define KV_MAX(a, b)	  ((a) > (b) ? (a) : (b))
+#define KV_DIV_UP(n, d)	  (((n) + (d)-1) / (d))
 #define KV_ALIGN_UP(n, a) (KV_DIV_UP((n), (a)) * (a))
 
 #define container_of(ptr, type, member) \
 	((type *)((char *)(ptr)-offsetof(type, member)))
 
-#define KV_LIKELY(x)   __builtin_expect(!!(x), 1)
-#define KV_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define KV_LIKELY(x)	__builtin_expect(!!(x), 1)
+#define KV_UNLIKELY(x)	__builtin_expect(!!(x), 0)
 #define KV_PRINTF(f, a) __attribute__((format(printf, f, a)))
 /* In a loop that waits for another CPU. */
 #if defined(__x86_64__)
@@ -28,6 +28,6 @@
 #else
 #define KV_CPU_RELAX() __asm__ volatile("" ::: "memory")
 #endif
-#define KV_UNUSED      __attribute__((unused))
+#define KV_UNUSED __attribute__((unused))
 
 #endif

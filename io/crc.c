@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define POLY   0x82f63b78u /* reflected Castagnoli */
-#define STREAM 1024u	   /* bytes of one of the three streams */
+#define STREAM 1024u /* bytes of one of the three streams */
 
 static uint32_t table[256];
 static uint32_t shift1[4][256]; /* advance a crc by STREAM zero bytes */
@@ -95,8 +95,7 @@ crc_sse42(uint32_t crc, const unsigned char *p, size_t n)
 			b = _mm_crc32_u64(b, load(p + STREAM + i));
 			c = _mm_crc32_u64(c, load(p + 2 * STREAM + i));
 		}
-		a = shift(shift2, (uint32_t)a) ^ shift(shift1, (uint32_t)b) ^
-		    c;
+		a = shift(shift2, (uint32_t)a) ^ shift(shift1, (uint32_t)b) ^ c;
 		p += 3 * STREAM;
 		n -= 3 * STREAM;
 	}

@@ -50,15 +50,15 @@ struct kio_engine {
 	struct fifo refused; /* the kernel would not take them: ret is set */
 	struct io_uring ring;
 	uint8_t used_files[N_FILES]; /* slots of the table taken */
-	int n_files;		     /* size of the table; 0: none */
+	int n_files; /* size of the table; 0: none */
 
 	pthread_t threads[N_THREADS];
 	int n_threads;
 	pthread_mutex_t m;
 	pthread_cond_t more;
-	struct fifo todo;     /* (m) */
+	struct fifo todo; /* (m) */
 	struct fifo finished; /* (m) */
-	int stop;	      /* (m) */
+	int stop; /* (m) */
 };
 
 static void fifo_init(struct fifo *f)
@@ -147,9 +147,9 @@ static int settle(struct kio_req *r, int res)
 
 static int punch_mode(const struct kio_req *r)
 {
-	return r->op == KIO_OP_PUNCH ?
-		       FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE :
-		       0;
+	return r->op == KIO_OP_PUNCH
+		       ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+		       : 0;
 }
 
 /* ---- threads ------------------------------------------------------------------ */
@@ -162,9 +162,9 @@ static int transfer(struct kio_req *r)
 	if (!s.buf)
 		return kio_sys_fallocate(s.fd, punch_mode(r), s.off,
 					 (off_t)s.n_bytes);
-	ret = r->op == KIO_OP_READ ?
-		      kio_sys_pread(s.fd, s.buf, s.n_bytes, s.off) :
-		      kio_sys_pwrite(s.fd, s.buf, s.n_bytes, s.off);
+	ret = r->op == KIO_OP_READ
+		      ? kio_sys_pread(s.fd, s.buf, s.n_bytes, s.off)
+		      : kio_sys_pwrite(s.fd, s.buf, s.n_bytes, s.off);
 	return ret ? ret : (int)s.n_bytes;
 }
 

@@ -14,14 +14,14 @@ enum kio_op {
 	KIO_OP_READ,
 	KIO_OP_WRITE,
 	KIO_OP_RESERVE, /* fallocate */
-	KIO_OP_PUNCH,	/* fallocate: give the blocks back, keep the size */
+	KIO_OP_PUNCH, /* fallocate: give the blocks back, keep the size */
 };
 
 /* Where and how much of r is still to be done. */
 struct kio_span {
 	int fd;
 	int i_fixed; /* of kio_engine_add_file(), or -1 */
-	char *buf;   /* NULL: RESERVE and PUNCH */
+	char *buf; /* NULL: RESERVE and PUNCH */
 	size_t n_bytes;
 	off_t off;
 };

@@ -14,10 +14,10 @@
 
 static pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int mode = KIO_FAULT_OFF; /* written under m */
-static char prefix[PREFIX_MAX];		 /* (m) */
-static uint64_t count;			 /* (m) */
-static uint64_t nth;			 /* (m) */
-static int fault_err;			 /* (m) */
+static char prefix[PREFIX_MAX]; /* (m) */
+static uint64_t count; /* (m) */
+static uint64_t nth; /* (m) */
+static int fault_err; /* (m) */
 
 void kio_fault_arm(enum kio_fault_mode new_mode, const char *p, uint64_t n,
 		   int err)
@@ -52,8 +52,7 @@ int kio_fault(const char *name)
 {
 	int ret = 0;
 
-	if (atomic_load_explicit(&mode, memory_order_relaxed) ==
-	    KIO_FAULT_OFF)
+	if (atomic_load_explicit(&mode, memory_order_relaxed) == KIO_FAULT_OFF)
 		return 0;
 	pthread_mutex_lock(&m);
 	if (mode != KIO_FAULT_OFF && !strncmp(name, prefix, strlen(prefix))) {

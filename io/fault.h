@@ -14,7 +14,7 @@
 
 enum kio_fault_mode {
 	KIO_FAULT_OFF,
-	KIO_FAULT_ONCE,	   /* the nth point reached fails, the others pass */
+	KIO_FAULT_ONCE, /* the nth point reached fails, the others pass */
 	KIO_FAULT_FOREVER, /* the nth and all later ones fail */
 };
 

@@ -53,7 +53,7 @@ struct kio_pagefile {
 	uint64_t *used, *backed; /* bits */
 	uint64_t n_words;
 	struct chore reserve, punch;
-	int no_reserve, no_punch;      /* the file system cannot */
+	int no_reserve, no_punch; /* the file system cannot */
 	struct kio_req *held, **held_end; /* until the punch has ended */
 };
 

@@ -40,12 +40,12 @@ int kio_engine_reap(struct kio_engine *e);
 /* One request; memory is the caller's until done(). */
 struct kio_req {
 	struct kio_req *next; /* the engine's */
-	void *buf;	      /* 4 KiB aligned, slot_bytes long */
+	void *buf; /* 4 KiB aligned, slot_bytes long */
 	uint64_t slot;
-	int ret;	      /* 0, -EIO, -ENOSPC or another -errno; all or nothing */
-	int op;		      /* the engine's */
+	int ret; /* 0, -EIO, -ENOSPC or another -errno; all or nothing */
+	int op; /* the engine's */
 	struct kio_pagefile *file; /* the engine's */
-	size_t done_bytes;    /* the engine's */
+	size_t done_bytes; /* the engine's */
 	void (*done)(struct kio_req *r);
 };
 

@@ -11,9 +11,9 @@
 #include "io/base.h"
 #include "io/fault.h"
 
-#define RETRY(ret, call)                     \
-	do {                                 \
-		ret = (call);                \
+#define RETRY(ret, call) \
+	do { \
+		ret = (call); \
 	} while (ret < 0 && errno == EINTR)
 
 int kio_sys_open(const char *path, int flags, mode_t mode)

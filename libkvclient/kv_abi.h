@@ -28,7 +28,7 @@
 #define KV_STATIC_ASSERT _Static_assert
 #endif
 
-#define KV_MAGIC 0x3144564bu /* "KVD1" */
+#define KV_MAGIC     0x3144564bu /* "KVD1" */
 #define KV_ABI_MAJOR 1
 #define KV_ABI_MINOR 0
 
@@ -38,37 +38,37 @@
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
-struct kv_hello {		/* [C] */
+struct kv_hello { /* [C] */
 	uint32_t magic;
 	uint16_t major;
 	uint16_t minor;
-	uint64_t features_want;	/* refused when one is missing */
-	uint32_t sq_entries;	/* power of two, 1..4096; 0: 256 */
-	uint32_t cq_entries;	/* power of two, >= sq_entries; 0: 2 * sq */
-	uint64_t arena_bytes;	/* 0: 16 MiB; rounded up to 4 KiB */
-	char name[32];		/* for logs; printable or refused */
+	uint64_t features_want; /* refused when one is missing */
+	uint32_t sq_entries; /* power of two, 1..4096; 0: 256 */
+	uint32_t cq_entries; /* power of two, >= sq_entries; 0: 2 * sq */
+	uint64_t arena_bytes; /* 0: 16 MiB; rounded up to 4 KiB */
+	char name[32]; /* for logs; printable or refused */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_hello) == 96, "kv_hello is ABI");
 
-struct kv_welcome {		/* [D] with fds: memfd, doorbell eventfd */
+struct kv_welcome { /* [D] with fds: memfd, doorbell eventfd */
 	uint32_t magic;
 	uint16_t major;
 	uint16_t minor;
-	int32_t err;		/* 0, or -errno and no fds: -EACCES unknown uid,
+	int32_t err; /* 0, or -errno and no fds: -EACCES unknown uid,
 				   -EPROTONOSUPPORT, -EDQUOT, -EINVAL */
-	uint32_t session;	/* id, for logs */
+	uint32_t session; /* id, for logs */
 	uint64_t features;
-	uint64_t map_bytes;	/* size of the memfd */
+	uint64_t map_bytes; /* size of the memfd */
 	char tenant[32];
-	char text[64];		/* why err is not 0 */
+	char text[64]; /* why err is not 0 */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_welcome) == 160, "kv_welcome is ABI");
 
 /* ---- the mapping ------------------------------------------------------- */
 
-struct kv_header {		/* [D], once */
+struct kv_header { /* [D], once */
 	uint32_t magic;
 	uint16_t major;
 	uint16_t minor;
@@ -97,11 +97,11 @@ KV_STATIC_ASSERT(sizeof(struct kv_header) == 120, "kv_header is ABI");
  * completion always finds room. Entries beyond wait in the sq.
  */
 struct kv_ring {
-	uint32_t head;		/* consumer: [D] in sq, [C] in cq */
-	uint32_t asleep;	/* consumer: 1 while it may be sleeping */
+	uint32_t head; /* consumer: [D] in sq, [C] in cq */
+	uint32_t asleep; /* consumer: 1 while it may be sleeping */
 	uint32_t _pad0[14];
-	uint32_t tail;		/* producer: [C] in sq, [D] in cq */
-	uint32_t closed;	/* cq: [D] -errno when the session ended */
+	uint32_t tail; /* producer: [C] in sq, [D] in cq */
+	uint32_t closed; /* cq: [D] -errno when the session ended */
 	uint32_t _pad1[14];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_ring) == 128, "kv_ring is ABI");
@@ -110,68 +110,71 @@ KV_STATIC_ASSERT(offsetof(struct kv_ring, tail) == 64, "kv_ring is ABI");
 enum kv_op {
 	KV_OP_NOP = 0,
 	/* ---- attention service; handles are of this session ---- */
-	KV_OP_GEOMETRY = 1,	/* arg0 off of kv_geometry -> res handle */
-	KV_OP_SEQ_NEW = 2,	/* arg0 geometry, arg1 max tokens -> res seq */
-	KV_OP_SEQ_FREE = 3,	/* seq */
-	KV_OP_SEQ_FORK = 4,	/* seq -> res new seq with the same tokens */
-	KV_OP_SEQ_TRUNCATE = 5,	/* seq, arg0 tokens to keep */
-	KV_OP_SEQ_SEAL = 6,	/* seq: its tokens become immutable */
-	KV_OP_SEQ_SKIP = 7,	/* seq, arg0 from, arg1 to: hide tokens */
-	KV_OP_APPEND = 8,	/* arg0 kv_attend_item[arg1], arg2 layer */
-	KV_OP_ATTEND = 9,	/* arg0 kv_attend_item[arg1], arg2 layer */
-	KV_OP_SEQ_INFO = 10,	/* seq, arg0 off of kv_seq_info [D] */
+	KV_OP_GEOMETRY = 1, /* arg0 off of kv_geometry -> res handle */
+	KV_OP_SEQ_NEW = 2, /* arg0 geometry, arg1 max tokens -> res seq */
+	KV_OP_SEQ_FREE = 3, /* seq */
+	KV_OP_SEQ_FORK = 4, /* seq -> res new seq with the same tokens */
+	KV_OP_SEQ_TRUNCATE = 5, /* seq, arg0 tokens to keep */
+	KV_OP_SEQ_SEAL = 6, /* seq: its tokens become immutable */
+	KV_OP_SEQ_SKIP = 7, /* seq, arg0 from, arg1 to: hide tokens */
+	KV_OP_APPEND = 8, /* arg0 kv_attend_item[arg1], arg2 layer */
+	KV_OP_ATTEND = 9, /* arg0 kv_attend_item[arg1], arg2 layer */
+	KV_OP_SEQ_INFO = 10, /* seq, arg0 off of kv_seq_info [D] */
 	/* ---- hosted models ---- */
-	KV_OP_GENERATE = 16,	/* arg0 off of kv_generate */
-	KV_OP_CANCEL = 17,	/* arg0 user_data of a request in flight */
-	KV_OP_CHUNK_PUT = 18,	/* arg0 off of kv_chunk_put */
-	KV_OP_CHUNK_RM = 19,	/* arg0, arg1: id */
-	KV_OP_TOKENIZE = 20,	/* arg0 off of kv_tokenize */
-	KV_OP_DETOKENIZE = 21,	/* arg0 off of kv_tokenize */
+	KV_OP_GENERATE = 16, /* arg0 off of kv_generate */
+	KV_OP_CANCEL = 17, /* arg0 user_data of a request in flight */
+	KV_OP_CHUNK_PUT = 18, /* arg0 off of kv_chunk_put */
+	KV_OP_CHUNK_RM = 19, /* arg0, arg1: id */
+	KV_OP_TOKENIZE = 20, /* arg0 off of kv_tokenize */
+	KV_OP_DETOKENIZE = 21, /* arg0 off of kv_tokenize */
 	/* ---- administration and information ---- */
-	KV_OP_QUERY = 32,	/* arg0 off of kv_query: JSON back */
+	KV_OP_QUERY = 32, /* arg0 off of kv_query: JSON back */
 };
 
-#define KV_SQE_WAIT 1u	/* over budget waits instead of -EDQUOT */
+#define KV_SQE_WAIT 1u /* over budget waits instead of -EDQUOT */
 
 struct kv_sqe {
-	uint64_t user_data;	/* [C] comes back unchanged in the kv_cqe */
-	uint16_t opcode;	/* [C] enum kv_op */
-	uint16_t flags;		/* [C] KV_SQE_*; an unknown bit is -EINVAL */
-	uint32_t seq;		/* [C] sequence handle of this session, or 0 */
-	uint64_t arg[4];	/* [C] by opcode; unused ones are 0 */
-	uint64_t _rsvd[2];	/* [C] 0, refused otherwise */
+	uint64_t user_data; /* [C] comes back unchanged in the kv_cqe */
+	uint16_t opcode; /* [C] enum kv_op */
+	uint16_t flags; /* [C] KV_SQE_*; an unknown bit is -EINVAL */
+	uint32_t seq; /* [C] sequence handle of this session, or 0 */
+	uint64_t arg[4]; /* [C] by opcode; unused ones are 0 */
+	uint64_t _rsvd[2]; /* [C] 0, refused otherwise */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_sqe) == 64, "kv_sqe is ABI");
 
-#define KV_CQE_MORE 1u	/* further completions with this user_data follow */
+#define KV_CQE_MORE 1u /* further completions with this user_data follow */
 
 struct kv_cqe {
 	uint64_t user_data;
-	int32_t res;		/* >= 0, or -errno */
-	uint32_t flags;		/* KV_CQE_* */
-	uint64_t arg[2];	/* by opcode */
+	int32_t res; /* >= 0, or -errno */
+	uint32_t flags; /* KV_CQE_* */
+	uint64_t arg[2]; /* by opcode */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_cqe) == 32, "kv_cqe is ABI");
 
 /* ---- arguments in the arena -------------------------------------------- */
 
 enum kv_type { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2 };
-enum kv_rotary { KV_ROTARY_NONE = 0, KV_ROTARY_INTERLEAVED = 1,
-		 KV_ROTARY_HALVES = 2 };
+enum kv_rotary {
+	KV_ROTARY_NONE = 0,
+	KV_ROTARY_INTERLEAVED = 1,
+	KV_ROTARY_HALVES = 2
+};
 
-struct kv_geometry {		/* [C] */
-	uint32_t n_layers;	/* 1..256 */
-	uint32_t n_heads;	/* of q; multiple of n_kv_heads, <= 256 */
-	uint32_t n_kv_heads;	/* 1..256 */
-	uint32_t head_dim;	/* 32..256, multiple of 8 */
-	uint32_t type;		/* enum kv_type */
-	uint32_t rotary;	/* none: q and k come rotated, or need it not */
-	uint32_t n_rot;		/* rotated dimensions, 0: head_dim */
-	float theta;		/* base of the frequencies */
-	float rope_scale;	/* linear scaling of positions; 0 means 1 */
-	float scale;		/* of the logits; 0: 1/sqrt(head_dim) */
-	uint32_t page_tokens;	/* 0: the daemon chooses; multiple of 32 */
-	uint32_t page_layers;	/* 0: the daemon chooses */
+struct kv_geometry { /* [C] */
+	uint32_t n_layers; /* 1..256 */
+	uint32_t n_heads; /* of q; multiple of n_kv_heads, <= 256 */
+	uint32_t n_kv_heads; /* 1..256 */
+	uint32_t head_dim; /* 32..256, multiple of 8 */
+	uint32_t type; /* enum kv_type */
+	uint32_t rotary; /* none: q and k come rotated, or need it not */
+	uint32_t n_rot; /* rotated dimensions, 0: head_dim */
+	float theta; /* base of the frequencies */
+	float rope_scale; /* linear scaling of positions; 0 means 1 */
+	float scale; /* of the logits; 0: 1/sqrt(head_dim) */
+	uint32_t page_tokens; /* 0: the daemon chooses; multiple of 32 */
+	uint32_t page_layers; /* 0: the daemon chooses */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_geometry) == 80, "kv_geometry is ABI");
@@ -185,7 +188,7 @@ KV_STATIC_ASSERT(sizeof(struct kv_geometry) == 80, "kv_geometry is ABI");
  * too.
  */
 #define KV_NO_OFF UINT64_MAX
-struct kv_attend_item {		/* [C], res is [D] */
+struct kv_attend_item { /* [C], res is [D] */
 	uint32_t seq;
 	uint32_t n_tokens;
 	uint64_t pos;
@@ -193,13 +196,13 @@ struct kv_attend_item {		/* [C], res is [D] */
 	uint64_t k_off;
 	uint64_t v_off;
 	uint64_t o_off;
-	int32_t res;		/* [D] 0 or -errno of this item */
+	int32_t res; /* [D] 0 or -errno of this item */
 	uint32_t _pad;
 	uint64_t _rsvd;
 };
 KV_STATIC_ASSERT(sizeof(struct kv_attend_item) == 64, "kv_attend_item is ABI");
 
-struct kv_seq_info {		/* [D] */
+struct kv_seq_info { /* [D] */
 	uint64_t n_tokens;
 	uint64_t n_sealed;
 	uint64_t n_pages;
@@ -209,14 +212,14 @@ struct kv_seq_info {		/* [D] */
 KV_STATIC_ASSERT(sizeof(struct kv_seq_info) == 64, "kv_seq_info is ABI");
 
 enum kv_part_kind {
-	KV_PART_TEXT = 0,	/* off, len: UTF-8; tokenized by itself */
-	KV_PART_TOKENS = 1,	/* off, len: uint32_t[len] */
-	KV_PART_CHUNK = 2,	/* id: a chunk put before */
+	KV_PART_TEXT = 0, /* off, len: UTF-8; tokenized by itself */
+	KV_PART_TOKENS = 1, /* off, len: uint32_t[len] */
+	KV_PART_CHUNK = 2, /* id: a chunk put before */
 };
-#define KV_PART_REUSE 1u	/* a chunk, found or computed alone */
-#define KV_PART_BOS   2u	/* begins with the model's BOS token */
+#define KV_PART_REUSE 1u /* a chunk, found or computed alone */
+#define KV_PART_BOS   2u /* begins with the model's BOS token */
 
-struct kv_part {		/* [C] */
+struct kv_part { /* [C] */
 	uint32_t kind;
 	uint32_t flags;
 	uint64_t off;
@@ -226,80 +229,84 @@ struct kv_part {		/* [C] */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 
-#define KV_GEN_SCORE	1u	/* no sampling: score the last part's tokens */
-#define KV_GEN_NO_REUSE 2u	/* neither look up nor keep anything */
+#define KV_GEN_SCORE	  1u /* no sampling: score the last part's tokens */
+#define KV_GEN_NO_REUSE	  2u /* neither look up nor keep anything */
 #define KV_GEN_IGNORE_EOS 4u
-#define KV_GEN_LOGITS	8u	/* the first step's logits go to logits_off */
-#define KV_GEN_NO_TEXT	16u	/* leave text empty */
+#define KV_GEN_LOGITS	  8u /* the first step's logits go to logits_off */
+#define KV_GEN_NO_TEXT	  16u /* leave text empty */
 
 #define KV_MAX_STOP 8
 
 /* One generated (or scored) token. */
-struct kv_token {		/* [D] */
+struct kv_token { /* [D] */
 	uint32_t id;
-	float logprob;		/* natural log, before temperature */
-	uint32_t text_off;	/* of its first byte in the text buffer */
+	float logprob; /* natural log, before temperature */
+	uint32_t text_off; /* of its first byte in the text buffer */
 	uint32_t text_len;
 };
 KV_STATIC_ASSERT(sizeof(struct kv_token) == 16, "kv_token is ABI");
 
 /* Why a request ended: arg[1] >> 32 of the last completion. */
-enum kv_end { KV_END_LENGTH = 1, KV_END_STOP = 2, KV_END_EOS = 3,
-	      KV_END_SCORED = 4 };
+enum kv_end {
+	KV_END_LENGTH = 1,
+	KV_END_STOP = 2,
+	KV_END_EOS = 3,
+	KV_END_SCORED = 4
+};
 
 /*
  * Completions: res = tokens so far (cumulative; several may come in one),
  * arg[0] = text bytes so far, KV_CQE_MORE until the last, whose res is the
  * total or -errno, and whose arg[1] low = prompt tokens, high = enum kv_end.
  */
-struct kv_generate {		/* [C] */
-	char model[32];		/* name, "": the only one */
-	uint64_t parts_off;	/* kv_part[n_parts] */
-	uint32_t n_parts;	/* 1..1024 */
-	uint32_t flags;		/* KV_GEN_* */
+struct kv_generate { /* [C] */
+	char model[32]; /* name, "": the only one */
+	uint64_t parts_off; /* kv_part[n_parts] */
+	uint32_t n_parts; /* 1..1024 */
+	uint32_t flags; /* KV_GEN_* */
 	uint32_t max_tokens;
-	uint32_t n_stop_tokens;	/* <= KV_MAX_STOP */
+	uint32_t n_stop_tokens; /* <= KV_MAX_STOP */
 	uint32_t stop_tokens[KV_MAX_STOP];
-	uint64_t stop_text_off;	/* NUL-separated strings */
-	uint32_t stop_text_len;	/* bytes with the NULs; <= 1024 */
+	uint64_t stop_text_off; /* NUL-separated strings */
+	uint32_t stop_text_len; /* bytes with the NULs; <= 1024 */
 	uint32_t top_k;
-	float temperature;	/* 0: greedy */
-	float top_p;		/* 0 or 1: off */
+	float temperature; /* 0: greedy */
+	float top_p; /* 0 or 1: off */
 	float min_p;
 	uint32_t _pad;
 	uint64_t seed;
-	uint64_t tokens_off;	/* kv_token[max_tokens] [D]; SCORE: [len + 2] */
-	uint64_t text_off;	/* [D] text of the tokens */
-	uint64_t text_bytes;	/* room there; text beyond it is dropped */
-	uint64_t logits_off;	/* float[n_logits] [D] with KV_GEN_LOGITS */
-	uint64_t stats_off;	/* kv_gen_stats [D], or KV_NO_OFF */
-	uint32_t priority;	/* 0 normal .. 3 background */
-	uint32_t n_logits;	/* room at logits_off, in floats */
+	uint64_t tokens_off; /* kv_token[max_tokens] [D]; SCORE: [len + 2] */
+	uint64_t text_off; /* [D] text of the tokens */
+	uint64_t text_bytes; /* room there; text beyond it is dropped */
+	uint64_t logits_off; /* float[n_logits] [D] with KV_GEN_LOGITS */
+	uint64_t stats_off; /* kv_gen_stats [D], or KV_NO_OFF */
+	uint32_t priority; /* 0 normal .. 3 background */
+	uint32_t n_logits; /* room at logits_off, in floats */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
 
-struct kv_gen_stats {		/* [D] with the last completion */
-	uint64_t n_prompt;	/* tokens */
-	uint64_t n_prefix;	/* of these found by prefix */
-	uint64_t n_chunk;	/* of these found as chunks */
-	uint64_t n_computed;	/* of these computed */
-	uint64_t queue_ns;	/* submission to first scheduling */
-	uint64_t ttft_ns;	/* submission to first token */
+struct kv_gen_stats { /* [D] with the last completion */
+	uint64_t n_prompt; /* tokens */
+	uint64_t n_prefix; /* of these found by prefix */
+	uint64_t n_chunk; /* of these found as chunks */
+	uint64_t n_computed; /* of these computed */
+	uint64_t queue_ns; /* submission to first scheduling */
+	uint64_t ttft_ns; /* submission to first token */
 	uint64_t total_ns;
-	uint64_t n_read_back;	/* pages brought in from disk for it */
-	uint64_t n_vocab;	/* of the model: that many logits there are */
+	uint64_t n_read_back; /* pages brought in from disk for it */
+	uint64_t n_vocab; /* of the model: that many logits there are */
 	uint64_t _rsvd[3];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_stats) == 96, "kv_gen_stats is ABI");
 
-struct kv_chunk_put {		/* [C]; id is [D] */
+struct kv_chunk_put { /* [C]; id is [D] */
 	char model[32];
-	uint32_t kind;		/* KV_PART_TEXT or KV_PART_TOKENS */
-	uint32_t flags;		/* 0 */
+	uint32_t kind; /* KV_PART_TEXT or KV_PART_TOKENS */
+	uint32_t flags; /* 0 */
 	uint64_t off;
 	uint64_t len;
-	uint64_t id[2];		/* [D] with the completion; res = tokens */
+	uint64_t id[2]; /* [D] with the completion; res = tokens */
 	uint64_t _rsvd[2];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_chunk_put) == 88, "kv_chunk_put is ABI");
@@ -308,9 +315,9 @@ KV_STATIC_ASSERT(sizeof(struct kv_chunk_put) == 88, "kv_chunk_put is ABI");
 struct kv_tokenize {
 	char model[32];
 	uint64_t text_off;
-	uint64_t text_bytes;	/* length (tokenize) or room (detokenize) */
-	uint64_t tokens_off;	/* uint32_t[] */
-	uint64_t n_tokens;	/* room (tokenize) or count (detokenize) */
+	uint64_t text_bytes; /* length (tokenize) or room (detokenize) */
+	uint64_t tokens_off; /* uint32_t[] */
+	uint64_t n_tokens; /* room (tokenize) or count (detokenize) */
 	uint64_t _rsvd[2];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_tokenize) == 80, "kv_tokenize is ABI");
@@ -323,11 +330,11 @@ KV_STATIC_ASSERT(sizeof(struct kv_tokenize) == 80, "kv_tokenize is ABI");
  * "segments", "chunks" and "pages". res = bytes of the answer, even past the
  * room.
  */
-struct kv_query {		/* [C] */
+struct kv_query { /* [C] */
 	char what[32];
 	char arg[64];
-	uint64_t out_off;	/* [D] */
-	uint64_t out_bytes;	/* room */
+	uint64_t out_off; /* [D] */
+	uint64_t out_bytes; /* room */
 	uint64_t _rsvd[2];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_query) == 128, "kv_query is ABI");

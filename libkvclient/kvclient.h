@@ -32,11 +32,11 @@ struct kvc;
 struct kvc_options {
 	/* path; NULL: $KVD_SOCKET or /run/kvd/kvd.sock */
 	const char *socket;
-	const char *name;	/* for the daemon's log; NULL: program name */
-	uint64_t features;	/* KV_FEATURE_* that must be there */
-	uint64_t arena_bytes;	/* 0: 16 MiB */
-	uint32_t sq_entries;	/* 0: 256 */
-	uint32_t spin_us;	/* before sleeping; 0: 20 */
+	const char *name; /* for the daemon's log; NULL: program name */
+	uint64_t features; /* KV_FEATURE_* that must be there */
+	uint64_t arena_bytes; /* 0: 16 MiB */
+	uint32_t sq_entries; /* 0: 256 */
+	uint32_t spin_us; /* before sleeping; 0: 20 */
 };
 
 /* Connect; opt may be NULL. The caller owns *out until kvc_close(). -ENOENT or
@@ -68,19 +68,19 @@ uint64_t kvc_off(const struct kvc *c, const void *p);
  * are stable in on_cqe only; a thread that waits may already see the next.
  */
 struct kvc_req {
-	struct kvc_req *next;	/* the library's */
-	int32_t res;		/* of the latest completion */
-	uint32_t flags;		/* KV_CQE_MORE while it goes on */
+	struct kvc_req *next; /* the library's */
+	int32_t res; /* of the latest completion */
+	uint32_t flags; /* KV_CQE_MORE while it goes on */
 	uint64_t arg[2];
-	int done;		/* 1 after the last completion */
+	int done; /* 1 after the last completion */
 	/* Called for each completion by whichever thread reaps, no lock held;
 	 * or NULL. It may submit and cancel, but not wait (-EDEADLK), and on
 	 * the last may free r when no thread waits for it. */
 	void (*on_cqe)(struct kvc_req *r);
 	void *user;
-	uint64_t id;		/* the library's: user_data on the ring */
-	uint32_t n_cqe;		/* the library's: completions delivered */
-	uint32_t n_seen;	/* the library's: of these by kvc_wait_more() */
+	uint64_t id; /* the library's: user_data on the ring */
+	uint32_t n_cqe; /* the library's: completions delivered */
+	uint32_t n_seen; /* the library's: of these by kvc_wait_more() */
 };
 /* Queue sqe (user_data is set by the library) and publish it. -EAGAIN: the ring
  * is full after having waited a second for room (in on_cqe: at once);
@@ -119,19 +119,19 @@ int kvc_attend(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 
 /* ---- hosted models ----------------------------------------------------- */
 struct kvc_part {
-	uint32_t kind;		/* enum kv_part_kind */
-	uint32_t flags;		/* KV_PART_* */
-	const char *text;	/* KV_PART_TEXT: NUL-terminated, or text_len */
-	size_t text_len;	/* 0: strlen(text) */
-	const uint32_t *tokens;	/* KV_PART_TOKENS */
+	uint32_t kind; /* enum kv_part_kind */
+	uint32_t flags; /* KV_PART_* */
+	const char *text; /* KV_PART_TEXT: NUL-terminated, or text_len */
+	size_t text_len; /* 0: strlen(text) */
+	const uint32_t *tokens; /* KV_PART_TOKENS */
 	size_t n_tokens;
-	uint64_t id[2];		/* KV_PART_CHUNK */
+	uint64_t id[2]; /* KV_PART_CHUNK */
 };
 struct kvc_generate {
-	const char *model;	/* NULL: the only one */
+	const char *model; /* NULL: the only one */
 	const struct kvc_part *parts;
 	uint32_t n_parts;
-	uint32_t flags;		/* KV_GEN_* */
+	uint32_t flags; /* KV_GEN_* */
 	uint32_t max_tokens;
 	float temperature, top_p, min_p;
 	uint32_t top_k;
@@ -141,11 +141,11 @@ struct kvc_generate {
 	const char *const *stop; /* strings */
 	uint32_t n_stop;
 	uint32_t priority;
-	uint32_t n_logits;	/* KV_GEN_LOGITS: room; 0: 131072 */
-	uint16_t sqe_flags;	/* KV_SQE_WAIT */
+	uint32_t n_logits; /* KV_GEN_LOGITS: room; 0: 131072 */
+	uint16_t sqe_flags; /* KV_SQE_WAIT */
 	/* Called as tokens arrive (by the reaping thread), or NULL. */
-	void (*on_tokens)(void *user, const struct kv_token *tokens,
-			  uint32_t n, const char *text, size_t text_len);
+	void (*on_tokens)(void *user, const struct kv_token *tokens, uint32_t n,
+			  const char *text, size_t text_len);
 	void *user;
 };
 /* A generation in flight, or finished. */
@@ -174,8 +174,8 @@ int kvc_chunk_put(struct kvc *c, const char *model, const char *text,
 		  size_t len, uint64_t id[2]);
 int kvc_chunk_rm(struct kvc *c, const uint64_t id[2]);
 /* Token ids of text: returns how many, at most max are written. */
-int kvc_tokenize(struct kvc *c, const char *model, const char *text,
-		 size_t len, uint32_t *out, size_t max);
+int kvc_tokenize(struct kvc *c, const char *model, const char *text, size_t len,
+		 uint32_t *out, size_t max);
 int kvc_detokenize(struct kvc *c, const char *model, const uint32_t *tokens,
 		   size_t n, char *out, size_t max);
 

@@ -20,7 +20,7 @@
 #include "libkvclient/kvclient.h"
 
 #define BENCH_MAX_ROUNDS 31
-#define BENCH_MODEL "tests/data/models/rag-mini.gguf"
+#define BENCH_MODEL	 "tests/data/models/rag-mini.gguf"
 
 struct bench_line {
 	char name[64];
@@ -30,17 +30,17 @@ struct bench_line {
 
 /* The command line, and what was measured; made by kvbench.c. */
 struct bench {
-	int quick;		/* about 5 s a subcommand instead of 30 */
-	int json;		/* one object at the end instead of lines */
+	int quick; /* about 5 s a subcommand instead of 30 */
+	int json; /* one object at the end instead of lines */
 	unsigned int n_threads; /* of kernels and of oneDNN */
-	unsigned int n_jobs;	/* rag: requests in flight */
-	unsigned int n_items;	/* rag: questions, 0: by quick */
-	const char *dir;	/* on a real disk: page files */
-	const char *socket;	/* of a running daemon; NULL: a private one */
-	const char *kvd;	/* its program; NULL: beside kvbench */
-	const char *model;	/* GGUF file of the private daemon */
-	const char *mode;	/* rag: full, prefix, chunks, all */
-	const char *file;	/* rag: the questions */
+	unsigned int n_jobs; /* rag: requests in flight */
+	unsigned int n_items; /* rag: questions, 0: by quick */
+	const char *dir; /* on a real disk: page files */
+	const char *socket; /* of a running daemon; NULL: a private one */
+	const char *kvd; /* its program; NULL: beside kvbench */
+	const char *model; /* GGUF file of the private daemon */
+	const char *mode; /* rag: full, prefix, chunks, all */
+	const char *file; /* rag: the questions */
 	struct bench_line *lines;
 	size_t n_lines;
 };
@@ -124,7 +124,7 @@ double bench_gemm_run(void *arg);
 /* ---- a daemon of our own ------------------------------------------------ */
 
 struct bench_daemon {
-	pid_t pid;	   /* 0: somebody else's, by --socket */
+	pid_t pid; /* 0: somebody else's, by --socket */
 	char dir[64];
 	char socket[108];
 	char state[256];
@@ -134,8 +134,7 @@ struct bench_daemon {
  * with_model 1: it hosts b->model as "bench". Killed by bench_daemon_stop() and
  * by signals that end kvbench. -ENOENT: no kvd, no model.
  */
-int bench_daemon_start(struct bench *b, struct bench_daemon *d,
-		       int with_model);
+int bench_daemon_start(struct bench *b, struct bench_daemon *d, int with_model);
 void bench_daemon_stop(struct bench_daemon *d);
 /* In a child just forked: end when parent ends. */
 void bench_die_with_parent(pid_t parent);

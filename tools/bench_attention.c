@@ -34,10 +34,10 @@ struct decode {
 	struct pool *pool;
 	const char *kv;
 	size_t kv_bytes, seq_bytes;
-	struct kern_attn a;	/* of one sequence; spans, q, o by part */
+	struct kern_attn a; /* of one sequence; spans, q, o by part */
 	struct kern_span *spans;
 	uint16_t *q;
-	float *state;		/* [n_seqs][n_heads][head_dim + 2] */
+	float *state; /* [n_seqs][n_heads][head_dim + 2] */
 	uint32_t n_seqs;
 	int err;
 };
@@ -93,16 +93,16 @@ static double decode_run(void *arg)
 	const uint64_t t0 = clock_ns();
 
 	pool_run(d->pool, decode_part, d, d->n_seqs * N_KV_HEADS);
-	return d->err ? -1 :
-			(double)d->seq_bytes * d->n_seqs /
+	return d->err ? -1
+		      : (double)d->seq_bytes * d->n_seqs /
 				(double)(clock_ns() - t0);
 }
 
 /* Lay the sequences out for head_dim and group. */
 static void decode_shape(struct decode *d, uint32_t head_dim, uint32_t group)
 {
-	d->seq_bytes = SEQ_TOKENS / PAGE_TOKENS *
-		       page_bytes(head_dim, N_KV_HEADS);
+	d->seq_bytes =
+		SEQ_TOKENS / PAGE_TOKENS * page_bytes(head_dim, N_KV_HEADS);
 	d->n_seqs = (uint32_t)(d->kv_bytes / d->seq_bytes);
 	for (uint32_t i = 0; i < d->n_seqs; i++)
 		d->spans[i] = span_at(d->kv + i * d->seq_bytes, head_dim,
@@ -124,7 +124,8 @@ static int decode_one(struct bench *b, struct decode *d, uint32_t i_dim,
 		      uint32_t i_group, double *worst)
 {
 	const uint32_t dim = dims[i_dim];
-	struct bench_read read = { .pool = d->pool, .base = d->kv,
+	struct bench_read read = { .pool = d->pool,
+				   .base = d->kv,
 				   .n_bytes = d->kv_bytes };
 	struct bench_side sides[2] = {
 		{ .run = bench_read_run, .arg = &read },
@@ -205,8 +206,8 @@ static void prefill_part(void *arg, uint32_t i_part)
 	struct prefill *p = arg;
 	struct kern_attn a = p->a;
 	/* the longest rows first, so that no thread is left with them */
-	const uint32_t i_rows = PREFILL / PREFILL_ROWS - 1 -
-				i_part / p->n_heads;
+	const uint32_t i_rows =
+		PREFILL / PREFILL_ROWS - 1 - i_part / p->n_heads;
 
 	a.kv_head_from = i_part % p->n_heads;
 	a.kv_head_to = a.kv_head_from + 1;
@@ -224,10 +225,9 @@ static double prefill_run(void *arg)
 	struct prefill *p = arg;
 	const uint64_t t0 = clock_ns();
 
-	pool_run(p->pool, prefill_part, p,
-		 PREFILL / PREFILL_ROWS * p->n_heads);
-	return p->err ? -1 :
-			2.0 * PREFILL * (PREFILL + 1) * PREFILL_DIM *
+	pool_run(p->pool, prefill_part, p, PREFILL / PREFILL_ROWS * p->n_heads);
+	return p->err ? -1
+		      : 2.0 * PREFILL * (PREFILL + 1) * PREFILL_DIM *
 				p->n_heads / (double)(clock_ns() - t0);
 }
 
@@ -246,8 +246,8 @@ static int prefill_init(struct prefill *p, struct pool *pool)
 	p->pool = pool;
 	p->n_heads = PREFILL_HEADS;
 	p->q_elems = elems;
-	p->kv_bytes = PREFILL / PAGE_TOKENS *
-		      page_bytes(PREFILL_DIM, PREFILL_HEADS);
+	p->kv_bytes =
+		PREFILL / PAGE_TOKENS * page_bytes(PREFILL_DIM, PREFILL_HEADS);
 	p->kv = bench_alloc(p->kv_bytes);
 	p->q = bench_alloc(elems * sizeof(*p->q));
 	p->state = bench_alloc(elems * 2 * sizeof(float));

@@ -90,13 +90,16 @@ static int write_conf(const struct bench *b, const struct bench_daemon *d,
 	f = fopen(live_file[0], "we");
 	if (!f)
 		return bench_fail(-errno, "%s", live_file[0]);
-	fprintf(f, "[kvd]\nsocket = %s\nsocket_mode = 0600\n"
-		   "state_dir = %s\nthreads = %u\n\n",
+	fprintf(f,
+		"[kvd]\nsocket = %s\nsocket_mode = 0600\n"
+		"state_dir = %s\nthreads = %u\n\n",
 		d->socket, d->state, b->n_threads);
 	if (with_model)
 		fprintf(f, "[model bench]\npath = %s\nmath = bf16\n\n", model);
-	fprintf(f, "[tenant bench]\nuid = %u\nmemory = 1G\ndisk = 2G\n"
-		   "sequences = 4096\nrequests = 256\n", getuid());
+	fprintf(f,
+		"[tenant bench]\nuid = %u\nmemory = 1G\ndisk = 2G\n"
+		"sequences = 4096\nrequests = 256\n",
+		getuid());
 	return fclose(f) ? bench_fail(-EIO, "%s", live_file[0]) : 0;
 }
 
@@ -175,8 +178,7 @@ static int wait_ready(const struct bench_daemon *d)
 	return ret;
 }
 
-int bench_daemon_start(struct bench *b, struct bench_daemon *d,
-		       int with_model)
+int bench_daemon_start(struct bench *b, struct bench_daemon *d, int with_model)
 {
 	char program[PATH_MAX];
 	pid_t parent;
@@ -225,8 +227,8 @@ static void look_alive(const struct bench_daemon *d)
 	show_log();
 	bench_note("kvd ended by itself: %s %d",
 		   WIFSIGNALED(status) ? "signal" : "status",
-		   WIFSIGNALED(status) ? WTERMSIG(status) :
-					 WEXITSTATUS(status));
+		   WIFSIGNALED(status) ? WTERMSIG(status)
+				       : WEXITSTATUS(status));
 }
 
 void bench_daemon_stop(struct bench_daemon *d)

@@ -80,8 +80,8 @@ static int wait_all(struct decoder *d, uint64_t *first_ns, uint64_t *end_ns,
 	return ret;
 }
 
-static int generate_all(struct decoder *d, uint64_t *first_ns,
-			uint64_t *end_ns, uint64_t *n_tokens)
+static int generate_all(struct decoder *d, uint64_t *first_ns, uint64_t *end_ns,
+			uint64_t *n_tokens)
 {
 	int ret, failed;
 
@@ -130,8 +130,8 @@ static struct decoder *decoder_new(struct kvc *c, uint32_t n_gens,
 	d->n_out = n_out;
 	for (uint32_t i = 0; i < N_BATCH; i++)
 		for (uint32_t j = 0; j < N_LONG; j++)
-			d->tokens[i][j] = FIRST_ID +
-					  (i * 911 + j * 37 + j * j) % N_IDS;
+			d->tokens[i][j] =
+				FIRST_ID + (i * 911 + j * 37 + j * j) % N_IDS;
 	return d;
 }
 
@@ -165,7 +165,8 @@ static int limit_init(struct limit *l, struct bench *b, struct pool *pool)
 	l->model_bytes = (size_t)st.st_size;
 	l->n_bytes = KV_ALIGN_UP(l->model_bytes, (size_t)1 << 20);
 	l->mem = bench_alloc(l->n_bytes);
-	l->read = (struct bench_read){ .pool = pool, .base = l->mem,
+	l->read = (struct bench_read){ .pool = pool,
+				       .base = l->mem,
 				       .n_bytes = l->n_bytes };
 	return l->mem ? 0 : -ENOMEM;
 }
@@ -208,8 +209,8 @@ static int measure(struct bench *b, struct kvc *c)
 	ret = -ENOMEM;
 	if (sides[1].arg && sides[2].arg && sides[3].arg)
 		ret = l.mem ? bench_rounds(sides, 4, b->quick ? 1 : 3,
-					   b->quick ? 3.0 : 20.0) :
-			      bench_rounds(sides + 1, 3, b->quick ? 1 : 3,
+					   b->quick ? 3.0 : 20.0)
+			    : bench_rounds(sides + 1, 3, b->quick ? 1 : 3,
 					   b->quick ? 3.0 : 20.0);
 	if (!ret)
 		report(b, sides, &l);

@@ -69,8 +69,8 @@ static int make_memory(struct bench_gemm *g, int i, dnnl_query_t what)
 	g->buf[i] = bench_alloc(g->n_bytes[i]);
 	if (!g->buf[i])
 		return -ENOMEM;
-	return dnnl_memory_create(&g->mem[i], d, g->engine, g->buf[i]) ?
-		       -ENOMEM : 0;
+	return dnnl_memory_create(&g->mem[i], d, g->engine, g->buf[i]) ? -ENOMEM
+								       : 0;
 }
 
 static void fill(struct bench_gemm *g, int i, int bf16)

@@ -86,8 +86,11 @@ static int linear_init(struct linear *l, struct pool *pool, uint32_t n_rows,
 	l->y_bytes = sizeof(float) * n_rows * n_out;
 	x = bench_alloc(l->x_bytes);
 	l->a = (struct kern_linear){
-		.x = x, .x_stride = n_in, .n_rows = n_rows,
-		.y = bench_alloc(l->y_bytes), .y_stride = n_out,
+		.x = x,
+		.x_stride = n_in,
+		.n_rows = n_rows,
+		.y = bench_alloc(l->y_bytes),
+		.y_stride = n_out,
 	};
 	if (src && x && l->a.y) {
 		if (type == KERN_F32) {
@@ -118,8 +121,8 @@ static uint32_t choose_rows(struct bench *b, struct linear *l)
 	per_row = linear_seconds(l) / probe;
 	if (per_row * N_ROWS < (b->quick ? 0.4 : 2.0))
 		return N_ROWS;
-	bench_note("linear: %u rows instead of %u: %.3g s a row", probe,
-		   N_ROWS, per_row);
+	bench_note("linear: %u rows instead of %u: %.3g s a row", probe, N_ROWS,
+		   per_row);
 	return probe;
 }
 
@@ -137,8 +140,8 @@ static int many_rows(struct bench *b, struct pool *pool, enum kern_type type,
 		return bench_fail(ret, "linear: cannot pack %s", name);
 	sides[1].arg = &l;
 	l.a.n_rows = choose_rows(b, &l);
-	no_gemm = bench_gemm_new(&g, N_ROWS, N_OUT, N_IN,
-				 type == KERN_BF16, b->n_threads);
+	no_gemm = bench_gemm_new(&g, N_ROWS, N_OUT, N_IN, type == KERN_BF16,
+				 b->n_threads);
 	if (no_gemm)
 		bench_note("linear: no oneDNN baseline: %s",
 			   strerror(-no_gemm));

@@ -35,7 +35,7 @@
 struct raw {
 	struct io_uring ring;
 	int fd;
-	char *buf;	/* [DEPTH][BLOCK_BYTES] */
+	char *buf; /* [DEPTH][BLOCK_BYTES] */
 	uint32_t n_blocks;
 };
 
@@ -171,9 +171,9 @@ struct paging {
 	struct slot slots[DEPTH];
 	uint32_t n_pages;
 	uint32_t next, n_done, n_read;
-	uint32_t flags;		/* PAGE_WRITE while filling */
-	uint32_t mark;		/* what is written into each page */
-	int started;		/* starter is queued */
+	uint32_t flags; /* PAGE_WRITE while filling */
+	uint32_t mark; /* what is written into each page */
+	int started; /* starter is queued */
 	int err;
 };
 
@@ -301,9 +301,10 @@ static double page_out_run(void *arg)
 	pager_info(p->pager, &before);
 	s = pager_pass(p);
 	pager_info(p->pager, &after);
-	return s < 0 ? s :
-		       (double)(after.written_bytes_total -
-				before.written_bytes_total) * 1e-9 / s;
+	return s < 0 ? s
+		     : (double)(after.written_bytes_total -
+				before.written_bytes_total) *
+			       1e-9 / s;
 }
 
 static void paging_fini(struct paging *p)
@@ -458,8 +459,8 @@ static int measure(struct bench *b, struct raw *r, struct paging *p)
 
 int bench_paging(struct bench *b)
 {
-	const uint32_t n_pages = (b->quick ? 64u << 20 : 512u << 20) /
-				 BLOCK_BYTES;
+	const uint32_t n_pages =
+		(b->quick ? 64u << 20 : 512u << 20) / BLOCK_BYTES;
 	struct paging p = { 0 };
 	struct raw r;
 	int ret = raw_init(&r, b->dir, n_pages);
@@ -472,8 +473,7 @@ int bench_paging(struct bench *b)
 		goto out_raw;
 	}
 	bench_note("paging: %s in %s, %u KiB a page, %u in flight",
-		   kio_engine_name(p.engine), b->dir, BLOCK_BYTES >> 10,
-		   DEPTH);
+		   kio_engine_name(p.engine), b->dir, BLOCK_BYTES >> 10, DEPTH);
 	ret = measure(b, &r, &p);
 	if (ret)
 		(void)bench_fail(ret, "paging");

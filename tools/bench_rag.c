@@ -70,9 +70,7 @@ static int valid_item(const json_t *o)
 	    !json_is_string(json_object_get(o, "answer")) ||
 	    !json_is_array(chunks) || json_array_size(chunks) > MAX_PARTS - 2)
 		return 0;
-	json_array_foreach(chunks, i, c)
-		if (!json_is_string(c))
-			return 0;
+	json_array_foreach(chunks, i, c) if (!json_is_string(c)) return 0;
 	return 1;
 }
 
@@ -111,8 +109,9 @@ static int add_item(struct rag *r, const char *line, size_t len)
 
 static int load_items(struct rag *r)
 {
-	const size_t max = r->b->n_items ? r->b->n_items :
-			   r->b->quick	 ? N_QUICK : N_DEFAULT;
+	const size_t max = r->b->n_items ? r->b->n_items
+			   : r->b->quick ? N_QUICK
+					 : N_DEFAULT;
 	FILE *f = fopen(r->b->file, "re");
 	char *line = NULL;
 	size_t room = 0;
@@ -156,12 +155,11 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
 					.flags = KV_PART_BOS,
 					.text = text_of(o, "system") };
-	json_array_foreach(chunks, i, c)
-		parts[n++] = (struct kvc_part){
-			.kind = KV_PART_TEXT,
-			.flags = r->mode == CHUNKS ? KV_PART_REUSE : 0,
-			.text = json_string_value(c),
-		};
+	json_array_foreach(chunks, i, c) parts[n++] = (struct kvc_part){
+		.kind = KV_PART_TEXT,
+		.flags = r->mode == CHUNKS ? KV_PART_REUSE : 0,
+		.text = json_string_value(c),
+	};
 	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
 					.text = text_of(o, "question") };
 	g.n_parts = n;
@@ -213,9 +211,9 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		right = matches(kvc_gen_text(g), text_of(o, "answer"));
 		t->ttft_ms[t->n] = (double)st->ttft_ns * 1e-6;
 		/* chunks that were missing were computed too, each alone */
-		t->floor_ms[t->n++] = (double)(st->n_prompt - st->n_prefix -
-					       st->n_chunk) *
-				      r->floor_ms_per_token;
+		t->floor_ms[t->n++] =
+			(double)(st->n_prompt - st->n_prefix - st->n_chunk) *
+			r->floor_ms_per_token;
 		t->n_prompt += st->n_prompt;
 		t->n_prefix += st->n_prefix;
 		t->n_chunk += st->n_chunk;
@@ -261,8 +259,8 @@ static void report(struct rag *r, double wall_s)
 	struct bench *b = r->b;
 	double p50;
 
-	bench_put(b, percent(t->n_right, r->n_items), "%",
-		  "rag.%s.exact_match", mode);
+	bench_put(b, percent(t->n_right, r->n_items), "%", "rag.%s.exact_match",
+		  mode);
 	for (uint32_t i = 0; i < t->n_kinds; i++)
 		bench_put(b, percent(t->kinds[i].n_right, t->kinds[i].n), "%",
 			  "rag.%s.exact_match.%.16s", mode, t->kinds[i].name);
@@ -279,10 +277,9 @@ static void report(struct rag *r, double wall_s)
 		  "rag.%s.prompt_tokens_per_s", mode);
 	bench_put(b, percent(t->n_prefix, t->n_prompt), "%",
 		  "rag.%s.prefix_hits", mode);
-	bench_put(b, percent(t->n_chunk, t->n_prompt), "%",
-		  "rag.%s.chunk_hits", mode);
-	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions",
+	bench_put(b, percent(t->n_chunk, t->n_prompt), "%", "rag.%s.chunk_hits",
 		  mode);
+	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions", mode);
 }
 
 /* On a daemon of its own, so that no mode finds what another has kept. */

@@ -38,10 +38,10 @@ struct pair {
 
 /* Where the two sides run. */
 struct seats {
-	cpu_set_t all;		/* as found */
-	cpu_set_t near, far;	/* kvbench; its partner or the daemon */
-	pid_t daemon;		/* 0: not ours to move */
-	int apart;		/* there are two CPUs */
+	cpu_set_t all; /* as found */
+	cpu_set_t near, far; /* kvbench; its partner or the daemon */
+	pid_t daemon; /* 0: not ours to move */
+	int apart; /* there are two CPUs */
 };
 
 struct bare {
@@ -49,13 +49,13 @@ struct bare {
 	struct pair *pair;
 	pid_t pid;
 	uint32_t at;
-	double *us;	/* scratch for one round */
+	double *us; /* scratch for one round */
 };
 
 struct ours {
 	struct kvc *c;
 	double *us;
-	double p99;	/* of the last round */
+	double p99; /* of the last round */
 };
 
 static void futex_wait(uint32_t *word, uint32_t value)
@@ -293,8 +293,8 @@ static int measure_sleep(struct bench *b, struct bare *bare, struct ours *o,
 		  name);
 	bench_put(b, bench_median(&side[1]), "us", "ring.sleep%s.p50_us", name);
 	bench_put(b, bench_median(&side[2]), "us", "ring.sleep%s.p99_us", name);
-	bench_put(b, bench_ratio(&side[1], &side[0]), "x",
-		  "ring.sleep%s.ratio", name);
+	bench_put(b, bench_ratio(&side[1], &side[0]), "x", "ring.sleep%s.ratio",
+		  name);
 	return 0;
 }
 

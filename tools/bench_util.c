@@ -19,7 +19,7 @@
 
 #define READ_STREAMS 4u
 #define READ_CHUNK   (1u << 20) /* what a thread takes at a time */
-#define READ_AHEAD   2048u	/* bytes; 1 to 4 KiB measure the same */
+#define READ_AHEAD   2048u /* bytes; 1 to 4 KiB measure the same */
 #define HUGE_BYTES   (2u << 20)
 #define FILL_BYTES   (1u << 20)
 
@@ -76,16 +76,16 @@ void bench_print_json(const struct bench *b)
 
 	for (size_t i = 0; o && i < b->n_lines; i++) {
 		const struct bench_line *l = &b->lines[i];
-		json_t *v = isfinite(l->value) ? json_real(l->value) :
-						 json_null();
+		json_t *v = isfinite(l->value) ? json_real(l->value)
+					       : json_null();
 
-		(void)json_object_set_new(o, l->name,
-					  json_pack("{s:o,s:s}", "value", v,
-						    "unit", l->unit));
+		(void)json_object_set_new(
+			o, l->name,
+			json_pack("{s:o,s:s}", "value", v, "unit", l->unit));
 	}
 	if (o)
-		(void)json_dumpf(o, stdout, JSON_INDENT(1) |
-				 JSON_REAL_PRECISION(6));
+		(void)json_dumpf(o, stdout,
+				 JSON_INDENT(1) | JSON_REAL_PRECISION(6));
 	putchar('\n');
 	json_decref(o);
 }
@@ -294,8 +294,8 @@ static uint64_t sum_bytes(const char *base, size_t n_bytes)
 static void read_part(void *arg, uint32_t i_part)
 {
 	struct bench_read *r = arg;
-	const uint64_t sum = sum_bytes(r->base + (size_t)i_part * READ_CHUNK,
-				       READ_CHUNK);
+	const uint64_t sum =
+		sum_bytes(r->base + (size_t)i_part * READ_CHUNK, READ_CHUNK);
 
 	__atomic_fetch_add(&r->sum, sum, __ATOMIC_RELAXED);
 }

@@ -24,10 +24,11 @@ static int put(struct kvc *c, const char *arg, const char *model)
 		return cmd_fail("chunk put", ret);
 	if (cmd_json)
 		printf("{\"id\":\"%016" PRIx64 "%016" PRIx64
-		       "\",\"tokens\":%d}\n", id[0], id[1], ret);
+		       "\",\"tokens\":%d}\n",
+		       id[0], id[1], ret);
 	else
-		printf("%016" PRIx64 "%016" PRIx64 " %d tokens\n", id[0],
-		       id[1], ret);
+		printf("%016" PRIx64 "%016" PRIx64 " %d tokens\n", id[0], id[1],
+		       ret);
 	return EXIT_DONE;
 }
 
@@ -37,8 +38,9 @@ static int rm(struct kvc *c, const char *hex)
 	int ret, end = 0;
 
 	if (strlen(hex) != 32 ||
-	    sscanf(hex, "%16" SCNx64 "%16" SCNx64 "%n", &id[0], &id[1],
-		   &end) != 2 || end != 32)
+	    sscanf(hex, "%16" SCNx64 "%16" SCNx64 "%n", &id[0], &id[1], &end) !=
+		    2 ||
+	    end != 32)
 		return cmd_usage(&cmd_chunk);
 	ret = kvc_chunk_rm(c, id);
 	return ret < 0 ? cmd_fail("chunk rm", ret) : EXIT_DONE;
@@ -49,17 +51,18 @@ static int chunk(struct kvc *c, int argc, char **argv)
 	if (argc > 1 && !strcmp(argv[1], "ls"))
 		return cmd_query(c, "chunks", "");
 	if (argc > 2 && !strcmp(argv[1], "put"))
-		return put(c, argv[2], argc > 4 && !strcmp(argv[3],
-			   "--model") ? argv[4] : NULL);
+		return put(c, argv[2],
+			   argc > 4 && !strcmp(argv[3], "--model") ? argv[4]
+								   : NULL);
 	if (argc > 2 && !strcmp(argv[1], "rm"))
 		return rm(c, argv[2]);
 	return cmd_usage(&cmd_chunk);
 }
 
-const struct cmd cmd_chunk = {
-	"chunk", "put TEXT|@FILE|- [--model NAME] | ls | rm ID",
-	"compute a chunk once, list them, forget one", chunk, 0
-};
+const struct cmd cmd_chunk = { "chunk",
+			       "put TEXT|@FILE|- [--model NAME] | ls | rm ID",
+			       "compute a chunk once, list them, forget one",
+			       chunk, 0 };
 
 /* kvd lies beside kvctl, or on PATH. */
 static int config(struct kvc *c, int argc, char **argv)

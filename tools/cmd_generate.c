@@ -42,19 +42,42 @@ static void on_tokens(void *user, const struct kv_token *tokens, uint32_t n,
 	fflush(stdout);
 }
 
-enum { O_MODEL = 256, O_MAX, O_TEMP, O_TOP_K, O_TOP_P, O_MIN_P, O_SEED,
-       O_STOP, O_LOGPROBS, O_SCORE, O_SYSTEM, O_CHUNK, O_QUESTION, O_JSON,
-       O_NO_REUSE, O_WAIT };
+enum {
+	O_MODEL = 256,
+	O_MAX,
+	O_TEMP,
+	O_TOP_K,
+	O_TOP_P,
+	O_MIN_P,
+	O_SEED,
+	O_STOP,
+	O_LOGPROBS,
+	O_SCORE,
+	O_SYSTEM,
+	O_CHUNK,
+	O_QUESTION,
+	O_JSON,
+	O_NO_REUSE,
+	O_WAIT
+};
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
-	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
-	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
-	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
-	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
-	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
-	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
-	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
+	{ "model", 1, NULL, O_MODEL },
+	{ "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },
+	{ "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },
+	{ "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },
+	{ "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS },
+	{ "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },
+	{ "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION },
+	{ "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "wait", 0, NULL, O_WAIT },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -70,7 +93,8 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 		return -1;
 	if (!r->g.n_parts && !(flags & KV_PART_REUSE))
 		flags |= KV_PART_BOS;
-	*p = (struct kvc_part){ .kind = KV_PART_TEXT, .flags = flags,
+	*p = (struct kvc_part){ .kind = KV_PART_TEXT,
+				.flags = flags,
 				.text = text };
 	r->g.n_parts++;
 	return 0;
@@ -139,7 +163,8 @@ static void print_json(const struct kvc_gen *g)
 	t = kvc_gen_tokens(g, &n);
 	printf("{\"prompt_tokens\":%llu,\"prefix_tokens\":%llu,"
 	       "\"chunk_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
-	       "\"tokens\":[", (unsigned long long)st->n_prompt,
+	       "\"tokens\":[",
+	       (unsigned long long)st->n_prompt,
 	       (unsigned long long)st->n_prefix,
 	       (unsigned long long)st->n_chunk, (double)st->ttft_ns * 1e-6,
 	       (double)st->total_ns * 1e-6);

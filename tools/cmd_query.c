@@ -30,7 +30,8 @@ static void print_object(json_t *o)
 	char text[CELL];
 	json_t *v;
 
-	json_object_foreach (o, key, v) {
+	json_object_foreach(o, key, v)
+	{
 		cell(v, text);
 		printf("%-22s %s\n", key, text);
 	}
@@ -45,11 +46,13 @@ static void print_table(json_t *list)
 	char text[CELL];
 	size_t i, n = 0;
 
-	json_object_foreach (head, key, v) {
+	json_object_foreach(head, key, v)
+	{
 		if (n == 64)
 			break;
 		width[n] = (int)strlen(key);
-		json_array_foreach (list, i, o) {
+		json_array_foreach(list, i, o)
+		{
 			cell(json_object_get(o, key), text);
 			if ((int)strlen(text) > width[n])
 				width[n] = (int)strlen(text);
@@ -57,9 +60,11 @@ static void print_table(json_t *list)
 		printf("%-*s  ", width[n++], key);
 	}
 	printf("\n");
-	json_array_foreach (list, i, o) {
+	json_array_foreach(list, i, o)
+	{
 		n = 0;
-		json_object_foreach (head, key, v) {
+		json_object_foreach(head, key, v)
+		{
 			if (n == 64)
 				break;
 			cell(json_object_get(o, key), text);

@@ -40,7 +40,8 @@ static void show(json_t *tenants, json_t *pages, struct seen *last, int first)
 	printf("%-16s %8s %8s %8s %7s %6s %9s %9s %8s %8s\n", "tenant",
 	       "mem MB", "of MB", "disk MB", "pinned", "reqs", "prompt/s",
 	       "tokens/s", "in/s", "out/s");
-	json_array_foreach (tenants, i, t) {
+	json_array_foreach(tenants, i, t)
+	{
 		json_t *p = json_array_get(pages, i);
 		struct seen now = { num(t, "generated_tokens"),
 				    num(t, "prompt_tokens"),
@@ -98,5 +99,5 @@ static int top(struct kvc *c, int argc, char **argv)
 	return EXIT_DONE;
 }
 
-const struct cmd cmd_top = { "top", "[-n TIMES]",
-			     "tenants live, until Ctrl-C", top, 0 };
+const struct cmd cmd_top = { "top", "[-n TIMES]", "tenants live, until Ctrl-C",
+			     top, 0 };

@@ -156,8 +156,10 @@ static int start(struct kvc *c, struct slot *s, uint32_t i)
 	static const uint32_t stop[] = { NEWLINE };
 	const struct question *q = &questions[order[i]];
 	struct kvc_part p[MAX_PARTS];
-	struct kvc_generate g = { .parts = p, .max_tokens = 16,
-				  .stop_tokens = stop, .n_stop_tokens = 1,
+	struct kvc_generate g = { .parts = p,
+				  .max_tokens = 16,
+				  .stop_tokens = stop,
+				  .n_stop_tokens = 1,
 				  .sqe_flags = KV_SQE_WAIT };
 
 	p[g.n_parts++] = (struct kvc_part){ .kind = KV_PART_TEXT,
@@ -167,8 +169,8 @@ static int start(struct kvc *c, struct slot *s, uint32_t i)
 		p[g.n_parts++] = (struct kvc_part){ .kind = KV_PART_TEXT,
 						    .flags = KV_PART_REUSE,
 						    .text = q->chunks[k] };
-	p[g.n_parts++] = (struct kvc_part){ .kind = KV_PART_TEXT,
-					    .text = q->question };
+	p[g.n_parts++] =
+		(struct kvc_part){ .kind = KV_PART_TEXT, .text = q->question };
 	s->i_asked = i;
 	return kvc_generate_start(c, &g, &s->gen);
 }
@@ -245,12 +247,14 @@ static void write_conf(const char *dir, const char *model, uint64_t memory)
 	f = fopen(path, "w");
 	if (!f)
 		fail("cannot write the configuration");
-	fprintf(f, "[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\n"
-		   "[model rag-mini]\npath = %s\nmath = bf16\n",
+	fprintf(f,
+		"[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\n"
+		"[model rag-mini]\npath = %s\nmath = bf16\n",
 		dir, dir, model);
 	for (int t = 0; t < N_TENANTS; t++)
-		fprintf(f, "[tenant demo%d]\nsocket = %s/demo%d.sock\n"
-			   "socket_mode = 0600\nmemory = %llu\ndisk = 1G\n",
+		fprintf(f,
+			"[tenant demo%d]\nsocket = %s/demo%d.sock\n"
+			"socket_mode = 0600\nmemory = %llu\ndisk = 1G\n",
 			t, dir, t, (unsigned long long)memory);
 	if (fclose(f))
 		fail("cannot write the configuration");
@@ -310,7 +314,8 @@ static void read_totals(struct kvc *c, struct totals *t)
 	list = json_loads(text, 0, NULL);
 	free(text);
 	memset(&t->mapped, 0, sizeof(*t) - offsetof(struct totals, mapped));
-	json_array_foreach (list, i, o) {
+	json_array_foreach(list, i, o)
+	{
 		t->mapped += get(o, "mapped_total");
 		t->evicted += get(o, "evicted_total");
 		t->read += get(o, "read_total");
@@ -325,7 +330,8 @@ static void read_totals(struct kvc *c, struct totals *t)
 		return;
 	list = json_loads(text, 0, NULL);
 	free(text);
-	json_array_foreach (list, i, o) {
+	json_array_foreach(list, i, o)
+	{
 		t->chunk_hits += get(o, "chunk_hits");
 		t->prefix_hits += get(o, "prefix_hits");
 	}
@@ -516,8 +522,8 @@ static void judge(struct shared *const sh[PASSES], const struct totals *t)
 
 static struct shared *new_shared(void)
 {
-	const size_t n = sizeof(struct shared) + n_asked *
-						 sizeof(struct result);
+	const size_t n =
+		sizeof(struct shared) + n_asked * sizeof(struct result);
 	void *p = mmap(NULL, n, PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
@@ -540,15 +546,16 @@ int main(int argc, char **argv)
 	load_questions(argv[3], argc > 5 ? (uint32_t)atoi(argv[5]) : 300);
 	shuffle();
 	/* a question leaves about 0.45 MB of KV with a tenant; a quarter of it */
-	paged = argc > 6 ? (uint64_t)atoi(argv[6]) << 20 :
-			   (uint64_t)n_questions * 112 << 10;
+	paged = argc > 6 ? (uint64_t)atoi(argv[6]) << 20
+			 : (uint64_t)n_questions * 112 << 10;
 	(void)mkdir(argv[4], 0700); /* there from the last time */
 	printf("kvd: %u questions, each twice, by %d processes of %d "
-	       "tenants\n", n_questions, N_CLIENTS, N_TENANTS);
+	       "tenants\n",
+	       n_questions, N_CLIENTS, N_TENANTS);
 	for (int i = 0; i < PASSES; i++) {
 		sh[i] = new_shared();
-		printf(i ? "again, with room for everything:\n" :
-			   "with a budget of %.1f MB a tenant:\n",
+		printf(i ? "again, with room for everything:\n"
+			 : "with a budget of %.1f MB a tenant:\n",
 		       (double)paged * 1e-6);
 		pass(argv[1], argv[4], argv[2], i ? 1ull << 30 : paged, sh[i],
 		     &t[i]);

@@ -94,7 +94,8 @@ static void usage(FILE *f)
 	      "  --mode MODE    rag: full, prefix, chunks or all\n"
 	      "  -n N           rag: the first N questions (100; quick 20)\n"
 	      "  --jobs J       rag: requests in flight (1)\n"
-	      "  --help         this, or the lines of a subcommand\n", f);
+	      "  --help         this, or the lines of a subcommand\n",
+	      f);
 }
 
 static const struct command *find_command(const char *name)
@@ -130,18 +131,40 @@ static int parse_options(struct bench *b, int argc, char **argv)
 
 	while ((c = getopt_long(argc, argv, "hqn:j:t:", options, NULL)) != -1) {
 		switch (c) {
-		case 'J': b->json = 1; continue;
-		case 'q': b->quick = 1; continue;
-		case 'd': b->dir = optarg; continue;
-		case 's': b->socket = optarg; continue;
-		case 'k': b->kvd = optarg; continue;
-		case 'm': b->model = optarg; continue;
-		case 'M': b->mode = optarg; continue;
-		case 't': n = &b->n_threads; break;
-		case 'n': n = &b->n_items; break;
-		case 'j': n = &b->n_jobs; break;
-		case 'h': return 1;
-		default: return -EINVAL; /* getopt has said why */
+		case 'J':
+			b->json = 1;
+			continue;
+		case 'q':
+			b->quick = 1;
+			continue;
+		case 'd':
+			b->dir = optarg;
+			continue;
+		case 's':
+			b->socket = optarg;
+			continue;
+		case 'k':
+			b->kvd = optarg;
+			continue;
+		case 'm':
+			b->model = optarg;
+			continue;
+		case 'M':
+			b->mode = optarg;
+			continue;
+		case 't':
+			n = &b->n_threads;
+			break;
+		case 'n':
+			n = &b->n_items;
+			break;
+		case 'j':
+			n = &b->n_jobs;
+			break;
+		case 'h':
+			return 1;
+		default:
+			return -EINVAL; /* getopt has said why */
 		}
 		*n = number(optarg, 1000000);
 		if (!*n)
@@ -154,8 +177,9 @@ static void defaults(struct bench *b)
 {
 	cpu_set_t set;
 
-	*b = (struct bench){ .n_threads = 1, .n_jobs = 1, .mode = "all",
-			     .model = BENCH_MODEL };
+	*b = (struct bench){
+		.n_threads = 1, .n_jobs = 1, .mode = "all", .model = BENCH_MODEL
+	};
 	if (!sched_getaffinity(0, sizeof(set), &set))
 		b->n_threads = (unsigned int)CPU_COUNT(&set);
 	b->dir = getenv("TMPDIR");

@@ -10,8 +10,8 @@
 
 int cmd_json;
 
-static const struct cmd *const others[] = { &cmd_generate, &cmd_chunk,
-					    &cmd_top, &cmd_config };
+static const struct cmd *const others[] = { &cmd_generate, &cmd_chunk, &cmd_top,
+					    &cmd_config };
 #define N_OTHERS (sizeof(others) / sizeof(others[0]))
 
 static void help_line(const struct cmd *c)
@@ -36,8 +36,8 @@ static int help(void)
 
 int cmd_usage(const struct cmd *cmd)
 {
-	fprintf(stderr, "usage: kvctl %s %s\n       %s\n", cmd->name,
-		cmd->args, cmd->help);
+	fprintf(stderr, "usage: kvctl %s %s\n       %s\n", cmd->name, cmd->args,
+		cmd->help);
 	return EXIT_USAGE;
 }
 
@@ -103,8 +103,7 @@ static int version(const char *socket)
 	return EXIT_DONE;
 }
 
-static int run(const struct cmd *cmd, const char *socket, int argc,
-	       char **argv)
+static int run(const struct cmd *cmd, const char *socket, int argc, char **argv)
 {
 	const struct kvc_options opt = { .socket = socket, .name = "kvctl" };
 	struct kvc *c = NULL;
@@ -112,8 +111,8 @@ static int run(const struct cmd *cmd, const char *socket, int argc,
 
 	for (int i = 1; i < argc; i++)
 		if (!strcmp(argv[i], "--help")) {
-			printf("usage: kvctl %s %s\n%s\n", cmd->name,
-			       cmd->args, cmd->help);
+			printf("usage: kvctl %s %s\n%s\n", cmd->name, cmd->args,
+			       cmd->help);
 			return EXIT_DONE;
 		}
 	if (!cmd->no_daemon) {

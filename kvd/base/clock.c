@@ -10,8 +10,8 @@ static _Atomic uint64_t fixed_ns;
 
 uint64_t clock_ns(void)
 {
-	const uint64_t fixed = atomic_load_explicit(&fixed_ns,
-						    memory_order_relaxed);
+	const uint64_t fixed =
+		atomic_load_explicit(&fixed_ns, memory_order_relaxed);
 	struct timespec ts;
 
 	if (fixed)

@@ -57,8 +57,8 @@ static inline struct list *list_pop(struct list *head)
 #define list_for_each(n, head) \
 	for (struct list *n = (head)->next; n != (head); n = n->next)
 /* n may be unlinked in the body, its successor not. */
-#define list_for_each_safe(n, head)                                    \
-	for (struct list *n = (head)->next, *n##_next = n->next;       \
-	     n != (head); n = n##_next, n##_next = n->next)
+#define list_for_each_safe(n, head) \
+	for (struct list *n = (head)->next, *n##_next = n->next; n != (head); \
+	     n = n##_next, n##_next = n->next)
 
 #endif

@@ -39,16 +39,16 @@ struct loop {
 	int n_events;
 
 	pthread_mutex_t post_m;
-	struct list posted;	   /* (post_m) */
+	struct list posted; /* (post_m) */
 	_Atomic uint32_t n_posted; /* (A) since the last look; counted after
 				    * the push, so it may be too many */
-	_Atomic uint32_t asleep;   /* (A) cleared by the one who wakes */
+	_Atomic uint32_t asleep; /* (A) cleared by the one who wakes */
 
 	pthread_mutex_t work_m;
 	pthread_cond_t work_more;
-	struct list work;	   /* (work_m) */
-	struct list work_done;	   /* (post_m) */
-	int workers_stop;	   /* (work_m) */
+	struct list work; /* (work_m) */
+	struct list work_done; /* (post_m) */
+	int workers_stop; /* (work_m) */
 	pthread_t *workers;
 	unsigned int n_workers;
 };
@@ -381,8 +381,8 @@ static int idle(struct loop *l)
 
 static int wait_events(struct loop *l, int timeout_ms)
 {
-	l->n_events = epoll_wait(l->epoll_fd, l->events, MAX_EVENTS,
-				 timeout_ms);
+	l->n_events =
+		epoll_wait(l->epoll_fd, l->events, MAX_EVENTS, timeout_ms);
 	if (l->n_events < 0) {
 		l->n_events = 0;
 		return errno == EINTR ? 0 : -errno;
@@ -417,8 +417,7 @@ int loop_turn(struct loop *l, int timeout_ms)
 		l->last_work_ns = clock_ns();
 	spinning = l->spin_ns && !list_empty(&l->pollers) &&
 		   clock_ns() - l->last_work_ns < l->spin_ns;
-	if (timeout_ms && (worked || spinning) &&
-	    ++l->busy_turns < BUSY_TURNS)
+	if (timeout_ms && (worked || spinning) && ++l->busy_turns < BUSY_TURNS)
 		return 0;
 	l->busy_turns = 0;
 	if (worked || spinning || !idle(l) || !timeout_ms)

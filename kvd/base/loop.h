@@ -49,7 +49,7 @@ void loop_post(struct loop *l, struct loop_call *c);
 struct loop_poller {
 	struct list node;
 	int (*poll)(struct loop_poller *p);
-	int (*arm)(struct loop_poller *p);    /* about to sleep; or NULL */
+	int (*arm)(struct loop_poller *p); /* about to sleep; or NULL */
 	void (*disarm)(struct loop_poller *p); /* awake again; or NULL */
 };
 void loop_add_poller(struct loop *l, struct loop_poller *p);

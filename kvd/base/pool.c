@@ -25,13 +25,13 @@
 #define SPIN_NS 10000u
 
 struct pool {
-	unsigned int n_threads;	   /* (I) with the caller */
-	pthread_t *threads;	   /* (I) n_threads - 1 */
+	unsigned int n_threads; /* (I) with the caller */
+	pthread_t *threads; /* (I) n_threads - 1 */
 	void (*fn)(void *arg, uint32_t i_part); /* (1) */
 	void *arg;
 	uint32_t n_parts;
-	_Atomic uint64_t left;	   /* (A) job << 32 | parts not taken */
-	_Atomic uint32_t job;	   /* (A) number of the latest job */
+	_Atomic uint64_t left; /* (A) job << 32 | parts not taken */
+	_Atomic uint32_t job; /* (A) number of the latest job */
 	_Atomic uint32_t n_undone; /* (A) parts not done */
 	_Atomic uint32_t n_asleep; /* (A) threads that sleep on job */
 	_Atomic uint32_t n_caller; /* (A) 1: the caller sleeps on n_undone */
@@ -158,8 +158,8 @@ unsigned int pool_n_threads(const struct pool *p)
 	return p->n_threads;
 }
 
-void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part),
-	      void *arg, uint32_t n_parts)
+void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part), void *arg,
+	      uint32_t n_parts)
 {
 	const uint32_t job = atomic_load(&p->job) + 1;
 	uint32_t undone;

@@ -16,7 +16,7 @@ struct pool;
 int pool_new(struct pool **out, unsigned int n_threads);
 void pool_free(struct pool *p);
 unsigned int pool_n_threads(const struct pool *p);
-void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part),
-	      void *arg, uint32_t n_parts);
+void pool_run(struct pool *p, void (*fn)(void *arg, uint32_t i_part), void *arg,
+	      uint32_t n_parts);
 
 #endif

@@ -53,8 +53,8 @@ struct stat *stat_get(enum stat_kind kind, const char *name, const char *help,
 
 static uint32_t bucket_of(uint64_t raw)
 {
-	const uint32_t b = raw > 1 ? 64 - (uint32_t)__builtin_clzll(raw - 1) :
-				     0;
+	const uint32_t b = raw > 1 ? 64 - (uint32_t)__builtin_clzll(raw - 1)
+				   : 0;
 
 	return b < STAT_BUCKETS ? b : STAT_BUCKETS - 1;
 }
@@ -69,8 +69,8 @@ void stat_observe(struct stat *s, uint64_t raw)
 
 uint64_t stat_quantile(const struct stat *s, double q)
 {
-	const uint64_t count = atomic_load_explicit(&s->count,
-						    memory_order_relaxed);
+	const uint64_t count =
+		atomic_load_explicit(&s->count, memory_order_relaxed);
 	double rank = q * (double)count, seen = 0;
 
 	if (!count)
@@ -82,8 +82,8 @@ uint64_t stat_quantile(const struct stat *s, double q)
 		const double high = (double)(1ull << i);
 
 		if (in > 0 && seen + in >= rank)
-			return (uint64_t)(low + (high - low) *
-						(rank - seen) / in);
+			return (uint64_t)(low +
+					  (high - low) * (rank - seen) / in);
 		seen += in;
 	}
 	return 1ull << (STAT_BUCKETS - 1);

@@ -16,13 +16,13 @@ enum stat_kind { STAT_COUNTER, STAT_GAUGE, STAT_HISTOGRAM };
 #define STAT_BUCKETS 48 /* powers of two of the unit, starting at 1 */
 
 struct stat {
-	const char *name;  /* kvd_pages_evicted_total: Prometheus rules */
+	const char *name; /* kvd_pages_evicted_total: Prometheus rules */
 	const char *help;
 	const char *label; /* "tenant" or NULL */
-	char value[64];	   /* of the label */
+	char value[64]; /* of the label */
 	enum stat_kind kind;
-	double unit;	   /* histograms: rendered value of 1 raw, e.g. 1e-9 */
-	_Atomic uint64_t n;   /* counter or gauge; histogram: sum */
+	double unit; /* histograms: rendered value of 1 raw, e.g. 1e-9 */
+	_Atomic uint64_t n; /* counter or gauge; histogram: sum */
 	_Atomic uint64_t count;
 	_Atomic uint64_t bucket[STAT_BUCKETS];
 	struct stat *next;

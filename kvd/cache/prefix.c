@@ -72,8 +72,7 @@ static uint32_t n_tiles(const struct segment *s)
 }
 
 struct segment *prefix_find(struct prefix_tree *t, struct map_id id,
-			    const uint32_t *tokens, uint32_t n,
-			    uint32_t *block)
+			    const uint32_t *tokens, uint32_t n, uint32_t *block)
 {
 	struct segment *s = map_find(&t->map, id);
 	uint32_t i = 0, at;

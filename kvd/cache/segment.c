@@ -55,8 +55,7 @@ uint64_t kv_layout_bytes(const struct kv_layout *g, uint32_t n_tokens)
 
 uint64_t kv_layout_token_bytes(const struct kv_layout *g)
 {
-	return 2ull * g->n_layers * g->n_kv_heads * g->head_dim *
-	       g->elem_bytes;
+	return 2ull * g->n_layers * g->n_kv_heads * g->head_dim * g->elem_bytes;
 }
 
 int segment_pool_new(struct segment_pool **out, struct pager *pager,
@@ -213,14 +212,13 @@ int segment_reclaim(struct segment_pool *p)
 void segment_each(struct segment_pool *p,
 		  void (*fn)(struct segment *s, void *arg), void *arg)
 {
-	list_for_each (n, &p->live)
+	list_for_each(n, &p->live)
 		fn(list_entry(n, struct segment, node), arg);
-	list_for_each (n, &p->kept)
+	list_for_each(n, &p->kept)
 		fn(list_entry(n, struct segment, node), arg);
 }
 
-char *segment_addr(const struct segment *s, uint32_t layer, int v,
-		   uint32_t t)
+char *segment_addr(const struct segment *s, uint32_t layer, int v, uint32_t t)
 {
 	const struct kv_layout *g = &s->layout;
 	const size_t page = (size_t)(t / g->page_tokens) * g->n_groups +

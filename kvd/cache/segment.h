@@ -36,8 +36,8 @@ struct kv_layout {
 	uint32_t elem_bytes;
 	uint32_t page_tokens; /* a multiple of SEGMENT_BLOCK */
 	uint32_t page_layers;
-	uint32_t n_groups;    /* of page_layers layers */
-	size_t page_bytes;    /* multiple of 4096 */
+	uint32_t n_groups; /* of page_layers layers */
+	size_t page_bytes; /* multiple of 4096 */
 };
 /*
  * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen: 32 tokens,
@@ -54,20 +54,20 @@ struct segment_pool;
 
 struct segment {
 	struct segment_pool *pool;
-	struct list node;	/* of all segments, or of those kept for reuse */
+	struct list node; /* of all segments, or of those kept for reuse */
 	struct kv_layout layout;
 	struct range *range;
-	uint64_t bytes;		/* charged to the capacity */
+	uint64_t bytes; /* charged to the capacity */
 	uint32_t n_refs;
-	uint32_t n_tokens;	/* sealed: final; open: its writer's business */
+	uint32_t n_tokens; /* sealed: final; open: its writer's business */
 	uint32_t cap_tokens;
-	int64_t pos0;		/* position token 0's key was rotated by */
+	int64_t pos0; /* position token 0's key was rotated by */
 	int sealed;
-	uint32_t *tokens;	/* [n_tokens] ids, or NULL; owned */
-	struct map_id *ids;	/* [n_blocks] chained ids, or NULL; owned */
-	uint32_t n_indexed;	/* of ids in the prefix index */
+	uint32_t *tokens; /* [n_tokens] ids, or NULL; owned */
+	struct map_id *ids; /* [n_blocks] chained ids, or NULL; owned */
+	uint32_t n_indexed; /* of ids in the prefix index */
 	struct map_id chunk_id;
-	int is_chunk;		/* in the chunk table */
+	int is_chunk; /* in the chunk table */
 	uint64_t n_hits;
 	/* Take it out of the index: set by who indexes it. */
 	void (*unindex)(struct segment *s, void *ctx);
@@ -104,8 +104,7 @@ void segment_each(struct segment_pool *p,
 		  void (*fn)(struct segment *s, void *arg), void *arg);
 
 /* K (v = 0) or V (v = 1) of token 0 of the page that holds token t, kv head 0. */
-char *segment_addr(const struct segment *s, uint32_t layer, int v,
-		   uint32_t t);
+char *segment_addr(const struct segment *s, uint32_t layer, int v, uint32_t t);
 static inline size_t layout_head_bytes(const struct kv_layout *g)
 {
 	return (size_t)g->page_tokens * g->head_dim * g->elem_bytes;

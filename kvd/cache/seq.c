@@ -322,8 +322,8 @@ int seq_skip(struct seq *q, uint64_t from, uint64_t to)
 		struct seq_entry *e = &q->entries[i];
 		const uint64_t pos = (uint64_t)e->pos;
 
-		for (uint64_t t = KV_MAX(from, pos);
-		     t < KV_MIN(to, pos + e->n); t++)
+		for (uint64_t t = KV_MAX(from, pos); t < KV_MIN(to, pos + e->n);
+		     t++)
 			e->skip[(t - pos) / 64] |= 1ull << ((t - pos) % 64);
 	}
 	return 0;

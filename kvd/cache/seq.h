@@ -18,10 +18,10 @@
 
 struct seq_entry {
 	struct segment *seg; /* a reference */
-	uint32_t from;	     /* first token of the segment, % SEGMENT_BLOCK */
-	uint32_t n;	     /* tokens */
-	int64_t pos;	     /* position of the first */
-	uint64_t *skip;	     /* [(n_cap + 63) / 64] hidden tokens, or NULL */
+	uint32_t from; /* first token of the segment, % SEGMENT_BLOCK */
+	uint32_t n; /* tokens */
+	int64_t pos; /* position of the first */
+	uint64_t *skip; /* [(n_cap + 63) / 64] hidden tokens, or NULL */
 };
 
 struct seq {
@@ -32,7 +32,7 @@ struct seq {
 	uint32_t n_room;
 	uint32_t seg_tokens; /* room of a new open segment */
 	uint64_t n_tokens;
-	int part_begins;     /* the next append opens a segment */
+	int part_begins; /* the next append opens a segment */
 };
 
 /* Tokens whose K and V must be copied, all layers, before the append. */

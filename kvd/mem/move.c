@@ -128,8 +128,7 @@ static void work_map(struct loop_work *w)
 	struct page_op *op = container_of(w, struct page_op, work);
 	struct range *r = op->page->range;
 
-	op->ret = space_map(r->tier->space, r->first + page_index(op->page),
-			    1);
+	op->ret = space_map(r->tier->space, r->first + page_index(op->page), 1);
 }
 
 static void work_drop(struct loop_work *w)
@@ -137,8 +136,8 @@ static void work_drop(struct loop_work *w)
 	struct page_op *op = container_of(w, struct page_op, work);
 	struct range *r = op->page->range;
 
-	op->ret = space_drop(r->tier->space, r->first + page_index(op->page),
-			     1);
+	op->ret =
+		space_drop(r->tier->space, r->first + page_index(op->page), 1);
 }
 
 static void work_crc(struct loop_work *w)
@@ -323,11 +322,11 @@ static void fetch_failed(struct page_op *op, int lost)
 		pg->lost_err = op->ret;
 		page_set_state(pg, PAGE_LOST);
 		stat_add(p->st_lost, 1);
-		log_warn("move", "%s: page %llu disk->host: %s, lost", p->name,
-			 (unsigned long long)(pg->range->first +
-					      page_index(pg)),
-			 op->ret == -EBADMSG ? "checksum differs" :
-					       strerror(-op->ret));
+		log_warn(
+			"move", "%s: page %llu disk->host: %s, lost", p->name,
+			(unsigned long long)(pg->range->first + page_index(pg)),
+			op->ret == -EBADMSG ? "checksum differs"
+					    : strerror(-op->ret));
 	} else {
 		page_set_state(pg, pg->slot >= 0 ? PAGE_LOWER : PAGE_EMPTY);
 	}
@@ -486,7 +485,7 @@ static uint64_t starved_bytes(const struct pager *p)
 {
 	uint64_t n = 0;
 
-	list_for_each (l, (struct list *)&p->starved)
+	list_for_each(l, (struct list *)&p->starved)
 		n += list_entry(l, struct page, starved)
 			     ->range->tier->page_bytes;
 	return n;
@@ -639,8 +638,9 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 	}
 	log_info("pager", "%s: pages of %zu bytes in a %s%s", p->name,
 		 page_bytes, space_kind(t->space),
-		 !t->file ? ", no disk" :
-		 kio_pagefile_direct(t->file) ? ", O_DIRECT" : ", buffered");
+		 !t->file			? ", no disk"
+		 : kio_pagefile_direct(t->file) ? ", O_DIRECT"
+						: ", buffered");
 	t->next = p->tiers;
 	p->tiers = t;
 	*out = t;
@@ -677,8 +677,8 @@ static void pager_stats(struct pager *p)
 	};
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
-		*list[i].st = stat_get(list[i].kind, list[i].name,
-				       list[i].help, "tenant", p->name, 1);
+		*list[i].st = stat_get(list[i].kind, list[i].name, list[i].help,
+				       "tenant", p->name, 1);
 	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
 				 "From room to resident, per page", "tenant",
 				 p->name, 1e-9);

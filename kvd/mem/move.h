@@ -24,18 +24,18 @@ struct pager {
 	char name[64];
 	struct tier *tiers;
 	struct list ranges;
-	struct list starved;	/* struct page.starved */
+	struct list starved; /* struct page.starved */
 	const struct evict_policy *policy;
 	void *policy_state;
 	uint64_t mapped_bytes, pinned_bytes, reserved_bytes, slot_bytes;
-	uint64_t freeing_bytes;	/* of drops on their way */
+	uint64_t freeing_bytes; /* of drops on their way */
 	uint64_t cleaning_bytes; /* of writes whose page is dropped after */
 	uint32_t n_ops;
 	struct loop_call room_call;
 	int room_queued;
 	uint64_t n_state[PAGE_N_STATES];
-	uint64_t n_mapped_total, n_evicted_total, n_read_total,
-		n_written_total, read_bytes_total, written_bytes_total;
+	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total,
+		read_bytes_total, written_bytes_total;
 	struct stat *st_mapped, *st_evicted, *st_read, *st_written,
 		*st_read_bytes, *st_written_bytes, *st_lost, *st_write_errors,
 		*st_mapped_bytes, *st_slot_bytes, *st_page_in;
@@ -45,7 +45,7 @@ struct pager {
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out);
 void page_set_state(struct page *pg, enum page_state s);
 void page_release_slot(struct page *pg);
-void policy_add(struct page *pg);    /* if it may go now */
+void policy_add(struct page *pg); /* if it may go now */
 void policy_remove(struct page *pg); /* if it was there */
 /* Bring up a page that is not resident and not on its way. */
 void page_fetch(struct page *pg);

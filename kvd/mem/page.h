@@ -37,19 +37,19 @@ enum page_state {
 struct page {
 	struct range *range;
 	struct evict_node evict;
-	struct list starved;	/* waits for room: the pager's list */
-	struct list waiters;	/* struct page_wait */
+	struct list starved; /* waits for room: the pager's list */
+	struct list waiters; /* struct page_wait */
 	int64_t slot;
 	uint32_t crc;
 	uint32_t n_pins;
 	uint8_t state;
 	uint8_t busy;
 	uint8_t in_policy;
-	uint8_t rewritten;	/* PAGE_WRITE came while WRITING */
-	uint8_t doomed;		/* trimmed away or freed while busy */
+	uint8_t rewritten; /* PAGE_WRITE came while WRITING */
+	uint8_t doomed; /* trimmed away or freed while busy */
 	uint8_t charged;
 	int lost_err;
-	uint64_t retry_ns;	/* not a victim before (a write failed) */
+	uint64_t retry_ns; /* not a victim before (a write failed) */
 };
 
 struct tier; /* space and page file of one page size */
@@ -58,7 +58,7 @@ struct range {
 	struct list node; /* of the pager's */
 	struct pager *pager;
 	struct tier *tier;
-	uint64_t first;	  /* virtual page */
+	uint64_t first; /* virtual page */
 	uint32_t n_pages;
 	uint32_t n_virtual;
 	uint32_t n_resident, n_lower, n_lost, n_busy;

@@ -181,15 +181,14 @@ static struct page *run_page(const struct page_run *r, uint32_t i)
 }
 
 /* fn for each page of the runs. */
-#define EACH_PAGE(pg, runs, n_runs)                                      \
-	for (uint32_t pg##_r = 0; pg##_r < (n_runs); pg##_r++)           \
-		for (uint32_t pg##_i = 0; pg##_i < (runs)[pg##_r].n;     \
-		     pg##_i++)                                           \
+#define EACH_PAGE(pg, runs, n_runs) \
+	for (uint32_t pg##_r = 0; pg##_r < (n_runs); pg##_r++) \
+		for (uint32_t pg##_i = 0; pg##_i < (runs)[pg##_r].n; pg##_i++) \
 			if ((pg = run_page(&(runs)[pg##_r], pg##_i)))
 
 static void forget_waits(struct page *pg, struct page_want *w)
 {
-	list_for_each_safe (n, &pg->waiters) {
+	list_for_each_safe(n, &pg->waiters) {
 		struct page_wait *pw = list_entry(n, struct page_wait, node);
 
 		if (pw->want == w) {
@@ -205,7 +204,8 @@ static void undo(struct page_want *w, uint32_t n)
 	struct page *pg;
 	uint32_t i = 0;
 
-	EACH_PAGE (pg, w->runs, w->n_runs) {
+	EACH_PAGE(pg, w->runs, w->n_runs)
+	{
 		if (i++ == n)
 			return;
 		forget_waits(pg, w);
@@ -237,7 +237,8 @@ int page_want(struct pager *p, struct page_want *w)
 	(void)p;
 	w->n_missing = w->n_read = 0;
 	w->ret = 0;
-	EACH_PAGE (pg, w->runs, w->n_runs) {
+	EACH_PAGE(pg, w->runs, w->n_runs)
+	{
 		if (ret)
 			break; /* of this run; the others end here too */
 		pin(pg);
@@ -255,8 +256,8 @@ int page_want(struct pager *p, struct page_want *w)
 	}
 	if (!w->n_missing)
 		return 1;
-	EACH_PAGE (pg, w->runs, w->n_runs)
-		page_fetch(pg);
+	EACH_PAGE(pg, w->runs, w->n_runs)
+	page_fetch(pg);
 	return 0;
 }
 
@@ -271,8 +272,8 @@ void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs)
 {
 	struct page *pg;
 
-	EACH_PAGE (pg, runs, n_runs)
-		unpin(pg);
+	EACH_PAGE(pg, runs, n_runs)
+	unpin(pg);
 	pager_make_room(p);
 }
 
@@ -281,7 +282,8 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 {
 	struct page *pg;
 
-	EACH_PAGE (pg, runs, n_runs) {
+	EACH_PAGE(pg, runs, n_runs)
+	{
 		if (pg->state != PAGE_LOWER || pg->busy ||
 		    p->mapped_bytes + pg->range->tier->page_bytes >
 			    p->conf.memory_bytes)
@@ -312,7 +314,7 @@ void page_arrived(struct page *pg, int from_lower)
 		struct page_want *w = pw->want;
 
 		free(pw);
-		w->n_read += (uint32_t)!!from_lower;
+		w->n_read += (uint32_t) !!from_lower;
 		if (wants_write(w, pg))
 			begin_write(pg);
 		if (!--w->n_missing)
@@ -326,8 +328,8 @@ void page_failed(struct page *pg, int err)
 	struct list *n;
 
 	while ((n = list_first(&pg->waiters))) {
-		struct page_want *w = list_entry(n, struct page_wait,
-						 node)->want;
+		struct page_want *w =
+			list_entry(n, struct page_wait, node)->want;
 
 		undo(w, UINT32_MAX); /* takes all its waits off this list */
 		w->n_missing = 0;
@@ -374,9 +376,9 @@ static void check_page(const struct page *pg, uint64_t *mapped,
 	assert(pg->state != PAGE_LOWER || pg->busy ||
 	       (pg->slot >= 0 && !pg->charged));
 	assert(pg->state != PAGE_CLEAN || pg->slot >= 0);
-	assert(!pg->in_policy || ((pg->state == PAGE_DIRTY ||
-				   pg->state == PAGE_CLEAN) &&
-				  !pg->n_pins && !pg->busy));
+	assert(!pg->in_policy ||
+	       ((pg->state == PAGE_DIRTY || pg->state == PAGE_CLEAN) &&
+		!pg->n_pins && !pg->busy));
 }
 
 void pager_check(struct pager *p)
@@ -384,7 +386,7 @@ void pager_check(struct pager *p)
 	uint64_t mapped = 0, pinned = 0, slots = 0, files = 0;
 	int busy = 0;
 
-	list_for_each (n, &p->ranges) {
+	list_for_each(n, &p->ranges) {
 		struct range *r = list_entry(n, struct range, node);
 
 		busy |= r->n_busy || r->freed;

@@ -36,16 +36,17 @@ struct pager;
 struct range;
 
 struct pager_conf {
-	const char *name;	 /* of the tenant: metrics and logs */
-	const char *state_dir;	 /* page files are made here, unlinked at once */
-	uint64_t memory_bytes;	 /* hard */
-	uint64_t disk_bytes;	 /* hard; 0: nothing is paged out */
-	const char *huge;	 /* "auto", "always", "never" */
-	int mlock;		 /* lock frames as far as RLIMIT_MEMLOCK goes */
-	int numa_node;		 /* -1: where the thread runs */
-	const char *policy;	 /* "clock" */
+	const char *name; /* of the tenant: metrics and logs */
+	const char *state_dir; /* page files are made here, unlinked at once */
+	uint64_t memory_bytes; /* hard */
+	uint64_t disk_bytes; /* hard; 0: nothing is paged out */
+	const char *huge; /* "auto", "always", "never" */
+	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
+	int numa_node; /* -1: where the thread runs */
+	const char *policy; /* "clock" */
 	struct loop *loop;
-	struct kio_engine *engine; /* shared by all pagers; who made it reaps it */
+	struct kio_engine
+		*engine; /* shared by all pagers; who made it reaps it */
 	/*
 	 * Memory and disk are full of what nobody uses: let go of some of it
 	 * (range_free() of at least one range). Returns 0, or -ENOSPC when there
@@ -111,14 +112,14 @@ struct page_run {
 };
 /* Memory is the caller's, runs too, until told or cancelled. */
 struct page_want {
-	struct wait wait;	/* told 0: all are pinned; else none is */
-	struct list node;	/* the pager's */
+	struct wait wait; /* told 0: all are pinned; else none is */
+	struct list node; /* the pager's */
 	struct page_run *runs;
 	uint32_t n_runs;
-	uint32_t n_missing;	/* the pager's: pages not yet there */
-	uint32_t n_read;	/* out: pages that came from the lower tier */
-	int ret;		/* the pager's */
-	struct loop_call call;	/* the pager's */
+	uint32_t n_missing; /* the pager's: pages not yet there */
+	uint32_t n_read; /* out: pages that came from the lower tier */
+	int ret; /* the pager's */
+	struct loop_call call; /* the pager's */
 };
 /*
  * Make all pages of the runs resident and pinned, all or nothing. An EMPTY page

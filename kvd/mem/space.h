@@ -21,7 +21,7 @@ struct space_conf {
 	const char *name;
 	size_t page_bytes;
 	uint64_t memory_bytes; /* size of a tmpfs */
-	const char *huge;      /* "auto", "always", "never" */
+	const char *huge; /* "auto", "always", "never" */
 	int mlock;
 	int numa_node;
 };

@@ -52,8 +52,7 @@ static int open_tmpfs(uint64_t n_bytes)
 	if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always",
 		    0) ||
 	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "size", size, 0) ||
-	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "0700",
-		    0) ||
+	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "0700", 0) ||
 	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0)) {
 		fd = -errno;
 		close(fs);
@@ -114,8 +113,8 @@ static int map_file(struct space *s)
 		ret = kio_sys_ftruncate(s->fd, (off_t)n);
 		if (!ret)
 			ret = kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
-					   MAP_SHARED | MAP_NORESERVE, s->fd,
-					   0, &base);
+					   MAP_SHARED | MAP_NORESERVE, s->fd, 0,
+					   &base);
 		if (!ret)
 			break;
 	}
@@ -141,8 +140,7 @@ static void place(struct space *s, const struct space_conf *c)
 		struct bitmask *m = numa_allocate_nodemask();
 
 		numa_bitmask_setbit(m, (unsigned int)c->numa_node);
-		if (mbind(s->base, n, MPOL_PREFERRED, m->maskp, m->size + 1,
-			  0))
+		if (mbind(s->base, n, MPOL_PREFERRED, m->maskp, m->size + 1, 0))
 			log_warn("space", "%s: node %d: %s", c->name,
 				 c->numa_node, strerror(errno));
 		numa_free_nodemask(m);
@@ -230,8 +228,7 @@ int64_t space_alloc(struct space *s, uint64_t n_pages)
 static int insert(struct space *s, uint32_t at, struct extent e)
 {
 	if (s->n_free == s->n_room) {
-		struct extent *f = realloc(s->free, 2 * s->n_room *
-							    sizeof(*f));
+		struct extent *f = realloc(s->free, 2 * s->n_room * sizeof(*f));
 
 		if (!f)
 			return -ENOMEM;

@@ -19,24 +19,24 @@
 #include <string.h>
 
 struct attend_item {
-	struct session_seq *s;	/* NULL: refused or done */
+	struct session_seq *s; /* NULL: refused or done */
 	struct attn_shape shape;
-	uint64_t old_tokens;	/* of the sequence before it grew */
+	uint64_t old_tokens; /* of the sequence before it grew */
 	int grown;
 };
 
 struct attend {
 	struct engine_job job;
 	struct waiter waiter;
-	struct list node;	/* of all attends waiting: cancelling */
+	struct list node; /* of all attends waiting: cancelling */
 	struct loop_call call;
 	struct serve_session *ss;
 	struct serve_attend *req;
 	struct attend_item *items; /* [req->n_items] */
-	struct attn_item *work;	   /* of the round */
+	struct attn_item *work; /* of the round */
 	uint32_t n_work;
-	uint32_t *work_item;	   /* index of its item */
-	uint32_t i_item, row;	   /* mode ONE: where it stands */
+	uint32_t *work_item; /* index of its item */
+	uint32_t i_item, row; /* mode ONE: where it stands */
 	int one_by_one;
 	int in_line;
 	uint64_t reserved;
@@ -241,8 +241,7 @@ static void add_work(struct attend *a, uint32_t i, uint32_t row, uint32_t n,
 		.v = r->k ? (const char *)r->v + kv : NULL,
 		.o = a->req->append_only ? NULL : (char *)r->o + q,
 		.resident_from = resident_from,
-		.window_bytes = a->reserved > pinned ? a->reserved - pinned :
-						       0,
+		.window_bytes = a->reserved > pinned ? a->reserved - pinned : 0,
 	};
 }
 
@@ -272,8 +271,7 @@ static void job_done(struct engine_job *j)
 		seq_copy_done(&a->items[i].s->copy);
 		if (a->work[k].ret)
 			item_fail(a, i, a->work[k].ret);
-		else if (!a->one_by_one ||
-			 a->row >= a->req->items[i].n_tokens)
+		else if (!a->one_by_one || a->row >= a->req->items[i].n_tokens)
 			item_done(a, i);
 	}
 	round_begin(a);
@@ -380,7 +378,8 @@ static uint64_t least_bytes(struct attend *a)
 	for (uint32_t i = 0; i < a->req->n_items; i++) {
 		const struct attend_item *it = &a->items[i];
 		const struct kv_layout *g;
-		uint64_t pages = 4; /* a page may be counted for read and write */
+		uint64_t pages =
+			4; /* a page may be counted for read and write */
 
 		if (!it->s)
 			continue;
@@ -428,8 +427,7 @@ static int grow(struct attend *a, uint32_t i)
 		return 0;
 	it->old_tokens = q->n_tokens;
 	ret = seq_grow(q, (uint32_t)(end - q->n_tokens),
-		       (uint32_t)KV_MIN(left, SERVE_SEGMENT_TOKENS / 4),
-		       &copy);
+		       (uint32_t)KV_MIN(left, SERVE_SEGMENT_TOKENS / 4), &copy);
 	if (ret)
 		return ret;
 	if (copy.n)
@@ -484,8 +482,7 @@ static int item_check(struct attend *a, uint32_t i)
 	    r->pos > s->max_tokens || (a->req->append_only && !r->k))
 		return -EINVAL;
 	have = s->layer_tokens[a->req->layer];
-	if (r->k ? r->pos != have :
-		   r->pos + r->n_tokens > have)
+	if (r->k ? r->pos != have : r->pos + r->n_tokens > have)
 		return -EINVAL;
 	if (r->pos + r->n_tokens > s->max_tokens)
 		return -ENOSPC;
@@ -539,7 +536,7 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 
 void attend_cancel_session(struct serve_session *ss)
 {
-	list_for_each_safe (n, &ss->attends) {
+	list_for_each_safe(n, &ss->attends) {
 		struct attend *a = list_entry(n, struct attend, node);
 
 		if (a->in_line)

@@ -84,11 +84,11 @@ void *attn_scratch_alloc(struct attn_scratch *s, size_t n_bytes)
 struct prepared {
 	struct attn_item *it;
 	uint32_t layer;
-	int64_t *pos;	   /* [n_rows] */
-	float *o, *m, *l;  /* state */
-	char *q;	   /* [n_variants][n_rows][n_heads][head_dim] typed */
-	float *tmp;	   /* [n_rows][n_heads][head_dim] f32 */
-	int64_t *delta;	   /* [n_variants] */
+	int64_t *pos; /* [n_rows] */
+	float *o, *m, *l; /* state */
+	char *q; /* [n_variants][n_rows][n_heads][head_dim] typed */
+	float *tmp; /* [n_rows][n_heads][head_dim] f32 */
+	int64_t *delta; /* [n_variants] */
 	uint32_t n_variants;
 	struct kern_span *spans;
 	uint32_t n_spans;
@@ -125,14 +125,12 @@ static void find_variants(struct prepared *p)
 	}
 	for (uint32_t i = 0; i < q->n_entries; i++)
 		if (variant_of(p, &q->entries[i]) == p->n_variants)
-			p->delta[p->n_variants++] =
-				entry_delta(&q->entries[i]);
+			p->delta[p->n_variants++] = entry_delta(&q->entries[i]);
 }
 
 /* The entry's skip bits from token from on, as kern_span wants them. */
-static const uint64_t *skip_bits(struct prepared *p,
-				 const struct seq_entry *e, uint32_t from,
-				 uint32_t n)
+static const uint64_t *skip_bits(struct prepared *p, const struct seq_entry *e,
+				 uint32_t from, uint32_t n)
 {
 	const uint32_t n_words = KV_DIV_UP(n, 64);
 	uint64_t *bits;
@@ -160,11 +158,11 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 	while (from < to) {
 		const uint32_t t = e->from + from;
 		const uint32_t in_page = t % g->page_tokens;
-		const uint32_t n = in_page ? KV_MIN(to - from,
-						    g->page_tokens - in_page) :
-					     to - from;
-		const size_t skew = (size_t)in_page * g->head_dim *
-				    g->elem_bytes;
+		const uint32_t n =
+			in_page ? KV_MIN(to - from, g->page_tokens - in_page)
+				: to - from;
+		const size_t skew =
+			(size_t)in_page * g->head_dim * g->elem_bytes;
 
 		assert(p->n_spans < p->n_spans_max);
 		p->spans[p->n_spans++] = (struct kern_span){
@@ -222,8 +220,7 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 	p->tmp = attn_scratch_alloc(s, n_q * sizeof(float));
 	p->q = attn_scratch_alloc(s, n_q * p->n_variants *
 					     kern_type_bytes(g->type));
-	if (!p->spans || !p->pos || !p->o || !p->m || !p->l || !p->tmp ||
-	    !p->q)
+	if (!p->spans || !p->pos || !p->o || !p->m || !p->l || !p->tmp || !p->q)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < it->n_rows; i++)
 		p->pos[i] = (int64_t)(it->pos + i);
@@ -247,8 +244,7 @@ static void store_rows(const struct attn_item *it, uint32_t layer, int v,
 		uint32_t t;
 		char *at;
 
-		while (i_entry == q->n_entries ||
-		       q->entries[i_entry].pos > pos)
+		while (i_entry == q->n_entries || q->entries[i_entry].pos > pos)
 			i_entry--;
 		while (q->entries[i_entry].pos + q->entries[i_entry].n <= pos)
 			i_entry++;
@@ -303,8 +299,8 @@ static void rotate_rows(const struct prepared *p, uint32_t from, uint32_t to)
 	const size_t row = (size_t)g->n_heads * g->head_dim;
 	const size_t es = kern_type_bytes(g->type);
 	const size_t n = (to - from) * row;
-	const char *q = (const char *)it->q +
-			from * row * kern_type_bytes(it->in);
+	const char *q =
+		(const char *)it->q + from * row * kern_type_bytes(it->in);
 	float *f = p->tmp + from * row;
 	int64_t pos[ROWS_PER_TASK];
 
@@ -360,8 +356,8 @@ static struct kern_attn kern_args(const struct task *t)
 		.head_dim = g->head_dim,
 		.scale = g->scale,
 		.q = p->q,
-		.q_variant_elems = (size_t)p->it->n_rows * g->n_heads *
-				   g->head_dim,
+		.q_variant_elems =
+			(size_t)p->it->n_rows * g->n_heads * g->head_dim,
 		.q_pos = p->pos,
 		.n_rows = p->it->n_rows,
 		.spans = p->spans,
@@ -401,8 +397,7 @@ static void run_finish(void *arg, uint32_t i)
 	const struct attn_shape *g = p->it->shape;
 	const struct kern_attn a = kern_args(t);
 	const size_t row = (size_t)g->n_heads * g->head_dim;
-	const size_t group = (size_t)(g->n_heads / g->n_kv_heads) *
-			     g->head_dim;
+	const size_t group = (size_t)(g->n_heads / g->n_kv_heads) * g->head_dim;
 	const size_t es = kern_type_bytes(p->it->in);
 
 	kern_attn_finish(&a);
@@ -469,17 +464,16 @@ struct window {
 	struct engine_ask ask;
 	struct page_want want;
 	struct pager *pager;
-	struct page_run *runs;	/* of the window wanted */
+	struct page_run *runs; /* of the window wanted */
 	uint32_t n_runs;
-	struct page_run *held;	/* pinned before; given back first */
+	struct page_run *held; /* pinned before; given back first */
 	uint32_t n_held;
 };
 
 static void window_done(struct wait *w, int ret)
 {
-	struct window *win = container_of(container_of(w, struct page_want,
-						       wait),
-					  struct window, want);
+	struct window *win = container_of(
+		container_of(w, struct page_want, wait), struct window, want);
 
 	engine_answer(&win->ask, ret);
 }
@@ -528,9 +522,9 @@ static uint64_t window_end(const struct seq *q, uint64_t from, uint64_t to,
 }
 
 /* Bring in [from, to) of the item's layer and run its tasks over it. */
-static int run_window(struct engine *e, struct pool *pool,
-		      struct task_list *l, struct window *win, uint64_t from,
-		      uint64_t to, struct page_run *room[2])
+static int run_window(struct engine *e, struct pool *pool, struct task_list *l,
+		      struct window *win, uint64_t from, uint64_t to,
+		      struct page_run *room[2])
 {
 	struct prepared *p = l->tasks[0].p;
 	const struct seq *q = p->it->seq;
@@ -616,8 +610,7 @@ static int run_resident(struct pool *pool, struct attn_scratch *s,
 }
 
 static int run_prepared(struct engine *e, struct pool *pool,
-			struct attn_scratch *s, struct prepared *p,
-			uint32_t n)
+			struct attn_scratch *s, struct prepared *p, uint32_t n)
 {
 	struct task_list l;
 	int ret;

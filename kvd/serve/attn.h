@@ -28,16 +28,16 @@ struct attn_shape {
 struct attn_item {
 	const struct attn_shape *shape;
 	struct seq *seq;
-	uint64_t pos;	   /* of the first row */
-	uint32_t n_rows;   /* 0: nothing */
+	uint64_t pos; /* of the first row */
+	uint32_t n_rows; /* 0: nothing */
 	enum kern_type in; /* type of q, k, v and o */
-	const void *q;	   /* [n_rows][n_heads][head_dim], or NULL: append only */
+	const void *q; /* [n_rows][n_heads][head_dim], or NULL: append only */
 	const void *k, *v; /* [n_rows][n_kv_heads][head_dim], or NULL */
-	void *o;	   /* [n_rows][n_heads][head_dim] */
+	void *o; /* [n_rows][n_heads][head_dim] */
 	uint64_t resident_from; /* position; 0: all is pinned */
-	uint64_t window_bytes;	/* what a window may pin */
-	uint64_t n_read;	/* out: pages brought in for windows */
-	int ret;		/* out */
+	uint64_t window_bytes; /* what a window may pin */
+	uint64_t n_read; /* out: pages brought in for windows */
+	int ret; /* out */
 };
 
 /* Memory of the engine thread's jobs: grows to the largest job, is kept. */

@@ -12,7 +12,7 @@
 #include <string.h>
 #include "kvd/serve/gen.h"
 
-#define SCORE_ROWS  32u /* logits of scored rows in one step */
+#define SCORE_ROWS 32u /* logits of scored rows in one step */
 
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
@@ -65,8 +65,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			.k = k + r->row * kv_row,
 			.v = v + r->row * kv_row,
 			.o = o + r->row * q_row,
-			.resident_from = r->g->windowed ? r->g->pinned_from :
-							  0,
+			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
 			.window_bytes = r->g->window_bytes,
 		};
 	}
@@ -106,8 +105,7 @@ static void step_run(struct engine_job *j, struct pool *pool)
 
 	b->pool = pool;
 	b->ret = llama_step(b->model->llama,
-			    b->scratch[b->model - b->serve->models], pool,
-			    &lb);
+			    b->scratch[b->model - b->serve->models], pool, &lb);
 	for (uint32_t i = 0; i < b->n_gens && !b->ret; i++)
 		if (b->gens[i]->n_step_logits &&
 		    !(b->gens[i]->req->flags & SERVE_GEN_SCORE))
@@ -165,8 +163,8 @@ static void step_done(struct engine_job *j)
 			if (b->runs[k].g == g)
 				g->pos = b->runs[k].pos + b->runs[k].n;
 		if (g->n_step_logits && g->req->flags & SERVE_GEN_SCORE) {
-			const float *l = b->logits +
-					 (size_t)g->step_logits * n_vocab;
+			const float *l =
+				b->logits + (size_t)g->step_logits * n_vocab;
 
 			g->step_logits = b->logit_rows[g->step_logits];
 			for (uint32_t k = 0; k < b->n_runs; k++) {
@@ -242,14 +240,14 @@ static void build(struct batch *b)
 	uint32_t prefill = c->prefill_slice;
 
 	b->n_runs = b->n_rows = b->n_logits = b->n_gens = 0;
-	list_for_each_safe (n, &b->ready) {
+	list_for_each_safe(n, &b->ready) {
 		struct gen *g = list_entry(n, struct gen, node);
 
 		if (g->model == b->model && decoding(g) &&
 		    b->n_rows < c->max_batch)
 			take_gen(b, g, 1);
 	}
-	list_for_each_safe (n, &b->ready) {
+	list_for_each_safe(n, &b->ready) {
 		struct gen *g = list_entry(n, struct gen, node);
 
 		if (g->model == b->model && !decoding(g) && prefill)

@@ -171,7 +171,8 @@ int gen_take_scores(struct gen *g, const float *logits)
 			ret = take_scores(g, logits, g->step_logits);
 	}
 	if (!ret && g->pos >= g->n_prompt) {
-		if (!g->req->n_out && last->n) /* a single token, no row before */
+		if (!g->req->n_out &&
+		    last->n) /* a single token, no row before */
 			ret = emit(g, g->tokens[last->first], NAN);
 		if (!ret) {
 			finish(g, END_SCORED);

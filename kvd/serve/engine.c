@@ -16,15 +16,15 @@
 #include "kvd/base/clock.h"
 
 struct engine {
-	struct loop *loop;	  /* (I) */
-	struct pool *pool;	  /* (I) */
-	uint64_t spin_ns;	  /* (I) */
-	pthread_t thread;	  /* (I) */
+	struct loop *loop; /* (I) */
+	struct pool *pool; /* (I) */
+	uint64_t spin_ns; /* (I) */
+	pthread_t thread; /* (I) */
 	pthread_mutex_t m;
 	pthread_cond_t more;
-	struct list queue;	  /* (m) */
+	struct list queue; /* (m) */
 	_Atomic uint32_t n_queued; /* (A) hint for the spinning */
-	int stop;		  /* (m) */
+	int stop; /* (m) */
 };
 
 static void job_done(struct loop_call *c)

@@ -17,7 +17,7 @@ struct engine;
 struct engine_job {
 	struct list node;
 	void (*run)(struct engine_job *j, struct pool *pool); /* engine */
-	void (*done)(struct engine_job *j);		      /* loop */
+	void (*done)(struct engine_job *j); /* loop */
 	struct loop_call call; /* the engine's */
 	struct engine *engine; /* the engine's */
 };
@@ -32,9 +32,9 @@ void engine_start(struct engine *e, struct engine_job *j);
 
 /* A question of a running job to the loop thread. */
 struct engine_ask {
-	struct loop_call call;	   /* the engine's */
+	struct loop_call call; /* the engine's */
 	void (*run)(struct engine_ask *a); /* loop; must lead to an answer */
-	uint32_t answered;	   /* futex-like, the engine's */
+	uint32_t answered; /* futex-like, the engine's */
 	int ret;
 };
 /* Engine thread: run a->run on the loop and wait for engine_answer(). */

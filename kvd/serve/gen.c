@@ -196,7 +196,7 @@ static void chunk_job_end(struct gen *g)
 
 static struct gen *find_chunk_job(struct serve_tenant *t, struct map_id id)
 {
-	list_for_each (n, &t->chunk_jobs) {
+	list_for_each(n, &t->chunk_jobs) {
 		struct gen *g = list_entry(n, struct gen, session_node);
 
 		if (g->state != GEN_END && map_id_equal(g->parts[0].chunk, id))
@@ -356,8 +356,7 @@ static void want_done(struct wait *w, int ret)
 	g->n_runs = g->n_pinned;
 	if ((ret == -EBADMSG || ret == -EIO) && !g->pos &&
 	    g->n_retries++ < MAX_RETRIES) {
-		log_warn("gen", "stored pages lost (%d): computing again",
-			 ret);
+		log_warn("gen", "stored pages lost (%d): computing again", ret);
 		gen_release(g);
 		gen_unplan(g);
 		gen_resume(g);
@@ -397,8 +396,8 @@ static void want_pages(struct gen *g, uint64_t from, uint64_t to)
 /* End of the rows that the next step may compute. */
 static uint64_t next_to(const struct gen *g)
 {
-	const uint64_t to = KV_MAX((uint64_t)g->n_prompt,
-				   (uint64_t)g->pos + 1) + MAP_AHEAD;
+	const uint64_t to =
+		KV_MAX((uint64_t)g->n_prompt, (uint64_t)g->pos + 1) + MAP_AHEAD;
 
 	return KV_MIN(to, g->seq.n_tokens);
 }
@@ -511,8 +510,7 @@ static const struct gen_part *part_at(const struct gen *g, uint32_t pos)
 {
 	uint32_t i = 0;
 
-	while (i + 1 < g->n_parts &&
-	       g->parts[i].first + g->parts[i].n <= pos)
+	while (i + 1 < g->n_parts && g->parts[i].first + g->parts[i].n <= pos)
 		i++;
 	return &g->parts[i];
 }
@@ -682,7 +680,7 @@ void serve_cancel(struct serve_session *ss, struct serve_gen *r)
 
 void gen_cancel_session(struct serve_session *ss)
 {
-	list_for_each_safe (n, &ss->requests)
+	list_for_each_safe(n, &ss->requests)
 		gen_cancel(list_entry(n, struct gen, session_node));
 }
 
@@ -733,8 +731,8 @@ int64_t serve_tokenize(struct serve_session *ss, const char *model,
 	struct serve_model *m = find_model(ss->tenant->serve, model);
 
 	return m ? tokenizer_encode(llama_tokenizer(m->llama), text, len, out,
-				    max) :
-		   -ENOENT;
+				    max)
+		 : -ENOENT;
 }
 
 int64_t serve_detokenize(struct serve_session *ss, const char *model,
@@ -744,6 +742,6 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 	struct serve_model *m = find_model(ss->tenant->serve, model);
 
 	return m ? tokenizer_decode(llama_tokenizer(m->llama), tokens, n, out,
-				    max) :
-		   -ENOENT;
+				    max)
+		 : -ENOENT;
 }

@@ -18,8 +18,14 @@
 
 #include "kvd/serve/tenant.h"
 
-enum gen_state { GEN_CHUNKS, GEN_ADMIT, GEN_WANT, GEN_READY, GEN_STEP,
-		 GEN_END };
+enum gen_state {
+	GEN_CHUNKS,
+	GEN_ADMIT,
+	GEN_WANT,
+	GEN_READY,
+	GEN_STEP,
+	GEN_END
+};
 
 /* Tiles of one segment that follow each other. */
 struct prefix_hit {
@@ -28,57 +34,58 @@ struct prefix_hit {
 };
 
 struct gen_part {
-	uint32_t first, n;  /* tokens of the prompt */
-	int reuse;	    /* a chunk by reference */
+	uint32_t first, n; /* tokens of the prompt */
+	int reuse; /* a chunk by reference */
 	struct map_id chunk;
-	uint32_t n_found;    /* not reuse: tokens found by prefix */
+	uint32_t n_found; /* not reuse: tokens found by prefix */
 	struct segment *seg; /* reuse: a reference until the list has it */
-	struct prefix_hit *hits; /* not reuse: what was found, with references */
+	struct prefix_hit
+		*hits; /* not reuse: what was found, with references */
 	uint32_t n_hits;
 	struct list waiting; /* reuse: in the chunk job's waiters */
 	struct gen *gen;
-	int32_t found;	    /* reuse: 1 it was there when asked */
+	int32_t found; /* reuse: 1 it was there when asked */
 };
 
 struct gen {
-	struct list node;	  /* batch's ready list */
+	struct list node; /* batch's ready list */
 	struct list session_node; /* session's requests, or chunk_jobs */
-	struct waiter waiter;	  /* ADMIT */
+	struct waiter waiter; /* ADMIT */
 	struct serve_tenant *tenant;
 	struct serve_session *session; /* NULL: a chunk job */
 	struct serve_model *model;
 	enum gen_state state;
-	struct serve_gen *req;	       /* one of these three */
+	struct serve_gen *req; /* one of these three */
 	struct serve_chunk_put *put;
-	struct list chunk_waiters;     /* chunk job: gen_part.waiting */
-	int counted;		       /* in the tenant's n_requests */
+	struct list chunk_waiters; /* chunk job: gen_part.waiting */
+	int counted; /* in the tenant's n_requests */
 	int cancelled;
 	int err;
 	uint32_t n_retries;
 	struct loop_call end_call;
 
-	uint32_t *tokens;	/* [n_prompt + max_tokens] */
+	uint32_t *tokens; /* [n_prompt + max_tokens] */
 	uint32_t n_prompt, n_all, max_tokens;
 	struct gen_part *parts;
 	uint32_t n_parts;
-	uint32_t n_missing;	/* chunks still being computed */
+	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;
 
 	struct seq seq;
 	int has_seq;
-	uint8_t *owned;		/* [seq.n_entries] computed by this gen */
-	uint32_t pos;		/* next position to compute */
+	uint8_t *owned; /* [seq.n_entries] computed by this gen */
+	uint32_t pos; /* next position to compute */
 	uint64_t reserved;
 	int windowed;
 	uint64_t pinned_from, pinned_to;
 	uint64_t window_bytes;
-	struct page_run *runs;	/* pinned, n_pinned of them, then those wanted */
+	struct page_run *runs; /* pinned, n_pinned of them, then those wanted */
 	uint32_t n_runs, n_pinned, n_runs_room;
 	struct page_want want;
 
 	/* of the step; the engine's while in STEP */
-	uint32_t step_rows;	/* rows of this step */
-	uint32_t step_logits;	/* first row of its logits */
+	uint32_t step_rows; /* rows of this step */
+	uint32_t step_logits; /* first row of its logits */
 	uint32_t n_step_logits;
 	uint32_t sampled;
 	float sampled_logprob;
@@ -103,10 +110,10 @@ void gen_end(struct gen *g, int err);
 int gen_take_token(struct gen *g, const float *logits);
 int gen_take_scores(struct gen *g, const float *logits);
 /* plan.c */
-int gen_plan(struct gen *g);	  /* tokens and parts are known: find, count */
-void gen_unplan(struct gen *g);	  /* give back all references */
+int gen_plan(struct gen *g); /* tokens and parts are known: find, count */
+void gen_unplan(struct gen *g); /* give back all references */
 int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */
-void gen_index(struct gen *g);	  /* keep what was computed, for reuse */
+void gen_index(struct gen *g); /* keep what was computed, for reuse */
 int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n);
 void gen_start_chunk(struct gen *waiter, struct gen_part *part);
 

@@ -31,8 +31,8 @@ static int64_t part_length(const struct tokenizer *tok,
 	return tokenizer_encode(tok, p->text, p->text_len, NULL, 0);
 }
 
-static int part_tokens(struct gen *g, const struct serve_part *p,
-		       uint32_t *out, size_t n)
+static int part_tokens(struct gen *g, const struct serve_part *p, uint32_t *out,
+		       size_t n)
 {
 	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
 	const uint32_t n_vocab = llama_shape(g->model->llama)->n_vocab;
@@ -158,11 +158,11 @@ int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
 
 /* ---- what is cached -------------------------------------------------------- */
 
-static int part_add_hit(struct gen_part *part, struct segment *s,
-			uint32_t from, uint32_t n)
+static int part_add_hit(struct gen_part *part, struct segment *s, uint32_t from,
+			uint32_t n)
 {
-	struct prefix_hit *h = part->n_hits ? &part->hits[part->n_hits - 1] :
-					      NULL;
+	struct prefix_hit *h = part->n_hits ? &part->hits[part->n_hits - 1]
+					    : NULL;
 
 	if (h && h->seg == s && h->from + h->n == from) {
 		h->n += n;
@@ -188,8 +188,8 @@ static struct map_id find_part(struct gen *g, struct gen_part *part,
 		const uint32_t at = part->n_found;
 		const uint32_t n = KV_MIN(SEGMENT_BLOCK, part->n - at);
 		const uint32_t *t = g->tokens + part->first + at;
-		struct map_id next = prefix_tile(id, t, n,
-						 at ? 0 : PREFIX_PART_BEGIN);
+		struct map_id next =
+			prefix_tile(id, t, n, at ? 0 : PREFIX_PART_BEGIN);
 		struct segment *s;
 		uint32_t block;
 
@@ -336,8 +336,8 @@ static int append_part(struct gen *g, struct gen_part *part)
 	g->n_computed += part->n - part->n_found;
 	if (ret)
 		return ret;
-	return append_new(g, part->n - part->n_found +
-				     (last ? g->max_tokens : 0));
+	return append_new(g,
+			  part->n - part->n_found + (last ? g->max_tokens : 0));
 }
 
 int gen_build_seq(struct gen *g)

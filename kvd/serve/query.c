@@ -99,8 +99,7 @@ struct segment_list {
 };
 
 /* The text of a chunk, shortened, for a person to recognise it. */
-static void set_text(json_t *o, struct serve_tenant *t,
-		     const struct segment *s)
+static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
 {
 	const struct tokenizer *tok;
 	char text[64];
@@ -131,25 +130,27 @@ static void segment_object(struct segment *s, void *arg)
 	if (s->is_chunk)
 		set_id(o, "id", s->chunk_id);
 	else if (s->ids)
-		set_id(o, "id", s->ids[KV_DIV_UP(s->n_tokens,
-						 SEGMENT_BLOCK) - 1]);
+		set_id(o, "id",
+		       s->ids[KV_DIV_UP(s->n_tokens, SEGMENT_BLOCK) - 1]);
 	set_int(o, "tokens", s->n_tokens);
-	set_int(o, l->chunks ? "hits" : "refs", l->chunks ? s->n_hits :
-							     s->n_refs);
+	set_int(o, l->chunks ? "hits" : "refs",
+		l->chunks ? s->n_hits : s->n_refs);
 	set_int(o, "pages", range_n_pages(s->range));
 	set_int(o, "resident", range_n_resident(s->range));
 	set_int(o, "lower", range_n_lower(s->range));
 	if (l->chunks)
 		set_text(o, l->t, s);
 	else
-		set_str(o, "kind", s->is_chunk ? "chunk" :
-			   s->sealed ? "prefix" : "open");
+		set_str(o, "kind",
+			s->is_chunk ? "chunk"
+			: s->sealed ? "prefix"
+				    : "open");
 	json_array_append_new(l->array, o);
 }
 
 static void sequence_objects(json_t *array, struct serve_tenant *t)
 {
-	list_for_each (n, &t->sessions) {
+	list_for_each(n, &t->sessions) {
 		struct serve_session *ss =
 			list_entry(n, struct serve_session, node);
 
@@ -215,9 +216,9 @@ static json_t *status(struct serve *s)
 	json_object_set_new(o, "models", names);
 	for (uint32_t i = 0; i < s->n_tenants; i++) {
 		sessions += s->tenants[i]->n_sessions;
-		list_for_each (n, &s->tenants[i]->sessions)
-			requests += list_entry(n, struct serve_session,
-					       node)->n_requests;
+		list_for_each(n, &s->tenants[i]->sessions)
+			requests += list_entry(n, struct serve_session, node)
+					    ->n_requests;
 	}
 	set_int(o, "tenants", s->n_tenants);
 	set_int(o, "sessions", sessions);

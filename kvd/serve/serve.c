@@ -89,8 +89,8 @@ static void tenant_stats(struct serve_tenant *t)
 	};
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
-		*list[i].st = stat_get(STAT_COUNTER, list[i].name,
-				       list[i].help, "tenant", v, 1);
+		*list[i].st = stat_get(STAT_COUNTER, list[i].name, list[i].help,
+				       "tenant", v, 1);
 	t->st_ttft = stat_get(STAT_HISTOGRAM, "kvd_first_token_seconds",
 			      "Submission to first token", "tenant", v, 1e-9);
 }
@@ -165,8 +165,8 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 	const struct llama_shape *sh;
 	int ret;
 
-	ret = llama_open(&m->llama, c->path,
-			 c->math_f32 ? KERN_F32 : KERN_BF16, err, err_len);
+	ret = llama_open(&m->llama, c->path, c->math_f32 ? KERN_F32 : KERN_BF16,
+			 err, err_len);
 	if (ret)
 		return ret;
 	s->n_models++;
@@ -191,8 +191,10 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 	};
 	ret = kv_layout_init(&m->layout);
 	if (ret)
-		snprintf(err, err_len, "model %s: page_tokens or page_layers "
-			 "does not fit its shape", c->name);
+		snprintf(err, err_len,
+			 "model %s: page_tokens or page_layers "
+			 "does not fit its shape",
+			 c->name);
 	log_info("serve", "model %s: %u layers, %s, %llu bytes of KV a token",
 		 c->name, sh->n_layers, c->math_f32 ? "f32" : "bf16",
 		 (unsigned long long)kv_layout_token_bytes(&m->layout));
@@ -262,9 +264,10 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 		s->tenants[s->n_tenants++] = t;
 		ret = tenant_open(s, &s->conf->tenants[i], t);
 		if (ret)
-			snprintf(err, err_len, "tenant %s: memory or page "
-				 "file: %s", s->conf->tenants[i].name,
-				 strerror(-ret));
+			snprintf(err, err_len,
+				 "tenant %s: memory or page "
+				 "file: %s",
+				 s->conf->tenants[i].name, strerror(-ret));
 	}
 	return ret;
 }
@@ -323,9 +326,9 @@ static uint32_t n_requests(const struct serve *s)
 
 	for (uint32_t i = 0; i < s->n_tenants; i++) {
 		n += !list_empty(&s->tenants[i]->chunk_jobs);
-		list_for_each (l, &s->tenants[i]->sessions)
-			n += list_entry(l, struct serve_session,
-					node)->n_requests;
+		list_for_each(l, &s->tenants[i]->sessions)
+			n += list_entry(l, struct serve_session, node)
+				     ->n_requests;
 	}
 	return n;
 }
@@ -380,8 +383,8 @@ int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 
 static void closed(struct loop_call *c)
 {
-	struct serve_session *ss = container_of(c, struct serve_session,
-						close_call);
+	struct serve_session *ss =
+		container_of(c, struct serve_session, close_call);
 	struct serve_tenant *t = ss->tenant;
 	struct wait *w = ss->closing;
 

@@ -55,7 +55,7 @@ uint32_t serve_session_n_requests(const struct serve_session *ss);
 
 struct serve_geometry { /* as struct kv_geometry, checked by serve */
 	uint32_t n_layers, n_heads, n_kv_heads, head_dim;
-	uint32_t type;	 /* enum kern_type: F32, F16, BF16 */
+	uint32_t type; /* enum kern_type: F32, F16, BF16 */
 	uint32_t rotary; /* enum kern_rope_kind */
 	uint32_t n_rot;
 	float theta, rope_scale, scale;
@@ -82,20 +82,20 @@ struct serve_attend_item {
 	uint32_t seq;
 	uint32_t n_tokens; /* may be 0: nothing happens */
 	uint64_t pos;
-	const void *q;	   /* arena [n_tokens][n_heads][head_dim] */
+	const void *q; /* arena [n_tokens][n_heads][head_dim] */
 	const void *k, *v; /* arena [n_tokens][n_kv_heads][head_dim], or NULL */
-	void *o;	   /* arena [n_tokens][n_heads][head_dim] */
-	int res;	   /* out */
+	void *o; /* arena [n_tokens][n_heads][head_dim] */
+	int res; /* out */
 };
 #define SERVE_MAX_ITEMS 1024u
 struct serve_attend {
-	struct wait wait;	/* told 0 or the first item's error */
+	struct wait wait; /* told 0 or the first item's error */
 	uint32_t layer;
-	uint32_t n_items;	/* 1..SERVE_MAX_ITEMS */
+	uint32_t n_items; /* 1..SERVE_MAX_ITEMS */
 	struct serve_attend_item *items; /* the caller's, until told */
-	int append_only;	/* 1: KV_OP_APPEND, q and o are NULL */
-	int may_wait;		/* over budget waits instead of -EDQUOT */
-	void *priv;		/* serve's */
+	int append_only; /* 1: KV_OP_APPEND, q and o are NULL */
+	int may_wait; /* over budget waits instead of -EDQUOT */
+	void *priv; /* serve's */
 };
 int serve_attend(struct serve_session *ss, struct serve_attend *a);
 /* Keep n_tokens. -EINVAL there are fewer; -EBUSY. The tile that is cut is
@@ -103,8 +103,8 @@ int serve_attend(struct serve_session *ss, struct serve_attend *a);
 int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 		       uint64_t n_tokens);
 /* Bytes of one token's q (and o) and of one token's k (or v). -ENOENT. */
-int serve_seq_shape(struct serve_session *ss, uint32_t seq,
-		    size_t *row_q_bytes, size_t *row_kv_bytes);
+int serve_seq_shape(struct serve_session *ss, uint32_t seq, size_t *row_q_bytes,
+		    size_t *row_kv_bytes);
 
 /* ---- hosted models -------------------------------------------------------- */
 
@@ -122,7 +122,7 @@ struct serve_part { /* daemon memory, copied from the arena before */
 	uint64_t id[2];
 };
 
-struct serve_token {	/* layout of struct kv_token */
+struct serve_token { /* layout of struct kv_token */
 	uint32_t id;
 	float logprob;
 	uint32_t text_off;
@@ -146,13 +146,14 @@ struct serve_gen_stats { /* as struct kv_gen_stats */
  * told. Out: counters and buffers in daemon memory; progress() says that they grew.
  */
 struct serve_gen {
-	struct wait wait;	/* told n_out, or -errno */
-	void (*progress)(struct serve_gen *g); /* after new tokens, not the last */
+	struct wait wait; /* told n_out, or -errno */
+	void (*progress)(
+		struct serve_gen *g); /* after new tokens, not the last */
 	/* in */
-	const char *model;	/* "" : the only one */
+	const char *model; /* "" : the only one */
 	const struct serve_part *parts;
 	uint32_t n_parts;
-	uint32_t flags;		/* SERVE_GEN_* */
+	uint32_t flags; /* SERVE_GEN_* */
 	uint32_t max_tokens;
 	uint32_t stop_tokens[SERVE_MAX_STOP];
 	uint32_t n_stop_tokens;
@@ -165,14 +166,14 @@ struct serve_gen {
 	int may_wait;
 	/* out; the caller reads in progress() and after the end */
 	struct serve_token *tokens; /* serve's until the wait was told */
-	char *text;		    /* serve's; n_text bytes */
-	float *logits;		    /* serve's; n_vocab, or NULL */
+	char *text; /* serve's; n_text bytes */
+	float *logits; /* serve's; n_vocab, or NULL */
 	uint32_t n_out;
 	uint32_t n_text;
 	uint32_t n_vocab;
-	uint32_t end;		    /* enum kv_end */
+	uint32_t end; /* enum kv_end */
 	struct serve_gen_stats stats;
-	void *priv;		    /* serve's */
+	void *priv; /* serve's */
 };
 /*
  * -ENOENT no such model, or a chunk id unknown; -EINVAL; -EDQUOT requests of the
@@ -185,10 +186,10 @@ void serve_cancel(struct serve_session *ss, struct serve_gen *g);
 /* The same for an attend or truncate or chunk_put that still waits: best effort. */
 
 struct serve_chunk_put {
-	struct wait wait;	/* told the number of tokens, or -errno */
+	struct wait wait; /* told the number of tokens, or -errno */
 	const char *model;
 	struct serve_part part; /* TEXT or TOKENS */
-	uint64_t id[2];		/* out */
+	uint64_t id[2]; /* out */
 	void *priv;
 };
 int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p);

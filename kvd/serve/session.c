@@ -30,8 +30,7 @@ static int geometry_ok(const struct serve_geometry *g)
 	if (g->head_dim < KERN_HEAD_DIM_MIN ||
 	    g->head_dim > KERN_HEAD_DIM_MAX || g->head_dim % 8)
 		return 0;
-	if (g->type != KERN_F32 && g->type != KERN_F16 &&
-	    g->type != KERN_BF16)
+	if (g->type != KERN_F32 && g->type != KERN_F16 && g->type != KERN_BF16)
 		return 0;
 	if (g->rotary > KERN_ROPE_HALVES || n_rot > g->head_dim || n_rot % 2)
 		return 0;
@@ -70,8 +69,8 @@ int serve_geometry(struct serve_session *ss, const struct serve_geometry *g)
 		.n_heads = g->n_heads,
 		.n_kv_heads = g->n_kv_heads,
 		.head_dim = g->head_dim,
-		.scale = g->scale != 0 ? g->scale :
-					 1.0f / sqrtf((float)g->head_dim),
+		.scale = g->scale != 0 ? g->scale
+				       : 1.0f / sqrtf((float)g->head_dim),
 		.rope = { .kind = g->rotary,
 			  .n_rot = g->n_rot ? g->n_rot : g->head_dim,
 			  .theta = g->theta,
@@ -284,8 +283,8 @@ int serve_seq_info(struct serve_session *ss, uint32_t seq,
 	return 0;
 }
 
-int serve_seq_shape(struct serve_session *ss, uint32_t seq,
-		    size_t *row_q_bytes, size_t *row_kv_bytes)
+int serve_seq_shape(struct serve_session *ss, uint32_t seq, size_t *row_q_bytes,
+		    size_t *row_kv_bytes)
 {
 	struct session_seq *s = session_seq_find(ss, seq);
 	const struct attn_shape *g;

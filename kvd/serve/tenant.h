@@ -35,12 +35,12 @@ struct serve_tenant {
 	struct prefix_tree prefix;
 	struct chunk_table chunks;
 	struct list sessions;
-	struct list waiting;	/* gens and attends: waiter.node */
+	struct list waiting; /* gens and attends: waiter.node */
 	struct list chunk_jobs; /* gens that compute a chunk */
-	struct loop_call kick;	/* look at waiting again */
+	struct loop_call kick; /* look at waiting again */
 	int kicked;
 	uint32_t n_sessions, n_sequences, n_requests;
-	uint32_t n_active;	/* requests that hold a reservation */
+	uint32_t n_active; /* requests that hold a reservation */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_refused, *st_ttft, *st_attends;
@@ -82,21 +82,21 @@ struct serve_session {
 	struct session_geometry {
 		struct kv_layout layout;
 		struct attn_shape shape;
-	} *geometries;
+	} * geometries;
 	uint32_t n_geometries;
 	struct session_seq {
 		struct seq seq;
 		uint32_t geometry;
 		uint32_t handle;
-		uint32_t n_busy;	/* requests in flight that use it */
+		uint32_t n_busy; /* requests in flight that use it */
 		uint64_t max_tokens;
 		uint64_t *layer_tokens; /* [n_layers] appended */
-		struct seq_copy copy;	/* to be done by the next job */
-	} **seqs; /* [n_seq_room], NULL where free */
+		struct seq_copy copy; /* to be done by the next job */
+	} * *seqs; /* [n_seq_room], NULL where free */
 	uint32_t n_seq_room;
-	struct list requests;	/* gens: their session_node */
-	struct list attends;	/* attend calls */
-	uint32_t n_requests;	/* of all kinds */
+	struct list requests; /* gens: their session_node */
+	struct list attends; /* attend calls */
+	uint32_t n_requests; /* of all kinds */
 	struct wait *closing;
 	struct loop_call close_call;
 };

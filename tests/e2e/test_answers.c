@@ -48,21 +48,21 @@ static void load_item(json_t *j, struct item *it)
 
 	it->n = (uint32_t)json_array_size(a);
 	for (uint32_t i = 0; i < it->n; i++)
-		it->tokens[i] = (uint32_t)json_integer_value(
-			json_array_get(a, i));
+		it->tokens[i] =
+			(uint32_t)json_integer_value(json_array_get(a, i));
 	it->n_seg = (uint32_t)json_array_size(s);
 	for (uint32_t i = 0; i < it->n_seg; i++)
 		it->seg[i] = (uint32_t)json_integer_value(json_array_get(s, i));
 	for (uint32_t i = 0; i < N_GREEDY; i++)
-		it->greedy[i] = (uint32_t)json_integer_value(
-			json_array_get(g, i));
+		it->greedy[i] =
+			(uint32_t)json_integer_value(json_array_get(g, i));
 	for (uint32_t i = 0; i < 5; i++) {
 		json_t *t = json_array_get(top, i);
 
 		it->top_id[i] = (uint32_t)json_integer_value(
 			json_object_get(t, "token"));
-		it->top_logit[i] = json_number_value(
-			json_object_get(t, "logit"));
+		it->top_logit[i] =
+			json_number_value(json_object_get(t, "logit"));
 	}
 	it->nll = json_number_value(json_object_get(j, "prompt_nll"));
 }
@@ -212,10 +212,11 @@ START_TEST(f32_equals_the_reference)
 			ck_assert_msg(a.ids[k] == items[i].greedy[k],
 				      "item %d token %u", i, k);
 		for (int k = 0; k < 5; k++)
-			ck_assert_msg(fabs((double)a.logits[items[i].top_id[k]] -
-					   items[i].top_logit[k]) < 1e-3,
-				      "item %d logit %d: %f", i, k,
-				      (double)a.logits[items[i].top_id[k]]);
+			ck_assert_msg(
+				fabs((double)a.logits[items[i].top_id[k]] -
+				     items[i].top_logit[k]) < 1e-3,
+				"item %d logit %d: %f", i, k,
+				(double)a.logits[items[i].top_id[k]]);
 	}
 	stop(d, c);
 }
@@ -226,10 +227,12 @@ static double score(struct kvc *c, const struct item *it)
 {
 	struct kvc_part p[2] = {
 		{ .kind = KV_PART_TOKENS, .tokens = it->tokens, .n_tokens = 1 },
-		{ .kind = KV_PART_TOKENS, .tokens = it->tokens + 1,
+		{ .kind = KV_PART_TOKENS,
+		  .tokens = it->tokens + 1,
 		  .n_tokens = it->n - 1 },
 	};
-	struct kvc_generate r = { .parts = p, .n_parts = 2,
+	struct kvc_generate r = { .parts = p,
+				  .n_parts = 2,
 				  .flags = KV_GEN_SCORE,
 				  .sqe_flags = KV_SQE_WAIT };
 	const struct kv_token *t;
@@ -296,8 +299,7 @@ START_TEST(slices_batches_and_prefixes_change_nothing)
 			struct kvc_gen *g[10];
 
 			for (int k = 0; k < 10; k++)
-				g[k] = ask(c, &items[i + k], 0, 0, 0,
-					   N_GREEDY);
+				g[k] = ask(c, &items[i + k], 0, 0, 0, N_GREEDY);
 			for (int k = 0; k < 10; k++) {
 				take(c, g[k], &got);
 				n_prefix += got.stats.n_prefix;
@@ -322,8 +324,8 @@ START_TEST(paging_changes_nothing)
 	char *json;
 
 	plain(want, math, 0);
-	d = start(&c, (struct setup){ .math = math,
-				      .memory = budgets[_i / 2] });
+	d = start(&c,
+		  (struct setup){ .math = math, .memory = budgets[_i / 2] });
 	for (int round = 0; round < 2; round++)
 		for (int i = 0; i < N_ITEMS; i++) {
 			take(c, ask(c, &items[i], 0, 0, 0, N_GREEDY), &got);
@@ -348,7 +350,8 @@ START_TEST(generated_equals_prefilled)
 
 		take(c, ask(c, &items[i], 0, 0, 0, N_GREEDY), &a);
 		/* the second turn: what was said, and a little more */
-		memcpy(turn.tokens + turn.n, a.ids, N_GREEDY * sizeof(uint32_t));
+		memcpy(turn.tokens + turn.n, a.ids,
+		       N_GREEDY * sizeof(uint32_t));
 		turn.n += N_GREEDY;
 		turn.seg[turn.n_seg - 1] += N_GREEDY;
 		for (uint32_t k = 0; k < 9; k++)
@@ -373,10 +376,9 @@ START_TEST(chunks_do_not_depend_on_history)
 	d = start(&c, (struct setup){ .math = maths[_i] });
 	for (int i = 0; i < N_ITEMS; i++) {
 		take(c, ask(c, &items[i], 0, 1, 0, N_GREEDY), &first[i]);
-		ck_assert_uint_eq(first[i].stats.n_computed +
-					  first[i].stats.n_prefix,
-				  items[i].seg[0] +
-					  items[i].seg[items[i].n_seg - 1]);
+		ck_assert_uint_eq(
+			first[i].stats.n_computed + first[i].stats.n_prefix,
+			items[i].seg[0] + items[i].seg[items[i].n_seg - 1]);
 	}
 	stop(d, c);
 	d = start(&c, (struct setup){ .math = maths[_i], .memory = "3M" });
@@ -435,8 +437,9 @@ START_TEST(stops_and_cancels)
 	struct rig_daemon *d;
 	struct kvc *c;
 	struct kvc_part p[17];
-	struct kvc_generate r = { .parts = p, .max_tokens = 16,
-				  .stop = newline, .n_stop = 1 };
+	struct kvc_generate r = {
+		.parts = p, .max_tokens = 16, .stop = newline, .n_stop = 1
+	};
 	struct kvc_gen *g;
 	int ret;
 

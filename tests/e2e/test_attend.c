@@ -45,8 +45,8 @@ struct mirror {
 static char *at(const struct model *m, const struct mirror *s, uint32_t layer,
 		int v, uint32_t t)
 {
-	return s->kv + (((size_t)layer * 2 + (size_t)v) * MAX_TOKENS + t) *
-			       m->kv_row;
+	return s->kv +
+	       (((size_t)layer * 2 + (size_t)v) * MAX_TOKENS + t) * m->kv_row;
 }
 
 static void fill(struct rng *r, enum kern_type type, char *dst, size_t n)
@@ -111,15 +111,28 @@ static void expect(const struct model *m, const struct mirror *s,
 	for (uint32_t i = 0; i < n; i++)
 		qp[i] = (int64_t)(pos + i);
 	rotate(m, q, n, g->n_heads, pos);
-	span = (struct kern_span){ .k = k, .v = v, .head_bytes = head,
-				   .page_bytes = 0, .page_tokens = pt,
-				   .n_tokens = s->n, .skip = skip };
+	span = (struct kern_span){ .k = k,
+				   .v = v,
+				   .head_bytes = head,
+				   .page_bytes = 0,
+				   .page_tokens = pt,
+				   .n_tokens = s->n,
+				   .skip = skip };
 	a = (struct kern_attn){
-		.type = g->type, .n_heads = g->n_heads,
-		.n_kv_heads = g->n_kv_heads, .head_dim = g->head_dim,
-		.scale = 1.0f / sqrtf((float)g->head_dim), .q = q,
-		.q_pos = qp, .n_rows = n, .spans = &span, .n_spans = 1,
-		.o = o, .m = ml, .l = ml + n_q, .kv_head_to = g->n_kv_heads,
+		.type = g->type,
+		.n_heads = g->n_heads,
+		.n_kv_heads = g->n_kv_heads,
+		.head_dim = g->head_dim,
+		.scale = 1.0f / sqrtf((float)g->head_dim),
+		.q = q,
+		.q_pos = qp,
+		.n_rows = n,
+		.spans = &span,
+		.n_spans = 1,
+		.o = o,
+		.m = ml,
+		.l = ml + n_q,
+		.kv_head_to = g->n_kv_heads,
 		.row_to = n,
 	};
 	kern_attn_clear(&a);
@@ -351,7 +364,8 @@ START_TEST(eight_clients_page_and_nothing_changes)
 	snprintf(b, sizeof(b), "/tmp/kvd-attend-%d-b.sock", getpid());
 	snprintf(conf, sizeof(conf),
 		 "[tenant a]\nsocket = %s\nmemory = 1M\ndisk = 256M\n"
-		 "[tenant b]\nsocket = %s\nmemory = 3M\ndisk = 256M\n", a, b);
+		 "[tenant b]\nsocket = %s\nmemory = 3M\ndisk = 256M\n",
+		 a, b);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	for (uint64_t i = 0; i < 8; i++) {
@@ -391,7 +405,8 @@ START_TEST(budgets_and_bad_calls_are_refused)
 
 	snprintf(conf, sizeof(conf),
 		 "[tenant a]\nuid = %u\nmemory = 1M\ndisk = 2M\n"
-		 "sequences = 3\n", getuid());
+		 "sequences = 3\n",
+		 getuid());
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	opt.socket = d->socket;

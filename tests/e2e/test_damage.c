@@ -36,10 +36,10 @@ static const char *data_dir(void)
 
 static void add(struct question *q, json_t *text, uint32_t flags)
 {
-	q->parts[q->n_parts++] = (struct kvc_part){
-		.kind = KV_PART_TEXT, .flags = flags,
-		.text = json_string_value(text)
-	};
+	q->parts[q->n_parts++] =
+		(struct kvc_part){ .kind = KV_PART_TEXT,
+				   .flags = flags,
+				   .text = json_string_value(text) };
 }
 
 static void load(void)
@@ -58,7 +58,7 @@ static void load(void)
 		ck_assert_int_gt(getline(&line, &room, f), 0);
 		q->json = json_loads(line, 0, NULL);
 		add(q, json_object_get(q->json, "system"), KV_PART_BOS);
-		json_array_foreach (json_object_get(q->json, "chunks"), k, c)
+		json_array_foreach(json_object_get(q->json, "chunks"), k, c)
 			add(q, c, KV_PART_REUSE);
 		add(q, json_object_get(q->json, "question"), 0);
 	}
@@ -72,8 +72,10 @@ static struct rig_daemon *start(const char *memory, const char *socket_b)
 	char conf[1024], b[256] = "";
 
 	if (socket_b)
-		snprintf(b, sizeof(b), "[tenant b]\nsocket = %s\n"
-			 "memory = 8M\ndisk = 64M\n", socket_b);
+		snprintf(b, sizeof(b),
+			 "[tenant b]\nsocket = %s\n"
+			 "memory = 8M\ndisk = 64M\n",
+			 socket_b);
 	snprintf(conf, sizeof(conf),
 		 "[model m]\npath = %s/models/rag-mini.gguf\n"
 		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n%s",
@@ -176,8 +178,8 @@ START_TEST(a_page_file_that_lies_is_not_believed)
 	char *metrics;
 
 	for (int i = 0; i < N_QUESTIONS; i++)
-		ck_assert_int_gt(ask(c, &questions[i], questions[i].answer,
-				     NULL), 0);
+		ck_assert_int_gt(
+			ask(c, &questions[i], questions[i].answer, NULL), 0);
 	ck_assert_uint_gt(counter(c, "evicted_total"), 0);
 	ck_assert_int_gt(damage(d->pid), 10);
 	for (int i = 0; i < N_QUESTIONS; i++) {
@@ -186,8 +188,8 @@ START_TEST(a_page_file_that_lies_is_not_believed)
 	}
 	ck_assert_int_ge(kvc_query(c, "metrics", "", &metrics), 0);
 	ck_assert_ptr_nonnull(strstr(metrics, "kvd_pages_lost_total"));
-	ck_assert_ptr_null(strstr(metrics,
-				  "kvd_pages_lost_total{tenant=\"a\"} 0\n"));
+	ck_assert_ptr_null(
+		strstr(metrics, "kvd_pages_lost_total{tenant=\"a\"} 0\n"));
 	free(metrics);
 	kvc_close(c);
 	ck_assert_int_eq(rig_daemon_stop(d), 0);
@@ -249,7 +251,8 @@ static pid_t doomed(const char *socket)
 		const struct kvc_generate r = {
 			.parts = questions[i % N_QUESTIONS].parts,
 			.n_parts = questions[i % N_QUESTIONS].n_parts,
-			.flags = KV_GEN_IGNORE_EOS, .max_tokens = 300,
+			.flags = KV_GEN_IGNORE_EOS,
+			.max_tokens = 300,
 			.sqe_flags = KV_SQE_WAIT
 		};
 
@@ -266,8 +269,8 @@ START_TEST(killed_clients_cost_only_themselves)
 	char text[128];
 
 	for (int i = 0; i < N_QUESTIONS; i++)
-		ck_assert_int_gt(ask(c, &questions[i], questions[i].answer,
-				     NULL), 0);
+		ck_assert_int_gt(
+			ask(c, &questions[i], questions[i].answer, NULL), 0);
 	for (int i = 0; i < 12; i++) {
 		const pid_t pid = doomed(d->socket);
 		const struct question *q = &questions[i % N_QUESTIONS];

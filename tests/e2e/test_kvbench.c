@@ -20,8 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MODEL	 "tests/data/models/rag-mini.gguf"
-#define MAX_OUT	 65536
+#define MODEL	  "tests/data/models/rag-mini.gguf"
+#define MAX_OUT	  65536
 #define TIMEOUT_S 240
 
 static char bin[PATH_MAX];
@@ -90,8 +90,8 @@ static int has_daemon(int with_model)
 START_TEST(linear_prints_its_lines)
 {
 	static const char *const names[] = {
-		"linear.bf16.gflops", "linear.f32.gflops",
-		"linear.row1.gb_s", "linear.row1.read_gb_s",
+		"linear.bf16.gflops",	  "linear.f32.gflops",
+		"linear.row1.gb_s",	  "linear.row1.read_gb_s",
 		"linear.row1.read_ratio", NULL,
 	};
 
@@ -107,8 +107,10 @@ START_TEST(attention_prints_its_lines)
 		"attention.decode.d128.read_ratio",
 		"attention.decode.d64.g1.gb_s",
 		"attention.decode.d128.g8.read_ratio",
-		"attention.decode.ns_per_mb", "attention.read_gb_s",
-		"attention.prefill.gflops", NULL,
+		"attention.decode.ns_per_mb",
+		"attention.read_gb_s",
+		"attention.prefill.gflops",
+		NULL,
 	};
 
 	ck_assert_int_eq(kvbench("attention --quick"), 0);
@@ -120,9 +122,10 @@ END_TEST
 START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 {
 	static const char *const names[] = {
-		"paging.in.gb_s", "paging.in.raw_ratio", "paging.raw.gb_s",
-		"paging.out.gb_s", "paging.out.raw_ratio",
-		"paging.raw.write_gb_s", "paging.resident.ns", NULL,
+		"paging.in.gb_s",	"paging.in.raw_ratio",
+		"paging.raw.gb_s",	"paging.out.gb_s",
+		"paging.out.raw_ratio", "paging.raw.write_gb_s",
+		"paging.resident.ns",	NULL,
 	};
 
 	ck_assert_int_eq(kvbench("paging --quick"), 0);
@@ -135,8 +138,9 @@ END_TEST
 START_TEST(ring_prints_its_lines)
 {
 	static const char *const names[] = {
-		"ring.spin.p50_us", "ring.spin.p99_us", "ring.spin.ratio",
-		"ring.sleep.p50_us", "ring.sleep.ratio", "ring.bare.spin_us",
+		"ring.spin.p50_us",   "ring.spin.p99_us",
+		"ring.spin.ratio",    "ring.sleep.p50_us",
+		"ring.sleep.ratio",   "ring.bare.spin_us",
 		"ring.bare.futex_us", NULL,
 	};
 
@@ -150,9 +154,9 @@ END_TEST
 START_TEST(decode_prints_its_lines)
 {
 	static const char *const names[] = {
-		"decode.single.tokens_per_s", "decode.batch8.tokens_per_s",
+		"decode.single.tokens_per_s",  "decode.batch8.tokens_per_s",
 		"decode.prefill.tokens_per_s", "decode.limit.tokens_per_s",
-		"decode.single.read_ratio", NULL,
+		"decode.single.read_ratio",    NULL,
 	};
 
 	if (!has_daemon(1))
@@ -195,10 +199,15 @@ static void write_file(char *path, const char *text)
 START_TEST(rag_answers_in_every_mode_and_finds_moved_chunks)
 {
 	static const char *const names[] = {
-		"rag.full.exact_match", "rag.prefix.exact_match",
-		"rag.chunks.exact_match", "rag.full.exact_match.single",
-		"rag.full.ttft_p50_ms", "rag.prefix.ttft_p99_ms",
-		"rag.chunks.tokens_per_s", "rag.full.prefix_hits", NULL,
+		"rag.full.exact_match",
+		"rag.prefix.exact_match",
+		"rag.chunks.exact_match",
+		"rag.full.exact_match.single",
+		"rag.full.ttft_p50_ms",
+		"rag.prefix.ttft_p99_ms",
+		"rag.chunks.tokens_per_s",
+		"rag.full.prefix_hits",
+		NULL,
 	};
 	char path[] = "/tmp/test_kvbench.XXXXXX";
 	char args[256];

@@ -16,7 +16,7 @@
 #include <fcntl.h>
 
 #define INPUT_ROOM (1u << 20)
-#define MAX_FILES 1024
+#define MAX_FILES  1024
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
@@ -58,7 +58,8 @@ static void load(const char *dir)
 			continue;
 		files[n_files] = malloc(INPUT_ROOM);
 		if (files[n_files]) {
-			sizes[n_files] = fread(files[n_files], 1, INPUT_ROOM, f);
+			sizes[n_files] =
+				fread(files[n_files], 1, INPUT_ROOM, f);
 			n_files++;
 		}
 		fclose(f);
@@ -69,9 +70,9 @@ static void load(const char *dir)
 
 static void mutate(void)
 {
-	static const uint64_t odd[] = { 0, 1, UINT64_MAX, INT64_MAX,
-					UINT32_MAX, INT32_MAX, 1ull << 63,
-					4096 };
+	static const uint64_t odd[] = { 0,	    1,		UINT64_MAX,
+					INT64_MAX,  UINT32_MAX, INT32_MAX,
+					1ull << 63, 4096 };
 	const uint32_t n = 1 + rnd(8);
 
 	for (uint32_t i = 0; i < n && n_input; i++) {

@@ -12,8 +12,9 @@
 struct rig_mem *rig_mem_open(struct rig_mem_options o)
 {
 	struct rig_mem *r = calloc(1, sizeof(*r));
-	struct pager_conf c = { .name = "t", .huge = "auto", .numa_node = -1,
-				.policy = "clock" };
+	struct pager_conf c = {
+		.name = "t", .huge = "auto", .numa_node = -1, .policy = "clock"
+	};
 
 	ck_assert_ptr_nonnull(r);
 	strcpy(r->dir, "/var/tmp/kvd-mem-XXXXXX");
@@ -60,8 +61,9 @@ static void on_told(struct wait *w, int ret)
 
 int rig_mem_want(struct rig_mem *r, struct page_run *runs, uint32_t n)
 {
-	struct told t = { .want = { .wait.done = on_told, .runs = runs,
-				    .n_runs = n } };
+	struct told t = {
+		.want = { .wait.done = on_told, .runs = runs, .n_runs = n }
+	};
 	const int ret = page_want(r->pager, &t.want);
 
 	if (ret)

@@ -25,8 +25,10 @@ static void setup(void)
 {
 	mem = rig_mem_open((struct rig_mem_options){ .memory_bytes = 1 << 20,
 						     .disk_bytes = 16 << 20 });
-	layout = (struct kv_layout){ .n_layers = 3, .n_kv_heads = 1,
-				     .head_dim = 32, .elem_bytes = 2,
+	layout = (struct kv_layout){ .n_layers = 3,
+				     .n_kv_heads = 1,
+				     .head_dim = 32,
+				     .elem_bytes = 2,
 				     .page_layers = 2 };
 	ck_assert_int_eq(kv_layout_init(&layout), 0);
 	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 16 << 20), 0);
@@ -212,8 +214,8 @@ START_TEST(a_prefix_is_found_tile_by_tile)
 		segment_put(f);
 		/* the same id with other tokens is refused */
 		tokens[32 * i]++;
-		ck_assert_ptr_null(prefix_find(&t, at, tokens + 32 * i, n,
-					       &block));
+		ck_assert_ptr_null(
+			prefix_find(&t, at, tokens + 32 * i, n, &block));
 		tokens[32 * i]--;
 	}
 	at = prefix_tile(prefix_root(other), tokens, 32, PREFIX_PART_BEGIN);
@@ -265,8 +267,7 @@ START_TEST(a_map_forgets_nothing)
 		ck_assert_int_eq(map_add(&m, id, (void *)(uintptr_t)i), 0);
 		ck_assert_int_eq(map_add(&m, id, &m), -EALREADY);
 		if (i % 3 == 0)
-			ck_assert_ptr_eq(map_del(&m, id),
-					 (void *)(uintptr_t)i);
+			ck_assert_ptr_eq(map_del(&m, id), (void *)(uintptr_t)i);
 	}
 	for (uint64_t i = 1; i < 5000; i++) {
 		const struct map_id id = { { (i * 7) % 61, i } };

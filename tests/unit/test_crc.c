@@ -63,9 +63,9 @@ START_TEST(pieces_equal_the_whole)
 	const uint32_t whole = kio_crc32c(0, p, n);
 
 	for (size_t cut = 0; cut <= n; cut += 617)
-		ck_assert_uint_eq(kio_crc32c(kio_crc32c(0, p, cut), p + cut,
-					     n - cut),
-				  whole);
+		ck_assert_uint_eq(
+			kio_crc32c(kio_crc32c(0, p, cut), p + cut, n - cut),
+			whole);
 	free(p);
 }
 END_TEST

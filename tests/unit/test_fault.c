@@ -95,9 +95,8 @@ static int try_fallocate(void)
 }
 static int try_punch(void)
 {
-	return kio_sys_fallocate(fd,
-				 FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-				 4096);
+	return kio_sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 0, 4096);
 }
 static int try_fstat(void)
 {
@@ -117,8 +116,8 @@ static int try_pwrite(void)
 }
 static int try_mmap(void)
 {
-	const int ret = kio_sys_mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0,
-				     &map);
+	const int ret =
+		kio_sys_mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0, &map);
 
 	return ret ? ret : kio_sys_munmap(map, 4096);
 }

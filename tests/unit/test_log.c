@@ -37,9 +37,9 @@ START_TEST(a_line_has_time_level_module_text)
 
 	capture();
 	log_warn("move", "page %d %s", 812, "kept");
-	ck_assert_int_eq(sscanf(captured(),
-				"%4d-%2d-%2dT%2d:%2d:%2d.%3dZ %n", &y, &mon,
-				&d, &h, &m, &s, &ms, &end), 7);
+	ck_assert_int_eq(sscanf(captured(), "%4d-%2d-%2dT%2d:%2d:%2d.%3dZ %n",
+				&y, &mon, &d, &h, &m, &s, &ms, &end),
+			 7);
 	ck_assert_str_eq(text + end, "warn move: page 812 kept\n");
 }
 END_TEST
@@ -94,8 +94,7 @@ END_TEST
 
 START_TEST(level_names)
 {
-	static const char *const names[] = { "error", "warn", "info",
-					     "debug" };
+	static const char *const names[] = { "error", "warn", "info", "debug" };
 	enum log_level lvl;
 
 	for (int i = 0; i < 4; i++) {

@@ -131,8 +131,9 @@ START_TEST(posts_of_threads_all_arrive)
 	ck_assert_ptr_nonnull(p);
 	atomic_store(&n_to_come, N_POSTERS * N_POSTS);
 	for (int i = 0; i < N_POSTERS; i++)
-		ck_assert_int_eq(pthread_create(&p[i].thread, NULL, post_many,
-						&p[i]), 0);
+		ck_assert_int_eq(
+			pthread_create(&p[i].thread, NULL, post_many, &p[i]),
+			0);
 	ck_assert_int_eq(loop_run(loop), 0);
 	for (int i = 0; i < N_POSTERS; i++) {
 		pthread_join(p[i].thread, NULL);
@@ -343,8 +344,8 @@ END_TEST
 struct poller {
 	struct loop_poller poller;
 	int n_polled, n_armed, n_disarmed;
-	int work;	 /* polls that find something */
-	int arm_finds;	 /* arms that find something */
+	int work; /* polls that find something */
+	int arm_finds; /* arms that find something */
 	struct poller *remove;
 };
 
@@ -496,7 +497,8 @@ START_TEST(idle_is_asleep)
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
 	pthread_join(t, NULL);
 	ck_assert_int_lt((b.tv_sec - a.tv_sec) * 1000 +
-				 (b.tv_nsec - a.tv_nsec) / 1000000, 50);
+				 (b.tv_nsec - a.tv_nsec) / 1000000,
+			 50);
 	ck_assert_int_le(x.n_armed, 3);
 	loop_del_poller(loop, &x.poller);
 }
@@ -584,7 +586,8 @@ int main(void)
 	tcase_add_test(tc, run_ends_with_stop_and_turns_may_follow);
 	tcase_add_test(tc, posts_of_threads_all_arrive);
 	tcase_add_test(tc, a_ready_descriptor_is_told);
-	tcase_add_test(tc, an_unwatched_descriptor_is_not_told_anything_fetched);
+	tcase_add_test(tc,
+		       an_unwatched_descriptor_is_not_told_anything_fetched);
 	tcase_add_test(tc, a_bad_descriptor_is_an_error);
 	tcase_add_test(tc, timers_run_in_order_when_due);
 	tcase_add_test(tc, setting_again_moves_a_timer);

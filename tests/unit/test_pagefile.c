@@ -47,9 +47,10 @@ static void open_engine(int variant)
 	snprintf(path, sizeof(path), "%s/kvd-test-pagefile.%d",
 		 variant & 2 ? "/dev/shm" : ".", getpid());
 	ck_assert_int_eq(kio_engine_new(&engine,
-					variant & 1 ? KIO_ENGINE_THREADS :
-						      KIO_ENGINE_AUTO,
-					DEPTH), 0);
+					variant & 1 ? KIO_ENGINE_THREADS
+						    : KIO_ENGINE_AUTO,
+					DEPTH),
+			 0);
 	bufs = aligned_alloc(4096, (size_t)SLOT * N_SLOTS);
 	ck_assert_ptr_nonnull(bufs);
 	memset(reqs, 0, sizeof(reqs));
@@ -241,8 +242,9 @@ START_TEST(links_and_bad_sizes_are_refused)
 	ck_assert_int_eq(kio_pagefile_new(&file, engine, path, 0, 1), -EINVAL);
 	ck_assert_int_eq(kio_pagefile_new(&file, engine, path, 4095, 1),
 			 -EINVAL);
-	ck_assert_int_eq(kio_pagefile_new(&file, engine, "/nonexistent/x/y",
-					  SLOT, 1), -ENOENT);
+	ck_assert_int_eq(
+		kio_pagefile_new(&file, engine, "/nonexistent/x/y", SLOT, 1),
+		-ENOENT);
 	kio_engine_free(engine);
 	free(bufs);
 }
@@ -474,8 +476,8 @@ START_TEST(many_files)
 
 	open_engine(_i & 1);
 	for (int i = 0; i < N; i++) {
-		ck_assert_int_eq(kio_pagefile_new(&files[i], engine, path,
-						  SLOT, 1), 0);
+		ck_assert_int_eq(
+			kio_pagefile_new(&files[i], engine, path, SLOT, 1), 0);
 		ck_assert_int_eq(kio_pagefile_alloc(files[i]), 0);
 		fill(0, i);
 		reqs[0].r.slot = 0;

@@ -11,7 +11,7 @@
 #include "kvd/mem/move.h"
 #include "tests/rig/rig_mem.h"
 
-#define PAGE   8192u
+#define PAGE	 8192u
 #define N_RANGES 24u
 
 static uint64_t state = 7;
@@ -53,9 +53,10 @@ static void touch(struct rig_mem *r, struct shadow *s)
 
 START_TEST(bytes_survive_a_tiny_budget)
 {
-	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
-		.memory_bytes = 6 * PAGE, .disk_bytes = 400 * PAGE,
-		.kind = kinds[_i] });
+	struct rig_mem *r =
+		rig_mem_open((struct rig_mem_options){ .memory_bytes = 6 * PAGE,
+						       .disk_bytes = 400 * PAGE,
+						       .kind = kinds[_i] });
 	struct shadow s[N_RANGES] = { 0 };
 	struct pager_info info;
 
@@ -64,9 +65,9 @@ START_TEST(bytes_survive_a_tiny_budget)
 
 		if (!x->r) {
 			x->n = 1 + rnd(8);
-			ck_assert_int_eq(range_new(r->pager,
-						   PAGE << rnd(2), x->n,
-						   &x->r), 0);
+			ck_assert_int_eq(range_new(r->pager, PAGE << rnd(2),
+						   x->n, &x->r),
+					 0);
 		} else if (!rnd(40)) {
 			range_free(x->r);
 			memset(x, 0, sizeof(*x));
@@ -133,11 +134,11 @@ START_TEST(a_flipped_bit_is_never_served)
 	while (range->pages[lower].state != PAGE_LOWER)
 		lower++;
 	fd = kio_pagefile_fd(range->tier->file);
-	ck_assert_int_eq(pread(fd, buf, 4096,
-			       range->pages[lower].slot * PAGE), 4096);
+	ck_assert_int_eq(pread(fd, buf, 4096, range->pages[lower].slot * PAGE),
+			 4096);
 	buf[100] ^= 4;
-	ck_assert_int_eq(pwrite(fd, buf, 4096,
-				range->pages[lower].slot * PAGE), 4096);
+	ck_assert_int_eq(pwrite(fd, buf, 4096, range->pages[lower].slot * PAGE),
+			 4096);
 	for (uint32_t i = 0; i < 12; i++)
 		ck_assert_int_eq(read_page(r, range, i),
 				 i == lower ? -EBADMSG : 0);
@@ -193,9 +194,10 @@ static int give_spare(void *ctx)
 
 START_TEST(what_nobody_uses_makes_room)
 {
-	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
-		.memory_bytes = 4 * PAGE, .disk_bytes = 0,
-		.reclaim = give_spare });
+	struct rig_mem *r =
+		rig_mem_open((struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+						       .disk_bytes = 0,
+						       .reclaim = give_spare });
 	struct range *range;
 
 	spare = written(r, 3);
@@ -228,14 +230,17 @@ START_TEST(failures_are_answers)
 	static const struct {
 		const char *point;
 		int err;
-	} faults[] = { { "uring.write", EIO }, { "uring.write", ENOSPC },
-		       { "uring.read", EIO }, { "uring.short", 1 },
+	} faults[] = { { "uring.write", EIO },
+		       { "uring.write", ENOSPC },
+		       { "uring.read", EIO },
+		       { "uring.short", 1 },
 		       { "sys.fallocate", ENOSPC } };
 
 	for (uint64_t n = 1; n < 30; n++) {
-		struct rig_mem *r = rig_mem_open((struct rig_mem_options){
-			.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE,
-			.kind = kinds[n % 2] });
+		struct rig_mem *r = rig_mem_open(
+			(struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+						  .disk_bytes = 64 * PAGE,
+						  .kind = kinds[n % 2] });
 		struct range *range;
 		int n_bad = 0;
 

@@ -32,15 +32,15 @@ static int occurs(const char *text, const char *part)
 
 START_TEST(same_name_and_value_is_the_same)
 {
-	struct stat *a = stat_get(STAT_COUNTER, "kvd_a_total", "A.", "tenant",
-				  "x", 0);
+	struct stat *a =
+		stat_get(STAT_COUNTER, "kvd_a_total", "A.", "tenant", "x", 0);
 
 	ck_assert_ptr_eq(a, stat_get(STAT_COUNTER, "kvd_a_total", "A.",
 				     "tenant", "x", 0));
 	ck_assert_ptr_ne(a, stat_get(STAT_COUNTER, "kvd_a_total", "A.",
 				     "tenant", "y", 0));
-	ck_assert_ptr_ne(a, stat_get(STAT_COUNTER, "kvd_a_total", "A.", NULL,
-				     NULL, 0));
+	ck_assert_ptr_ne(
+		a, stat_get(STAT_COUNTER, "kvd_a_total", "A.", NULL, NULL, 0));
 	stat_add(a, 5);
 	stat_sub(a, 2);
 	ck_assert_uint_eq(stat_read(a), 3);
@@ -55,10 +55,12 @@ START_TEST(help_and_type_once_for_each_name)
 	char *text;
 
 	stat_set(stat_get(STAT_COUNTER, "kvd_a_total", "All a.", "tenant", "x",
-			  0), 1);
+			  0),
+		 1);
 	stat_set(stat_get(STAT_GAUGE, "kvd_b", "Now b.", NULL, NULL, 0), 7);
 	stat_set(stat_get(STAT_COUNTER, "kvd_a_total", "All a.", "tenant", "y",
-			  0), 2);
+			  0),
+		 2);
 	text = render();
 	ck_text(text, "# HELP kvd_a_total All a.\n"
 		      "# TYPE kvd_a_total counter\n"
@@ -86,15 +88,17 @@ START_TEST(long_values_are_cut)
 
 	memset(value, 'v', sizeof(value) - 1);
 	value[sizeof(value) - 1] = '\0';
-	ck_assert_uint_eq(strlen(stat_get(STAT_GAUGE, "kvd_d", "D.", "tenant",
-					  value, 0)->value), 63);
+	ck_assert_uint_eq(
+		strlen(stat_get(STAT_GAUGE, "kvd_d", "D.", "tenant", value, 0)
+			       ->value),
+		63);
 }
 END_TEST
 
 START_TEST(buckets_are_cumulative)
 {
-	struct stat *h = stat_get(STAT_HISTOGRAM, "kvd_h", "H.", "tenant", "x",
-				  0.5);
+	struct stat *h =
+		stat_get(STAT_HISTOGRAM, "kvd_h", "H.", "tenant", "x", 0.5);
 	char *text;
 
 	stat_observe(h, 0);
@@ -119,8 +123,8 @@ END_TEST
 
 START_TEST(quantiles_are_within_a_bucket)
 {
-	struct stat *h = stat_get(STAT_HISTOGRAM, "kvd_q", "Q.", NULL, NULL,
-				  1e-9);
+	struct stat *h =
+		stat_get(STAT_HISTOGRAM, "kvd_q", "Q.", NULL, NULL, 1e-9);
 
 	ck_assert_uint_eq(stat_quantile(h, 0.5), 0);
 	for (uint64_t i = 1; i <= 1000; i++)
@@ -141,7 +145,8 @@ static void *add_many(void *arg)
 	for (int i = 0; i < 20000; i++) {
 		name[1] = (char)('a' + i % 8);
 		stat_add(stat_get(STAT_COUNTER, "kvd_m_total", "M.", "tenant",
-				  name, 0), 1);
+				  name, 0),
+			 1);
 		stat_observe(arg, 3);
 	}
 	return NULL;

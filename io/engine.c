@@ -306,25 +306,38 @@ static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
 	io_uring_sqe_set_data(sqe, r);
 }
 
-/* What the kernel would not take becomes NOPs, which it may take later. */
+static void fail_now(struct kio_engine *e, struct kio_req *r, int err)
+{
+	r->ret = err;
+	fifo_push(&e->refused, r);
+	ring_bell(e);
+}
+
+/*
+ * What the kernel would not take becomes NOPs, which it may take later. If it does
+ * not take those either they fill the ring, and all that waits fails too.
+ */
 static void refuse(struct kio_engine *e, int err)
 {
 	struct io_uring_sq *sq = &e->ring.sq;
 	const unsigned int n = io_uring_sq_ready(&e->ring);
+	struct kio_req *r;
+	int n_failed = 0;
 
 	for (unsigned int i = sq->sqe_tail - n; i != sq->sqe_tail; i++) {
 		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
-		struct kio_req *r = (struct kio_req *)(uintptr_t)sqe->user_data;
 
+		r = (struct kio_req *)(uintptr_t)sqe->user_data;
 		io_uring_prep_nop(sqe);
 		io_uring_sqe_set_data(sqe, NULL);
 		if (!r)
 			continue;
-		r->ret = err;
-		fifo_push(&e->refused, r);
 		e->n_in_flight--;
-		ring_bell(e);
+		fail_now(e, r, err);
+		n_failed++;
 	}
+	while (!n_failed && (r = fifo_pop(&e->queued)))
+		fail_now(e, r, err);
 }
 
 static void submit_uring(struct kio_engine *e)

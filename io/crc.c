@@ -1,9 +1,9 @@
 /*
  * crc.c - CRC32C; see crc.h
  *
- * The SSE4.2 path runs three streams at once (the instruction takes 3 cycles and
- * starts every cycle) and joins them with shifts by tables (Gopal et al. 2011,
- * "Fast CRC computation for iSCSI polynomial using CRC32 instruction").
+ * The SSE4.2 path runs three streams at once (the instruction takes 3 cycles
+ * and starts every cycle) and joins them with shifts by tables (Gopal et al.
+ * 2011, "Fast CRC computation for iSCSI polynomial using CRC32 instruction").
  */
 #include "io/crc.h"
 

@@ -7,9 +7,9 @@
  *
  *  (1) At most depth requests are in flight; more wait in queued.
  *  (2) done() runs from kio_engine_reap() only, on the thread that calls it.
- *  (3) Whatever waits in queued or in the ring when reap returns has either been
- *      submitted by it, or event_fd is readable, or something is in flight:
- *      the loop comes back.
+ *  (3) Whatever waits in queued or in the ring when reap returns has either
+ *      been submitted by it, or event_fd is readable, or something is in
+ *      flight: the loop comes back.
  *
  * Both engines share settle(), so both know short transfers and fault points.
  * Threads: they take from todo and put into finished, both under m.
@@ -95,7 +95,7 @@ static void ring_bell(struct kio_engine *e)
 		return;
 }
 
-/* ---- results ---------------------------------------------------------------- */
+/* ---- results ------------------------------------------------------------ */
 
 static int fault_of(const struct kio_req *r)
 {
@@ -152,7 +152,7 @@ static int punch_mode(const struct kio_req *r)
 		       : 0;
 }
 
-/* ---- threads ------------------------------------------------------------------ */
+/* ---- threads ------------------------------------------------------------ */
 
 static int transfer(struct kio_req *r)
 {
@@ -238,7 +238,7 @@ static void reap_threads(struct kio_engine *e, struct fifo *done)
 	pthread_mutex_unlock(&e->m);
 }
 
-/* ---- io_uring ------------------------------------------------------------------- */
+/* ---- io_uring ----------------------------------------------------------- */
 
 static int start_uring(struct kio_engine *e)
 {
@@ -314,8 +314,8 @@ static void fail_now(struct kio_engine *e, struct kio_req *r, int err)
 }
 
 /*
- * What the kernel would not take becomes NOPs, which it may take later. If it does
- * not take those either they fill the ring, and all that waits fails too.
+ * What the kernel would not take becomes NOPs, which it may take later. If it
+ * does not take those either they fill the ring, and all that waits fails too.
  */
 static void refuse(struct kio_engine *e, int err)
 {
@@ -384,7 +384,7 @@ static void reap_uring(struct kio_engine *e, struct fifo *done)
 	}
 }
 
-/* ---- life ----------------------------------------------------------------------- */
+/* ---- life --------------------------------------------------------------- */
 
 static int start_engine(struct kio_engine *e, enum kio_engine_kind kind)
 {
@@ -463,7 +463,7 @@ const char *kio_engine_name(const struct kio_engine *e)
 	return e->kind == KIO_ENGINE_URING ? "io_uring" : "threads";
 }
 
-/* ---- submit and reap --------------------------------------------------------------- */
+/* ---- submit and reap ---------------------------------------------------- */
 
 void kio_engine_queue(struct kio_engine *e, struct kio_req *r)
 {

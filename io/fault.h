@@ -1,11 +1,11 @@
 /*
  * fault.h - named points at which tests make a call fail
  *
- * io/sys.c asks at every system call that can fail ("sys.open" ...), io/engine.c
- * at every completion ("uring.read", "uring.write", "uring.punch",
- * "uring.reserve"), at set-up and submission ("uring.setup", "uring.submit"), and
- * whether to call a transfer short ("uring.short": any err). The threads engine
- * has the same points. Off (the default) costs one relaxed load.
+ * io/sys.c asks at every system call that can fail ("sys.open" ...),
+ * io/engine.c at every completion ("uring.read", "uring.write", "uring.punch",
+ * "uring.reserve"), at set-up and submission ("uring.setup", "uring.submit"),
+ * and whether to call a transfer short ("uring.short": any err). The threads
+ * engine has the same points. Off (the default) costs one relaxed load.
  */
 #ifndef IO_FAULT_H
 #define IO_FAULT_H

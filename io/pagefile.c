@@ -75,7 +75,7 @@ struct kio_span kio_req_span(const struct kio_req *r)
 	return s;
 }
 
-/* ---- bits ------------------------------------------------------------------- */
+/* ---- bits --------------------------------------------------------------- */
 
 static int bit(const uint64_t *bits, uint64_t i)
 {
@@ -115,7 +115,7 @@ static int more_words(struct kio_pagefile *f, uint64_t n_slots)
 	return 0;
 }
 
-/* ---- reserve ---------------------------------------------------------------- */
+/* ---- reserve ------------------------------------------------------------ */
 
 static void chore_start(struct kio_pagefile *f, struct chore *c, int op,
 			void (*done)(struct kio_req *r))
@@ -179,7 +179,7 @@ static void reserve_ahead(struct kio_pagefile *f, uint64_t slot)
 	chore_start(f, &f->reserve, KIO_OP_RESERVE, reserve_done);
 }
 
-/* ---- punch ------------------------------------------------------------------- */
+/* ---- punch -------------------------------------------------------------- */
 
 /* The highest run of idle slots, at most one step of it; n_idle is not 0. */
 static uint64_t find_idle(const struct kio_pagefile *f, uint64_t *n)
@@ -240,7 +240,7 @@ static void punch_start(struct kio_pagefile *f)
 	chore_start(f, &f->punch, KIO_OP_PUNCH, punch_done);
 }
 
-/* ---- slots -------------------------------------------------------------------- */
+/* ---- slots -------------------------------------------------------------- */
 
 int64_t kio_pagefile_alloc(struct kio_pagefile *f)
 {
@@ -279,7 +279,7 @@ uint64_t kio_pagefile_n_used(const struct kio_pagefile *f)
 	return f->n_used;
 }
 
-/* ---- requests ------------------------------------------------------------------ */
+/* ---- requests ----------------------------------------------------------- */
 
 static int is_punched(const struct kio_pagefile *f, uint64_t slot)
 {
@@ -311,7 +311,7 @@ void kio_pagefile_write(struct kio_pagefile *f, struct kio_req *r)
 	start(f, r, KIO_OP_WRITE);
 }
 
-/* ---- life ------------------------------------------------------------------------ */
+/* ---- life --------------------------------------------------------------- */
 
 static int open_file(struct kio_pagefile *f, const char *path)
 {

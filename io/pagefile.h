@@ -4,7 +4,8 @@
  * The lower tier of one page size of one tenant: a slot is written once and
  * read any number of times, then freed. Nothing here survives a restart (the
  * page store does). One thread (the loop's) submits and reaps; where
- * io_uring is not to be had, a few threads do pread/pwrite behind the same calls.
+ * io_uring is not to be had, a few threads do pread/pwrite behind the same
+ * calls.
  */
 #ifndef IO_PAGEFILE_H
 #define IO_PAGEFILE_H
@@ -18,9 +19,9 @@ struct kio_pagefile;
 enum kio_engine_kind { KIO_ENGINE_AUTO, KIO_ENGINE_URING, KIO_ENGINE_THREADS };
 
 /*
- * One engine for many files. depth: requests in flight (0: 32). Completions make
- * the event fd readable; then call kio_engine_reap(). AUTO takes threads where
- * io_uring cannot be set up, for whatever reason. 0, -ENOMEM, -errno.
+ * One engine for many files. depth: requests in flight (0: 32). Completions
+ * make the event fd readable; then call kio_engine_reap(). AUTO takes threads
+ * where io_uring cannot be set up, for whatever reason. 0, -ENOMEM, -errno.
  */
 int kio_engine_new(struct kio_engine **out, enum kio_engine_kind kind,
 		   uint32_t depth);
@@ -52,8 +53,8 @@ struct kio_req {
 /*
  * Create path (0600, truncated if it exists, no symbolic link) for at most
  * max_slots slots of slot_bytes (multiple of 4096) and unlink it at once, so
- * it never outlives the process. Filesystems without O_DIRECT are used buffered.
- * 0, -EINVAL, -ENOMEM, -errno of open and unlink.
+ * it never outlives the process. Filesystems without O_DIRECT are used
+ * buffered. 0, -EINVAL, -ENOMEM, -errno of open and unlink.
  */
 int kio_pagefile_new(struct kio_pagefile **out, struct kio_engine *e,
 		     const char *path, size_t slot_bytes, uint64_t max_slots);
@@ -79,8 +80,9 @@ int kio_pagefile_fd(const struct kio_pagefile *f);
 
 /*
  * Queue r; it starts at the next kio_engine_submit() or kio_engine_reap(), and
- * done() runs from kio_engine_reap(). Never fails at once; when the engine is full
- * the request waits inside it. Reading a slot that was not written is -EIO or zeros.
+ * done() runs from kio_engine_reap(). Never fails at once; when the engine is
+ * full the request waits inside it. Reading a slot that was not written is -EIO
+ * or zeros.
  */
 void kio_pagefile_read(struct kio_pagefile *f, struct kio_req *r);
 void kio_pagefile_write(struct kio_pagefile *f, struct kio_req *r);

@@ -45,10 +45,10 @@ struct key {
 	/* 0, or -EINVAL; field as off says. */
 	int (*set)(const struct key *k, void *field, const char *value);
 	size_t off;
-	uint64_t min, max;  /* of numbers; max: bytes of strings, with NUL */
+	uint64_t min, max; /* of numbers; max: bytes of strings, with NUL */
 	const char *expect; /* said when set() fails */
-	const char *words;  /* " a b c " */
-	int is_list;	    /* may be given again: adds */
+	const char *words; /* " a b c " */
+	int is_list; /* may be given again: adds */
 };
 
 KV_PRINTF(3, 4)
@@ -74,7 +74,7 @@ static int fail(struct parse *p, int line, const char *fmt, ...)
 	return -EINVAL;
 }
 
-/* ---- values --------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------- */
 
 /* Digits only, in base; -EINVAL. */
 static int parse_number(const char *s, int base, uint64_t *out, char **end)
@@ -233,13 +233,13 @@ static int set_metrics(const struct key *k, void *field, const char *value)
 		port = value + 10;
 	else if (*value && (strncmp(value, "unix:", 5) || !value[5]))
 		return -EINVAL;
-	if (port && (parse_number(port, 10, &n, &end) || *end || !n ||
-		     n > 65535))
+	if (port &&
+	    (parse_number(port, 10, &n, &end) || *end || !n || n > 65535))
 		return -EINVAL;
 	return set_string(k, field, value);
 }
 
-/* ---- users and groups ----------------------------------------------------- */
+/* ---- users and groups --------------------------------------------------- */
 
 /* A number, which need not exist, or a name, which must. */
 static int parse_id(const char *s, int (*by_name)(const char *, uint32_t *),
@@ -342,17 +342,17 @@ static int set_user(const struct key *k, void *field, const char *value)
 	return 0;
 }
 
-/* ---- keys ----------------------------------------------------------------- */
+/* ---- keys --------------------------------------------------------------- */
 
-#define SIZE_TEXT "a size in bytes, or with K, M, G or T"
-#define PATH_TEXT "a path of at most 107 bytes"
-#define MODE_TEXT "an octal mode, 0 to 0777"
-#define LIMIT_MAX (1u << 20)
+#define SIZE_TEXT  "a size in bytes, or with K, M, G or T"
+#define PATH_TEXT  "a path of at most 107 bytes"
+#define MODE_TEXT  "an octal mode, 0 to 0777"
+#define LIMIT_MAX  (1u << 20)
 #define SIZE_LIMIT (1ull << 50)
 
 static const struct key kvd_keys[] = {
-	{ "socket", set_string, offsetof(struct conf, socket), 0,
-	  CONF_PATH_MAX, PATH_TEXT, NULL, 0 },
+	{ "socket", set_string, offsetof(struct conf, socket), 0, CONF_PATH_MAX,
+	  PATH_TEXT, NULL, 0 },
 	{ "socket_mode", set_mode, offsetof(struct conf, socket_mode), 0, 0777,
 	  MODE_TEXT, NULL, 0 },
 	{ "metrics", set_metrics, offsetof(struct conf, metrics), 0,
@@ -378,8 +378,8 @@ static const struct key kvd_keys[] = {
 	  "auto, always or never", "auto always never", 0 },
 	{ "log_level", set_word, offsetof(struct conf, log_level), 0, 16,
 	  "error, warn, info or debug", "error warn info debug", 0 },
-	{ "mlock", set_choice, offsetof(struct conf, mlock), 0, 0,
-	  "auto or no", "no auto", 0 },
+	{ "mlock", set_choice, offsetof(struct conf, mlock), 0, 0, "auto or no",
+	  "no auto", 0 },
 	{ "numa_node", set_node, offsetof(struct conf, numa_node), 0, 1023,
 	  "auto or 0 to 1023", NULL, 0 },
 	{ "user", set_user, offsetof(struct conf, drop_to_uid), 0, 0,
@@ -407,8 +407,8 @@ static const struct key tenant_keys[] = {
 	  "up to 32 groups by name or number, not 65534", NULL, 1 },
 	{ "socket", set_string, offsetof(struct conf_tenant, socket), 1,
 	  CONF_PATH_MAX, PATH_TEXT, NULL, 0 },
-	{ "socket_mode", set_mode, offsetof(struct conf_tenant, socket_mode),
-	  0, 0777, MODE_TEXT, NULL, 0 },
+	{ "socket_mode", set_mode, offsetof(struct conf_tenant, socket_mode), 0,
+	  0777, MODE_TEXT, NULL, 0 },
 	{ "memory", set_size, offsetof(struct conf_tenant, memory_bytes),
 	  1 << 20, SIZE_LIMIT, "a size of at least 1M", NULL, 0 },
 	{ "disk", set_size, offsetof(struct conf_tenant, disk_bytes), 0,
@@ -436,23 +436,21 @@ static int set_key(struct parse *p, const struct key *keys, size_t n_keys,
 				    p->section, name);
 		seen->keys |= 1u << i;
 		if (k->set(k, (char *)base + k->off, value))
-			return fail(p, p->line,
-				    "[%s] %s = \"%s\": want %s", p->section,
-				    name, value, k->expect);
+			return fail(p, p->line, "[%s] %s = \"%s\": want %s",
+				    p->section, name, value, k->expect);
 		return 0;
 	}
 	return fail(p, p->line, "[%s] %s: unknown key", p->section, name);
 }
 
-/* ---- sections ------------------------------------------------------------- */
+/* ---- sections ----------------------------------------------------------- */
 
 static int check_name(const char *s)
 {
 	static const char ok[] = "abcdefghijklmnopqrstuvwxyz0123456789_-";
 	const size_t len = strlen(s);
 
-	return len && len < CONF_NAME_MAX && strspn(s, ok) == len ? 0 :
-								    -EINVAL;
+	return len && len < CONF_NAME_MAX && strspn(s, ok) == len ? 0 : -EINVAL;
 }
 
 static int new_model(struct parse *p, const char *name)
@@ -465,8 +463,7 @@ static int new_model(struct parse *p, const char *name)
 			return fail(p, p->line, "[model %s]: given twice",
 				    name);
 	if (c->n_models == CONF_MAX_MODELS)
-		return fail(p, p->line, "more than %d models",
-			    CONF_MAX_MODELS);
+		return fail(p, p->line, "more than %d models", CONF_MAX_MODELS);
 	m = &c->models[c->n_models++];
 	strcpy(m->name, name);
 	m->page_tokens = 32;
@@ -509,8 +506,7 @@ static int new_section(struct parse *p, const char *section)
 	if (name)
 		name += strspn(name, " \t");
 	if (!strcmp(section, "kvd"))
-		return p->kvd.keys ? fail(p, p->line, "[kvd]: given twice") :
-				     0;
+		return p->kvd.keys ? fail(p, p->line, "[kvd]: given twice") : 0;
 	if (!name || ((kind != 5 || strncmp(section, "model", 5)) &&
 		      (kind != 6 || strncmp(section, "tenant", 6))))
 		return fail(p, p->line,
@@ -570,7 +566,7 @@ static char *read_line(char *buf, int n, void *user)
 	return buf;
 }
 
-/* ---- checks of the whole -------------------------------------------------- */
+/* ---- checks of the whole ------------------------------------------------ */
 
 static int same_id(const uint32_t *a, uint32_t n_a, const uint32_t *b,
 		   uint32_t n_b, uint32_t *id)
@@ -675,10 +671,9 @@ static void set_defaults(struct conf *c)
 
 int conf_load(const char *path, struct conf *conf, char *err, size_t err_len)
 {
-	struct parse p = { .path = path,
-			   .conf = conf,
-			   .err = err,
-			   .err_len = err_len };
+	struct parse p = {
+		.path = path, .conf = conf, .err = err, .err_len = err_len
+	};
 	int ret, bad_line;
 
 	if (err_len)

@@ -25,41 +25,43 @@ struct conf_tenant {
 	gid_t gids[CONF_MAX_IDS]; /* gid = ... (primary gid of the peer) */
 	uint32_t n_gids;
 	char socket[CONF_PATH_MAX]; /* socket of its own, or "" */
-	mode_t socket_mode;	    /* socket_mode = 0660 */
-	uint64_t memory_bytes;	    /* memory = 256M: hard */
-	uint64_t disk_bytes;	    /* disk = 1G: hard; 0: no paging out */
-	uint32_t max_sequences;	    /* sequences = 1024 */
-	uint32_t max_requests;	    /* requests = 64: in flight */
-	uint32_t max_sessions;	    /* sessions = 64: connections */
+	mode_t socket_mode; /* socket_mode = 0660 */
+	uint64_t memory_bytes; /* memory = 256M: hard */
+	uint64_t disk_bytes; /* disk = 1G: hard; 0: no paging out */
+	uint32_t max_sequences; /* sequences = 1024 */
+	uint32_t max_requests; /* requests = 64: in flight */
+	uint32_t max_sessions; /* sessions = 64: connections */
 };
 
 struct conf_model {
 	char name[CONF_NAME_MAX];
 	char path[4096];
-	int math_f32;		/* math = bf16 | f32 */
-	uint32_t page_tokens;	/* page_tokens = 32 */
-	uint32_t page_layers;	/* page_layers = 0: all */
+	int math_f32; /* math = bf16 | f32 */
+	uint32_t page_tokens; /* page_tokens = 32 */
+	uint32_t page_layers; /* page_layers = 0: all */
 };
 
 struct conf {
-	char socket[CONF_PATH_MAX];	/* socket = /run/kvd/kvd.sock */
-	mode_t socket_mode;		/* socket_mode = 0666 */
-	char metrics[CONF_PATH_MAX];	/* metrics = unix:PATH | tcp:127.0.0.1:PORT | "" */
-	char state_dir[4096];		/* state_dir = /var/lib/kvd: page files */
-	uint64_t memory_bytes;		/* memory = : all tenants must fit; 0: their sum */
-	uint32_t n_threads;		/* threads = 0: one per CPU */
-	uint64_t spin_ns;		/* spin_us = 20 */
-	uint64_t arena_max_bytes;	/* arena = 64M: largest arena of a session */
-	uint32_t prefill_slice;		/* prefill_slice = 128 tokens a step */
-	uint32_t max_batch;		/* batch = 64 rows of decode a step */
-	gid_t admin_gid;		/* admin_group = NAME|GID */
+	char socket[CONF_PATH_MAX]; /* socket = /run/kvd/kvd.sock */
+	mode_t socket_mode; /* socket_mode = 0666 */
+	/* metrics = unix:PATH | tcp:127.0.0.1:PORT | tcp:[::1]:PORT | "" */
+	char metrics[CONF_PATH_MAX];
+	char state_dir[4096]; /* state_dir = /var/lib/kvd: page files */
+	/* memory: all tenants must fit; after conf_load() never less than that */
+	uint64_t memory_bytes;
+	uint32_t n_threads; /* threads = 0: one per CPU */
+	uint64_t spin_ns; /* spin_us = 20 */
+	uint64_t arena_max_bytes; /* arena = 64M: largest arena of a session */
+	uint32_t prefill_slice; /* prefill_slice = 128 tokens a step */
+	uint32_t max_batch; /* batch = 64 rows of decode a step */
+	gid_t admin_gid; /* admin_group = NAME|GID */
 	int has_admin_gid;
-	char huge[16];			/* huge = auto | always | never */
-	char log_level[16];		/* log_level = info */
-	int mlock;			/* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */
-	int numa_node;			/* numa_node = auto (-1) or a number */
-	int drop_to_uid;		/* user = NAME: -1 none */
-	int sandbox;			/* sandbox = yes|no: seccomp after start */
+	char huge[16]; /* huge = auto | always | never */
+	char log_level[16]; /* log_level = info */
+	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */
+	int numa_node; /* numa_node = auto (-1) or a number */
+	int drop_to_uid; /* user = NAME: -1 none */
+	int sandbox; /* sandbox = yes|no: seccomp after start */
 	struct conf_tenant tenants[CONF_MAX_TENANTS];
 	uint32_t n_tenants;
 	struct conf_model models[CONF_MAX_MODELS];

@@ -99,7 +99,7 @@ void log_line(enum log_level lvl, const char *module, const char *fmt, ...)
 	no_controls(line);
 	len = strlen(line);
 	line[len++] = '\n';
-	/* one write, so that lines of threads do not mix; a full pipe loses it */
+	/* one write: lines of threads do not mix; a full pipe loses it */
 	if (write(STDERR_FILENO, line, len) < 0)
 		return;
 }

@@ -53,7 +53,7 @@ struct loop {
 	unsigned int n_workers;
 };
 
-/* ---- life ----------------------------------------------------------------- */
+/* ---- life --------------------------------------------------------------- */
 
 int loop_new(struct loop **out)
 {
@@ -137,7 +137,7 @@ void loop_set_spin(struct loop *l, uint64_t spin_ns)
 	l->spin_ns = spin_ns;
 }
 
-/* ---- descriptors ------------------------------------------------------------ */
+/* ---- descriptors -------------------------------------------------------- */
 
 int loop_watch(struct loop *l, struct loop_fd *f)
 {
@@ -187,7 +187,7 @@ static void deliver(struct loop *l)
 	l->n_events = 0;
 }
 
-/* ---- calls --------------------------------------------------------------------- */
+/* ---- calls -------------------------------------------------------------- */
 
 void loop_defer(struct loop *l, struct loop_call *c)
 {
@@ -250,7 +250,7 @@ static int run_calls(struct loop *l)
 	return ran;
 }
 
-/* ---- pollers -------------------------------------------------------------------- */
+/* ---- pollers ------------------------------------------------------------ */
 
 void loop_add_poller(struct loop *l, struct loop_poller *p)
 {
@@ -310,7 +310,7 @@ static void disarm_pollers(struct loop *l)
 			p->disarm(p);
 }
 
-/* ---- timers ------------------------------------------------------------------------ */
+/* ---- timers ------------------------------------------------------------- */
 
 void loop_timer_set(struct loop *l, struct loop_timer *t, uint64_t at_ns)
 {
@@ -372,7 +372,7 @@ static int sleep_ms(struct loop *l, int limit_ms)
 	return limit_ms < 0 || (int)ms < limit_ms ? (int)ms : limit_ms;
 }
 
-/* ---- a turn ---------------------------------------------------------------------------- */
+/* ---- a turn ------------------------------------------------------------- */
 
 static int idle(struct loop *l)
 {
@@ -430,7 +430,7 @@ int loop_turn(struct loop *l, int timeout_ms)
 	return ret;
 }
 
-/* ---- workers --------------------------------------------------------------------------- */
+/* ---- workers ------------------------------------------------------------ */
 
 static void *worker_main(void *arg)
 {

@@ -57,7 +57,7 @@ void loop_del_poller(struct loop *l, struct loop_poller *p);
 /* 0: never spin. Set once before loop_run(). */
 void loop_set_spin(struct loop *l, uint64_t spin_ns);
 
-/* A timer; memory is the caller's. run() once at or after at_ns (CLOCK_MONOTONIC). */
+/* Memory is the caller's. run() once at or after at_ns (CLOCK_MONOTONIC). */
 struct loop_timer {
 	struct list node;
 	uint64_t at_ns;

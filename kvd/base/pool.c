@@ -5,10 +5,10 @@
  * that holds the job's number and how many of its parts are left, so a late
  * thread can take nothing of a job that it has not seen begin.
  *
- *  (1) fn, arg and n_parts change only while `left` of the last job is 0 and all
- *      of its parts are done: who has taken a part may read them.
- *  (2) A sleeper counts itself, then looks at the word again; a waker changes the
- *      word, then looks at the count (both sequentially consistent).
+ *  (1) fn, arg and n_parts change only while `left` of the last job is 0 and
+ *      all of its parts are done: who has taken a part may read them.
+ *  (2) A sleeper counts itself, then looks at the word again; a waker changes
+ *      the word, then looks at the count (both sequentially consistent).
  */
 #include "kvd/base/pool.h"
 

@@ -89,7 +89,7 @@ uint64_t stat_quantile(const struct stat *s, double q)
 	return 1ull << (STAT_BUCKETS - 1);
 }
 
-/* ---- Prometheus text --------------------------------------------------- */
+/* ---- Prometheus text ---------------------------------------------------- */
 
 static void put_escaped(FILE *f, const char *s)
 {

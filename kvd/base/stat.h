@@ -30,8 +30,8 @@ struct stat {
 
 /*
  * Find or make the metric (name, label value). name, help and label are
- * string constants; value is copied; value NULL for none. Never fails: when memory is
- * out a shared dummy is returned. Any thread.
+ * string constants; value is copied; value NULL for none. Never fails: when
+ * memory is out a shared dummy is returned. Any thread.
  */
 struct stat *stat_get(enum stat_kind kind, const char *name, const char *help,
 		      const char *label, const char *value, double unit);

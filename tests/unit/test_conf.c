@@ -37,20 +37,34 @@ static int load(const char *text)
 
 #define ck_loads(text) ck_assert_msg(!load(text), "%s", err)
 
-/* ---- sizes ------------------------------------------------------------------ */
+/* ---- sizes -------------------------------------------------------------- */
 
 START_TEST(sizes)
 {
 	static const struct {
 		const char *text;
 		uint64_t n;
-	} good[] = { { "0", 0 },	  { "123", 123 },
-		     { "64K", 65536 },	  { "256M", 256u << 20 },
-		     { "2G", 2ull << 30 }, { "1T", 1ull << 40 },
+	} good[] = { { "0", 0 },
+		     { "123", 123 },
+		     { "64K", 65536 },
+		     { "256M", 256u << 20 },
+		     { "2G", 2ull << 30 },
+		     { "1T", 1ull << 40 },
 		     { "18446744073709551615", UINT64_MAX } };
 	static const char *const bad[] = {
-		"", "K", "-1", "+1", " 1", "1 ", "1KB", "1k", "1.5G", "0x10",
-		"18446744073709551616", "18014398509481984K", "16777216T",
+		"",
+		"K",
+		"-1",
+		"+1",
+		" 1",
+		"1 ",
+		"1KB",
+		"1k",
+		"1.5G",
+		"0x10",
+		"18446744073709551616",
+		"18014398509481984K",
+		"16777216T",
 	};
 	uint64_t n;
 
@@ -64,7 +78,7 @@ START_TEST(sizes)
 }
 END_TEST
 
-/* ---- what is accepted --------------------------------------------------------- */
+/* ---- what is accepted --------------------------------------------------- */
 
 START_TEST(defaults)
 {
@@ -108,18 +122,19 @@ START_TEST(every_key)
 {
 	const struct conf_tenant *t = &conf.tenants[0];
 
-	ck_loads("; comment\n# another\n[kvd]\nsocket = /tmp/s ; with a remark\n"
-		 "socket_mode = 0600\nmetrics = tcp:127.0.0.1:9100\n"
-		 "state_dir = /tmp/state\nmemory = 4G\nthreads = 3\n"
-		 "spin_us = 50\narena = 1M\nprefill_slice = 256\nbatch = 8\n"
-		 "admin_group = 1234\nhuge = never\nlog_level = debug\n"
-		 "mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
-		 "[model m-1]\npath = /m 1.gguf\nmath = f32\n"
-		 "page_tokens = 64\npage_layers = 4\n"
-		 "[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
-		 "gid = 50,\tdaemon\nsocket = /tmp/a\nsocket_mode = 666\n"
-		 "memory = 1G\ndisk = 0\nsequences = 1\nrequests = 2\n"
-		 "sessions = 3\n");
+	ck_loads(
+		"; comment\n# another\n[kvd]\nsocket = /tmp/s ; with a remark\n"
+		"socket_mode = 0600\nmetrics = tcp:127.0.0.1:9100\n"
+		"state_dir = /tmp/state\nmemory = 4G\nthreads = 3\n"
+		"spin_us = 50\narena = 1M\nprefill_slice = 256\nbatch = 8\n"
+		"admin_group = 1234\nhuge = never\nlog_level = debug\n"
+		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
+		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
+		"page_tokens = 64\npage_layers = 4\n"
+		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
+		"gid = 50,\tdaemon\nsocket = /tmp/a\nsocket_mode = 666\n"
+		"memory = 1G\ndisk = 0\nsequences = 1\nrequests = 2\n"
+		"sessions = 3\n");
 	ck_assert_str_eq(conf.socket, "/tmp/s");
 	ck_assert_uint_eq(conf.socket_mode, 0600);
 	ck_assert_str_eq(conf.metrics, "tcp:127.0.0.1:9100");
@@ -176,14 +191,15 @@ START_TEST(the_example)
 		printf("the_example: not run from the root of the tree\n");
 		return;
 	}
-	ck_assert_msg(!conf_load("docs/kvd.conf.example", &conf, err,
-				 sizeof(err)), "%s", err);
+	ck_assert_msg(
+		!conf_load("docs/kvd.conf.example", &conf, err, sizeof(err)),
+		"%s", err);
 	ck_assert_uint_eq(conf.n_tenants, 2);
 	ck_assert_uint_eq(conf.n_models, 1);
 }
 END_TEST
 
-/* ---- what is refused ---------------------------------------------------------- */
+/* ---- what is refused ---------------------------------------------------- */
 
 /* text, and what the message must have behind the name of the file */
 static const struct {
@@ -202,14 +218,16 @@ static const struct {
 	{ "[tenant a b]\nuid = 1\n", ":2: [tenant a b]: names are" },
 	{ "[tenant ../x]\nuid = 1\n", ":2: [tenant ../x]: names are" },
 	{ "[tenant aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]\n"
-	  "uid = 1\n", ":2: section name longer" },
+	  "uid = 1\n",
+	  ":2: section name longer" },
 	{ "[tenant a]\nuid = 1\n[tenant b]\nuid = 2\n[tenant a]\ndisk = 0\n",
 	  ":6: [tenant a]: given twice" },
 	{ "[model a]\npath = /x\n[tenant b]\nuid = 2\n[model a]\npath = /y\n",
 	  ":6: [model a]: given twice" },
 	{ "[kvd]\nbatch = 1\n[tenant b]\nuid = 2\n[kvd]\nthreads = 1\n",
 	  ":6: [kvd]: given twice" },
-	{ "[kvd]\nmemory = lots\n", ":2: [kvd] memory = \"lots\": want a size" },
+	{ "[kvd]\nmemory = lots\n",
+	  ":2: [kvd] memory = \"lots\": want a size" },
 	{ "[kvd]\nthreads = 1025\n", ":2: [kvd] threads" },
 	{ "[kvd]\nthreads = -1\n", ":2: [kvd] threads" },
 	{ "[kvd]\nthreads =\n", ":2: [kvd] threads" },
@@ -290,8 +308,7 @@ START_TEST(paths_have_limits)
 	snprintf(text, sizeof(text), "[kvd]\nsocket = %s\n" TENANT, long_path);
 	ck_loads(text);
 	ck_assert_str_eq(conf.socket, long_path);
-	snprintf(text, sizeof(text), "[kvd]\nsocket = %sx\n" TENANT,
-		 long_path);
+	snprintf(text, sizeof(text), "[kvd]\nsocket = %sx\n" TENANT, long_path);
 	ck_assert_int_eq(load(text), -EINVAL);
 	snprintf(text, sizeof(text), "[kvd]\nstate_dir = %s%s\n" TENANT,
 		 long_path, long_path);
@@ -329,8 +346,9 @@ END_TEST
 
 START_TEST(files_that_cannot_be_read)
 {
-	ck_assert_int_eq(conf_load("/nonexistent/kvd.conf", &conf, err,
-				   sizeof(err)), -ENOENT);
+	ck_assert_int_eq(
+		conf_load("/nonexistent/kvd.conf", &conf, err, sizeof(err)),
+		-ENOENT);
 	ck_assert_str_eq(err, "/nonexistent/kvd.conf: "
 			      "No such file or directory");
 	ck_assert_int_eq(conf_load("/", &conf, err, sizeof(err)), -EIO);
@@ -341,8 +359,9 @@ START_TEST(a_small_buffer_for_the_message)
 {
 	char small[8];
 
-	ck_assert_int_eq(conf_load("/nonexistent/kvd.conf", &conf, small,
-				   sizeof(small)), -ENOENT);
+	ck_assert_int_eq(
+		conf_load("/nonexistent/kvd.conf", &conf, small, sizeof(small)),
+		-ENOENT);
 	ck_assert_str_eq(small, "/nonexi");
 	ck_assert_int_eq(conf_load("/nonexistent/kvd.conf", &conf, NULL, 0),
 			 -ENOENT);

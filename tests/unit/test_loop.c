@@ -33,7 +33,7 @@ static void nap_ms(long ms)
 	nanosleep(&t, NULL);
 }
 
-/* ---- calls ------------------------------------------------------------------ */
+/* ---- calls -------------------------------------------------------------- */
 
 struct call {
 	struct loop_call call;
@@ -144,7 +144,7 @@ START_TEST(posts_of_threads_all_arrive)
 }
 END_TEST
 
-/* ---- descriptors ------------------------------------------------------------- */
+/* ---- descriptors -------------------------------------------------------- */
 
 struct bell {
 	struct loop_fd fd;
@@ -224,7 +224,7 @@ START_TEST(a_bad_descriptor_is_an_error)
 }
 END_TEST
 
-/* ---- timers --------------------------------------------------------------------- */
+/* ---- timers ------------------------------------------------------------- */
 
 struct timer {
 	struct loop_timer timer;
@@ -339,7 +339,7 @@ START_TEST(a_sleeping_loop_wakes_for_a_timer)
 }
 END_TEST
 
-/* ---- pollers ----------------------------------------------------------------------- */
+/* ---- pollers ------------------------------------------------------------ */
 
 struct poller {
 	struct loop_poller poller;
@@ -472,7 +472,7 @@ START_TEST(events_are_seen_while_it_spins)
 }
 END_TEST
 
-/* ---- idle ---------------------------------------------------------------------------- */
+/* ---- idle --------------------------------------------------------------- */
 
 static void *stop_later(void *arg)
 {
@@ -504,7 +504,7 @@ START_TEST(idle_is_asleep)
 }
 END_TEST
 
-/* ---- workers --------------------------------------------------------------------------- */
+/* ---- workers ------------------------------------------------------------ */
 
 #define N_WORKS 100
 

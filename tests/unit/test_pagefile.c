@@ -1,8 +1,8 @@
 /*
  * test_pagefile.c - slots and their bytes, on both engines and two file systems
  *
- * Each case runs four times: io_uring and threads, on a file under build/ (O_DIRECT
- * where the file system has it) and on tmpfs.
+ * Each case runs four times: io_uring and threads, on a file under build/
+ * (O_DIRECT where the file system has it) and on tmpfs.
  */
 #include <check.h>
 #include <errno.h>
@@ -167,7 +167,7 @@ static void write_slots(int n, int seed)
 	reap_all(n);
 }
 
-/* ---- bytes -------------------------------------------------------------------- */
+/* ---- bytes -------------------------------------------------------------- */
 
 /* Many more than depth are queued at once. */
 START_TEST(what_was_written_is_read)
@@ -217,7 +217,7 @@ START_TEST(a_file_may_go_with_its_chores_in_flight)
 }
 END_TEST
 
-/* ---- the file -------------------------------------------------------------------- */
+/* ---- the file ----------------------------------------------------------- */
 
 START_TEST(the_file_has_no_name_and_mode_0600)
 {
@@ -250,7 +250,7 @@ START_TEST(links_and_bad_sizes_are_refused)
 }
 END_TEST
 
-/* ---- slots ----------------------------------------------------------------------- */
+/* ---- slots -------------------------------------------------------------- */
 
 START_TEST(the_lowest_free_slot_is_given)
 {
@@ -320,7 +320,7 @@ START_TEST(space_of_released_slots_comes_back)
 }
 END_TEST
 
-/* A slot is taken again while its hole is being punched: the write comes after. */
+/* A slot is taken again while its hole is punched: the write comes after. */
 START_TEST(a_write_waits_for_the_punch)
 {
 	const size_t big = 1u << 20;
@@ -357,7 +357,7 @@ START_TEST(a_write_waits_for_the_punch)
 }
 END_TEST
 
-/* ---- faults ---------------------------------------------------------------------- */
+/* ---- faults ------------------------------------------------------------- */
 
 START_TEST(an_error_is_of_one_request)
 {
@@ -427,7 +427,7 @@ START_TEST(a_cut_file_is_an_error)
 }
 END_TEST
 
-/* The limit on the size of files makes real writes fail, as a full disk does. */
+/* A limit on the size of files makes real writes fail, as a full disk does. */
 START_TEST(a_write_that_does_not_fit_is_told)
 {
 	const struct rlimit small = { 10 * SLOT, 10 * SLOT };
@@ -442,7 +442,7 @@ START_TEST(a_write_that_does_not_fit_is_told)
 }
 END_TEST
 
-/* ---- the engine -------------------------------------------------------------------- */
+/* ---- the engine --------------------------------------------------------- */
 
 START_TEST(without_io_uring_there_are_threads)
 {

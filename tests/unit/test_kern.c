@@ -548,6 +548,25 @@ START_TEST(the_callers_mxcsr_is_kept)
 }
 END_TEST
 
+/* A path that the self-test passes over would be tested by nobody. */
+START_TEST(every_path_of_this_cpu_is_taken)
+{
+	__builtin_cpu_init();
+	ck_assert_int_eq(kern_init(KERN_ISA_SCALAR), KERN_ISA_SCALAR);
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		ck_assert_int_eq(kern_init(KERN_ISA_AVX2), KERN_ISA_AVX2);
+	if (__builtin_cpu_supports("avx512bw") &&
+	    __builtin_cpu_supports("avx512vl") &&
+	    __builtin_cpu_supports("avx512dq"))
+		ck_assert_int_eq(kern_init(KERN_ISA_AVX512), KERN_ISA_AVX512);
+	if (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"))
+		ck_assert_int_eq(kern_init(KERN_ISA_AVX512_BF16),
+				 KERN_ISA_AVX512_BF16);
+	printf("test_kern: best here: %s\n",
+	       kern_isa_name(kern_init(KERN_ISA_AMX)));
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("kern");
@@ -556,6 +575,7 @@ int main(void)
 	int n;
 
 	tcase_set_timeout(t, 120);
+	tcase_add_test(t, every_path_of_this_cpu_is_taken);
 	tcase_add_loop_test(t, linear_equals_its_twin, 0, 8);
 	tcase_add_loop_test(t, attention_equals_its_twin, 0, 12);
 	tcase_add_loop_test(t, shares_and_cuts_change_nothing, 0, 3);

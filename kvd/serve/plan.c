@@ -413,8 +413,11 @@ static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
 
 void gen_index(struct gen *g)
 {
+	const struct gen_part *last = &g->parts[g->n_parts - 1];
 	struct chain c = { .id = prefix_root(g->model->id) };
 
+	/* the part-tile at the end would be found by nobody: whole tiles only */
+	g->n_all -= (g->n_all - last->first) % SEGMENT_BLOCK;
 	seq_truncate(&g->seq, g->n_all);
 	seq_seal(&g->seq);
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {

@@ -29,10 +29,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KERN_KV_BLOCK 32u      /* tokens in one tile of the attention grid */
+#define KERN_KV_BLOCK	  32u /* tokens in one tile of the attention grid */
 #define KERN_HEAD_DIM_MIN 32u
 #define KERN_HEAD_DIM_MAX 256u /* and a multiple of 8 */
-#define KERN_LANES 16u	       /* columns of a packed weight panel */
+#define KERN_LANES	  16u /* columns of a packed weight panel */
 
 enum kern_type {
 	KERN_F32 = 0,
@@ -71,9 +71,9 @@ void kern_to_f32(enum kern_type from, const void *src, float *dst, size_t n);
 /* A matrix as it lies in a model file. */
 struct kern_matrix {
 	enum kern_type type;
-	const void *data;  /* [n_out][n_in] row-major; Q8_0: blocks of 32 */
-	uint32_t n_out;	   /* rows of the file's matrix: outputs */
-	uint32_t n_in;	   /* columns: the k of the sum; Q8_0: % 32 == 0 */
+	const void *data; /* [n_out][n_in] row-major; Q8_0: blocks of 32 */
+	uint32_t n_out; /* rows of the file's matrix: outputs */
+	uint32_t n_in; /* columns: the k of the sum; Q8_0: % 32 == 0 */
 };
 
 struct kern_weight; /* packed in panels of KERN_LANES outputs */
@@ -93,14 +93,14 @@ size_t kern_weight_bytes(const struct kern_weight *w);
 
 struct kern_linear {
 	const struct kern_weight *w;
-	const void *x;	    /* [n_rows][x_stride] of the weight's math type */
-	size_t x_stride;    /* elements from row to row, >= n_in */
-	float *y;	    /* [n_rows][y_stride] f32 */
-	size_t y_stride;    /* elements from row to row, >= n_out */
-	uint32_t n_rows;    /* 0 does nothing */
-	uint32_t out_from;  /* outputs [out_from, out_to): a thread's share; */
-	uint32_t out_to;    /* both multiples of KERN_LANES, or n_out */
-	uint32_t flags;	    /* KERN_LINEAR_* */
+	const void *x; /* [n_rows][x_stride] of the weight's math type */
+	size_t x_stride; /* elements from row to row, >= n_in */
+	float *y; /* [n_rows][y_stride] f32 */
+	size_t y_stride; /* elements from row to row, >= n_out */
+	uint32_t n_rows; /* 0 does nothing */
+	uint32_t out_from; /* outputs [out_from, out_to): a thread's share; */
+	uint32_t out_to; /* both multiples of KERN_LANES, or n_out */
+	uint32_t flags; /* KERN_LINEAR_* */
 };
 int kern_linear(const struct kern_linear *a);
 
@@ -112,14 +112,14 @@ int kern_linear(const struct kern_linear *a);
  *                         + (t % page_tokens) * head_dim * element size.
  */
 struct kern_span {
-	const void *k;	      /* K of token 0, kv head 0, of this layer */
-	const void *v;	      /* the same for V */
-	size_t head_bytes;    /* from kv head to kv head inside a page */
-	size_t page_bytes;    /* from page to page of the same layer group */
+	const void *k; /* K of token 0, kv head 0, of this layer */
+	const void *v; /* the same for V */
+	size_t head_bytes; /* from kv head to kv head inside a page */
+	size_t page_bytes; /* from page to page of the same layer group */
 	uint32_t page_tokens; /* a multiple of KERN_KV_BLOCK */
-	uint32_t n_tokens;    /* 0 is an exact identity */
-	uint32_t q_variant;   /* which rotation of the queries meets it */
-	int64_t pos;	      /* position of token 0 in the sequence */
+	uint32_t n_tokens; /* 0 is an exact identity */
+	uint32_t q_variant; /* which rotation of the queries meets it */
+	int64_t pos; /* position of token 0 in the sequence */
 	const uint64_t *skip; /* bit t set: token t is hidden; or NULL */
 };
 
@@ -141,22 +141,22 @@ struct kern_span {
  */
 struct kern_attn {
 	enum kern_type type; /* of q and of the spans: F32, F16, BF16 */
-	uint32_t n_heads;    /* query heads, a multiple of n_kv_heads */
+	uint32_t n_heads; /* query heads, a multiple of n_kv_heads */
 	uint32_t n_kv_heads;
 	uint32_t head_dim;
-	float scale;	     /* of the logits, usually 1/sqrt(head_dim) */
-	const void *q;	     /* [variant][n_rows][n_heads][head_dim] */
+	float scale; /* of the logits, usually 1/sqrt(head_dim) */
+	const void *q; /* [variant][n_rows][n_heads][head_dim] */
 	size_t q_variant_elems; /* elements from variant to variant */
-	const int64_t *q_pos;	/* [n_rows] */
+	const int64_t *q_pos; /* [n_rows] */
 	uint32_t n_rows;
 	const struct kern_span *spans;
 	uint32_t n_spans;
-	float *o;	     /* [n_rows][n_heads][head_dim], unnormalised */
-	float *m;	     /* [n_rows][n_heads] largest scaled logit */
-	float *l;	     /* [n_rows][n_heads] sum of exp(logit - m) */
+	float *o; /* [n_rows][n_heads][head_dim], unnormalised */
+	float *m; /* [n_rows][n_heads] largest scaled logit */
+	float *l; /* [n_rows][n_heads] sum of exp(logit - m) */
 	uint32_t kv_head_from; /* a thread's share: kv heads [from, to) */
 	uint32_t kv_head_to;
-	uint32_t row_from;     /* and rows [from, to) */
+	uint32_t row_from; /* and rows [from, to) */
 	uint32_t row_to;
 };
 /* Set the rows and heads of the share to the empty state. */
@@ -175,13 +175,13 @@ void kern_rmsnorm(const float *x, const float *w, float *y, uint32_t n_rows,
 enum kern_rope_kind {
 	KERN_ROPE_NONE = 0,
 	KERN_ROPE_INTERLEAVED = 1, /* pairs (2i, 2i+1): GGUF llama */
-	KERN_ROPE_HALVES = 2,	   /* pairs (i, i + n/2): Hugging Face */
+	KERN_ROPE_HALVES = 2, /* pairs (i, i + n/2): Hugging Face */
 };
 struct kern_rope {
 	enum kern_rope_kind kind;
-	uint32_t n_rot;	 /* dimensions rotated, even, <= head_dim */
-	float theta;	 /* base of the frequencies, e.g. 10000 */
-	float scale;	 /* of positions (linear scaling), usually 1 */
+	uint32_t n_rot; /* dimensions rotated, even, <= head_dim */
+	float theta; /* base of the frequencies, e.g. 10000 */
+	float scale; /* of positions (linear scaling), usually 1 */
 };
 /*
  * Rotate [n_rows][n_heads][head_dim] f32 from src to dst (may be equal), row r
@@ -206,11 +206,11 @@ uint32_t kern_argmax(const float *x, uint32_t n);
 
 struct kern_sample {
 	float temperature; /* 0: greedy */
-	uint32_t top_k;	   /* 0: off */
-	float top_p;	   /* 1: off; nucleus, Holtzman et al. 2020 */
-	float min_p;	   /* 0: off; fraction of the largest probability */
+	uint32_t top_k; /* 0: off */
+	float top_p; /* 1: off; nucleus, Holtzman et al. 2020 */
+	float min_p; /* 0: off; fraction of the largest probability */
 	uint64_t seed;
-	uint64_t pos;	   /* absolute position: the noise is keyed by both */
+	uint64_t pos; /* absolute position: the noise is keyed by both */
 };
 /*
  * Choose a token from logits [n], n >= 1. scratch holds 8 * n bytes, 4-aligned,

@@ -1,0 +1,181 @@
+/*
+ * test_kvctl.c - the real kvctl against a real daemon: what it prints, and its
+ * exit codes
+ */
+#include <check.h>
+#include <jansson.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "tests/rig/daemon.h"
+
+static struct rig_daemon *d;
+static char kvctl[PATH_MAX + 16];
+static char out[1 << 16];
+
+/* Run kvctl with args; its exit code, and what it printed in out. */
+static int run(const char *args)
+{
+	char cmd[2 * PATH_MAX];
+	size_t n;
+	FILE *f;
+	int status;
+
+	snprintf(cmd, sizeof(cmd), "%s --socket %s %s 2>&1", kvctl, d->socket,
+		 args);
+	f = popen(cmd, "r");
+	ck_assert_ptr_nonnull(f);
+	n = fread(out, 1, sizeof(out) - 1, f);
+	out[n] = 0;
+	status = pclose(f);
+	ck_assert_msg(WIFEXITED(status), "%s: %s", args, out);
+	return WEXITSTATUS(status);
+}
+
+static void setup(void)
+{
+	const char *data = getenv("KVD_DATA") ? getenv("KVD_DATA")
+					      : "tests/data";
+	char conf[512], bin[PATH_MAX];
+
+	snprintf(bin, sizeof(bin), "%s", rig_daemon_binary());
+	snprintf(kvctl, sizeof(kvctl), "%s/kvctl", dirname(bin));
+	snprintf(conf, sizeof(conf),
+		 "[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant t]\nuid = %u\nmemory = 16M\ndisk = 64M\n",
+		 data, getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+}
+
+static void teardown(void)
+{
+	rig_daemon_free(d);
+}
+
+#define PROMPT \
+	"--system 'Answer each question from the notes below. Keep the " \
+	"answer short.\n' --chunk 'Tilda Calwick works as a miller. She " \
+	"was born in Holminster.\n' --question 'Question: What does " \
+	"Tilda Calwick work as?\nAnswer:' --stop '\n'"
+
+START_TEST(lists_are_tables_or_json)
+{
+	static const char *const lists[] = { "status",	 "tenants",
+					     "sessions", "sequences",
+					     "segments", "chunks",
+					     "pages",	 "models" };
+	char cmd[64];
+
+	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+		json_t *j;
+
+		ck_assert_msg(!run(lists[i]), "%s: %s", lists[i], out);
+		ck_assert_uint_gt(strlen(out), 2);
+		snprintf(cmd, sizeof(cmd), "%s --json", lists[i]);
+		ck_assert_int_eq(run(cmd), 0);
+		j = json_loads(out, JSON_DECODE_ANY, NULL);
+		ck_assert_msg(j != NULL, "%s: %s", lists[i], out);
+		json_decref(j);
+		snprintf(cmd, sizeof(cmd), "%s --help", lists[i]);
+		ck_assert_int_eq(run(cmd), 0);
+		ck_assert_ptr_nonnull(strstr(out, "usage:"));
+	}
+	ck_assert_int_eq(run("metrics"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "# TYPE kvd_requests_total"));
+	ck_assert_int_eq(run("top -n 1"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "tokens/s"));
+	ck_assert_int_eq(run("version"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "daemon"));
+	ck_assert_int_eq(run("help"), 0);
+}
+END_TEST
+
+START_TEST(generate_answers)
+{
+	json_t *j;
+
+	ck_assert_int_eq(run("generate " PROMPT), 0);
+	ck_assert_str_eq(out, " miller\n");
+	ck_assert_int_eq(run("generate --json " PROMPT), 0);
+	j = json_loads(out, 0, NULL);
+	ck_assert_msg(j != NULL, "%s", out);
+	ck_assert_int_gt(json_integer_value(json_object_get(j, "chunk_tokens")),
+			 0);
+	json_decref(j);
+	ck_assert_int_eq(run("generate --score 'It was' ' a dark night'"), 0);
+	ck_assert_ptr_nonnull(strstr(out, " -"));
+	ck_assert_int_eq(run("generate --model nobody hello"), 1);
+	ck_assert_int_eq(run("generate --temperature"), 2);
+}
+END_TEST
+
+START_TEST(chunks_come_and_go)
+{
+	char id[33], cmd[64];
+
+	ck_assert_int_eq(run("chunk put 'The mill stands by the river.'"), 0);
+	memcpy(id, out, 32);
+	id[32] = 0;
+	ck_assert_int_eq(run("chunk ls"), 0);
+	ck_assert_ptr_nonnull(strstr(out, id));
+	snprintf(cmd, sizeof(cmd), "chunk rm %s", id);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_int_eq(run(cmd), 1);
+	ck_assert_int_eq(run("chunk rm 12"), 2);
+	ck_assert_int_eq(run("chunk"), 2);
+}
+END_TEST
+
+START_TEST(configurations_are_checked)
+{
+	char cmd[256];
+
+	snprintf(cmd, sizeof(cmd), "config check %s", d->conf);
+	ck_assert_msg(!run(cmd), "%s", out);
+	ck_assert_int_eq(run("config check docs/kvd.conf.example"), 0);
+	ck_assert_int_eq(run("config check README.md"), 1);
+	ck_assert_int_eq(run("config"), 2);
+}
+END_TEST
+
+START_TEST(it_ends_in_order)
+{
+	ck_assert_int_eq(run("nonsense"), 2);
+	ck_assert_int_eq(run("drain"), 0);
+	ck_assert_int_eq(run("generate hello"), 1);
+	ck_assert_int_eq(run("stop"), 0);
+	ck_assert_int_eq(rig_daemon_wait(d), 0);
+	ck_assert_int_eq(run("status"), 3);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("kvctl");
+	TCase *t = tcase_create("kvctl");
+	SRunner *r;
+	int n;
+
+	if (!rig_daemon_binary()) {
+		printf("skipped: there is no kvd binary\n");
+		return 77;
+	}
+	tcase_set_timeout(t, 60);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_test(t, lists_are_tables_or_json);
+	tcase_add_test(t, generate_answers);
+	tcase_add_test(t, chunks_come_and_go);
+	tcase_add_test(t, configurations_are_checked);
+	tcase_add_test(t, it_ends_in_order);
+	suite_add_tcase(s, t);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_NORMAL);
+	n = srunner_ntests_failed(r);
+	srunner_free(r);
+	return n != 0;
+}

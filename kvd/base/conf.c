@@ -397,7 +397,7 @@ static const struct key model_keys[] = {
 	  offsetof(struct conf_model, page_tokens), 32, 4096,
 	  "a multiple of 32, 32 to 4096", NULL, 0 },
 	{ "page_layers", set_u32, offsetof(struct conf_model, page_layers), 0,
-	  1024, "0 (all) to 1024", NULL, 0 },
+	  1024, "0 (chosen) to 1024", NULL, 0 },
 };
 
 static const struct key tenant_keys[] = {

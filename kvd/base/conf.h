@@ -38,7 +38,7 @@ struct conf_model {
 	char path[4096];
 	int math_f32; /* math = bf16 | f32 */
 	uint32_t page_tokens; /* page_tokens = 32 */
-	uint32_t page_layers; /* page_layers = 0: all */
+	uint32_t page_layers; /* page_layers = 0: chosen */
 };
 
 struct conf {

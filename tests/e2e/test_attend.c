@@ -351,6 +351,34 @@ static double seconds(void)
 	return getenv("KVD_LONG") ? 600 : 20;
 }
 
+/* Anonymous memory of the daemon that is in use, in KiB. */
+static long anon_kib(pid_t pid)
+{
+	char path[64], line[256];
+	long kib = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	f = fopen(path, "r");
+	ck_assert_ptr_nonnull(f);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "RssAnon: %ld", &kib) == 1)
+			break;
+	fclose(f);
+	return kib;
+}
+
+/* A sanitizer's own memory is not the daemon's. */
+static int sanitized(void)
+{
+	const char *bin = rig_daemon_binary();
+
+	return strstr(bin, "asan") || strstr(bin, "tsan") ||
+	       strstr(bin, "ubsan");
+}
+
+#define ANON_MAX_KIB (32 * 1024) /* docs/ops.md */
+
 START_TEST(eight_clients_page_and_nothing_changes)
 {
 	struct rig_daemon *d;
@@ -380,6 +408,8 @@ START_TEST(eight_clients_page_and_nothing_changes)
 		ck_assert_int_eq(waitpid(pids[i], &status, 0), pids[i]);
 		ck_assert_msg(!status, "client %d: status %x", i, status);
 	}
+	printf("anonymous memory of the daemon: %ld KiB\n", anon_kib(d->pid));
+	ck_assert(sanitized() || anon_kib(d->pid) <= ANON_MAX_KIB);
 	opt.socket = a;
 	ck_assert_int_eq(kvc_open(&c, &opt), 0);
 	ck_assert_int_ge(kvc_query(c, "pages", "", &json), 0);

@@ -1,7 +1,7 @@
 /*
  * conf.h - the configuration file (INI, read with inih), checked as a whole
  *
- * Sections: [kvd], [model NAME], [tenant NAME]. docs/man/kvd.conf.5 lists the
+ * Sections: [kvd], [model NAME], [tenant NAME], [store NAME]. docs/man/kvd.conf.5 lists the
  * keys. An unknown section or key, a bad value, or budgets that do not add up
  * is an error that names file, line and key.
  */
@@ -14,9 +14,12 @@
 
 #define CONF_MAX_TENANTS 64
 #define CONF_MAX_MODELS	 16
+#define CONF_MAX_STORES	 8
 #define CONF_MAX_IDS	 32
 #define CONF_NAME_MAX	 64
 #define CONF_PATH_MAX	 108 /* sun_path */
+
+enum conf_persist { CONF_PERSIST_NO, CONF_PERSIST_REQUEST, CONF_PERSIST_AUTO };
 
 struct conf_tenant {
 	char name[CONF_NAME_MAX];
@@ -31,6 +34,8 @@ struct conf_tenant {
 	uint32_t max_sequences; /* sequences = 1024 */
 	uint32_t max_requests; /* requests = 64: in flight */
 	uint32_t max_sessions; /* sessions = 64: connections */
+	/* persist = auto: what can be reused; request: what clients ask for; no */
+	int persist; /* enum conf_persist */
 };
 
 struct conf_model {
@@ -41,12 +46,19 @@ struct conf_model {
 	uint32_t page_layers; /* page_layers = 0: chosen */
 };
 
+/* A disk for pages. Without any: one file in state_dir. */
+struct conf_store {
+	char name[CONF_NAME_MAX];
+	char path[4096];
+	uint64_t bytes; /* size = 100G; 0 with a block device: all of it */
+};
+
 struct conf {
 	char socket[CONF_PATH_MAX]; /* socket = /run/kvd/kvd.sock */
 	mode_t socket_mode; /* socket_mode = 0666 */
 	/* metrics = unix:PATH | tcp:127.0.0.1:PORT | tcp:[::1]:PORT | "" */
 	char metrics[CONF_PATH_MAX];
-	char state_dir[4096]; /* state_dir = /var/lib/kvd: page files */
+	char state_dir[4096]; /* state_dir = /var/lib/kvd: the default store */
 	/* memory: all tenants must fit; after conf_load() never less than that */
 	uint64_t memory_bytes;
 	uint32_t n_threads; /* threads = 0: one per CPU */
@@ -66,6 +78,8 @@ struct conf {
 	uint32_t n_tenants;
 	struct conf_model models[CONF_MAX_MODELS];
 	uint32_t n_models;
+	struct conf_store stores[CONF_MAX_STORES];
+	uint32_t n_stores;
 };
 
 /*

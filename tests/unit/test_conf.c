@@ -111,10 +111,26 @@ START_TEST(defaults)
 	ck_assert_uint_eq(t->max_sequences, 1024);
 	ck_assert_uint_eq(t->max_requests, 64);
 	ck_assert_uint_eq(t->max_sessions, 64);
+	ck_assert_int_eq(t->persist, CONF_PERSIST_AUTO);
+	ck_assert_uint_eq(conf.n_stores, 0);
 	ck_assert_uint_eq(conf.n_models, 1);
 	ck_assert_int_eq(conf.models[0].math_f32, 0);
 	ck_assert_uint_eq(conf.models[0].page_tokens, 32);
 	ck_assert_uint_eq(conf.models[0].page_layers, 0);
+}
+END_TEST
+
+START_TEST(stores)
+{
+	ck_loads(TENANT "persist = request\n"
+			"[store a]\npath = /mnt/a/kvd.store\nsize = 100G\n"
+			"[store b]\npath = /dev/nvme1n1\n");
+	ck_assert_int_eq(conf.tenants[0].persist, CONF_PERSIST_REQUEST);
+	ck_assert_uint_eq(conf.n_stores, 2);
+	ck_assert_str_eq(conf.stores[0].path, "/mnt/a/kvd.store");
+	ck_assert_uint_eq(conf.stores[0].bytes, 100ull << 30);
+	ck_assert_str_eq(conf.stores[1].name, "b");
+	ck_assert_uint_eq(conf.stores[1].bytes, 0);
 }
 END_TEST
 
@@ -242,6 +258,11 @@ static const struct {
 	{ "[kvd]\nlog_level = all\n", ":2: [kvd] log_level" },
 	{ "[kvd]\nmlock = yes\n", ":2: [kvd] mlock" },
 	{ "[kvd]\nsandbox = 1\n", ":2: [kvd] sandbox" },
+	{ TENANT "persist = yes\n", ":3: [tenant t] persist" },
+	{ TENANT "[store a]\nsize = 1G\n", ": [store a]: needs path" },
+	{ TENANT "[store a]\npath = /x\n[tenant b]\nuid = 2\n[store a]\n"
+		 "size = 1\n",
+	  ":8: [store a]: given twice" },
 	{ "[kvd]\nnuma_node = 1024\n", ":2: [kvd] numa_node" },
 	{ "[kvd]\nuser = no-such-user-here\n", ":2: [kvd] user" },
 	{ "[kvd]\nadmin_group = no-such-group-here\n", ":2: [kvd] admin_gro" },
@@ -378,6 +399,7 @@ int main(void)
 	tcase_add_test(tc, sizes);
 	tcase_add_test(tc, defaults);
 	tcase_add_test(tc, every_key);
+	tcase_add_test(tc, stores);
 	tcase_add_test(tc, budgets_that_just_fit);
 	tcase_add_test(tc, the_example);
 	tcase_add_loop_test(tc, errors_name_file_line_and_key, 0,

@@ -97,6 +97,24 @@ static void ring_bell(struct kio_engine *e)
 
 /* ---- results ------------------------------------------------------------ */
 
+/* Where and how much of a request is still to be done. */
+struct span {
+	char *buf; /* NULL: RESERVE and PUNCH */
+	size_t n_bytes;
+	off_t off;
+};
+
+static struct span span_of(const struct kio_req *r)
+{
+	const int moves = r->op == KIO_OP_READ || r->op == KIO_OP_WRITE;
+
+	return (struct span){
+		.buf = moves ? (char *)r->buf + r->done_bytes : NULL,
+		.n_bytes = r->n_bytes - r->done_bytes,
+		.off = r->off + (off_t)r->done_bytes,
+	};
+}
+
 static int fault_of(const struct kio_req *r)
 {
 	static const char *const names[] = { "uring.read", "uring.write",
@@ -122,7 +140,7 @@ static int error_of(int res)
 /* res: bytes or -errno. 1: r is finished, its ret set; 0: it must go on. */
 static int settle(struct kio_req *r, int res)
 {
-	const struct kio_span s = kio_req_span(r);
+	const struct span s = span_of(r);
 	const int fault = fault_of(r);
 
 	if (fault)
@@ -156,15 +174,15 @@ static int punch_mode(const struct kio_req *r)
 
 static int transfer(struct kio_req *r)
 {
-	const struct kio_span s = kio_req_span(r);
+	const struct span s = span_of(r);
 	int ret;
 
 	if (!s.buf)
-		return kio_sys_fallocate(s.fd, punch_mode(r), s.off,
+		return kio_sys_fallocate(r->fd, punch_mode(r), s.off,
 					 (off_t)s.n_bytes);
 	ret = r->op == KIO_OP_READ
-		      ? kio_sys_pread(s.fd, s.buf, s.n_bytes, s.off)
-		      : kio_sys_pwrite(s.fd, s.buf, s.n_bytes, s.off);
+		      ? kio_sys_pread(r->fd, s.buf, s.n_bytes, s.off)
+		      : kio_sys_pwrite(r->fd, s.buf, s.n_bytes, s.off);
 	return ret ? ret : (int)s.n_bytes;
 }
 
@@ -289,8 +307,8 @@ void kio_engine_del_file(struct kio_engine *e, int i_fixed)
 
 static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
 {
-	const struct kio_span s = kio_req_span(r);
-	const int fd = s.i_fixed < 0 ? s.fd : s.i_fixed;
+	const struct span s = span_of(r);
+	const int fd = r->i_fixed < 0 ? r->fd : r->i_fixed;
 
 	if (!s.buf)
 		io_uring_prep_fallocate(sqe, fd, punch_mode(r), s.off,
@@ -301,7 +319,7 @@ static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
 	else
 		io_uring_prep_write(sqe, fd, s.buf, (unsigned)s.n_bytes,
 				    (uint64_t)s.off);
-	if (s.i_fixed >= 0)
+	if (r->i_fixed >= 0)
 		sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, r);
 }
@@ -467,6 +485,8 @@ const char *kio_engine_name(const struct kio_engine *e)
 
 void kio_engine_queue(struct kio_engine *e, struct kio_req *r)
 {
+	r->done_bytes = 0;
+	r->ret = 0;
 	fifo_push(&e->queued, r);
 }
 

@@ -80,6 +80,16 @@ int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes)
 	return ret ? -errno : 0;
 }
 
+int kio_sys_fdatasync(int fd)
+{
+	int ret = kio_fault("sys.fdatasync");
+
+	if (ret)
+		return ret;
+	RETRY(ret, fdatasync(fd));
+	return ret ? -errno : 0;
+}
+
 int kio_sys_fstat(int fd, struct stat *out)
 {
 	const int ret = kio_fault("sys.fstat");

@@ -20,6 +20,7 @@ int kio_sys_eventfd(void); /* not blocking */
 int kio_sys_memfd(const char *name, unsigned int flags);
 int kio_sys_ftruncate(int fd, off_t n_bytes);
 int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes);
+int kio_sys_fdatasync(int fd);
 int kio_sys_fstat(int fd, struct stat *out);
 int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,

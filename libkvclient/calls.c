@@ -114,6 +114,13 @@ int kvc_attend(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 	return kvc_call(c, &e);
 }
 
+int kvc_persist(struct kvc *c)
+{
+	struct kv_sqe e = { .opcode = KV_OP_PERSIST };
+
+	return kvc_call(c, &e);
+}
+
 static int set_model(char field[32], const char *model)
 {
 	const size_t n = model ? strlen(model) : 0;

@@ -30,11 +30,12 @@
 
 #define KV_MAGIC     0x3144564bu /* "KVD1" */
 #define KV_ABI_MAJOR 1
-#define KV_ABI_MINOR 0
+#define KV_ABI_MINOR 1
 
 #define KV_FEATURE_ATTEND   (1ull << 0) /* sequences and attention */
 #define KV_FEATURE_GENERATE (1ull << 1) /* a hosted model */
 #define KV_FEATURE_ADMIN    (1ull << 2) /* this peer may administer */
+#define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -127,6 +128,7 @@ enum kv_op {
 	KV_OP_CHUNK_RM = 19, /* arg0, arg1: id */
 	KV_OP_TOKENIZE = 20, /* arg0 off of kv_tokenize */
 	KV_OP_DETOKENIZE = 21, /* arg0 off of kv_tokenize */
+	KV_OP_PERSIST = 22, /* ends when all that can be reused is durable */
 	/* ---- administration and information ---- */
 	KV_OP_QUERY = 32, /* arg0 off of kv_query: JSON back */
 };

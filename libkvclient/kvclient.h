@@ -179,6 +179,13 @@ int kvc_tokenize(struct kvc *c, const char *model, const char *text, size_t len,
 int kvc_detokenize(struct kvc *c, const char *model, const uint32_t *tokens,
 		   size_t n, char *out, size_t max);
 
+/*
+ * Wait until everything that this tenant can reuse now (prefixes and chunks) is on
+ * stable media: it will be found after a crash of the daemon or of the host. 0;
+ * -ENOSPC or -EIO: not all of it is; -ENOTSUP the tenant has persist = no.
+ */
+int kvc_persist(struct kvc *c);
+
 /* Ask the daemon (see struct kv_query). *out is malloc'ed, NUL-terminated. */
 int kvc_query(struct kvc *c, const char *what, const char *arg, char **out);
 

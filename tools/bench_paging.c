@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "kvd/mem/pager.h"
+#include "kvd/mem/stores.h"
 
 #define BLOCK_BYTES (512u << 10)
 #define DEPTH	    16u
@@ -162,11 +163,9 @@ struct slot {
 
 struct paging {
 	struct loop *loop;
-	struct kio_engine *engine;
+	struct stores *stores;
 	struct pager *pager;
 	struct range *range;
-	struct loop_fd engine_fd;
-	struct loop_poller poller;
 	struct loop_call starter;
 	struct slot slots[DEPTH];
 	uint32_t n_pages;
@@ -176,23 +175,6 @@ struct paging {
 	int started; /* starter is queued */
 	int err;
 };
-
-static void engine_ready(struct loop_fd *f, uint32_t events)
-{
-	struct paging *p = container_of(f, struct paging, engine_fd);
-
-	(void)events;
-	(void)kio_engine_reap(p->engine);
-}
-
-static int engine_poll(struct loop_poller *q)
-{
-	struct paging *p = container_of(q, struct paging, poller);
-	int n = kio_engine_reap(p->engine);
-
-	kio_engine_submit(p->engine);
-	return n;
-}
 
 /* The page is pinned: use it, let go of it. */
 static void page_there(struct paging *p, struct slot *s)
@@ -313,31 +295,37 @@ static void paging_fini(struct paging *p)
 		range_free(p->range);
 		pager_free(p->pager);
 	}
-	if (p->engine) {
-		loop_del_poller(p->loop, &p->poller);
-		loop_unwatch(p->loop, &p->engine_fd);
-		kio_engine_free(p->engine);
-	}
+	stores_free(p->stores);
 	loop_free(p->loop);
 }
 
 static int paging_start(struct paging *p, const char *dir)
 {
-	const struct pager_conf conf = {
+	struct pager_conf conf = {
 		.name = "bench",
-		.state_dir = dir,
 		.memory_bytes = (uint64_t)p->n_pages / 4 * BLOCK_BYTES,
 		.disk_bytes = (uint64_t)p->n_pages * 3 * BLOCK_BYTES,
 		.huge = "auto",
 		.numa_node = -1,
 		.policy = "clock",
 		.loop = p->loop,
-		.engine = p->engine,
+		.stores = p->stores,
 	};
-	int ret = loop_watch(p->loop, &p->engine_fd);
+	struct stores_conf sc = {
+		.loop = p->loop, .depth = DEPTH * 4, .n = 1, .scratch = 1
+	};
+	char path[4200], err[256];
+	int ret;
 
+	snprintf(path, sizeof(path), "%s/kvbench.store", dir);
+	sc.disks[0] = (struct stores_disk_conf){ path, 2 * conf.disk_bytes };
+	ret = stores_new(&p->stores, &sc);
+	if (ret)
+		return ret;
+	conf.stores = p->stores;
+	ret = pager_new(&p->pager, &conf);
 	if (!ret)
-		ret = pager_new(&p->pager, &conf);
+		ret = stores_open(p->stores, NULL, NULL, err, sizeof(err));
 	if (!ret)
 		ret = pager_reserve(p->pager, (uint64_t)DEPTH * BLOCK_BYTES);
 	return ret;
@@ -352,18 +340,10 @@ static int paging_init(struct paging *p, const char *dir, uint32_t n_pages)
 	p->n_pages = n_pages;
 	p->starter.run = start_wants;
 	list_init(&p->starter.node);
-	list_init(&p->poller.node);
 	loop_set_spin(p->loop, 20000);
 	ret = loop_start_workers(p->loop, 2);
-	if (!ret)
-		ret = kio_engine_new(&p->engine, KIO_ENGINE_AUTO, DEPTH * 4);
 	if (ret)
 		goto fail;
-	p->poller.poll = engine_poll;
-	loop_add_poller(p->loop, &p->poller);
-	p->engine_fd = (struct loop_fd){ .fd = kio_engine_event_fd(p->engine),
-					 .events = EPOLLIN,
-					 .ready = engine_ready };
 	ret = paging_start(p, dir);
 	if (!ret)
 		return 0;
@@ -473,7 +453,8 @@ int bench_paging(struct bench *b)
 		goto out_raw;
 	}
 	bench_note("paging: %s in %s, %u KiB a page, %u in flight",
-		   kio_engine_name(p.engine), b->dir, BLOCK_BYTES >> 10, DEPTH);
+		   stores_engine_name(p.stores), b->dir, BLOCK_BYTES >> 10,
+		   DEPTH);
 	ret = measure(b, &r, &p);
 	if (ret)
 		(void)bench_fail(ret, "paging");

@@ -103,11 +103,17 @@ uint64_t segment_pool_capacity(const struct segment_pool *p)
 	return p->capacity_bytes;
 }
 
+static int indexed(const struct segment *s)
+{
+	return s->is_chunk || s->n_indexed;
+}
+
 static void segment_free(struct segment *s)
 {
 	struct segment_pool *p = s->pool;
 
 	list_del(&s->node);
+	list_del(&s->persist.node);
 	range_free(s->range);
 	p->bytes -= s->bytes;
 	p->n--;
@@ -145,9 +151,56 @@ int segment_new(struct segment_pool *p, const struct kv_layout *g,
 	p->bytes += bytes;
 	p->n++;
 	list_init(&s->node);
+	list_init(&s->persist.node);
 	list_push(&p->live, &s->node);
 	*out = s;
 	return 0;
+}
+
+int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
+		  uint32_t n_tokens, int64_t pos0, struct range *range,
+		  struct segment **out)
+{
+	const uint64_t bytes = kv_layout_bytes(g, n_tokens);
+	struct segment *s;
+
+	if (bytes / g->page_bytes != range_n_pages(range) ||
+	    g->page_bytes != range_page_bytes(range))
+		return -EINVAL;
+	if (bytes > p->capacity_bytes - p->bytes)
+		return -EDQUOT;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->pool = p;
+	s->layout = *g;
+	s->range = range;
+	s->bytes = bytes;
+	s->n_refs = 1;
+	s->sealed = 1;
+	s->n_tokens = s->cap_tokens = n_tokens;
+	s->pos0 = pos0;
+	p->bytes += bytes;
+	p->n++;
+	list_init(&s->node);
+	list_init(&s->persist.node);
+	list_push(&p->live, &s->node);
+	*out = s;
+	return 0;
+}
+
+struct range *segment_disown(struct segment *s)
+{
+	struct range *r = s->range;
+
+	assert(s->n_refs == 1 && !indexed(s));
+	list_del(&s->node);
+	s->pool->bytes -= s->bytes;
+	s->pool->n--;
+	free(s->tokens);
+	free(s->ids);
+	free(s);
+	return r;
 }
 
 void segment_seal(struct segment *s, uint32_t n_tokens)
@@ -160,11 +213,6 @@ void segment_seal(struct segment *s, uint32_t n_tokens)
 	range_trim(s->range, (uint32_t)(bytes / s->layout.page_bytes));
 	s->pool->bytes -= s->bytes - bytes;
 	s->bytes = bytes;
-}
-
-static int indexed(const struct segment *s)
-{
-	return s->is_chunk || s->n_indexed;
 }
 
 void segment_get(struct segment *s)

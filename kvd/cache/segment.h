@@ -72,6 +72,11 @@ struct segment {
 	/* Take it out of the index: set by who indexes it. */
 	void (*unindex)(struct segment *s, void *ctx);
 	void *unindex_ctx;
+	struct persist_node { /* persist.h's */
+		struct list node;
+		uint64_t turn;
+		int state;
+	} persist;
 };
 
 /* One per tenant. pager is borrowed. capacity_bytes: see (3). */
@@ -91,6 +96,16 @@ uint64_t segment_pool_capacity(const struct segment_pool *p);
  */
 int segment_new(struct segment_pool *p, const struct kv_layout *g,
 		uint32_t cap_tokens, int64_t pos0, struct segment **out);
+/*
+ * A sealed segment over a range that holds n_tokens already (a restart). Takes over
+ * the range; one reference. -EINVAL the range has another size, -EDQUOT, -ENOMEM:
+ * then the range stays the caller's.
+ */
+int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
+		  uint32_t n_tokens, int64_t pos0, struct range *range,
+		  struct segment **out);
+/* Undo: the only reference, not indexed. The range is the caller's again. */
+struct range *segment_disown(struct segment *s);
 /* Make s immutable with n_tokens and give back the pages beyond. */
 void segment_seal(struct segment *s, uint32_t n_tokens);
 void segment_get(struct segment *s);

@@ -124,6 +124,7 @@ static const struct op ops[] = {
 	[KV_OP_CHUNK_RM] = { USES_ARG(2), op_chunk_rm },
 	[KV_OP_TOKENIZE] = { USES_ARG(1), op_tokenize },
 	[KV_OP_DETOKENIZE] = { USES_ARG(1), op_detokenize },
+	[KV_OP_PERSIST] = { 0, op_persist },
 	[KV_OP_QUERY] = { NO_TENANT | USES_ARG(1), op_query },
 };
 

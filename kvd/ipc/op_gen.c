@@ -426,6 +426,28 @@ int op_chunk_put(struct sess *s, const struct kv_sqe *e)
 	return ret;
 }
 
+/* ---- durability -------------------------------------------------------- */
+
+static void persist_done(struct wait *w, int ret)
+{
+	struct serve_persist *p = container_of(w, struct serve_persist, wait);
+
+	sess_req_end(container_of(p, struct sess_req, u.persist), ret, 0, 0);
+}
+
+int op_persist(struct sess *s, const struct kv_sqe *e)
+{
+	struct sess_req *r = sess_req_begin(s, e);
+	int ret;
+
+	r->u.persist = (struct serve_persist){ .wait = { persist_done } };
+	ret = serve_persist(s->ss, &r->u.persist);
+	if (!ret)
+		return DISPATCH_LATER;
+	sess_req_drop(r);
+	return ret < 0 ? ret : 0;
+}
+
 /* ---- tokenizer --------------------------------------------------------- */
 
 static int clamp(int64_t n)

@@ -52,6 +52,7 @@ struct sess_req {
 		struct sess_gen gen;
 		struct sess_attend attend;
 		struct sess_chunk chunk;
+		struct serve_persist persist;
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
@@ -134,6 +135,7 @@ int op_attend(struct sess *s, const struct kv_sqe *e);
 int op_generate(struct sess *s, const struct kv_sqe *e);
 int op_cancel(struct sess *s, const struct kv_sqe *e);
 int op_chunk_put(struct sess *s, const struct kv_sqe *e);
+int op_persist(struct sess *s, const struct kv_sqe *e);
 int op_tokenize(struct sess *s, const struct kv_sqe *e);
 int op_detokenize(struct sess *s, const struct kv_sqe *e);
 /* admin.c */

@@ -193,6 +193,8 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	a->features |= KV_FEATURE_ATTEND;
 	if (ipc->conf->n_models)
 		a->features |= KV_FEATURE_GENERATE;
+	if (t->persist != CONF_PERSIST_NO && t->disk_bytes)
+		a->features |= KV_FEATURE_PERSIST;
 	a->tenant = serve_tenant_find(ipc->serve, t->name);
 	return a->tenant ? 0 : -EACCES;
 }

@@ -13,6 +13,7 @@
 #include "io/crc.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/stores.h"
 
 #define RETRY_NS    1000000000u /* a page whose write failed rests so long */
 #define LOG_NS	    1000000000u
@@ -70,34 +71,75 @@ static void uncharge(struct page *pg)
 	stat_set(p->st_mapped_bytes, p->mapped_bytes);
 }
 
+static struct kio_store *disk_of(const struct page *pg)
+{
+	return stores_disk(pg->range->pager->conf.stores, pg->range->i_disk);
+}
+
+/* The disk of the range: chosen with its first slot. */
+static int pick_disk(struct range *r)
+{
+	int i;
+
+	if (r->has_disk)
+		return 0;
+	i = stores_pick(r->pager->conf.stores,
+			(uint64_t)r->n_pages * r->tier->page_bytes);
+	if (i < 0) /* not the whole range: then as much as there is */
+		i = stores_pick(r->pager->conf.stores, r->tier->page_bytes);
+	if (i < 0)
+		return i;
+	r->i_disk = (uint32_t)i;
+	r->has_disk = 1;
+	return 0;
+}
+
 static int take_slot(struct page *pg)
 {
-	struct tier *t = pg->range->tier;
+	const size_t bytes = pg->range->tier->page_bytes;
 	struct pager *p = pg->range->pager;
 	int64_t slot;
+	int ret;
 
-	if (!t->file || p->slot_bytes + t->page_bytes > p->conf.disk_bytes)
+	if (!p->conf.stores || p->slot_bytes + bytes > p->conf.disk_bytes)
 		return -ENOSPC;
-	slot = kio_pagefile_alloc(t->file);
+	ret = pick_disk(pg->range);
+	if (ret)
+		return ret;
+	slot = kio_store_alloc(disk_of(pg), bytes);
 	if (slot < 0)
 		return (int)slot;
 	pg->slot = slot;
-	p->slot_bytes += t->page_bytes;
+	p->slot_bytes += bytes;
 	stat_set(p->st_slot_bytes, p->slot_bytes);
 	return 0;
 }
 
-void page_release_slot(struct page *pg)
+static void slot_gone(struct page *pg)
 {
-	struct tier *t = pg->range->tier;
 	struct pager *p = pg->range->pager;
 
+	pg->slot = -1;
+	p->slot_bytes -= pg->range->tier->page_bytes;
+	stat_set(p->st_slot_bytes, p->slot_bytes);
+}
+
+void page_release_slot(struct page *pg)
+{
 	if (pg->slot < 0)
 		return;
-	kio_pagefile_release(t->file, (uint64_t)pg->slot);
-	pg->slot = -1;
-	p->slot_bytes -= t->page_bytes;
-	stat_set(p->st_slot_bytes, p->slot_bytes);
+	if (!pg->range->durable) /* else a record still names it */
+		kio_store_release(disk_of(pg), (uint64_t)pg->slot,
+				  pg->range->tier->page_bytes);
+	slot_gone(pg);
+}
+
+/* What is there is not what was written: nobody writes there again. */
+static void quarantine_slot(struct page *pg)
+{
+	kio_store_quarantine(disk_of(pg), (uint64_t)pg->slot,
+			     pg->range->tier->page_bytes);
+	slot_gone(pg);
 }
 
 void policy_add(struct page *pg)
@@ -171,6 +213,24 @@ static struct page_op *op_begin(struct page *pg, enum op_kind kind)
 	pg->range->n_busy++;
 	pg->range->pager->n_ops++;
 	return op;
+}
+
+static void op_io(struct page_op *op, void (*done)(struct kio_req *r))
+{
+	struct page *pg = op->page;
+
+	op->req.buf = page_addr(pg);
+	op->req.block = (uint64_t)pg->slot;
+	op->req.n_bytes = pg->range->tier->page_bytes;
+	op->req.done = done;
+	stores_begin(pg->range->pager->conf.stores, pg->range->i_disk);
+}
+
+static void op_io_end(struct page_op *op)
+{
+	stores_end(op->page->range->pager->conf.stores,
+		   op->page->range->i_disk);
+	op->ret = op->req.ret;
 }
 
 /* ---- dropping ------------------------------------------------------------------- */
@@ -269,7 +329,7 @@ static void write_done(struct kio_req *r)
 {
 	struct page_op *op = container_of(r, struct page_op, req);
 
-	op->ret = r->ret;
+	op_io_end(op);
 	write_end(op);
 }
 
@@ -283,10 +343,8 @@ static void write_crc_done(struct loop_work *w)
 		write_end(op);
 		return;
 	}
-	op->req.buf = page_addr(pg);
-	op->req.slot = (uint64_t)pg->slot;
-	op->req.done = write_done;
-	kio_pagefile_write(pg->range->tier->file, &op->req);
+	op_io(op, write_done);
+	kio_store_write(disk_of(pg), &op->req);
 }
 
 static int start_write(struct page *pg, int drop_after)
@@ -309,6 +367,11 @@ static int start_write(struct page *pg, int drop_after)
 	return 0;
 }
 
+int page_write_back(struct page *pg)
+{
+	return start_write(pg, 0);
+}
+
 /* ---- mapping and reading ---------------------------------------------------------------- */
 
 /* A frame that did not get its bytes: give it back and say why. */
@@ -318,7 +381,7 @@ static void fetch_failed(struct page_op *op, int lost)
 	struct pager *p = pg->range->pager;
 
 	if (lost) {
-		page_release_slot(pg);
+		quarantine_slot(pg);
 		pg->lost_err = op->ret;
 		page_set_state(pg, PAGE_LOST);
 		stat_add(p->st_lost, 1);
@@ -357,7 +420,7 @@ static void read_done(struct kio_req *r)
 {
 	struct page_op *op = container_of(r, struct page_op, req);
 
-	op->ret = r->ret;
+	op_io_end(op);
 	if (op->ret)
 		fetch_failed(op, 1);
 	else
@@ -383,10 +446,8 @@ static void map_done(struct loop_work *w)
 		op_end(op);
 		return;
 	}
-	op->req.buf = page_addr(pg);
-	op->req.slot = (uint64_t)pg->slot;
-	op->req.done = read_done;
-	kio_pagefile_read(pg->range->tier->file, &op->req);
+	op_io(op, read_done);
+	kio_store_read(disk_of(pg), &op->req);
 }
 
 /* There is room for it: charge and go. */
@@ -446,6 +507,8 @@ static void op_end(struct page_op *op)
 	pg->busy = 0;
 	p->n_ops--;
 	settle(pg, op);
+	if (op->kind == OP_WRITE)
+		durable_page_written(pg, op->ret);
 	free(op);
 	r->n_busy--;
 	range_look_freed(r);
@@ -562,6 +625,7 @@ static void write_ahead(struct pager *p)
 
 	if (p->mapped_bytes < high || p->n_ops >= CLEAN_AHEAD ||
 	    !list_empty(&p->starved) || !p->conf.disk_bytes ||
+	    !p->conf.stores ||
 	    p->mapped_bytes - p->freeing_bytes - p->cleaning_bytes < high)
 		return;
 	(void)evict_one(p, clock_ns(), &got); /* only a head start */
@@ -606,7 +670,6 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 				       .huge = p->conf.huge,
 				       .mlock = p->conf.mlock,
 				       .numa_node = p->conf.numa_node };
-	char path[4400];
 	struct tier *t;
 	int ret;
 
@@ -624,23 +687,8 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 		free(t);
 		return ret;
 	}
-	snprintf(path, sizeof(path), "%s/%s.%zu.pages", p->conf.state_dir,
-		 p->name, page_bytes);
-	if (p->conf.disk_bytes >= page_bytes)
-		ret = kio_pagefile_new(&t->file, p->conf.engine, path,
-				       page_bytes,
-				       p->conf.disk_bytes / page_bytes);
-	if (ret) {
-		log_error("pager", "%s: %s", path, strerror(-ret));
-		space_close(t->space);
-		free(t);
-		return ret;
-	}
-	log_info("pager", "%s: pages of %zu bytes in a %s%s", p->name,
-		 page_bytes, space_kind(t->space),
-		 !t->file			? ", no disk"
-		 : kio_pagefile_direct(t->file) ? ", O_DIRECT"
-						: ", buffered");
+	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
+		 space_kind(t->space));
 	t->next = p->tiers;
 	p->tiers = t;
 	*out = t;
@@ -721,12 +769,11 @@ void pager_free(struct pager *p)
 
 	while (!pager_idle(p)) {
 		(void)loop_turn(p->conf.loop, 1);
-		kio_engine_submit(p->conf.engine);
-		(void)kio_engine_reap(p->conf.engine);
+		if (p->conf.stores)
+			stores_turn(p->conf.stores);
 	}
 	while ((t = p->tiers)) {
 		p->tiers = t->next;
-		kio_pagefile_free(t->file);
 		space_close(t->space);
 		free(t);
 	}

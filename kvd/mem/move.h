@@ -11,12 +11,11 @@
 #include "kvd/base/stat.h"
 #include "kvd/mem/page.h"
 
-/* Space and page file of one page size. */
+/* Space of one page size. */
 struct tier {
 	struct tier *next;
 	size_t page_bytes;
 	struct space *space;
-	struct kio_pagefile *file; /* NULL: no disk */
 };
 
 struct pager {
@@ -31,6 +30,7 @@ struct pager {
 	uint64_t freeing_bytes; /* of drops on their way */
 	uint64_t cleaning_bytes; /* of writes whose page is dropped after */
 	uint32_t n_ops;
+	int keep_records; /* the daemon stops */
 	struct loop_call room_call;
 	int room_queued;
 	uint64_t n_state[PAGE_N_STATES];
@@ -51,6 +51,12 @@ void policy_remove(struct page *pg); /* if it was there */
 void page_fetch(struct page *pg);
 /* Nobody wants its bytes any more: frame and slot go back. */
 void page_discard(struct page *pg);
+/* Write a dirty page that nobody changes; it stays where it is. -errno. */
+int page_write_back(struct page *pg);
+/* durable.c: a write of the page has ended. */
+void durable_page_written(struct page *pg, int ret);
+/* durable.c: the range is freed: so is its record. */
+void durable_forget(struct range *r);
 /* Free the range's memory once all its pages have let go. */
 void range_look_freed(struct range *r);
 void pager_make_room(struct pager *p);

@@ -62,7 +62,12 @@ struct range {
 	uint32_t n_pages;
 	uint32_t n_virtual;
 	uint32_t n_resident, n_lower, n_lost, n_busy;
+	uint32_t i_disk; /* has_disk: where its slots are */
+	int has_disk;
 	int freed;
+	int durable;
+	uint64_t record; /* durable: its handle in the store */
+	struct range_persist *persist; /* on its way to be durable */
 	struct page pages[];
 };
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include "kvd/mem/move.h"
 #include "kvd/mem/page.h"
+#include "kvd/mem/stores.h"
 
 /* A want that misses a page. */
 struct page_wait {
@@ -62,6 +63,8 @@ void range_free(struct range *r)
 {
 	if (!r)
 		return;
+	assert(!r->persist);
+	durable_forget(r); /* before its slots are given back */
 	r->freed = 1;
 	r->n_busy++; /* ours, so that the last page's end does not free it */
 	for (uint32_t i = 0; i < r->n_pages; i++)
@@ -111,6 +114,17 @@ void range_hint(struct range *r, enum range_hint hint)
 {
 	for (uint32_t i = 0; i < r->n_pages; i++)
 		r->pages[i].evict.ref = hint == RANGE_HOT;
+}
+
+int pager_starved(const struct pager *p)
+{
+	return !list_empty((struct list *)&p->starved);
+}
+
+int pager_durable(const struct pager *p)
+{
+	return p->conf.stores && p->conf.disk_bytes &&
+	       !stores_scratch(p->conf.stores);
 }
 
 /* ---- admission ---------------------------------------------------------------- */
@@ -169,6 +183,7 @@ static void begin_write(struct page *pg)
 	if (pg->state == PAGE_WRITING) {
 		pg->rewritten = 1;
 	} else if (pg->state == PAGE_CLEAN) {
+		assert(!pg->range->durable);
 		page_release_slot(pg);
 		page_set_state(pg, PAGE_DIRTY);
 	}

@@ -27,17 +27,17 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include "io/pagefile.h"
+#include "io/store.h"
 #include "kvd/base/list.h"
 #include "kvd/base/loop.h"
 #include "kvd/base/wait.h"
 
 struct pager;
 struct range;
+struct stores;
 
 struct pager_conf {
 	const char *name; /* of the tenant: metrics and logs */
-	const char *state_dir; /* page files are made here, unlinked at once */
 	uint64_t memory_bytes; /* hard */
 	uint64_t disk_bytes; /* hard; 0: nothing is paged out */
 	const char *huge; /* "auto", "always", "never" */
@@ -45,8 +45,7 @@ struct pager_conf {
 	int numa_node; /* -1: where the thread runs */
 	const char *policy; /* "clock" */
 	struct loop *loop;
-	struct kio_engine
-		*engine; /* shared by all pagers; who made it reaps it */
+	struct stores *stores; /* shared by all pagers, or NULL: no disk */
 	/*
 	 * Memory and disk are full of what nobody uses: let go of some of it
 	 * (range_free() of at least one range). Returns 0, or -ENOSPC when there
@@ -60,6 +59,11 @@ int pager_new(struct pager **out, const struct pager_conf *conf);
 void pager_free(struct pager *p);
 /* 1 when nothing is in flight and no range is left. */
 int pager_idle(const struct pager *p);
+
+/* 1: somebody waits for room. */
+int pager_starved(const struct pager *p);
+/* 1: there is a disk, and what is on it can survive a restart. */
+int pager_durable(const struct pager *p);
 
 /* ---- ranges ------------------------------------------------------------ */
 

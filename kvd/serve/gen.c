@@ -188,6 +188,8 @@ static void chunk_job_end(struct gen *g)
 			       g->n_prompt * sizeof(*s->tokens));
 			(void)chunk_add(&g->tenant->chunks, s,
 					g->parts[0].chunk); /* else not kept */
+			if (g->tenant->persist)
+				persist_add(g->tenant->persist, s);
 		}
 	}
 	while ((n = list_pop(&g->chunk_waiters)))

@@ -409,6 +409,8 @@ static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
 		ids[i] = c->id;
 	}
 	(void)prefix_add(tree(g), e->seg, ids); /* without memory: not kept */
+	if (g->tenant->persist)
+		persist_add(g->tenant->persist, e->seg);
 }
 
 void gen_index(struct gen *g)

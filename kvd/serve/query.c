@@ -82,6 +82,15 @@ static json_t *tenant_object(struct serve_tenant *t)
 	set_int(o, "sequences", t->n_sequences);
 	set_int(o, "requests", t->n_requests);
 	set_int(o, "segments", segment_pool_n(t->pool));
+	if (t->persist) {
+		struct persist_info p;
+
+		persist_info(t->persist, &p);
+		set_int(o, "durable_segments", p.n_durable);
+		set_int(o, "durable_bytes", p.durable_bytes);
+		set_int(o, "queued_segments", p.n_queued);
+		set_int(o, "restored_segments", p.n_adopted);
+	}
 	set_int(o, "chunks", t->chunks.map.n_used);
 	set_int(o, "prefix_hits", stat_read(t->st_prefix_hits));
 	set_int(o, "prefix_tokens", stat_read(t->st_prefix_tokens));
@@ -138,6 +147,8 @@ static void segment_object(struct segment *s, void *arg)
 	set_int(o, "pages", range_n_pages(s->range));
 	set_int(o, "resident", range_n_resident(s->range));
 	set_int(o, "lower", range_n_lower(s->range));
+	json_object_set_new(o, "durable",
+			    json_boolean(range_durable(s->range)));
 	if (l->chunks)
 		set_text(o, l->t, s);
 	else
@@ -208,7 +219,7 @@ static json_t *status(struct serve *s)
 	set_str(o, "version", KVD_VERSION);
 	set_int(o, "uptime_s", (clock_ns() - s->start_ns) / 1000000000u);
 	set_str(o, "isa", kern_isa_name(kern_isa()));
-	set_str(o, "engine", kio_engine_name(s->io));
+	set_str(o, "engine", stores_engine_name(s->stores));
 	json_object_set_new(o, "draining", json_boolean(s->draining));
 	for (uint32_t i = 0; i < s->n_models; i++)
 		json_array_append_new(names,

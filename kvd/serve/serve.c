@@ -13,8 +13,6 @@
 #include "kvd/serve/batch.h"
 #include "kvd/serve/tenant.h"
 
-#define IO_DEPTH 64u
-
 /* ---- the line of a tenant ------------------------------------------------ */
 
 void tenant_wait(struct serve_tenant *t, struct waiter *w)
@@ -100,7 +98,6 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 {
 	const struct pager_conf pc = {
 		.name = c->name,
-		.state_dir = s->conf->state_dir,
 		.memory_bytes = c->memory_bytes,
 		.disk_bytes = c->disk_bytes,
 		.huge = s->conf->huge,
@@ -108,7 +105,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.numa_node = s->conf->numa_node,
 		.policy = "clock",
 		.loop = s->loop,
-		.engine = s->io,
+		.stores = s->stores,
 		.reclaim = tenant_reclaim,
 		.ctx = t,
 	};
@@ -126,8 +123,9 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	ret = pager_new(&t->pager, &pc);
 	if (ret)
 		return ret;
-	return segment_pool_new(&t->pool, t->pager,
-				KV_MAX(c->memory_bytes, c->disk_bytes));
+	ret = segment_pool_new(&t->pool, t->pager,
+			       KV_MAX(c->memory_bytes, c->disk_bytes));
+	return ret ? ret : tenant_open_persist(t);
 }
 
 static void tenant_free(struct serve_tenant *t)
@@ -135,6 +133,7 @@ static void tenant_free(struct serve_tenant *t)
 	if (!t)
 		return;
 	assert(list_empty(&t->sessions) && list_empty(&t->chunk_jobs));
+	tenant_close_persist(t);
 	segment_pool_free(t->pool);
 	if (t->pager)
 		pager_free(t->pager);
@@ -203,44 +202,6 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 
 /* ---- start and end --------------------------------------------------------------- */
 
-static void io_ready(struct loop_fd *f, uint32_t events)
-{
-	struct serve *s = container_of(f, struct serve, io_fd);
-
-	(void)events;
-	kio_engine_reap(s->io);
-	kio_engine_submit(s->io);
-}
-
-static int io_poll(struct loop_poller *p)
-{
-	struct serve *s = container_of(p, struct serve, io_poller);
-
-	kio_engine_submit(s->io);
-	return 0;
-}
-
-static int start_io(struct serve *s)
-{
-	int ret = kio_engine_new(&s->io, KIO_ENGINE_AUTO, IO_DEPTH);
-
-	if (ret)
-		return ret;
-	s->io_fd.fd = kio_engine_event_fd(s->io);
-	s->io_fd.events = 1; /* EPOLLIN */
-	s->io_fd.ready = io_ready;
-	ret = loop_watch(s->loop, &s->io_fd);
-	if (ret) {
-		kio_engine_free(s->io);
-		s->io = NULL;
-		return ret;
-	}
-	s->io_poller.poll = io_poll;
-	s->io_poller.arm = io_poll;
-	loop_add_poller(s->loop, &s->io_poller);
-	return 0;
-}
-
 static int start_parts(struct serve *s, char *err, size_t err_len)
 {
 	long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -249,7 +210,7 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 
 	if (!n)
 		n = n_cpus > 0 ? (unsigned int)n_cpus : 1;
-	ret = start_io(s);
+	ret = serve_new_stores(s);
 	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
 		ret = model_open(s, &s->conf->models[i], err, err_len);
 	if (!ret)
@@ -264,12 +225,10 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 		s->tenants[s->n_tenants++] = t;
 		ret = tenant_open(s, &s->conf->tenants[i], t);
 		if (ret)
-			snprintf(err, err_len,
-				 "tenant %s: memory or page "
-				 "file: %s",
+			snprintf(err, err_len, "tenant %s: memory: %s",
 				 s->conf->tenants[i].name, strerror(-ret));
 	}
-	return ret;
+	return ret ? ret : serve_open_stores(s, err, err_len);
 }
 
 int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
@@ -296,7 +255,7 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 		return ret;
 	}
 	log_info("serve", "arithmetic %s, storage %s",
-		 kern_isa_name(kern_isa()), kio_engine_name(s->io));
+		 kern_isa_name(kern_isa()), stores_engine_name(s->stores));
 	*out = s;
 	return 0;
 }
@@ -311,11 +270,7 @@ void serve_free(struct serve *s)
 		tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++)
 		llama_close(s->models[i].llama);
-	if (s->io) {
-		loop_del_poller(s->loop, &s->io_poller);
-		loop_unwatch(s->loop, &s->io_fd);
-		kio_engine_free(s->io);
-	}
+	stores_free(s->stores);
 	attn_scratch_fini(&s->scratch);
 	free(s);
 }
@@ -373,6 +328,7 @@ int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 	ss->id = ++t->serve->next_session;
 	list_init(&ss->requests);
 	list_init(&ss->attends);
+	list_init(&ss->persists);
 	list_init(&ss->close_call.node);
 	list_init(&ss->node);
 	list_push(&t->sessions, &ss->node);
@@ -411,6 +367,7 @@ void serve_session_close(struct serve_session *ss, struct wait *w)
 	ss->closing = w;
 	gen_cancel_session(ss);
 	attend_cancel_session(ss);
+	persist_cancel_session(ss);
 	look_closed(ss);
 }
 

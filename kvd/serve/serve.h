@@ -196,6 +196,16 @@ int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p);
 /* -ENOENT. A chunk in use goes when its last user is done. */
 int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2]);
 
+struct serve_persist {
+	struct wait wait; /* told 0, or -ENOSPC, -EIO, -ECANCELED */
+};
+/*
+ * Everything that the tenant can reuse now is on stable media when the wait is
+ * told, or the first error. Returns 0; 1 when it already is (the wait is not told);
+ * -ENOTSUP persist = no, -ENOMEM.
+ */
+int serve_persist(struct serve_session *ss, struct serve_persist *p);
+
 /* Returns the count in all, at most max are written; -ENOENT no such model. */
 int64_t serve_tokenize(struct serve_session *ss, const char *model,
 		       const char *text, size_t len, uint32_t *out, size_t max);

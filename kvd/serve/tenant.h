@@ -10,6 +10,7 @@
 
 #include "kvd/base/stat.h"
 #include "kvd/cache/chunk.h"
+#include "kvd/cache/persist.h"
 #include "kvd/cache/prefix.h"
 #include "kvd/cache/seq.h"
 #include "kvd/model/llama.h"
@@ -34,6 +35,7 @@ struct serve_tenant {
 	struct segment_pool *pool;
 	struct prefix_tree prefix;
 	struct chunk_table chunks;
+	struct persist *persist; /* NULL: nothing survives a restart */
 	struct list sessions;
 	struct list waiting; /* gens and attends: waiter.node */
 	struct list chunk_jobs; /* gens that compute a chunk */
@@ -59,9 +61,7 @@ struct serve {
 	struct loop *loop;
 	const struct conf *conf;
 	struct engine *engine;
-	struct kio_engine *io;
-	struct loop_fd io_fd;
-	struct loop_poller io_poller;
+	struct stores *stores;
 	struct attn_scratch scratch; /* engine thread */
 	struct batch *batch;
 	struct serve_model models[CONF_MAX_MODELS];
@@ -96,6 +96,7 @@ struct serve_session {
 	uint32_t n_seq_room;
 	struct list requests; /* gens: their session_node */
 	struct list attends; /* attend calls */
+	struct list persists; /* persist calls */
 	uint32_t n_requests; /* of all kinds */
 	struct wait *closing;
 	struct loop_call close_call;
@@ -121,5 +122,14 @@ struct session_seq *session_seq_find(struct serve_session *ss, uint32_t handle);
 void gen_cancel_session(struct serve_session *ss);
 /* attend.c: end what of ss still waits for memory. */
 void attend_cancel_session(struct serve_session *ss);
+
+/* persist.c */
+int tenant_open_persist(struct serve_tenant *t);
+/* Write what is not durable yet, as far as a few seconds go. */
+void tenant_close_persist(struct serve_tenant *t);
+int serve_new_stores(struct serve *s);
+/* Find what survived; the tenants are there. */
+int serve_open_stores(struct serve *s, char *err, size_t err_len);
+void persist_cancel_session(struct serve_session *ss);
 
 #endif

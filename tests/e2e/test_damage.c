@@ -132,7 +132,7 @@ static uint64_t counter(struct kvc *c, const char *key)
 	return n;
 }
 
-/* Flip a bit in every page of the daemon's page file; returns how many. */
+/* Flip a bit in every page of the daemon's store; returns how many. */
 static int damage(pid_t pid)
 {
 	char dir[64], path[600], name[600];
@@ -151,7 +151,7 @@ static int damage(pid_t pid)
 		snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
 		len = readlink(path, name, sizeof(name) - 1);
 		name[len > 0 ? len : 0] = 0;
-		if (!strstr(name, ".pages"))
+		if (!strstr(name, "kvd.store"))
 			continue;
 		fd = open(path, O_RDWR);
 		ck_assert_int_ge(fd, 0);

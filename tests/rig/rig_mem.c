@@ -1,13 +1,35 @@
 /*
- * rig_mem.c - a pager with a loop and a storage engine of its own
+ * rig_mem.c - a pager with a loop and a store of its own
  */
 #include "tests/rig/rig_mem.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
+
+static void open_stores(struct rig_mem *r, const struct rig_mem_options *o,
+			struct pager_conf *c)
+{
+	char path[128], err[256] = "";
+	struct stores_conf sc = { .loop = r->loop,
+				  .kind = o->kind,
+				  .depth = 16,
+				  .n = 1,
+				  .scratch = !o->store };
+
+	snprintf(path, sizeof(path), "%s/store", r->dir);
+	sc.disks[0].path = o->store ? o->store : path;
+	sc.disks[0].bytes = o->disk_bytes * 2 + (64u << 20);
+	ck_assert_int_eq(stores_new(&r->stores, &sc), 0);
+	c->stores = r->stores;
+	ck_assert_int_eq(pager_new(&r->pager, c), 0);
+	ck_assert_msg(!stores_open(r->stores, o->found, o->ctx ? o->ctx : r,
+				   err, sizeof(err)),
+		      "%s", err);
+}
 
 struct rig_mem *rig_mem_open(struct rig_mem_options o)
 {
@@ -21,15 +43,12 @@ struct rig_mem *rig_mem_open(struct rig_mem_options o)
 	ck_assert_ptr_nonnull(mkdtemp(r->dir));
 	ck_assert_int_eq(loop_new(&r->loop), 0);
 	ck_assert_int_eq(loop_start_workers(r->loop, 2), 0);
-	ck_assert_int_eq(kio_engine_new(&r->engine, o.kind, 16), 0);
-	c.state_dir = r->dir;
 	c.memory_bytes = o.memory_bytes;
 	c.disk_bytes = o.disk_bytes;
 	c.loop = r->loop;
-	c.engine = r->engine;
 	c.reclaim = o.reclaim;
 	c.ctx = o.ctx;
-	ck_assert_int_eq(pager_new(&r->pager, &c), 0);
+	open_stores(r, &o, &c);
 	return r;
 }
 
@@ -37,8 +56,7 @@ void rig_mem_turn(struct rig_mem *r)
 {
 	struct pager_info i;
 
-	kio_engine_submit(r->engine);
-	kio_engine_reap(r->engine);
+	stores_turn(r->stores);
 	ck_assert_int_eq(loop_turn(r->loop, 0), 0);
 	pager_info(r->pager, &i);
 	ck_assert_uint_le(i.mapped_bytes, i.memory_bytes);
@@ -120,7 +138,7 @@ void rig_mem_close(struct rig_mem *r)
 	rig_mem_settle(r);
 	pager_check(r->pager);
 	pager_free(r->pager);
-	kio_engine_free(r->engine);
+	stores_free(r->stores);
 	loop_free(r->loop);
 	ck_assert_int_eq(rmdir(r->dir), 0);
 	free(r);

@@ -1,14 +1,15 @@
 /*
- * rig_mem.h - a pager with a loop and a storage engine of its own, for tests
+ * rig_mem.h - a pager with a loop and a store of its own, for tests
  */
 #ifndef TESTS_RIG_RIG_MEM_H
 #define TESTS_RIG_RIG_MEM_H
 
 #include "kvd/mem/pager.h"
+#include "kvd/mem/stores.h"
 
 struct rig_mem {
 	struct loop *loop;
-	struct kio_engine *engine;
+	struct stores *stores;
 	struct pager *pager;
 	char dir[64];
 	int (*reclaim)(void *ctx);
@@ -17,10 +18,12 @@ struct rig_mem {
 struct rig_mem_options {
 	uint64_t memory_bytes, disk_bytes;
 	enum kio_engine_kind kind;
+	const char *store; /* NULL: a file that nothing survives in */
+	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	int (*reclaim)(void *ctx);
 	void *ctx;
 };
-/* Both assert; closing runs pager_check() first. */
+/* Both assert (with found, ctx is found's: the rig itself when NULL); closing runs pager_check() first. */
 struct rig_mem *rig_mem_open(struct rig_mem_options o);
 void rig_mem_close(struct rig_mem *r);
 /* One turn of everything; asserts the budget. */

@@ -133,11 +133,11 @@ START_TEST(a_flipped_bit_is_never_served)
 	rig_mem_settle(r);
 	while (range->pages[lower].state != PAGE_LOWER)
 		lower++;
-	fd = kio_pagefile_fd(range->tier->file);
-	ck_assert_int_eq(pread(fd, buf, 4096, range->pages[lower].slot * PAGE),
+	fd = kio_store_fd(stores_disk(r->stores, 0));
+	ck_assert_int_eq(pread(fd, buf, 4096, range->pages[lower].slot * 4096),
 			 4096);
 	buf[100] ^= 4;
-	ck_assert_int_eq(pwrite(fd, buf, 4096, range->pages[lower].slot * PAGE),
+	ck_assert_int_eq(pwrite(fd, buf, 4096, range->pages[lower].slot * 4096),
 			 4096);
 	for (uint32_t i = 0; i < 12; i++)
 		ck_assert_int_eq(read_page(r, range, i),

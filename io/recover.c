@@ -1,0 +1,308 @@
+/*
+ * recover.c - read superblocks and index: which records are whole and live
+ *
+ * The log ends, cleanly, at the first frame that is not the next of its epoch or
+ * does not match its checksum: that is what a crash leaves of an append that
+ * nobody was told of.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "io/crc.h"
+#include "io/store_priv.h"
+#include "io/sys.h"
+
+#define READ_BYTES (8u << 20)
+
+/* ---- superblocks ---------------------------------------------------------- */
+
+static uint32_t sb_crc(const struct sb *sb)
+{
+	struct sb copy = *sb;
+
+	copy.crc = 0;
+	return kio_crc32c(0, &copy, sizeof(copy));
+}
+
+void sb_seal(struct sb *sb)
+{
+	sb->crc = sb_crc(sb);
+}
+
+static int sb_ok(const struct sb *sb)
+{
+	return sb->magic == SB_MAGIC && sb->crc == sb_crc(sb);
+}
+
+/* What arithmetic over it relies on. */
+static int sb_sane(const struct sb *sb)
+{
+	const uint64_t limit = 1ull << 60;
+
+	return sb->block_bytes == KIO_BLOCK_BYTES && sb->active < 2 &&
+	       sb->zone_bytes >= ZONE_MIN && sb->zone_bytes <= ZONE_MAX &&
+	       !(sb->zone_bytes & (sb->zone_bytes - 1)) &&
+	       sb->index_bytes >= INDEX_MIN && sb->index_bytes < limit &&
+	       sb->index_bytes % KIO_BLOCK_BYTES == 0 &&
+	       sb->data_off >= INDEX_OFF + 2 * sb->index_bytes &&
+	       sb->data_off < limit && sb->data_off % KIO_BLOCK_BYTES == 0 &&
+	       sb->bytes < limit && sb->n_zones < NO_ZONE &&
+	       sb->data_off + sb->n_zones * sb->zone_bytes <= sb->bytes;
+}
+
+/* Nothing was ever written here. */
+static int all_zero(const void *p, size_t n)
+{
+	const unsigned char *c = p;
+
+	return !n || (!c[0] && !memcmp(c, c + 1, n - 1));
+}
+
+int sb_read(int fd, struct sb *out, struct sb both[2], int valid[2])
+{
+	char *buf;
+	int ret, best = -1;
+
+	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, INDEX_OFF))
+		return -ENOMEM;
+	ret = kio_sys_pread(fd, buf, INDEX_OFF, 0);
+	if (ret == -ENODATA)
+		ret = -EMEDIUMTYPE;
+	if (ret) {
+		free(buf);
+		return ret;
+	}
+	for (int i = 0; i < 2; i++) {
+		memcpy(&both[i], buf + (size_t)i * KIO_BLOCK_BYTES,
+		       sizeof(both[i]));
+		valid[i] = sb_ok(&both[i]);
+		if (valid[i] &&
+		    (best < 0 || both[i].generation > both[best].generation))
+			best = i;
+	}
+	if (best < 0)
+		ret = all_zero(buf, INDEX_OFF) ? -ENODATA
+		      : both[0].magic == SB_MAGIC || both[1].magic == SB_MAGIC
+			      ? -EBADMSG
+			      : -EMEDIUMTYPE;
+	free(buf);
+	if (ret)
+		return ret;
+	if (both[best].major != SB_MAJOR)
+		return -EPROTONOSUPPORT;
+	if (!sb_sane(&both[best]))
+		return -EBADMSG;
+	*out = both[best];
+	return 0;
+}
+
+/* ---- frames --------------------------------------------------------------------- */
+
+struct loader {
+	int fd;
+	const struct sb *sb;
+	struct index_image *x;
+	uint64_t have; /* bytes read */
+	uint64_t n_room; /* of entries */
+};
+
+/* See that base holds [0, end), as far as the area goes. */
+static int need(struct loader *l, uint64_t end)
+{
+	const uint64_t area = INDEX_OFF + l->sb->active * l->sb->index_bytes;
+
+	if (end > l->x->room)
+		return -ENODATA;
+	while (l->have < end) {
+		const uint64_t n = KV_MIN(READ_BYTES, l->x->room - l->have);
+		const int ret = kio_sys_pread(l->fd, l->x->base + l->have, n,
+					      (off_t)(area + l->have));
+
+		if (ret)
+			return ret;
+		l->have += n;
+	}
+	return 0;
+}
+
+/* The next frame whole in memory: 0, -ENODATA the log ends, -errno. */
+static int next_frame(struct loader *l, struct frame *f)
+{
+	struct index_image *x = l->x;
+	const uint64_t at = x->end;
+	uint32_t crc;
+	int ret = need(l, at + KIO_BLOCK_BYTES);
+
+	if (ret)
+		return ret;
+	memcpy(f, x->base + at, sizeof(*f));
+	if (f->magic != FRAME_MAGIC || f->epoch != x->epoch ||
+	    f->seq != x->seq + 1)
+		return -ENODATA;
+	x->torn_bytes = KIO_BLOCK_BYTES; /* begun; unless it is whole */
+	if (f->n_bytes > FRAME_MAX || f->n_bytes % 8)
+		return -ENODATA;
+	ret = need(l,
+		   at + KV_ALIGN_UP(sizeof(*f) + f->n_bytes, KIO_BLOCK_BYTES));
+	if (ret)
+		return ret;
+	crc = f->crc;
+	((struct frame *)(x->base + at))->crc = 0;
+	if (kio_crc32c(0, x->base + at, sizeof(*f) + f->n_bytes) != crc)
+		return -ENODATA;
+	x->torn_bytes = 0;
+	return 0;
+}
+
+static int add_entry(struct loader *l, const struct rec *r, uint64_t off)
+{
+	struct index_image *x = l->x;
+
+	if (x->n_entries == l->n_room) {
+		const uint64_t n = l->n_room ? 2 * l->n_room : 1024;
+		struct entry *e = realloc(x->entries, n * sizeof(*e));
+
+		if (!e)
+			return -ENOMEM;
+		x->entries = e;
+		l->n_room = n;
+	}
+	x->entries[x->n_entries++] =
+		(struct entry){ .serial = r->serial,
+				.off = off,
+				.n_bytes = r->n_bytes,
+				.crc = kio_crc32c(0, r, r->n_bytes),
+				.is_bad = r->type == REC_BAD };
+	return 0;
+}
+
+/* Serials of puts ascend, so this is a search by halves. */
+static struct entry *find_serial(const struct index_image *x, uint64_t serial)
+{
+	uint64_t lo = 0, hi = x->n_entries;
+
+	while (lo < hi) {
+		const uint64_t mid = lo + (hi - lo) / 2;
+
+		if (x->entries[mid].serial < serial)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < x->n_entries && x->entries[lo].serial == serial
+		       ? &x->entries[lo]
+		       : NULL;
+}
+
+static int put_ok(const struct rec *r)
+{
+	const struct rec_put *p = (const struct rec_put *)r;
+
+	return r->n_bytes >= sizeof(*p) && p->n_pages &&
+	       p->n_pages <= FRAME_MAX / sizeof(struct kio_place) &&
+	       p->meta_bytes <= FRAME_MAX &&
+	       r->n_bytes ==
+		       KV_ALIGN_UP(sizeof(*p) +
+					   p->n_pages *
+						   sizeof(struct kio_place) +
+					   p->meta_bytes,
+				   8u);
+}
+
+static int take_record(struct loader *l, const struct rec *r, uint64_t off)
+{
+	struct index_image *x = l->x;
+	struct entry *e;
+
+	switch (r->type) {
+	case REC_PUT:
+	case REC_BAD:
+		if (r->serial <= x->serial ||
+		    (r->type == REC_PUT ? !put_ok(r)
+					: r->n_bytes != sizeof(struct rec_bad)))
+			break;
+		x->serial = r->serial;
+		return add_entry(l, r, off);
+	case REC_DEL:
+		e = find_serial(x, r->serial);
+		if (!e || e->is_bad)
+			break;
+		e->n_bytes = 0; /* deleted */
+		return 0;
+	}
+	x->n_malformed++;
+	return 0;
+}
+
+static int take_frame(struct loader *l, const struct frame *f)
+{
+	struct index_image *x = l->x;
+	const uint64_t begin = x->end + sizeof(*f);
+	uint64_t at = 0;
+	int ret = 0;
+
+	while (at + sizeof(struct rec) <= f->n_bytes && !ret) {
+		const struct rec *r =
+			(const struct rec *)(x->base + begin + at);
+
+		if (r->n_bytes < sizeof(*r) || r->n_bytes % 8 ||
+		    r->n_bytes > f->n_bytes - at) {
+			x->n_malformed++;
+			break;
+		}
+		ret = take_record(l, r, begin + at);
+		at += r->n_bytes;
+	}
+	return ret;
+}
+
+int index_load(int fd, const struct sb *sb, struct index_image *x)
+{
+	struct loader l = { .fd = fd, .sb = sb, .x = x };
+	struct frame f;
+	uint64_t n = 0;
+	void *p;
+	int ret;
+
+	memset(x, 0, sizeof(*x));
+	x->room = sb->index_bytes;
+	x->epoch = sb->epoch;
+	ret = kio_sys_mmap(NULL, x->room, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
+			   &p);
+	if (ret)
+		return ret;
+	x->base = p;
+	while (!(ret = next_frame(&l, &f))) {
+		ret = take_frame(&l, &f);
+		if (ret)
+			break;
+		x->end += KV_ALIGN_UP(sizeof(f) + f.n_bytes, KIO_BLOCK_BYTES);
+		x->seq = f.seq;
+		x->n_frames++;
+	}
+	if (ret != -ENODATA) {
+		index_unload(x);
+		return ret;
+	}
+	for (uint64_t i = 0; i < x->n_entries; i++)
+		if (x->entries[i].n_bytes)
+			x->entries[n++] = x->entries[i];
+	x->n_entries = n;
+	return 0;
+}
+
+void index_unload(struct index_image *x)
+{
+	if (x->base)
+		(void)kio_sys_munmap(x->base, x->room); /* cannot fail */
+	free(x->entries);
+	memset(x, 0, sizeof(*x));
+}
+
+const struct rec_put *index_put(const struct index_image *x,
+				const struct entry *e)
+{
+	return (const struct rec_put *)(x->base + e->off);
+}

@@ -1,0 +1,155 @@
+/*
+ * store.h - a page store: pages in zones of a file or disk, durable on request
+ *
+ * One store is one disk: a regular file or a block device, O_DIRECT. Pages of several
+ * sizes live in zones; a zone holds slots of one size. A page is written once to
+ * its slot, read any number of times, and released. That alone is volatile. A
+ * *record* (key, blob, places of the pages with their CRC32C) makes pages durable:
+ * kio_store_put() is acknowledged when the pages and the record are on stable media,
+ * and kio_store_open() hands back exactly the records that were acknowledged and
+ * not deleted, without reading a page. docs/store.md has the format.
+ *
+ * A slot is reused in place. So nothing is ever copied to make room: what is
+ * written is the payload and its record. A slot that a deleted record named is
+ * given out again only after the deletion is durable.
+ *
+ * Thread: one (the loop's). Only the store's own journal thread waits for a disk.
+ */
+#ifndef IO_STORE_H
+#define IO_STORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "io/engine.h"
+
+#define KIO_BLOCK_BYTES 4096u
+
+struct kio_store;
+
+struct kio_key {
+	uint64_t w[2];
+};
+/* Where a page is: block of 4096 bytes from the start, and its CRC32C. On disk. */
+struct kio_place {
+	uint64_t block;
+	uint32_t crc;
+	uint32_t _pad; /* 0 */
+};
+
+#define KIO_STORE_SCRATCH  1u /* nothing survives: unlinked at once, no index */
+#define KIO_STORE_READONLY 2u /* look only: no lock, no slot, no record */
+
+struct kio_store_conf {
+	const char
+		*path; /* a file, made if missing (0600), or a block device */
+	uint64_t bytes; /* of a file; 0: as it is, a device: all of it */
+	uint32_t flags; /* KIO_STORE_* */
+	struct kio_engine *engine; /* of the pages; NULL with READONLY */
+};
+
+/* What open found; memory borrowed for the call. */
+struct kio_record {
+	struct kio_key key;
+	uint64_t handle;
+	uint32_t page_bytes;
+	uint32_t n_pages;
+	const struct kio_place *places;
+	const void *meta;
+	size_t meta_bytes;
+};
+enum {
+	KIO_RECORD_KEEP, /* its slots are the caller's from now on */
+	KIO_RECORD_ORPHAN, /* stays on disk, dropped when room is needed */
+	KIO_RECORD_DROP, /* deleted */
+};
+struct kio_store_report {
+	uint64_t n_records, n_pages, n_bad_slots;
+	uint64_t n_refused; /* records that contradict others or the layout */
+	uint64_t n_frames, index_bytes, torn_bytes;
+	uint64_t epoch, open_ns;
+	int formatted; /* the store is new */
+};
+/*
+ * 0; -EBUSY another process has it; -EMEDIUMTYPE it holds something else (left as
+ * it is); -EBADMSG both superblocks are damaged; -EPROTONOSUPPORT a newer version;
+ * -EINVAL too small; -ENOMEM; -errno. found may be NULL (all are orphans). It must
+ * not call back into the store.
+ */
+int kio_store_open(struct kio_store **out, const struct kio_store_conf *conf,
+		   int (*found)(void *ctx, const struct kio_record *r),
+		   void *ctx, struct kio_store_report *report);
+/*
+ * Puts in flight end first (their done() runs); page requests have ended before.
+ * What was released and not deleted stays as records say. NULL is fine.
+ */
+void kio_store_close(struct kio_store *s);
+
+/* ---- pages ----------------------------------------------------------------- */
+
+/*
+ * A slot for a page (multiple of 4096): its first block, or -ENOSPC, -EINVAL a page
+ * is larger than a zone. Never waits. That the disk is full is told by the write.
+ */
+int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes);
+/* Give it back; nothing is in flight on it. */
+void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes);
+/* Instead: what is there went bad. It is not given out again, ever. */
+void kio_store_quarantine(struct kio_store *s, uint64_t block,
+			  size_t page_bytes);
+/* Queue r (buf, block, n_bytes, done) in the engine. */
+void kio_store_read(struct kio_store *s, struct kio_req *r);
+void kio_store_write(struct kio_store *s, struct kio_req *r);
+
+/* ---- records ------------------------------------------------------------------ */
+
+/* The caller's, with all it points to, until done(). */
+struct kio_commit {
+	struct kio_commit *next; /* the store's */
+	struct kio_key key;
+	uint32_t page_bytes;
+	uint32_t n_pages;
+	const struct kio_place *places; /* [n_pages]; their writes have ended */
+	const void *meta;
+	size_t meta_bytes;
+	uint64_t handle; /* out: for kio_store_del() */
+	int ret;
+	void (*done)(struct kio_commit *c); /* from kio_store_reap() */
+};
+/*
+ * ret 0: on stable media. -ENOSPC the index is full of live records; -EIO the disk
+ * failed (from then on every put fails: what a failed flush has lost is unknown until
+ * the store is opened again); -ENOTSUP scratch; -EMSGSIZE; -ENOMEM. Then nothing
+ * is durable. All puts and deletions that wait share one flush of the data and one of
+ * the index.
+ */
+void kio_store_put(struct kio_store *s, struct kio_commit *c);
+/* Delete a record; call it before its slots are released. Never fails or waits. */
+void kio_store_del(struct kio_store *s, uint64_t handle);
+/* Readable when puts or deletions have ended: then kio_store_reap(). */
+int kio_store_event_fd(const struct kio_store *s);
+int kio_store_reap(struct kio_store *s);
+
+struct kio_store_info {
+	uint64_t bytes; /* of slots and free zones, as far as configured */
+	uint64_t
+		used_bytes; /* in slots given out, with the waste of their zones */
+	uint64_t slot_bytes; /* in slots given out */
+	uint64_t free_zone_bytes; /* for any page size */
+	uint64_t pending_bytes; /* released, deletion not durable yet */
+	uint64_t bad_bytes; /* quarantined */
+	uint64_t n_records, n_orphans;
+	uint64_t index_bytes, index_live_bytes, index_room_bytes;
+	uint64_t page_written_bytes, index_written_bytes; /* since open */
+	uint64_t n_puts, n_groups, n_compactions;
+	uint64_t
+		n_lost_records; /* damaged in the index, so left out of a copy */
+	int failed; /* puts are refused */
+	int direct; /* 1: O_DIRECT */
+};
+void kio_store_info(struct kio_store *s, struct kio_store_info *out);
+/* Asserts that slots, zones and counters agree. */
+void kio_store_check(struct kio_store *s);
+/* The file's descriptor (borrowed), for tests that damage it. */
+int kio_store_fd(const struct kio_store *s);
+
+#endif

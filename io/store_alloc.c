@@ -1,0 +1,346 @@
+/*
+ * store_alloc.c - zones and slots: which are free; see store_priv.h
+ *
+ *  (1) A zone with page_bytes 0 has no used slot and counts in n_free.
+ *  (2) A zone of a class is in its list exactly while it has a free slot.
+ *  (3) A bit is set from alloc until release; for a deferred slot until it ripens;
+ *      for a bad one for ever.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "io/store_priv.h"
+
+#define KEEP_ZONES 2u /* backed and free: not given back to the file system */
+#define KEEP_BYTES (64ull << 20)
+
+static uint64_t zone_words(const struct zone *z)
+{
+	return KV_DIV_UP(z->n_slots, 64u);
+}
+
+int slots_init(struct slots *m, const struct sb *sb, uint64_t limit_bytes)
+{
+	uint64_t usable = sb->n_zones;
+
+	memset(m, 0, sizeof(*m));
+	if (limit_bytes && limit_bytes < sb->bytes)
+		usable = limit_bytes > sb->data_off
+				 ? (limit_bytes - sb->data_off) / sb->zone_bytes
+				 : 0;
+	if (sb->n_zones >= NO_ZONE)
+		return -EINVAL;
+	m->zones = calloc(sb->n_zones + 1, sizeof(*m->zones));
+	if (!m->zones)
+		return -ENOMEM;
+	m->n_zones = (uint32_t)sb->n_zones;
+	m->n_usable = m->n_free = (uint32_t)usable;
+	m->zone_bytes = sb->zone_bytes;
+	m->data_off = sb->data_off;
+	return 0;
+}
+
+void slots_fini(struct slots *m)
+{
+	struct zone_class *c;
+
+	for (uint32_t i = 0; i < m->n_zones && m->zones; i++)
+		free(m->zones[i].bits);
+	while ((c = m->classes)) {
+		m->classes = c->next;
+		free(c);
+	}
+	free(m->zones);
+	free(m->pending);
+}
+
+/* ---- classes ------------------------------------------------------------------ */
+
+static struct zone_class *class_of(struct slots *m, uint32_t page_bytes)
+{
+	struct zone_class *c = m->classes;
+
+	while (c && c->page_bytes != page_bytes)
+		c = c->next;
+	if (c)
+		return c;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return NULL;
+	c->page_bytes = page_bytes;
+	c->first = NO_ZONE;
+	c->next = m->classes;
+	m->classes = c;
+	return c;
+}
+
+static void list_zone(struct slots *m, struct zone_class *c, uint32_t i)
+{
+	struct zone *z = &m->zones[i];
+
+	if (z->listed || i >= m->n_usable)
+		return;
+	z->listed = 1;
+	z->prev = NO_ZONE;
+	z->next = c->first;
+	if (c->first != NO_ZONE)
+		m->zones[c->first].prev = i;
+	c->first = i;
+}
+
+static void unlist_zone(struct slots *m, struct zone_class *c, uint32_t i)
+{
+	struct zone *z = &m->zones[i];
+
+	if (!z->listed)
+		return;
+	z->listed = 0;
+	if (z->prev != NO_ZONE)
+		m->zones[z->prev].next = z->next;
+	else
+		c->first = z->next;
+	if (z->next != NO_ZONE)
+		m->zones[z->next].prev = z->prev;
+}
+
+static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
+{
+	struct zone *z = &m->zones[i];
+	const uint32_t n = (uint32_t)(m->zone_bytes / page_bytes);
+	uint64_t *bits = calloc(KV_DIV_UP(n, 64u), sizeof(*bits));
+
+	if (!bits)
+		return -ENOMEM;
+	z->bits = bits;
+	z->page_bytes = page_bytes;
+	z->n_slots = n;
+	z->n_used = z->n_bad = 0;
+	if (i < m->n_usable) {
+		m->n_free--;
+		m->n_free_backed -= z->backed;
+	}
+	return 0;
+}
+
+static void close_zone(struct slots *m, uint32_t i)
+{
+	struct zone *z = &m->zones[i];
+
+	unlist_zone(m, class_of(m, z->page_bytes), i);
+	free(z->bits);
+	z->bits = NULL;
+	z->page_bytes = 0;
+	if (i < m->n_usable) {
+		m->n_free++;
+		m->n_free_backed += z->backed;
+		m->first_free = KV_MIN(m->first_free, i);
+	}
+}
+
+static uint32_t free_zone(struct slots *m)
+{
+	uint32_t i = m->first_free;
+
+	while (i < m->n_usable && m->zones[i].page_bytes)
+		i++;
+	m->first_free = i;
+	while (i < m->n_usable &&
+	       (m->zones[i].page_bytes || m->zones[i].punching))
+		i++;
+	return i < m->n_usable ? i : NO_ZONE;
+}
+
+/* ---- slots ---------------------------------------------------------------------- */
+
+static int64_t take_free(struct slots *m, struct zone_class *c, uint32_t i)
+{
+	struct zone *z = &m->zones[i];
+	uint64_t w = 0, slot;
+
+	while (!~z->bits[w])
+		w++;
+	slot = w * 64 + (uint64_t)__builtin_ctzll(~z->bits[w]);
+	assert(slot < z->n_slots);
+	z->bits[w] |= 1ull << slot % 64;
+	if (++z->n_used == z->n_slots)
+		unlist_zone(m, c, i);
+	m->slot_bytes += z->page_bytes;
+	return (int64_t)((zone_off(m, i) + slot * z->page_bytes) /
+			 KIO_BLOCK_BYTES);
+}
+
+int64_t slots_alloc(struct slots *m, uint32_t page_bytes)
+{
+	struct zone_class *c;
+	uint32_t i;
+
+	if (!page_bytes || page_bytes % KIO_BLOCK_BYTES ||
+	    page_bytes > m->zone_bytes)
+		return -EINVAL;
+	c = class_of(m, page_bytes);
+	if (!c)
+		return -ENOMEM;
+	if (c->first != NO_ZONE)
+		return take_free(m, c, c->first);
+	i = free_zone(m);
+	if (i == NO_ZONE)
+		return -ENOSPC;
+	if (open_zone(m, i, page_bytes))
+		return -ENOMEM;
+	list_zone(m, c, i);
+	return take_free(m, c, i);
+}
+
+/* The zone and slot of a block; -EINVAL it is none. */
+static int locate(const struct slots *m, uint64_t block, uint32_t page_bytes,
+		  uint32_t *i, uint32_t *slot)
+{
+	const uint64_t off = block * KIO_BLOCK_BYTES - m->data_off;
+	uint64_t in;
+
+	if (block > UINT64_MAX / KIO_BLOCK_BYTES ||
+	    block * KIO_BLOCK_BYTES < m->data_off || !page_bytes ||
+	    page_bytes % KIO_BLOCK_BYTES || page_bytes > m->zone_bytes ||
+	    off / m->zone_bytes >= m->n_zones)
+		return -EINVAL;
+	*i = (uint32_t)(off / m->zone_bytes);
+	in = off % m->zone_bytes;
+	if (in % page_bytes || in + page_bytes > m->zone_bytes)
+		return -EINVAL;
+	*slot = (uint32_t)(in / page_bytes);
+	return 0;
+}
+
+int slots_take(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	struct zone_class *c;
+	struct zone *z;
+	uint32_t i, slot;
+
+	if (locate(m, block, page_bytes, &i, &slot))
+		return -EINVAL;
+	z = &m->zones[i];
+	c = class_of(m, page_bytes);
+	if (!c || (!z->page_bytes && open_zone(m, i, page_bytes)))
+		return -ENOMEM;
+	if (z->page_bytes != page_bytes || z->bits[slot / 64] >> slot % 64 & 1)
+		return -EINVAL;
+	z->backed = 1;
+	list_zone(m, c, i);
+	z->bits[slot / 64] |= 1ull << slot % 64;
+	if (++z->n_used == z->n_slots)
+		unlist_zone(m, c, i);
+	m->slot_bytes += page_bytes;
+	return 0;
+}
+
+void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	struct zone *z;
+	uint32_t i, slot;
+	const int ret = locate(m, block, page_bytes, &i, &slot);
+
+	assert(!ret);
+	z = &m->zones[i];
+	assert(z->page_bytes == page_bytes &&
+	       z->bits[slot / 64] >> slot % 64 & 1);
+	z->bits[slot / 64] &= ~(1ull << slot % 64);
+	m->slot_bytes -= page_bytes;
+	if (!--z->n_used)
+		close_zone(m, i);
+	else
+		list_zone(m, class_of(m, page_bytes), i);
+}
+
+void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	uint32_t i, slot;
+
+	if (locate(m, block, page_bytes, &i, &slot))
+		return;
+	m->zones[i].n_bad++;
+	m->slot_bytes -= page_bytes;
+	m->bad_bytes += page_bytes;
+}
+
+/* ---- deferred releases -------------------------------------------------------------- */
+
+static int more_pending(struct slots *m)
+{
+	const uint64_t room = m->pending_room ? 2 * m->pending_room : 256;
+	struct pending *p = malloc(room * sizeof(*p));
+
+	if (!p)
+		return -ENOMEM;
+	for (uint64_t i = m->pending_head; i != m->pending_tail; i++)
+		p[i % room] = m->pending[i % m->pending_room];
+	free(m->pending);
+	m->pending = p;
+	m->pending_room = room;
+	return 0;
+}
+
+void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
+		 uint64_t turn)
+{
+	m->pending_bytes += page_bytes;
+	if (m->pending_tail - m->pending_head == m->pending_room &&
+	    more_pending(m))
+		return; /* without memory the slot is lost until the next open */
+	m->pending[m->pending_tail++ % m->pending_room] =
+		(struct pending){ block, turn, page_bytes };
+}
+
+void slots_ripen(struct slots *m, uint64_t turn)
+{
+	while (m->pending_head != m->pending_tail) {
+		const struct pending *p =
+			&m->pending[m->pending_head % m->pending_room];
+
+		if (p->turn > turn)
+			return;
+		m->pending_bytes -= p->page_bytes;
+		slots_release(m, p->block, p->page_bytes);
+		m->pending_head++;
+	}
+}
+
+/* ---- giving back ---------------------------------------------------------------------- */
+
+uint32_t slots_punchable(const struct slots *m)
+{
+	const uint64_t keep = KV_MAX(KEEP_ZONES, KEEP_BYTES / m->zone_bytes);
+
+	if (m->n_free_backed <= keep)
+		return NO_ZONE;
+	for (uint32_t i = m->n_usable; i-- > 0;)
+		if (!m->zones[i].page_bytes && m->zones[i].backed &&
+		    !m->zones[i].punching)
+			return i;
+	return NO_ZONE;
+}
+
+void slots_check(const struct slots *m)
+{
+	uint64_t bytes = 0;
+	uint32_t n_free = 0, n_backed = 0;
+
+	for (uint32_t i = 0; i < m->n_zones; i++) {
+		const struct zone *z = &m->zones[i];
+		uint32_t n = 0;
+
+		if (!z->page_bytes) {
+			assert(!z->bits && !z->listed);
+			n_free += i < m->n_usable;
+			n_backed += i < m->n_usable && z->backed;
+			continue;
+		}
+		for (uint64_t w = 0; w < zone_words(z); w++)
+			n += (uint32_t)__builtin_popcountll(z->bits[w]);
+		assert(n == z->n_used && n);
+		assert(i >= m->n_usable || z->listed == (n < z->n_slots));
+		bytes += (uint64_t)n * z->page_bytes;
+	}
+	assert(n_free == m->n_free && n_backed == m->n_free_backed);
+	assert(bytes == m->slot_bytes + m->bad_bytes);
+}

@@ -1,0 +1,554 @@
+/*
+ * persist.c - queue, jobs, the blob of a record; see persist.h
+ */
+#include "kvd/cache/persist.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/base/stat.h"
+
+#define N_JOBS	  16u /* with a waiter */
+#define LOG_EVERY 1000u
+#define LAZY_NS	  20000000u /* a segment is likely to be followed by others */
+
+enum { NONE, QUEUED, BUSY, DURABLE };
+
+struct job {
+	struct range_persist rp;
+	struct persist *persist;
+	struct segment *seg; /* a reference; NULL: free */
+	void *meta;
+};
+
+struct persist {
+	struct persist_conf conf;
+	char tenant[64];
+	struct list queue; /* segment.persist.node, in order of turn */
+	struct list waits;
+	struct job jobs[N_JOBS];
+	uint32_t n_busy;
+	uint64_t turn;
+	int stopped;
+	struct loop_timer timer; /* set while something is left to do */
+	struct persist_info info;
+	struct stat *st_durable, *st_failed, *st_adopted, *st_bytes;
+};
+
+/* ---- the blob -------------------------------------------------------------- */
+
+/*
+ * What a record says of its pages; then uint32_t tokens[n_tokens], then
+ * struct map_id ids[n_ids]. Little-endian, docs/store.md.
+ */
+struct blob {
+	uint32_t magic;
+	uint16_t version;
+	uint16_t kind;
+	char tenant[64];
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	uint32_t n_tokens, n_ids;
+	int64_t pos0;
+	uint64_t chunk_id[2];
+	uint64_t n_hits;
+	uint64_t rsvd[2];
+};
+static_assert(sizeof(struct blob) == 152, "on disk");
+#define BLOB_MAGIC   0x6773766bu /* "kvsg" */
+#define BLOB_VERSION 1u
+enum { KIND_PREFIX = 1, KIND_CHUNK = 2 };
+
+static uint32_t n_tiles(uint32_t n_tokens)
+{
+	return KV_DIV_UP(n_tokens, SEGMENT_BLOCK);
+}
+
+static size_t blob_bytes(uint32_t n_tokens, uint32_t n_ids)
+{
+	return sizeof(struct blob) + (size_t)n_tokens * sizeof(uint32_t) +
+	       (size_t)n_ids * sizeof(struct map_id);
+}
+
+static void *blob_new(const struct persist *p, const struct segment *s,
+		      size_t *n_bytes)
+{
+	const uint32_t n_ids = s->is_chunk ? 0 : n_tiles(s->n_tokens);
+	const size_t token_bytes = s->n_tokens * sizeof(uint32_t);
+	struct blob *b = calloc(1, blob_bytes(s->n_tokens, n_ids));
+	char *at = (char *)(b + 1);
+
+	if (!b)
+		return NULL;
+	*b = (struct blob){
+		.magic = BLOB_MAGIC,
+		.version = BLOB_VERSION,
+		.kind = s->is_chunk ? KIND_CHUNK : KIND_PREFIX,
+		.n_layers = s->layout.n_layers,
+		.n_kv_heads = s->layout.n_kv_heads,
+		.head_dim = s->layout.head_dim,
+		.elem_bytes = s->layout.elem_bytes,
+		.page_tokens = s->layout.page_tokens,
+		.page_layers = s->layout.page_layers,
+		.n_tokens = s->n_tokens,
+		.n_ids = n_ids,
+		.pos0 = s->pos0,
+		.chunk_id = { s->chunk_id.w[0], s->chunk_id.w[1] },
+		.n_hits = s->n_hits,
+	};
+	memcpy(b->tenant, p->tenant, sizeof(b->tenant));
+	memcpy(at, s->tokens, token_bytes);
+	if (n_ids)
+		memcpy(at + token_bytes, s->ids, n_ids * sizeof(struct map_id));
+	*n_bytes = blob_bytes(s->n_tokens, n_ids);
+	return b;
+}
+
+/* The head of a blob that is ours and whole. */
+static int blob_head(const struct kio_record *r, struct blob *b)
+{
+	if (r->meta_bytes < sizeof(*b))
+		return -EINVAL;
+	memcpy(b, r->meta, sizeof(*b));
+	if (b->magic != BLOB_MAGIC || b->version != BLOB_VERSION ||
+	    memchr(b->tenant, 0, sizeof(b->tenant)) == NULL)
+		return -EINVAL;
+	if (b->kind == KIND_CHUNK ? b->n_ids != 0
+				  : b->kind != KIND_PREFIX ||
+					    b->n_ids != n_tiles(b->n_tokens))
+		return -EINVAL;
+	if (!b->n_tokens || r->meta_bytes != blob_bytes(b->n_tokens, b->n_ids))
+		return -EINVAL;
+	return 0;
+}
+
+const char *persist_record_tenant(const struct kio_record *r, size_t *len)
+{
+	struct blob b;
+
+	if (blob_head(r, &b))
+		return NULL;
+	*len = strlen(b.tenant);
+	return (const char *)r->meta + offsetof(struct blob, tenant);
+}
+
+/* ---- waiters ------------------------------------------------------------------ */
+
+/* The oldest turn that has not ended. */
+static uint64_t oldest(struct persist *p)
+{
+	const struct list *n = list_first(&p->queue);
+	uint64_t turn = UINT64_MAX;
+
+	if (n)
+		turn = list_entry(n, struct segment, persist.node)
+			       ->persist.turn;
+	for (uint32_t i = 0; i < N_JOBS; i++)
+		if (p->jobs[i].seg)
+			turn = KV_MIN(turn, p->jobs[i].seg->persist.turn);
+	return turn;
+}
+
+static void tell_waits(struct persist *p)
+{
+	const uint64_t turn = oldest(p);
+
+	list_for_each_safe(n, &p->waits) {
+		struct persist_wait *w =
+			list_entry(n, struct persist_wait, node);
+
+		if (w->turn >= turn)
+			continue;
+		list_del(n);
+		w->wait.done(&w->wait, w->ret);
+	}
+}
+
+static void note_error(struct persist *p, int err)
+{
+	list_for_each(n, &p->waits) {
+		struct persist_wait *w =
+			list_entry(n, struct persist_wait, node);
+
+		if (!w->ret)
+			w->ret = err;
+	}
+}
+
+/* ---- jobs ---------------------------------------------------------------------- */
+
+static void start_jobs(struct persist *p);
+
+static int is_indexed(const struct segment *s)
+{
+	return s->is_chunk || s->n_indexed;
+}
+
+static void job_failed(struct persist *p, int err)
+{
+	p->info.n_failed++;
+	stat_add(p->st_failed, 1);
+	note_error(p, err);
+	if (p->info.n_failed % LOG_EVERY == 1)
+		log_warn("persist", "%s: a segment is not durable: %s",
+			 p->tenant, strerror(-err));
+}
+
+static void job_done(struct wait *w, int ret)
+{
+	struct job *j = container_of(
+		container_of(w, struct range_persist, wait), struct job, rp);
+	struct persist *p = j->persist;
+	struct segment *s = j->seg;
+
+	s->persist.state = ret ? NONE : DURABLE;
+	if (!ret) {
+		stat_add(p->st_durable, 1);
+		stat_add(p->st_bytes, s->bytes);
+	} else {
+		job_failed(p, ret);
+	}
+	free(j->meta);
+	j->meta = NULL;
+	j->seg = NULL;
+	p->n_busy--;
+	segment_put(s);
+	start_jobs(p);
+}
+
+/* Names the content: the ids do, and the tenant, as ids are per tenant. */
+static void job_key(const struct persist *p, const struct segment *s,
+		    uint64_t key[2])
+{
+	const struct map_id id = s->is_chunk ? s->chunk_id
+					     : s->ids[n_tiles(s->n_tokens) - 1];
+	uint64_t h = 0xcbf29ce484222325u; /* FNV-1a of the name */
+
+	for (const char *c = p->tenant; *c; c++)
+		h = (h ^ (unsigned char)*c) * 0x100000001b3u;
+	key[0] = id.w[0] ^ h;
+	key[1] = id.w[1] ^ (s->is_chunk ? 0 : n_tiles(s->n_tokens));
+}
+
+static int job_start(struct job *j, struct segment *s)
+{
+	struct persist *p = j->persist;
+	int ret;
+
+	j->meta = blob_new(p, s, &j->rp.meta_bytes);
+	if (!j->meta)
+		return -ENOMEM;
+	j->rp.meta = j->meta;
+	j->rp.range = s->range;
+	j->rp.wait.done = job_done;
+	job_key(p, s, j->rp.key);
+	ret = range_persist(&j->rp);
+	if (ret) {
+		free(j->meta);
+		j->meta = NULL;
+		return ret;
+	}
+	segment_get(s);
+	s->persist.state = BUSY;
+	j->seg = s;
+	p->n_busy++;
+	return 0;
+}
+
+static struct job *free_job(struct persist *p)
+{
+	for (uint32_t i = 0; i < N_JOBS; i++)
+		if (!p->jobs[i].seg)
+			return &p->jobs[i];
+	return NULL;
+}
+
+/* Lazily: one at a time, and nothing while somebody waits for room. */
+static int may_start(const struct persist *p)
+{
+	if (p->stopped)
+		return 0;
+	if (!list_empty(&p->waits))
+		return p->n_busy < N_JOBS;
+	return !p->n_busy && !pager_starved(segment_pool_pager(p->conf.pool));
+}
+
+static void kick(struct persist *p)
+{
+	const uint64_t delay = list_empty(&p->waits) ? LAZY_NS : 0;
+
+	loop_timer_set(p->conf.loop, &p->timer, clock_ns() + delay);
+}
+
+static void start_jobs(struct persist *p)
+{
+	struct list *n;
+
+	while (may_start(p) && (n = list_pop(&p->queue))) {
+		struct segment *s = list_entry(n, struct segment, persist.node);
+		int ret = -ENOENT;
+
+		s->persist.state = NONE;
+		if (is_indexed(s))
+			ret = job_start(free_job(p), s);
+		if (ret && ret != -ENOENT)
+			job_failed(p, ret);
+	}
+	tell_waits(p);
+	if (!list_empty(&p->queue) && !p->n_busy && !p->stopped)
+		kick(p);
+}
+
+static void timer_run(struct loop_timer *t)
+{
+	start_jobs(container_of(t, struct persist, timer));
+}
+
+/* ---- calls ------------------------------------------------------------------------ */
+
+static void enqueue(struct persist *p, struct segment *s)
+{
+	s->persist.state = QUEUED;
+	s->persist.turn = ++p->turn;
+	list_push(&p->queue, &s->persist.node);
+}
+
+static int has_store(const struct persist *p)
+{
+	return pager_durable(segment_pool_pager(p->conf.pool));
+}
+
+void persist_add(struct persist *p, struct segment *s)
+{
+	if (!p->conf.automatic || p->stopped || !has_store(p) ||
+	    !is_indexed(s) || s->persist.state != NONE)
+		return;
+	enqueue(p, s);
+	kick(p);
+}
+
+/* What nobody queued, or what failed before. */
+static void queue_missing(struct segment *s, void *arg)
+{
+	struct persist *p = arg;
+
+	if (s->sealed && is_indexed(s) && s->persist.state == NONE &&
+	    !range_lost(s->range))
+		enqueue(p, s);
+}
+
+int persist_wait(struct persist *p, struct persist_wait *w)
+{
+	if (!has_store(p))
+		return -ENOTSUP;
+	if (p->stopped)
+		return -ESHUTDOWN;
+	segment_each(p->conf.pool, queue_missing, p);
+	if (list_empty(&p->queue) && !p->n_busy)
+		return 1;
+	w->turn = p->turn;
+	w->ret = 0;
+	list_init(&w->node);
+	list_push(&p->waits, &w->node);
+	kick(p);
+	return 0;
+}
+
+void persist_wait_cancel(struct persist_wait *w)
+{
+	list_del(&w->node);
+}
+
+void persist_stop(struct persist *p)
+{
+	struct list *n;
+
+	p->stopped = 1;
+	loop_timer_cancel(p->conf.loop, &p->timer);
+	while ((n = list_pop(&p->queue)))
+		list_entry(n, struct segment, persist.node)->persist.state =
+			NONE;
+	while ((n = list_pop(&p->waits))) {
+		struct persist_wait *w =
+			list_entry(n, struct persist_wait, node);
+
+		w->wait.done(&w->wait, -ECANCELED);
+	}
+}
+
+int persist_idle(const struct persist *p)
+{
+	return !p->n_busy;
+}
+
+/* ---- a restart --------------------------------------------------------------------- */
+
+static int adopt_index(struct persist *p, struct segment *s,
+		       const struct blob *b, const char *data)
+{
+	const size_t token_bytes = b->n_tokens * sizeof(uint32_t);
+	struct map_id *ids;
+	int ret;
+
+	s->tokens = malloc(token_bytes);
+	if (!s->tokens)
+		return -ENOMEM;
+	memcpy(s->tokens, data, token_bytes);
+	if (b->kind == KIND_CHUNK)
+		return chunk_add(
+			p->conf.chunks, s,
+			(struct map_id){ { b->chunk_id[0], b->chunk_id[1] } });
+	ids = malloc(b->n_ids * sizeof(*ids));
+	if (!ids)
+		return -ENOMEM;
+	memcpy(ids, data + token_bytes, b->n_ids * sizeof(*ids));
+	ret = prefix_add(p->conf.prefix, s, ids); /* s owns ids now */
+	if (!ret && !s->n_indexed)
+		ret = -EALREADY;
+	return ret;
+}
+
+/* The layout that the blob tells, complete and equal to the record's pages. */
+static int blob_layout(const struct blob *b, const struct kio_record *r,
+		       struct kv_layout *g)
+{
+	*g = (struct kv_layout){
+		.n_layers = b->n_layers,
+		.n_kv_heads = b->n_kv_heads,
+		.head_dim = b->head_dim,
+		.elem_bytes = b->elem_bytes,
+		.page_tokens = b->page_tokens,
+		.page_layers = b->page_layers,
+	};
+	if (!g->page_tokens || !g->page_layers || kv_layout_init(g))
+		return -EINVAL;
+	return g->page_bytes == r->page_bytes &&
+			       kv_layout_bytes(g, b->n_tokens) ==
+				       (uint64_t)r->page_bytes * r->n_pages
+		       ? 0
+		       : -EINVAL;
+}
+
+int persist_adopt(struct persist *p, uint32_t i_disk,
+		  const struct kio_record *r)
+{
+	struct kv_layout g;
+	struct segment *s;
+	struct range *range;
+	struct blob b;
+	int ret;
+
+	ret = blob_head(r, &b);
+	if (!ret)
+		ret = blob_layout(&b, r, &g);
+	if (!ret)
+		ret = range_adopt(segment_pool_pager(p->conf.pool), i_disk, r,
+				  &range);
+	if (ret)
+		return ret;
+	ret = segment_adopt(p->conf.pool, &g, b.n_tokens, b.pos0, range, &s);
+	if (ret) {
+		range_disown(range);
+		return ret;
+	}
+	ret = adopt_index(p, s, &b, (const char *)r->meta + sizeof(b));
+	if (ret) {
+		if (s->is_chunk || s->n_indexed)
+			s->unindex(s, s->unindex_ctx);
+		range_disown(segment_disown(s));
+		return ret;
+	}
+	s->n_hits = b.n_hits;
+	s->persist.state = DURABLE;
+	segment_put(s);
+	p->info.n_adopted++;
+	stat_add(p->st_adopted, 1);
+	return 0;
+}
+
+/* ---- start, end, what there is -------------------------------------------------------- */
+
+int persist_new(struct persist **out, const struct persist_conf *conf)
+{
+	struct persist *p;
+
+	if (strlen(conf->tenant) >= sizeof(p->tenant))
+		return -EINVAL;
+	p = calloc(1, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	p->conf = *conf;
+	strcpy(p->tenant, conf->tenant);
+	list_init(&p->queue);
+	list_init(&p->waits);
+	list_init(&p->timer.node);
+	p->timer.run = timer_run;
+	for (uint32_t i = 0; i < N_JOBS; i++)
+		p->jobs[i].persist = p;
+	p->st_durable = stat_get(STAT_COUNTER, "kvd_segments_persisted_total",
+				 "Segments made durable", "tenant", p->tenant,
+				 1);
+	p->st_bytes = stat_get(STAT_COUNTER, "kvd_persisted_bytes_total",
+			       "Bytes of segments made durable", "tenant",
+			       p->tenant, 1);
+	p->st_failed = stat_get(STAT_COUNTER, "kvd_persist_errors_total",
+				"Segments that could not be made durable",
+				"tenant", p->tenant, 1);
+	p->st_adopted = stat_get(STAT_COUNTER, "kvd_segments_restored_total",
+				 "Durable segments found at start", "tenant",
+				 p->tenant, 1);
+	*out = p;
+	return 0;
+}
+
+void persist_free(struct persist *p)
+{
+	if (!p)
+		return;
+	persist_stop(p);
+	assert(persist_idle(p));
+	pager_keep_records(segment_pool_pager(p->conf.pool));
+	free(p);
+}
+
+static void count_durable(struct segment *s, void *arg)
+{
+	struct persist_info *i = arg;
+
+	if (!range_durable(s->range))
+		return;
+	i->n_durable++;
+	i->durable_bytes += s->bytes;
+}
+
+void persist_info(const struct persist *p, struct persist_info *out)
+{
+	*out = p->info;
+	out->n_durable = out->durable_bytes = 0;
+	segment_each(p->conf.pool, count_durable, out);
+	out->n_queued = p->n_busy;
+	list_for_each(n, (struct list *)&p->queue)
+		out->n_queued++;
+}
+
+void persist_check(const struct persist *p)
+{
+	uint32_t n_busy = 0;
+
+	list_for_each(n, (struct list *)&p->queue) {
+		const struct segment *s =
+			list_entry(n, struct segment, persist.node);
+
+		assert(s->sealed && s->persist.state == QUEUED);
+	}
+	for (uint32_t i = 0; i < N_JOBS; i++) {
+		const struct segment *s = p->jobs[i].seg;
+
+		n_busy += !!s;
+		assert(!s ||
+		       (s->sealed && s->n_refs && s->persist.state == BUSY));
+	}
+	assert(n_busy == p->n_busy);
+}

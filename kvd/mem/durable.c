@@ -1,0 +1,199 @@
+/*
+ * durable.c - write what is dirty, then the record; see durable.h
+ *
+ *   CLEANING --all pages have a place--> COMMITTING --acknowledged--> told
+ *      |  ^ a write ended
+ *      +--+
+ *
+ *  (1) range.persist is set while a range_persist() runs: the end of each write of
+ *      the range comes here (durable_page_written()).
+ */
+#include "kvd/mem/durable.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include "kvd/mem/move.h"
+
+enum { CLEANING, COMMITTING };
+
+#define WRITES_AT_ONCE 4u /* of one range: others use the disk too */
+#define MAX_RETRIES    3u
+
+static void tell_turn(struct loop_call *c)
+{
+	struct range_persist *rp = container_of(c, struct range_persist, call);
+
+	rp->range->persist = NULL;
+	free(rp->places);
+	rp->places = NULL;
+	rp->wait.done(&rp->wait, rp->ret);
+}
+
+static void tell(struct range_persist *rp, int ret)
+{
+	rp->ret = ret;
+	rp->call.run = tell_turn;
+	list_init(&rp->call.node);
+	loop_defer(rp->range->pager->conf.loop, &rp->call);
+}
+
+static void committed(struct kio_commit *c)
+{
+	struct range_persist *rp =
+		container_of(c, struct range_persist, commit);
+
+	if (!c->ret) {
+		rp->range->durable = 1;
+		rp->range->record = c->handle;
+	}
+	tell(rp, c->ret);
+}
+
+static void commit(struct range_persist *rp)
+{
+	struct range *r = rp->range;
+
+	for (uint32_t i = 0; i < r->n_pages; i++) {
+		rp->places[i].block = (uint64_t)r->pages[i].slot;
+		rp->places[i].crc = r->pages[i].crc;
+	}
+	rp->state = COMMITTING;
+	rp->commit = (struct kio_commit){
+		.key = { { rp->key[0], rp->key[1] } },
+		.page_bytes = (uint32_t)range_page_bytes(r),
+		.n_pages = r->n_pages,
+		.places = rp->places,
+		.meta = rp->meta,
+		.meta_bytes = rp->meta_bytes,
+		.done = committed,
+	};
+	kio_store_put(stores_disk(r->pager->conf.stores, r->i_disk),
+		      &rp->commit);
+}
+
+/* Has the page a place with its present bytes? */
+static int placed(const struct page *pg)
+{
+	return pg->slot >= 0 && pg->state != PAGE_WRITING &&
+	       pg->state != PAGE_DIRTY;
+}
+
+/* Start what may start; go on when all is there. */
+static void clean(struct range_persist *rp)
+{
+	struct range *r = rp->range;
+	uint32_t n_missing = 0, n_writing = 0;
+	int ret = 0;
+
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		n_writing += r->pages[i].state == PAGE_WRITING;
+	for (uint32_t i = 0; i < r->n_pages && !ret; i++) {
+		struct page *pg = &r->pages[i];
+
+		if (pg->state == PAGE_LOST)
+			ret = pg->lost_err;
+		else if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
+			ret = -EINVAL; /* never written: nothing to keep */
+		n_missing += !placed(pg);
+		if (pg->state != PAGE_DIRTY || pg->busy ||
+		    n_writing >= WRITES_AT_ONCE)
+			continue;
+		ret = page_write_back(pg);
+		n_writing++;
+	}
+	if (ret)
+		tell(rp, ret);
+	else if (!n_missing)
+		commit(rp);
+}
+
+void durable_page_written(struct page *pg, int ret)
+{
+	struct range_persist *rp = pg->range->persist;
+
+	if (!rp || rp->state != CLEANING || !list_empty(&rp->call.node))
+		return;
+	if (ret && rp->n_retries++ >= MAX_RETRIES)
+		tell(rp, ret);
+	else
+		clean(rp);
+}
+
+int range_persist(struct range_persist *rp)
+{
+	struct range *r = rp->range;
+	struct pager *p = r->pager;
+
+	if (!pager_durable(p))
+		return -ENOTSUP;
+	if (r->durable || r->persist)
+		return -EALREADY;
+	rp->places = calloc(r->n_pages, sizeof(*rp->places));
+	if (!rp->places)
+		return -ENOMEM;
+	rp->state = CLEANING;
+	rp->n_retries = 0;
+	list_init(&rp->call.node);
+	r->persist = rp;
+	clean(rp);
+	return 0;
+}
+
+int range_durable(const struct range *r)
+{
+	return r->durable;
+}
+
+void durable_forget(struct range *r)
+{
+	if (!r->durable || r->pager->keep_records)
+		return;
+	r->durable = 0;
+	kio_store_del(stores_disk(r->pager->conf.stores, r->i_disk), r->record);
+}
+
+int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
+		struct range **out)
+{
+	const uint64_t bytes = (uint64_t)rec->page_bytes * rec->n_pages;
+	struct range *r;
+	int ret;
+
+	if (bytes > p->conf.disk_bytes - p->slot_bytes)
+		return -EDQUOT;
+	ret = range_new(p, rec->page_bytes, rec->n_pages, &r);
+	if (ret)
+		return ret;
+	for (uint32_t i = 0; i < r->n_pages; i++) {
+		r->pages[i].slot = (int64_t)rec->places[i].block;
+		r->pages[i].crc = rec->places[i].crc;
+		page_set_state(&r->pages[i], PAGE_LOWER);
+	}
+	r->i_disk = i_disk;
+	r->has_disk = 1;
+	r->durable = 1;
+	r->record = rec->handle;
+	p->slot_bytes += bytes;
+	stat_set(p->st_slot_bytes, p->slot_bytes);
+	*out = r;
+	return 0;
+}
+
+void range_disown(struct range *r)
+{
+	struct pager *p = r->pager;
+
+	for (uint32_t i = 0; i < r->n_pages; i++) {
+		r->pages[i].slot = -1;
+		page_set_state(&r->pages[i], PAGE_EMPTY);
+	}
+	p->slot_bytes -= (uint64_t)r->n_pages * range_page_bytes(r);
+	stat_set(p->st_slot_bytes, p->slot_bytes);
+	r->durable = 0;
+	range_free(r);
+}
+
+void pager_keep_records(struct pager *p)
+{
+	p->keep_records = 1;
+}

@@ -1,0 +1,257 @@
+/*
+ * stores.c - disks, their engines, their events on the loop; see stores.h
+ */
+#include "kvd/mem/stores.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include "kvd/base/log.h"
+
+struct disk {
+	char *path;
+	struct kio_engine *engine;
+	struct kio_store *store;
+	struct loop_fd io_fd, commit_fd;
+	uint32_t n_busy;
+};
+
+struct stores {
+	struct stores_conf conf;
+	struct loop_poller poller;
+	struct disk disks[STORES_MAX];
+	/* while open runs */
+	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
+	void *ctx;
+	uint32_t i_opening;
+};
+
+static void io_ready(struct loop_fd *f, uint32_t events)
+{
+	struct disk *d = container_of(f, struct disk, io_fd);
+
+	(void)events;
+	kio_engine_reap(d->engine);
+	kio_engine_submit(d->engine);
+}
+
+static void commit_ready(struct loop_fd *f, uint32_t events)
+{
+	(void)events;
+	kio_store_reap(container_of(f, struct disk, commit_fd)->store);
+}
+
+/* Before the loop looks for events or sleeps: start what was queued. */
+static int submit_all(struct loop_poller *p)
+{
+	struct stores *s = container_of(p, struct stores, poller);
+
+	for (uint32_t i = 0; i < s->conf.n; i++)
+		kio_engine_submit(s->disks[i].engine);
+	return 0;
+}
+
+static int start_engine(struct stores *s, struct disk *d)
+{
+	int ret = kio_engine_new(&d->engine, s->conf.kind, s->conf.depth);
+
+	if (ret)
+		return ret;
+	d->io_fd.fd = kio_engine_event_fd(d->engine);
+	d->io_fd.events = EPOLLIN;
+	d->io_fd.ready = io_ready;
+	ret = loop_watch(s->conf.loop, &d->io_fd);
+	if (ret) {
+		kio_engine_free(d->engine);
+		d->engine = NULL;
+	}
+	return ret;
+}
+
+int stores_new(struct stores **out, const struct stores_conf *conf)
+{
+	struct stores *s;
+	int ret = 0;
+
+	if (!conf->n || conf->n > STORES_MAX)
+		return -EINVAL;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->conf = *conf;
+	s->poller.poll = submit_all;
+	s->poller.arm = submit_all;
+	list_init(&s->poller.node);
+	for (uint32_t i = 0; i < conf->n && !ret; i++) {
+		s->disks[i].path = strdup(conf->disks[i].path);
+		ret = s->disks[i].path ? start_engine(s, &s->disks[i])
+				       : -ENOMEM;
+	}
+	if (ret) {
+		stores_free(s);
+		return ret;
+	}
+	loop_add_poller(conf->loop, &s->poller);
+	*out = s;
+	return 0;
+}
+
+static int record_found(void *ctx, const struct kio_record *r)
+{
+	struct stores *s = ctx;
+
+	return s->found ? s->found(s->ctx, s->i_opening, r) : KIO_RECORD_ORPHAN;
+}
+
+static int open_disk(struct stores *s, uint32_t i)
+{
+	struct disk *d = &s->disks[i];
+	const struct stores_disk_conf *dc = &s->conf.disks[i];
+	const struct kio_store_conf kc = {
+		.path = d->path,
+		.bytes = dc->bytes,
+		.flags = s->conf.scratch ? KIO_STORE_SCRATCH : 0,
+		.engine = d->engine,
+	};
+	struct kio_store_report rep = { 0 };
+	int ret;
+
+	s->i_opening = i;
+	ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
+	if (ret)
+		return ret;
+	if (s->conf.scratch)
+		return 0;
+	log_info("store", "%s: %llu records, %llu pages, in %.1f ms%s", d->path,
+		 (unsigned long long)rep.n_records,
+		 (unsigned long long)rep.n_pages, (double)rep.open_ns / 1e6,
+		 rep.torn_bytes ? ", torn end of log cut off" : "");
+	d->commit_fd.fd = kio_store_event_fd(d->store);
+	d->commit_fd.events = EPOLLIN;
+	d->commit_fd.ready = commit_ready;
+	return loop_watch(s->conf.loop, &d->commit_fd);
+}
+
+static const char *reason(int err)
+{
+	switch (-err) {
+	case EBUSY:
+		return "in use by another process";
+	case EBADMSG:
+		return "damaged: kvfsck tells more";
+	case EMEDIUMTYPE:
+		return "not a page store; kept as it is";
+	case EPROTONOSUPPORT:
+		return "written by a newer version";
+	default:
+		return strerror(-err);
+	}
+}
+
+int stores_open(struct stores *s,
+		int (*found)(void *ctx, uint32_t i_disk,
+			     const struct kio_record *r),
+		void *ctx, char *err, size_t err_len)
+{
+	int ret;
+
+	s->found = found;
+	s->ctx = ctx;
+	for (uint32_t i = 0; i < s->conf.n; i++) {
+		ret = open_disk(s, i);
+		if (ret) {
+			(void)snprintf(err, err_len, "store %s: %s",
+				       s->disks[i].path, reason(ret));
+			return ret;
+		}
+	}
+	return 0;
+}
+
+void stores_free(struct stores *s)
+{
+	if (!s)
+		return;
+	if (!list_empty(&s->poller.node))
+		loop_del_poller(s->conf.loop, &s->poller);
+	for (uint32_t i = 0; i < s->conf.n; i++) {
+		struct disk *d = &s->disks[i];
+
+		if (d->commit_fd.ready)
+			loop_unwatch(s->conf.loop, &d->commit_fd);
+		if (d->store)
+			kio_store_close(d->store);
+		if (d->engine) {
+			loop_unwatch(s->conf.loop, &d->io_fd);
+			kio_engine_free(d->engine);
+		}
+		free(d->path);
+	}
+	free(s);
+}
+
+struct kio_store *stores_disk(struct stores *s, uint32_t i)
+{
+	assert(i < s->conf.n);
+	return s->disks[i].store;
+}
+
+uint32_t stores_n(const struct stores *s)
+{
+	return s->conf.n;
+}
+
+int stores_scratch(const struct stores *s)
+{
+	return s->conf.scratch;
+}
+
+int stores_pick(struct stores *s, uint64_t bytes)
+{
+	uint64_t best_free = 0;
+	int best = -ENOSPC;
+
+	for (uint32_t i = 0; i < s->conf.n; i++) {
+		struct kio_store_info info;
+		uint64_t n_free;
+
+		kio_store_info(s->disks[i].store, &info);
+		n_free = info.bytes - info.used_bytes;
+		if (n_free < bytes)
+			continue;
+		n_free /= 1 + s->disks[i].n_busy;
+		if (best < 0 || n_free > best_free) {
+			best_free = n_free;
+			best = (int)i;
+		}
+	}
+	return best;
+}
+
+void stores_begin(struct stores *s, uint32_t i)
+{
+	s->disks[i].n_busy++;
+}
+
+void stores_end(struct stores *s, uint32_t i)
+{
+	assert(s->disks[i].n_busy);
+	s->disks[i].n_busy--;
+}
+
+void stores_turn(struct stores *s)
+{
+	for (uint32_t i = 0; i < s->conf.n; i++) {
+		kio_engine_submit(s->disks[i].engine);
+		(void)kio_engine_reap(s->disks[i].engine);
+		if (s->disks[i].store && !s->conf.scratch)
+			(void)kio_store_reap(s->disks[i].store);
+	}
+}
+
+const char *stores_engine_name(const struct stores *s)
+{
+	return kio_engine_name(s->disks[0].engine);
+}

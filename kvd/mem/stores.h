@@ -1,0 +1,58 @@
+/*
+ * stores.h - the lower tier: one page store a disk, with its engine and events
+ *
+ * All tenants share the disks; their budgets are the pagers' business. A range
+ * lies on one disk whole (chosen at its first write), so that the records of
+ * a disk make sense without the other disks.
+ *
+ * Thread: loop thread.
+ */
+#ifndef KVD_MEM_STORES_H
+#define KVD_MEM_STORES_H
+
+#include "io/store.h"
+#include "kvd/base/loop.h"
+
+#define STORES_MAX 8u
+
+struct stores;
+
+struct stores_conf {
+	struct loop *loop;
+	enum kio_engine_kind kind;
+	uint32_t depth; /* requests in flight, each disk */
+	uint32_t n; /* 1..STORES_MAX */
+	struct stores_disk_conf {
+		const char *path;
+		uint64_t bytes; /* 0 with a block device: all of it */
+	} disks[STORES_MAX];
+	int scratch; /* 1: nothing survives, the files are unlinked at once */
+};
+/* Engines and events; nothing is opened yet. 0, -ENOMEM, -errno. */
+int stores_new(struct stores **out, const struct stores_conf *conf);
+/*
+ * Open the disks. found gets each record with the number of its disk and says
+ * KIO_RECORD_KEEP, ORPHAN or DROP; it may use the pagers. On failure err tells which
+ * disk and why; -errno of kio_store_open().
+ */
+int stores_open(struct stores *s,
+		int (*found)(void *ctx, uint32_t i_disk,
+			     const struct kio_record *r),
+		void *ctx, char *err, size_t err_len);
+/* Nothing of the caller's is in flight. NULL is fine. */
+void stores_free(struct stores *s);
+
+struct kio_store *stores_disk(struct stores *s, uint32_t i);
+uint32_t stores_n(const struct stores *s);
+int stores_scratch(const struct stores *s);
+/* The disk for a new range: most free bytes by queue length; -ENOSPC. */
+int stores_pick(struct stores *s, uint64_t bytes);
+/* A request of disk i was queued or has ended. */
+void stores_begin(struct stores *s, uint32_t i);
+void stores_end(struct stores *s, uint32_t i);
+/* Submit and reap once; the loop does it too. */
+void stores_turn(struct stores *s);
+/* "io_uring" or "threads". */
+const char *stores_engine_name(const struct stores *s);
+
+#endif

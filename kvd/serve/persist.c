@@ -1,0 +1,251 @@
+/*
+ * persist.c - the stores, what survives a restart, and who waits for it
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/serve/tenant.h"
+
+#define IO_DEPTH    64u
+#define FLUSH_NS    5000000000u /* of the stop */
+#define SLACK_BYTES (64ull << 20)
+
+/* ---- stores ----------------------------------------------------------------- */
+
+static int any_durable(const struct conf *c)
+{
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		if (c->tenants[i].persist != CONF_PERSIST_NO)
+			return 1;
+	return 0;
+}
+
+/*
+ * Room for the disk budgets of all tenants, for zones that are only partly used,
+ * and for the index.
+ */
+static uint64_t default_bytes(const struct conf *c)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		sum += c->tenants[i].disk_bytes;
+	sum += sum / 4 + SLACK_BYTES;
+	return KV_ALIGN_UP(sum, 1u << 20);
+}
+
+int serve_new_stores(struct serve *s)
+{
+	const struct conf *c = s->conf;
+	struct stores_conf sc = {
+		.loop = s->loop,
+		.kind = KIO_ENGINE_AUTO,
+		.depth = IO_DEPTH,
+		.n = c->n_stores,
+		.scratch = !any_durable(c),
+	};
+	char path[sizeof(c->state_dir) + 16];
+
+	for (uint32_t i = 0; i < c->n_stores; i++)
+		sc.disks[i] = (struct stores_disk_conf){ c->stores[i].path,
+							 c->stores[i].bytes };
+	if (!sc.n) {
+		snprintf(path, sizeof(path), "%s/kvd.store", c->state_dir);
+		sc.n = 1;
+		sc.disks[0] =
+			(struct stores_disk_conf){ path, default_bytes(c) };
+	}
+	return stores_new(&s->stores, &sc);
+}
+
+struct found {
+	struct serve *serve;
+	uint64_t n_adopted, n_orphans, n_dropped;
+};
+
+static struct serve_tenant *record_tenant(struct serve *s,
+					  const struct kio_record *r)
+{
+	size_t len;
+	const char *name = persist_record_tenant(r, &len);
+
+	for (uint32_t i = 0; name && i < s->n_tenants; i++) {
+		const char *n = s->tenants[i]->conf->name;
+
+		if (strlen(n) == len && !memcmp(n, name, len))
+			return s->tenants[i];
+	}
+	return NULL;
+}
+
+/*
+ * Records of tenants that are not configured (any more) stay on disk until the room
+ * is needed: a mistake in the configuration costs nothing.
+ */
+static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
+{
+	struct found *f = ctx;
+	struct serve_tenant *t = record_tenant(f->serve, r);
+	int ret;
+
+	if (!t || !t->persist) {
+		f->n_orphans++;
+		return KIO_RECORD_ORPHAN;
+	}
+	ret = persist_adopt(t->persist, i_disk, r);
+	if (!ret) {
+		f->n_adopted++;
+		return KIO_RECORD_KEEP;
+	}
+	if (ret == -EALREADY || ret == -EDQUOT) {
+		f->n_dropped++;
+		return KIO_RECORD_DROP;
+	}
+	f->n_orphans++;
+	return KIO_RECORD_ORPHAN;
+}
+
+int serve_open_stores(struct serve *s, char *err, size_t err_len)
+{
+	struct found f = { .serve = s };
+	int ret = stores_open(s->stores, record_found, &f, err, err_len);
+
+	if (!ret && any_durable(s->conf))
+		log_info("serve",
+			 "%llu segments found on disk, %llu without a tenant, "
+			 "%llu beyond its budget",
+			 (unsigned long long)f.n_adopted,
+			 (unsigned long long)f.n_orphans,
+			 (unsigned long long)f.n_dropped);
+	return ret;
+}
+
+/* ---- tenants ------------------------------------------------------------------- */
+
+int tenant_open_persist(struct serve_tenant *t)
+{
+	const struct persist_conf pc = {
+		.tenant = t->conf->name,
+		.loop = t->serve->loop,
+		.pool = t->pool,
+		.prefix = &t->prefix,
+		.chunks = &t->chunks,
+		.automatic = t->conf->persist == CONF_PERSIST_AUTO,
+	};
+
+	if (t->conf->persist == CONF_PERSIST_NO || !t->conf->disk_bytes)
+		return 0;
+	return persist_new(&t->persist, &pc);
+}
+
+struct flush {
+	struct persist_wait w;
+	int told;
+};
+
+static void flushed(struct wait *w, int ret)
+{
+	struct flush *f = container_of(
+		container_of(w, struct persist_wait, wait), struct flush, w);
+
+	(void)ret; /* counted and logged by persist */
+	f->told = 1;
+}
+
+void tenant_close_persist(struct serve_tenant *t)
+{
+	const uint64_t limit_ns = clock_ns() + FLUSH_NS;
+	struct flush f = { .w.wait.done = flushed };
+	struct loop *loop = t->serve->loop;
+
+	if (!t->persist)
+		return;
+	if (t->conf->persist == CONF_PERSIST_AUTO &&
+	    !persist_wait(t->persist, &f.w)) {
+		while (!f.told && clock_ns() < limit_ns)
+			if (loop_turn(loop, 10) < 0)
+				break;
+		if (!f.told) {
+			persist_wait_cancel(&f.w);
+			log_warn("serve",
+				 "tenant %s: not everything became durable",
+				 t->conf->name);
+		}
+	}
+	persist_stop(t->persist);
+	while (!persist_idle(t->persist))
+		if (loop_turn(loop, 10) < 0)
+			break;
+	persist_free(t->persist);
+	t->persist = NULL;
+}
+
+/* ---- who waits ------------------------------------------------------------------ */
+
+struct call {
+	struct persist_wait w;
+	struct list node;
+	struct loop_call cancel;
+	struct serve_session *session;
+	struct serve_persist *req;
+};
+
+static void call_done(struct wait *w, int ret)
+{
+	struct call *c = container_of(
+		container_of(w, struct persist_wait, wait), struct call, w);
+	struct serve_session *ss = c->session;
+	struct serve_persist *req = c->req;
+
+	list_del(&c->node);
+	free(c);
+	req->wait.done(&req->wait, ret);
+	session_request_end(ss);
+}
+
+int serve_persist(struct serve_session *ss, struct serve_persist *p)
+{
+	struct call *c;
+	int ret;
+
+	if (!ss->tenant->persist)
+		return -ENOTSUP;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return -ENOMEM;
+	c->w.wait.done = call_done;
+	c->session = ss;
+	c->req = p;
+	ret = persist_wait(ss->tenant->persist, &c->w);
+	if (ret) {
+		free(c);
+		return ret;
+	}
+	list_init(&c->node);
+	list_init(&c->cancel.node);
+	list_push(&ss->persists, &c->node);
+	session_request_begin(ss);
+	return 0;
+}
+
+static void cancel_turn(struct loop_call *lc)
+{
+	struct call *c = container_of(lc, struct call, cancel);
+
+	call_done(&c->w.wait, -ECANCELED);
+}
+
+void persist_cancel_session(struct serve_session *ss)
+{
+	list_for_each_safe(n, &ss->persists) {
+		struct call *c = list_entry(n, struct call, node);
+
+		persist_wait_cancel(&c->w);
+		list_del(n);
+		c->cancel.run = cancel_turn;
+		loop_defer(ss->tenant->serve->loop, &c->cancel);
+	}
+}

@@ -142,27 +142,6 @@ static void quarantine_slot(struct page *pg)
 	slot_gone(pg);
 }
 
-void policy_add(struct page *pg)
-{
-	struct pager *p = pg->range->pager;
-
-	if (pg->in_policy || pg->n_pins || pg->busy || pg->doomed ||
-	    (pg->state != PAGE_DIRTY && pg->state != PAGE_CLEAN))
-		return;
-	pg->in_policy = 1;
-	p->policy->add(p->policy_state, &pg->evict);
-}
-
-void policy_remove(struct page *pg)
-{
-	struct pager *p = pg->range->pager;
-
-	if (!pg->in_policy)
-		return;
-	pg->in_policy = 0;
-	p->policy->remove(p->policy_state, &pg->evict);
-}
-
 /* ---- steps on workers ---------------------------------------------------------- */
 
 static void work_map(struct loop_work *w)
@@ -413,6 +392,7 @@ static void read_crc_done(struct loop_work *w)
 	stat_add(p->st_read, 1);
 	stat_add(p->st_read_bytes, pg->range->tier->page_bytes);
 	stat_observe(p->st_page_in, clock_ns() - op->start_ns);
+	tier_note_restore(pg->range->tier, clock_ns() - op->start_ns);
 	op_end(op);
 }
 
@@ -517,17 +497,19 @@ static void op_end(struct page_op *op)
 
 void page_discard(struct page *pg)
 {
+	struct pager *p = pg->range->pager;
+
 	assert(!pg->n_pins);
 	pg->doomed = 1;
 	policy_remove(pg);
 	list_del(&pg->starved);
 	if (pg->busy)
 		return; /* its end comes here again */
+	p->policy->forget(p->policy_state, &pg->evict);
 	page_release_slot(pg);
 	page_set_state(pg, PAGE_EMPTY);
 	if (pg->charged && start_drop(pg))
-		log_warn("move", "%s: no memory to free a page",
-			 pg->range->pager->name);
+		log_warn("move", "%s: no memory to free a page", p->name);
 }
 
 void range_look_freed(struct range *r)
@@ -574,30 +556,27 @@ static void serve_starved(struct pager *p)
 static int evict_one(struct pager *p, uint64_t now, uint64_t *got)
 {
 	struct evict_node *n;
-	struct page *first = NULL, *pg;
+	struct list failed, *i;
+	struct page *pg;
 	int ret = -ENOENT;
 
-	while ((n = p->policy->victim(p->policy_state))) {
+	list_init(&failed);
+	while (ret && (n = p->policy->victim(p->policy_state))) {
 		pg = container_of(n, struct page, evict);
 		pg->in_policy = 0;
-		if (pg == first) {
-			policy_add(pg);
-			return ret;
-		}
 		if (pg->retry_ns > now)
 			ret = -EIO;
 		else if (pg->state == PAGE_CLEAN)
 			ret = drop_clean(pg);
 		else
 			ret = start_write(pg, 1);
-		if (!ret) {
+		if (ret)
+			list_push(&failed, &n->list);
+		else
 			*got += pg->range->tier->page_bytes;
-			return 0;
-		}
-		policy_add(pg);
-		if (!first)
-			first = pg;
 	}
+	while ((i = list_pop(&failed)))
+		policy_add(container_of(i, struct page, evict.list));
 	return ret;
 }
 

@@ -15,6 +15,7 @@
 struct tier {
 	struct tier *next;
 	size_t page_bytes;
+	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
 	struct space *space;
 };
 
@@ -45,8 +46,11 @@ struct pager {
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out);
 void page_set_state(struct page *pg, enum page_state s);
 void page_release_slot(struct page *pg);
+/* pager.c: it took ns to restore a page. */
+void tier_note_restore(struct tier *t, uint64_t ns);
 void policy_add(struct page *pg); /* if it may go now */
 void policy_remove(struct page *pg); /* if it was there */
+void policy_hint(struct page *pg); /* its hint or kind is new */
 /* Bring up a page that is not resident and not on its way. */
 void page_fetch(struct page *pg);
 /* Nobody wants its bytes any more: frame and slot go back. */

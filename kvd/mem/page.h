@@ -65,6 +65,7 @@ struct range {
 	uint32_t i_disk; /* has_disk: where its slots are */
 	int has_disk;
 	int freed;
+	int cost_given; /* range_cost() */
 	int durable;
 	uint64_t record; /* durable: its handle in the store */
 	struct range_persist *persist; /* on its way to be durable */

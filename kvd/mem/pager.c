@@ -48,7 +48,7 @@ int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
 
 		pg->range = r;
 		pg->slot = -1;
-		list_init(&pg->evict.node);
+		evict_node_init(&pg->evict, (uint32_t)page_bytes);
 		list_init(&pg->starved);
 		list_init(&pg->waiters);
 	}
@@ -112,8 +112,30 @@ int range_lost(const struct range *r)
 
 void range_hint(struct range *r, enum range_hint hint)
 {
+	static const uint8_t as[] = { [RANGE_COLD] = EVICT_COLD,
+				      [RANGE_HOT] = EVICT_HOT,
+				      [RANGE_DEAD] = EVICT_DEAD };
+
+	for (uint32_t i = 0; i < r->n_pages; i++) {
+		r->pages[i].evict.hint = as[hint];
+		policy_hint(&r->pages[i]);
+	}
+}
+
+void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind)
+{
+	assert(kind < EVICT_KINDS);
+	for (uint32_t i = first; i < KV_MIN(first + n, r->n_pages); i++) {
+		r->pages[i].evict.kind = (uint8_t)kind;
+		policy_hint(&r->pages[i]);
+	}
+}
+
+void range_cost(struct range *r, float ns_per_byte)
+{
 	for (uint32_t i = 0; i < r->n_pages; i++)
-		r->pages[i].evict.ref = hint == RANGE_HOT;
+		r->pages[i].evict.cost = ns_per_byte;
+	r->cost_given = 1;
 }
 
 int pager_starved(const struct pager *p)
@@ -125,6 +147,47 @@ int pager_durable(const struct pager *p)
 {
 	return p->conf.stores && p->conf.disk_bytes &&
 	       !stores_scratch(p->conf.stores);
+}
+
+/* ---- what the policy is told --------------------------------------------- */
+
+void policy_add(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (pg->in_policy || pg->n_pins || pg->busy || pg->doomed ||
+	    (pg->state != PAGE_DIRTY && pg->state != PAGE_CLEAN))
+		return;
+	if (pg->range->tier->ns_per_byte > 0 && !pg->range->cost_given)
+		pg->evict.cost = pg->range->tier->ns_per_byte;
+	pg->in_policy = 1;
+	p->policy->add(p->policy_state, &pg->evict);
+}
+
+void policy_remove(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (!pg->in_policy)
+		return;
+	pg->in_policy = 0;
+	p->policy->remove(p->policy_state, &pg->evict);
+}
+
+void policy_hint(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	if (p->policy->hint)
+		p->policy->hint(p->policy_state, &pg->evict);
+}
+
+void tier_note_restore(struct tier *t, uint64_t ns)
+{
+	const float one = (float)ns / (float)t->page_bytes;
+
+	t->ns_per_byte += t->ns_per_byte > 0 ? (one - t->ns_per_byte) / 64
+					     : one;
 }
 
 /* ---- admission ---------------------------------------------------------------- */
@@ -161,8 +224,10 @@ static void pin(struct page *pg)
 {
 	struct pager *p = pg->range->pager;
 
-	if (!pg->n_pins++)
+	if (!pg->n_pins++) {
 		p->pinned_bytes += pg->range->tier->page_bytes;
+		p->policy->use(p->policy_state, &pg->evict);
+	}
 	policy_remove(pg);
 }
 

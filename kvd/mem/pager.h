@@ -43,7 +43,7 @@ struct pager_conf {
 	const char *huge; /* "auto", "always", "never" */
 	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
 	int numa_node; /* -1: where the thread runs */
-	const char *policy; /* "clock" */
+	const char *policy; /* evict.h: "clock", "lru", ... */
 	struct loop *loop;
 	struct stores *stores; /* shared by all pagers, or NULL: no disk */
 	/*
@@ -89,11 +89,17 @@ uint32_t range_n_lower(const struct range *r);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /*
- * A hint for eviction: nobody runs on r any more (it is only kept for reuse),
- * or it is about to be used again.
+ * A hint for eviction: nobody runs on r any more (it is only kept for reuse);
+ * it is about to be used again; it will not be used again soon (cancelled, or
+ * its owner said that it is for one use): the discard bit. Holds until the next.
  */
-enum range_hint { RANGE_COLD, RANGE_HOT };
+enum range_hint { RANGE_COLD, RANGE_HOT, RANGE_DEAD };
 void range_hint(struct range *r, enum range_hint hint);
+/* Pages [first, first + n) behave like others of that kind (< EVICT_KINDS). */
+void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind);
+/* What a page of r costs when it is not there, ns per byte (> 0). Without: what
+ * pages of that size took to come from the lower tier. */
+void range_cost(struct range *r, float ns_per_byte);
 
 /* ---- admission ----------------------------------------------------------- */
 

@@ -1,0 +1,20 @@
+/*
+ * evict.c - the policies by name; see evict.h
+ */
+#include "kvd/mem/evict.h"
+
+#include <string.h>
+
+const struct evict_policy *const evict_policies[] = {
+	&evict_clock,
+	&evict_lru,
+	NULL,
+};
+
+const struct evict_policy *evict_find(const char *name)
+{
+	for (size_t i = 0; evict_policies[i]; i++)
+		if (!strcmp(evict_policies[i]->name, name))
+			return evict_policies[i];
+	return NULL;
+}

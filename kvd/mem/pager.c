@@ -439,6 +439,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->n_read_total = p->n_read_total;
 	out->n_written_total = p->n_written_total;
 	out->read_bytes_total = p->read_bytes_total;
+	out->n_lost_total = stat_read(p->st_lost);
 	out->written_bytes_total = p->written_bytes_total;
 	for (struct tier *t = p->tiers; t; t = t->next)
 		out->file_bytes += space_file_bytes(t->space);

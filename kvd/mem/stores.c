@@ -8,7 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 #include "kvd/base/log.h"
+
+#define BUSY_TRIES 100
+#define BUSY_US	   20000u
 
 struct disk {
 	char *path;
@@ -120,6 +124,11 @@ static int open_disk(struct stores *s, uint32_t i)
 
 	s->i_opening = i;
 	ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
+	/* the kernel lets go of a killed daemon's io_uring, and lock, after it */
+	for (int k = 0; ret == -EBUSY && k < BUSY_TRIES; k++) {
+		(void)usleep(BUSY_US);
+		ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
+	}
 	if (ret)
 		return ret;
 	if (s->conf.scratch)

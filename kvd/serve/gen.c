@@ -360,6 +360,8 @@ static void want_done(struct wait *w, int ret)
 	    g->n_retries++ < MAX_RETRIES) {
 		log_warn("gen", "stored pages lost (%d): computing again", ret);
 		gen_release(g);
+		for (uint32_t i = 0; i < g->n_parts; i++)
+			g->parts[i].found = 0; /* it may turn out otherwise */
 		gen_unplan(g);
 		gen_resume(g);
 		return;

@@ -16,54 +16,15 @@
 #include <unistd.h>
 #include "libkvclient/kvclient.h"
 #include "tests/rig/daemon.h"
+#include "tests/rig/questions.h"
 
 #define N_QUESTIONS 12
 
-struct question {
-	json_t *json;
-	struct kvc_part parts[20];
-	uint32_t n_parts;
-	char answer[128];
-};
-static struct question questions[N_QUESTIONS];
-
-static const char *data_dir(void)
-{
-	const char *d = getenv("KVD_DATA");
-
-	return d ? d : "tests/data";
-}
-
-static void add(struct question *q, json_t *text, uint32_t flags)
-{
-	q->parts[q->n_parts++] =
-		(struct kvc_part){ .kind = KV_PART_TEXT,
-				   .flags = flags,
-				   .text = json_string_value(text) };
-}
+static struct rig_question questions[N_QUESTIONS];
 
 static void load(void)
 {
-	char path[512], *line = NULL;
-	size_t room = 0, k;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "%s/eval/rag-dev.jsonl", data_dir());
-	f = fopen(path, "r");
-	ck_assert_ptr_nonnull(f);
-	for (int i = 0; i < N_QUESTIONS; i++) {
-		struct question *q = &questions[i];
-		json_t *c;
-
-		ck_assert_int_gt(getline(&line, &room, f), 0);
-		q->json = json_loads(line, 0, NULL);
-		add(q, json_object_get(q->json, "system"), KV_PART_BOS);
-		json_array_foreach(json_object_get(q->json, "chunks"), k, c)
-			add(q, c, KV_PART_REUSE);
-		add(q, json_object_get(q->json, "question"), 0);
-	}
-	free(line);
-	fclose(f);
+	rig_questions_load(questions, N_QUESTIONS);
 }
 
 static struct rig_daemon *start(const char *memory, const char *socket_b)
@@ -79,57 +40,10 @@ static struct rig_daemon *start(const char *memory, const char *socket_b)
 	snprintf(conf, sizeof(conf),
 		 "[model m]\npath = %s/models/rag-mini.gguf\n"
 		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n%s",
-		 data_dir(), getuid(), memory, b);
+		 rig_data_dir(), getuid(), memory, b);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	return d;
-}
-
-static struct kvc *join(const char *socket)
-{
-	const struct kvc_options opt = { .socket = socket };
-	struct kvc *c;
-
-	ck_assert_int_eq(kvc_open(&c, &opt), 0);
-	return c;
-}
-
-static int ask(struct kvc *c, const struct question *q, char *out,
-	       struct kv_gen_stats *st)
-{
-	static const uint32_t stop[] = { 13 };
-	const struct kvc_generate r = { .parts = q->parts,
-					.n_parts = q->n_parts,
-					.max_tokens = 16,
-					.stop_tokens = stop,
-					.n_stop_tokens = 1,
-					.sqe_flags = KV_SQE_WAIT };
-	struct kvc_gen *g = NULL;
-	const int ret = kvc_generate(c, &r, &g);
-
-	if (ret >= 0) {
-		snprintf(out, 128, "%s", kvc_gen_text(g));
-		if (st)
-			*st = *kvc_gen_stats(g);
-	}
-	if (g)
-		kvc_generate_free(c, g);
-	return ret;
-}
-
-static uint64_t counter(struct kvc *c, const char *key)
-{
-	char *text;
-	json_t *j;
-	uint64_t n;
-
-	ck_assert_int_ge(kvc_query(c, "pages", "a", &text), 0);
-	j = json_loads(text, 0, NULL);
-	n = (uint64_t)json_integer_value(
-		json_object_get(json_array_get(j, 0), key));
-	json_decref(j);
-	free(text);
-	return n;
 }
 
 /* Flip a bit in every page of the daemon's store; returns how many. */
@@ -173,17 +87,18 @@ static int damage(pid_t pid)
 START_TEST(a_page_file_that_lies_is_not_believed)
 {
 	struct rig_daemon *d = start("3M", NULL);
-	struct kvc *c = join(d->socket);
+	struct kvc *c = rig_join(d->socket);
 	char text[128];
 	char *metrics;
 
 	for (int i = 0; i < N_QUESTIONS; i++)
 		ck_assert_int_gt(
-			ask(c, &questions[i], questions[i].answer, NULL), 0);
-	ck_assert_uint_gt(counter(c, "evicted_total"), 0);
+			rig_ask(c, &questions[i], questions[i].answer, NULL),
+			0);
+	ck_assert_uint_gt(rig_counter(c, "pages", "a", "evicted_total"), 0);
 	ck_assert_int_gt(damage(d->pid), 10);
 	for (int i = 0; i < N_QUESTIONS; i++) {
-		ck_assert_int_gt(ask(c, &questions[i], text, NULL), 0);
+		ck_assert_int_gt(rig_ask(c, &questions[i], text, NULL), 0);
 		ck_assert_str_eq(text, questions[i].answer);
 	}
 	ck_assert_int_ge(kvc_query(c, "metrics", "", &metrics), 0);
@@ -208,16 +123,16 @@ START_TEST(tenants_do_not_meet)
 	snprintf(socket_b, sizeof(socket_b), "/tmp/kvd-damage-%d.sock",
 		 getpid());
 	d = start("8M", socket_b);
-	a = join(d->socket);
-	b = join(socket_b);
+	a = rig_join(d->socket);
+	b = rig_join(socket_b);
 	ck_assert_str_eq(kvc_tenant(a), "a");
 	ck_assert_str_eq(kvc_tenant(b), "b");
 	for (int i = 0; i < 2; i++)
-		ck_assert_int_gt(ask(a, &questions[0], text, &st), 0);
+		ck_assert_int_gt(rig_ask(a, &questions[0], text, &st), 0);
 	ck_assert_uint_gt(st.n_chunk, 0);
 	ck_assert_uint_gt(st.n_prefix, 0);
 	/* the same words from b: nothing of a's is found */
-	ck_assert_int_gt(ask(b, &questions[0], again, &st), 0);
+	ck_assert_int_gt(rig_ask(b, &questions[0], again, &st), 0);
 	ck_assert_uint_eq(st.n_chunk, 0);
 	ck_assert_uint_eq(st.n_prefix, 0);
 	ck_assert_str_eq(text, again);
@@ -246,7 +161,7 @@ static pid_t doomed(const char *socket)
 	ck_assert_int_ge(pid, 0);
 	if (pid)
 		return pid;
-	c = join(socket);
+	c = rig_join(socket);
 	for (int i = 0;; i++) {
 		const struct kvc_generate r = {
 			.parts = questions[i % N_QUESTIONS].parts,
@@ -264,26 +179,27 @@ static pid_t doomed(const char *socket)
 START_TEST(killed_clients_cost_only_themselves)
 {
 	struct rig_daemon *d = start("4M", NULL);
-	struct kvc *c = join(d->socket);
+	struct kvc *c = rig_join(d->socket);
 	uint64_t pinned = 1;
 	char text[128];
 
 	for (int i = 0; i < N_QUESTIONS; i++)
 		ck_assert_int_gt(
-			ask(c, &questions[i], questions[i].answer, NULL), 0);
+			rig_ask(c, &questions[i], questions[i].answer, NULL),
+			0);
 	for (int i = 0; i < 12; i++) {
 		const pid_t pid = doomed(d->socket);
-		const struct question *q = &questions[i % N_QUESTIONS];
+		const struct rig_question *q = &questions[i % N_QUESTIONS];
 
 		usleep((useconds_t)(5000 + 17000 * (i % 7)));
 		kill(pid, SIGKILL);
 		ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
-		ck_assert_int_gt(ask(c, q, text, NULL), 0);
+		ck_assert_int_gt(rig_ask(c, q, text, NULL), 0);
 		ck_assert_str_eq(text, q->answer);
 	}
 	for (int i = 0; i < 100 && pinned; i++) {
 		usleep(10000);
-		pinned = counter(c, "pinned_bytes");
+		pinned = rig_counter(c, "pages", "a", "pinned_bytes");
 	}
 	ck_assert_uint_eq(pinned, 0);
 	kvc_close(c);

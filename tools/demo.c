@@ -4,8 +4,9 @@
  * Starts a private kvd with two tenants (a socket each, so nobody needs root), lets
  * four client processes ask a few hundred questions over recurring chunks, each
  * twice in shuffled order, with a memory budget of about a quarter of what the KV needs;
- * then the same with room for all, and compares every answer. Last line:
- * "demo: PASS" or "demo: FAIL reason".
+ * then the same with room for all, and compares every answer. Then the restart: the
+ * daemon is killed in the middle, started again, and answers the same questions from
+ * what survived on disk. Last line: "demo: PASS" or "demo: FAIL reason".
  *
  *   usage: demo KVD MODEL QUESTIONS DIR [N_QUESTIONS]
  */
@@ -28,7 +29,7 @@
 #define MAX_PARTS   32
 #define ANSWER_MAX  64
 #define NEWLINE	    13u
-#define PASSES	    2
+enum { PAGED, ROOMY, KILLED, WARM, PASSES };
 
 struct question {
 	json_t *json;
@@ -53,6 +54,8 @@ struct totals {
 	double seconds;
 	uint64_t mapped, evicted, read, written, read_bytes, written_bytes;
 	uint64_t budget_bytes, chunk_hits, prefix_hits, peak_bytes;
+	uint64_t durable, restored; /* segments */
+	double start_ms; /* from exec to an answer */
 };
 
 static struct question *questions;
@@ -313,7 +316,10 @@ static void read_totals(struct kvc *c, struct totals *t)
 		fail("kvd does not tell of its pages");
 	list = json_loads(text, 0, NULL);
 	free(text);
+	const double start_ms = t->start_ms;
+
 	memset(&t->mapped, 0, sizeof(*t) - offsetof(struct totals, mapped));
+	t->start_ms = start_ms;
 	json_array_foreach(list, i, o)
 	{
 		t->mapped += get(o, "mapped_total");
@@ -334,6 +340,8 @@ static void read_totals(struct kvc *c, struct totals *t)
 	{
 		t->chunk_hits += get(o, "chunk_hits");
 		t->prefix_hits += get(o, "prefix_hits");
+		t->durable += get(o, "durable_segments");
+		t->restored += get(o, "restored_segments");
 	}
 	json_decref(list);
 }
@@ -359,7 +367,9 @@ static void show_progress(const struct shared *sh, uint64_t start_ns)
 	fflush(stdout);
 }
 
-static void wait_clients(pid_t *pids, struct shared *sh, uint64_t start_ns)
+/* kill_at: this many answers and the daemon is killed; 0: never. */
+static void wait_clients(pid_t *pids, struct shared *sh, uint64_t start_ns,
+			 uint32_t kill_at)
 {
 	uint64_t next = start_ns + 2000000000u;
 	int left = N_CLIENTS, status;
@@ -367,18 +377,24 @@ static void wait_clients(pid_t *pids, struct shared *sh, uint64_t start_ns)
 	while (left) {
 		const pid_t pid = waitpid(-1, &status, WNOHANG);
 
-		if (pid == daemon_pid) {
+		if (pid > 0 && pid == daemon_pid) {
 			daemon_pid = 0;
 			fail("kvd died; its log is in the demo's folder");
 		}
 		for (int i = 0; i < N_CLIENTS && pid > 0; i++)
 			if (pids[i] == pid) {
 				left--;
-				if (status)
+				if (status && !kill_at)
 					fail("a client failed");
 			}
+		if (kill_at && daemon_pid &&
+		    __atomic_load_n(&sh->n_done, __ATOMIC_ACQUIRE) >= kill_at) {
+			kill(daemon_pid, SIGKILL);
+			(void)waitpid(daemon_pid, NULL, 0);
+			daemon_pid = 0;
+		}
 		if (pid <= 0)
-			usleep(10000);
+			usleep(kill_at ? 1000 : 10000);
 		if (now_ns() > next) {
 			show_progress(sh, start_ns);
 			next += 2000000000u;
@@ -386,17 +402,8 @@ static void wait_clients(pid_t *pids, struct shared *sh, uint64_t start_ns)
 	}
 }
 
-static void pass(const char *kvd, const char *dir, const char *model,
-		 uint64_t memory, struct shared *sh, struct totals *t)
+static void start_clients(const char *dir, struct shared *sh, pid_t *pids)
 {
-	pid_t pids[N_CLIENTS];
-	uint64_t start_ns;
-	struct kvc *c;
-
-	write_conf(dir, model, memory);
-	start_daemon(kvd, dir);
-	c = admin(dir);
-	start_ns = now_ns();
 	for (uint32_t i = 0; i < N_CLIENTS; i++) {
 		fflush(stdout);
 		pids[i] = fork();
@@ -410,9 +417,36 @@ static void pass(const char *kvd, const char *dir, const char *model,
 			_exit(client(path, i, sh));
 		}
 	}
-	wait_clients(pids, sh, start_ns);
+}
+
+struct pass {
+	const char *kvd, *dir, *model;
+	uint64_t memory;
+	int keep_store; /* of the pass before */
+	uint32_t kill_at;
+};
+
+static void run_pass(const struct pass *p, struct shared *sh, struct totals *t)
+{
+	pid_t pids[N_CLIENTS];
+	uint64_t start_ns;
+	char path[512];
+	struct kvc *c;
+
+	snprintf(path, sizeof(path), "%s/kvd.store", p->dir);
+	if (!p->keep_store)
+		(void)unlink(path); /* it may be the first time */
+	write_conf(p->dir, p->model, p->memory);
+	start_ns = now_ns();
+	start_daemon(p->kvd, p->dir);
+	c = admin(p->dir);
+	t->start_ms = (double)(now_ns() - start_ns) * 1e-6;
+	start_ns = now_ns();
+	start_clients(p->dir, sh, pids);
+	wait_clients(pids, sh, start_ns, p->kill_at);
 	t->seconds = (double)(now_ns() - start_ns) * 1e-9;
-	read_totals(c, t);
+	if (!p->kill_at)
+		read_totals(c, t);
 	kvc_close(c);
 	stop_daemon();
 }
@@ -464,8 +498,8 @@ static void table(struct shared *const sh[PASSES], const struct totals *t)
 {
 	struct summary a, b;
 
-	sum_up(sh[0], t[0].seconds, &a);
-	sum_up(sh[1], t[1].seconds, &b);
+	sum_up(sh[PAGED], t[PAGED].seconds, &a);
+	sum_up(sh[ROOMY], t[ROOMY].seconds, &b);
 	printf("\n  %-28s %14s %14s\n", "", "paged", "all in memory");
 	row("questions", "", n_asked, n_asked);
 	row("exact match", "%", a.exact, b.exact);
@@ -496,20 +530,59 @@ static void table(struct shared *const sh[PASSES], const struct totals *t)
 	       100.0 * (double)t[0].budget_bytes / (double)t[1].peak_bytes);
 }
 
-static void judge(struct shared *const sh[PASSES], const struct totals *t)
+/* Of a hundred prompt tokens, so many were found in the cache. */
+static double hit_rate(const struct shared *sh)
 {
-	char why[160];
+	double found = 0, all = 0;
 
-	if (sh[0]->n_errors || sh[1]->n_errors)
+	for (uint32_t i = 0; i < n_asked; i++) {
+		const struct result *r = &sh->results[i];
+
+		found += (double)(r->n_prefix + r->n_chunk);
+		all += (double)r->n_prompt;
+	}
+	return all > 0 ? 100.0 * found / all : 0;
+}
+
+static void restart_table(struct shared *const sh[PASSES],
+			  const struct totals *t)
+{
+	struct summary w;
+
+	sum_up(sh[WARM], t[WARM].seconds, &w);
+	printf("  killed (-9) after %u answers; started again in %.0f ms with "
+	       "%llu segments from disk\n"
+	       "  tokens found in the cache: %.1f %% from an empty disk, "
+	       "%.1f %% after the restart\n"
+	       "  exact match %.4g %%, first token p50 %.3g ms, %llu pages "
+	       "read\n\n",
+	       n_asked / 2, t[WARM].start_ms,
+	       (unsigned long long)t[WARM].restored, hit_rate(sh[PAGED]),
+	       hit_rate(sh[WARM]), w.exact, w.p50_ms,
+	       (unsigned long long)t[WARM].read);
+}
+
+static void compare(const struct shared *a, const struct shared *b,
+		    const char *name_a, const char *name_b)
+{
+	char why[200];
+
+	if (a->n_errors || b->n_errors)
 		fail("requests failed");
 	for (uint32_t i = 0; i < n_asked; i++)
-		if (strcmp(sh[0]->results[i].text, sh[1]->results[i].text)) {
+		if (strcmp(a->results[i].text, b->results[i].text)) {
 			snprintf(why, sizeof(why),
-				 "question %u: paged says '%s', unpaged '%s'",
-				 order[i], sh[0]->results[i].text,
-				 sh[1]->results[i].text);
+				 "question %u: %s says '%s', %s '%s'", order[i],
+				 name_a, a->results[i].text, name_b,
+				 b->results[i].text);
 			fail(why);
 		}
+}
+
+static void judge(struct shared *const sh[PASSES], const struct totals *t)
+{
+	compare(sh[PAGED], sh[ROOMY], "paged", "unpaged");
+	compare(sh[PAGED], sh[WARM], "paged", "restarted");
 	if (!t[0].evicted)
 		fail("nothing was evicted");
 	if (t[1].evicted)
@@ -518,6 +591,10 @@ static void judge(struct shared *const sh[PASSES], const struct totals *t)
 		fail("nothing was reused");
 	if (2 * t[0].read < t[0].evicted)
 		fail("less than half of what was evicted came back");
+	if (!t[WARM].restored)
+		fail("nothing survived the kill");
+	if (hit_rate(sh[WARM]) <= hit_rate(sh[PAGED]))
+		fail("what survived was not used");
 }
 
 static struct shared *new_shared(void)
@@ -534,8 +611,15 @@ static struct shared *new_shared(void)
 
 int main(int argc, char **argv)
 {
+	static const char *const titles[PASSES] = {
+		[PAGED] = "with a budget of %.1f MB a tenant:\n",
+		[ROOMY] = "again, with room for everything:\n",
+		[KILLED] = "from an empty disk, and killed in the middle:\n",
+		[WARM] = "started again, the same questions:\n",
+	};
 	struct shared *sh[PASSES];
 	struct totals t[PASSES] = { 0 };
+	struct pass p;
 	uint64_t paged;
 
 	if (argc < 5) {
@@ -552,15 +636,17 @@ int main(int argc, char **argv)
 	printf("kvd: %u questions, each twice, by %d processes of %d "
 	       "tenants\n",
 	       n_questions, N_CLIENTS, N_TENANTS);
+	p = (struct pass){ argv[1], argv[4], argv[2], 0, 0, 0 };
 	for (int i = 0; i < PASSES; i++) {
 		sh[i] = new_shared();
-		printf(i ? "again, with room for everything:\n"
-			 : "with a budget of %.1f MB a tenant:\n",
-		       (double)paged * 1e-6);
-		pass(argv[1], argv[4], argv[2], i ? 1ull << 30 : paged, sh[i],
-		     &t[i]);
+		printf(titles[i], (double)paged * 1e-6);
+		p.memory = i == ROOMY ? 1ull << 30 : paged;
+		p.kill_at = i == KILLED ? n_asked / 2 : 0;
+		p.keep_store = i == WARM;
+		run_pass(&p, sh[i], &t[i]);
 	}
 	table(sh, t);
+	restart_table(sh, t);
 	judge(sh, t);
 	printf("demo: PASS\n");
 	return 0;

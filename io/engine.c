@@ -202,7 +202,9 @@ static void *thread_main(void *arg)
 			;
 		pthread_mutex_lock(&e->m);
 		fifo_push(&e->finished, r);
+		pthread_mutex_unlock(&e->m);
 		ring_bell(e);
+		pthread_mutex_lock(&e->m);
 	}
 	pthread_mutex_unlock(&e->m);
 	return NULL;
@@ -239,8 +241,8 @@ static void submit_threads(struct kio_engine *e)
 	while (e->n_in_flight < e->depth && (r = fifo_pop(&e->queued))) {
 		fifo_push(&e->todo, r);
 		e->n_in_flight++;
+		pthread_cond_signal(&e->more);
 	}
-	pthread_cond_broadcast(&e->more);
 	pthread_mutex_unlock(&e->m);
 }
 

@@ -80,13 +80,15 @@ int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes)
 	return ret ? -errno : 0;
 }
 
+const struct kio_disk *kio_sys_disk;
+
 int kio_sys_fdatasync(int fd)
 {
 	int ret = kio_fault("sys.fdatasync");
 
 	if (ret)
 		return ret;
-	RETRY(ret, fdatasync(fd));
+	RETRY(ret, kio_sys_disk ? kio_sys_disk->fdatasync(fd) : fdatasync(fd));
 	return ret ? -errno : 0;
 }
 
@@ -136,7 +138,9 @@ int kio_sys_pread(int fd, void *buf, size_t n, off_t off)
 	if (fault)
 		return fault;
 	while (n) {
-		const ssize_t got = pread(fd, p, n, off);
+		const ssize_t got = kio_sys_disk
+					    ? kio_sys_disk->pread(fd, p, n, off)
+					    : pread(fd, p, n, off);
 
 		if (got < 0 && errno == EINTR)
 			continue;
@@ -157,7 +161,9 @@ int kio_sys_pwrite(int fd, const void *buf, size_t n, off_t off)
 	if (fault)
 		return fault;
 	while (n) {
-		const ssize_t put = pwrite(fd, p, n, off);
+		const ssize_t put =
+			kio_sys_disk ? kio_sys_disk->pwrite(fd, p, n, off)
+				     : pwrite(fd, p, n, off);
 
 		if (put < 0 && errno == EINTR)
 			continue;

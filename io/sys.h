@@ -26,6 +26,16 @@ int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
+/*
+ * Tests put a disk of their own below pread, pwrite and fdatasync: NULL is the
+ * kernel's. Set while no other thread runs in io.
+ */
+struct kio_disk {
+	ssize_t (*pread)(int fd, void *buf, size_t n, off_t off);
+	ssize_t (*pwrite)(int fd, const void *buf, size_t n, off_t off);
+	int (*fdatasync)(int fd);
+};
+extern const struct kio_disk *kio_sys_disk;
 /* All n bytes, or -errno; -ENODATA when the file ends before. */
 int kio_sys_pread(int fd, void *buf, size_t n, off_t off);
 int kio_sys_pwrite(int fd, const void *buf, size_t n, off_t off);

@@ -1,0 +1,29 @@
+/*
+ * simdisk.h - a disk with a volatile cache, in memory, that can lose power
+ *
+ * Under io's pread, pwrite and fdatasync (kio_sys_disk). What was written and not
+ * flushed may, at a crash, be there, be missing, or be there in part (sectors of
+ * 512 bytes), each write for itself, whatever the order: as drives are.
+ */
+#ifndef TESTS_RIG_SIMDISK_H
+#define TESTS_RIG_SIMDISK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* One disk at a time; zeros. Asserts. */
+void simdisk_open(size_t n_bytes);
+void simdisk_close(void);
+/* From now on writes and flushes fail with EIO and change nothing. */
+void simdisk_die(void);
+/*
+ * The power comes back: what was not flushed is kept or lost by seed, and the
+ * disk works again. Nobody is in io.
+ */
+void simdisk_revive(uint64_t *seed);
+/* Writes that are not flushed. */
+uint64_t simdisk_n_pending(void);
+/* Small generator shared by the tests that need one (splitmix64). */
+uint64_t simdisk_random(uint64_t *seed);
+
+#endif

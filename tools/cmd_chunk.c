@@ -1,5 +1,5 @@
 /*
- * cmd_chunk.c - chunk put | ls | rm, and config check
+ * cmd_chunk.c - chunk put | ls | rm, persist, and config check
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -63,6 +63,25 @@ const struct cmd cmd_chunk = { "chunk",
 			       "put TEXT|@FILE|- [--model NAME] | ls | rm ID",
 			       "compute a chunk once, list them, forget one",
 			       chunk, 0 };
+
+static int persist(struct kvc *c, int argc, char **argv)
+{
+	int ret;
+
+	(void)argv;
+	if (argc > 2) /* --json */
+		return cmd_usage(&cmd_persist);
+	ret = kvc_persist(c);
+	if (ret < 0)
+		return cmd_fail("persist", ret);
+	printf(cmd_json ? "{\"durable\":true}\n" : "durable\n");
+	return EXIT_DONE;
+}
+
+const struct cmd cmd_persist = {
+	"persist", "", "wait until what this tenant can reuse is on disk",
+	persist, 0
+};
 
 /* kvd lies beside kvctl, or on PATH. */
 static int config(struct kvc *c, int argc, char **argv)

@@ -116,6 +116,7 @@ const struct cmd cmd_queries[] = {
 	{ "segments", "[TENANT]", "runs of tokens with their pages", run, 0 },
 	{ "chunks", "[TENANT]", "chunks kept for reuse", run, 0 },
 	{ "pages", "[TENANT]", "pages by state and tier", run, 0 },
+	{ "stores", "", "disks: zones, slots, records, index", run, 0 },
 	{ "models", "", "hosted models", run, 0 },
 	{ "metrics", "", "Prometheus text", run, 0 },
 	{ "drain", "", "take no new requests, wait for the last", run, 0 },

@@ -212,6 +212,16 @@ uint32_t stores_n(const struct stores *s)
 	return s->conf.n;
 }
 
+const char *stores_path(const struct stores *s, uint32_t i)
+{
+	return s->disks[i].path;
+}
+
+uint32_t stores_n_busy(const struct stores *s, uint32_t i)
+{
+	return s->disks[i].n_busy;
+}
+
 int stores_scratch(const struct stores *s)
 {
 	return s->conf.scratch;

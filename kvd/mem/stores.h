@@ -44,6 +44,9 @@ void stores_free(struct stores *s);
 
 struct kio_store *stores_disk(struct stores *s, uint32_t i);
 uint32_t stores_n(const struct stores *s);
+const char *stores_path(const struct stores *s, uint32_t i);
+/* Page requests queued or in flight there. */
+uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
 /* The disk for a new range: most free bytes by queue length; -ENOSPC. */
 int stores_pick(struct stores *s, uint64_t bytes);

@@ -212,6 +212,39 @@ static json_t *models(struct serve *s)
 	return array;
 }
 
+static json_t *stores(struct serve *s)
+{
+	json_t *array = json_array();
+
+	for (uint32_t i = 0; i < stores_n(s->stores); i++) {
+		struct kio_store_info k;
+		json_t *o = json_object();
+
+		kio_store_info(stores_disk(s->stores, i), &k);
+		set_str(o, "path", stores_path(s->stores, i));
+		set_int(o, "bytes", k.bytes);
+		set_int(o, "slot_bytes", k.slot_bytes);
+		set_int(o, "free_zone_bytes", k.free_zone_bytes);
+		set_int(o, "pending_bytes", k.pending_bytes);
+		set_int(o, "bad_bytes", k.bad_bytes);
+		set_int(o, "records", k.n_records);
+		set_int(o, "orphans", k.n_orphans);
+		set_int(o, "index_bytes", k.index_bytes);
+		set_int(o, "index_live_bytes", k.index_live_bytes);
+		set_int(o, "index_room_bytes", k.index_room_bytes);
+		set_int(o, "page_written_bytes", k.page_written_bytes);
+		set_int(o, "index_written_bytes", k.index_written_bytes);
+		set_int(o, "commits", k.n_puts);
+		set_int(o, "groups", k.n_groups);
+		set_int(o, "compactions", k.n_compactions);
+		set_int(o, "queue", stores_n_busy(s->stores, i));
+		json_object_set_new(o, "direct", json_boolean(k.direct));
+		json_object_set_new(o, "failed", json_boolean(k.failed));
+		json_array_append_new(array, o);
+	}
+	return array;
+}
+
 static json_t *status(struct serve *s)
 {
 	json_t *o = json_object(), *names = json_array();
@@ -277,6 +310,10 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		j = status(s);
 	} else if (!strcmp(what, "models")) {
 		j = models(s);
+	} else if (!strcmp(what, "stores")) {
+		if (ss)
+			return -EACCES;
+		j = stores(s);
 	} else if (!known(what)) {
 		return -ENOENT;
 	} else {

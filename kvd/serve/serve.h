@@ -215,8 +215,8 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 
 /*
  * JSON about what: "status" "models" "tenants" "sequences" "segments" "chunks"
- * "pages". ss NULL: the administrator's view of all tenants; else only that
- * session's tenant (and "status", "models"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
+ * "pages" "stores". ss NULL: the administrator's view of all tenants; else only that
+ * session's tenant (and "status", "models"; not "stores"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
  */
 int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		const char *arg, char **out);

@@ -68,7 +68,8 @@ START_TEST(lists_are_tables_or_json)
 	static const char *const lists[] = { "status",	 "tenants",
 					     "sessions", "sequences",
 					     "segments", "chunks",
-					     "pages",	 "models" };
+					     "pages",	 "models",
+					     "stores" };
 	char cmd[64];
 
 	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
@@ -126,6 +127,12 @@ START_TEST(chunks_come_and_go)
 	snprintf(cmd, sizeof(cmd), "chunk rm %s", id);
 	ck_assert_int_eq(run(cmd), 0);
 	ck_assert_int_eq(run(cmd), 1);
+	ck_assert_int_eq(run("chunk put 'The road leads to Falstad.'"), 0);
+	ck_assert_int_eq(run("persist"), 0);
+	ck_assert_str_eq(out, "durable\n");
+	ck_assert_int_eq(run("segments"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "true"));
+	ck_assert_int_eq(run("persist now please"), 2);
 	ck_assert_int_eq(run("chunk rm 12"), 2);
 	ck_assert_int_eq(run("chunk"), 2);
 }

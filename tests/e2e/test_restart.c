@@ -379,7 +379,7 @@ static void check_warm(const struct rig_daemon *d, const struct truth *t)
 START_TEST(kill_under_load)
 {
 	const char *env = getenv("KVD_CYCLES");
-	const int n_cycles = env ? atoi(env) : 30;
+	const int n_cycles = env ? atoi(env) : getenv("KVD_LONG") ? 300 : 30;
 	unsigned int seed = (unsigned int)time(NULL);
 	struct rig_daemon *d = start("");
 	struct kvc *c = rig_join(d->socket);

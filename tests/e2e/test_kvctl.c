@@ -65,11 +65,10 @@ static void teardown(void)
 
 START_TEST(lists_are_tables_or_json)
 {
-	static const char *const lists[] = { "status",	 "tenants",
-					     "sessions", "sequences",
-					     "segments", "chunks",
-					     "pages",	 "models",
-					     "stores" };
+	static const char *const lists[] = {
+		"status", "tenants", "sessions", "sequences", "segments",
+		"chunks", "pages",   "models",	 "stores"
+	};
 	char cmd[64];
 
 	for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {

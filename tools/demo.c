@@ -631,7 +631,7 @@ int main(int argc, char **argv)
 	shuffle();
 	/* a question leaves about 0.36 MB of KV with a tenant; a quarter of it */
 	paged = argc > 6 ? (uint64_t)atoi(argv[6]) << 20
-			 : (uint64_t)n_questions * 84 << 10;
+			 : (uint64_t)n_questions * 80 << 10;
 	(void)mkdir(argv[4], 0700); /* there from the last time */
 	printf("kvd: %u questions, each twice, by %d processes of %d "
 	       "tenants\n",

@@ -202,13 +202,14 @@ static void op_io(struct page_op *op, void (*done)(struct kio_req *r))
 	op->req.block = (uint64_t)pg->slot;
 	op->req.n_bytes = pg->range->tier->page_bytes;
 	op->req.done = done;
-	stores_begin(pg->range->pager->conf.stores, pg->range->i_disk);
+	stores_begin(pg->range->pager->conf.stores, pg->range->i_disk,
+		     op->req.n_bytes);
 }
 
 static void op_io_end(struct page_op *op)
 {
-	stores_end(op->page->range->pager->conf.stores,
-		   op->page->range->i_disk);
+	stores_end(op->page->range->pager->conf.stores, op->page->range->i_disk,
+		   op->req.n_bytes);
 	op->ret = op->req.ret;
 }
 

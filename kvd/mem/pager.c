@@ -105,6 +105,19 @@ uint32_t range_n_lower(const struct range *r)
 	return r->n_lower;
 }
 
+uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
+{
+	uint64_t bytes = 0;
+
+	if (!r->n_lower)
+		return 0;
+	for (uint32_t i = first; i < first + n; i++)
+		if (r->pages[i].state == PAGE_LOWER)
+			bytes += r->tier->page_bytes;
+	return bytes ? stores_read_ns(r->pager->conf.stores, r->i_disk, bytes)
+		     : 0;
+}
+
 int range_lost(const struct range *r)
 {
 	return r->n_lost != 0;

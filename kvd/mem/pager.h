@@ -86,6 +86,11 @@ size_t range_page_bytes(const struct range *r);
 uint32_t range_n_resident(const struct range *r);
 /* Pages of r on the lower tier only. */
 uint32_t range_n_lower(const struct range *r);
+/*
+ * How long it would take now to bring in what of pages [first, first + n) is on disk
+ * only; 0: it is in memory, or on its way. In ns, from the rate of the disk.
+ */
+uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /*

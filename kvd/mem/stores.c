@@ -9,10 +9,14 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/base/rate.h"
 
-#define BUSY_TRIES 100
-#define BUSY_US	   20000u
+#define SAMPLE_BYTES (4u << 20)
+#define PRIOR_RATE   1e9 /* bytes a second, before anything was measured */
+#define BUSY_TRIES   100
+#define BUSY_US	     20000u
 
 struct disk {
 	char *path;
@@ -20,6 +24,10 @@ struct disk {
 	struct kio_store *store;
 	struct loop_fd io_fd, commit_fd;
 	uint32_t n_busy;
+	uint64_t busy_bytes; /* queued or in flight */
+	uint64_t busy_since; /* what was done since then */
+	uint64_t done_bytes;
+	struct rate rate; /* bytes, while it is busy */
 };
 
 struct stores {
@@ -249,15 +257,39 @@ int stores_pick(struct stores *s, uint64_t bytes)
 	return best;
 }
 
-void stores_begin(struct stores *s, uint32_t i)
+void stores_begin(struct stores *s, uint32_t i, uint64_t bytes)
 {
-	s->disks[i].n_busy++;
+	struct disk *d = &s->disks[i];
+
+	if (!d->n_busy++) {
+		d->busy_since = clock_ns();
+		d->done_bytes = 0;
+	}
+	d->busy_bytes += bytes;
 }
 
-void stores_end(struct stores *s, uint32_t i)
+void stores_end(struct stores *s, uint32_t i, uint64_t bytes)
 {
-	assert(s->disks[i].n_busy);
-	s->disks[i].n_busy--;
+	struct disk *d = &s->disks[i];
+	uint64_t now;
+
+	assert(d->n_busy && d->busy_bytes >= bytes);
+	d->n_busy--;
+	d->busy_bytes -= bytes;
+	d->done_bytes += bytes;
+	if (d->n_busy && d->done_bytes < SAMPLE_BYTES)
+		return;
+	now = clock_ns();
+	rate_add(&d->rate, (double)d->done_bytes, now - d->busy_since);
+	d->busy_since = now;
+	d->done_bytes = 0;
+}
+
+uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes)
+{
+	const struct disk *d = &s->disks[i];
+
+	return rate_ns(&d->rate, (double)(bytes + d->busy_bytes), PRIOR_RATE);
 }
 
 void stores_turn(struct stores *s)

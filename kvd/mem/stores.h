@@ -50,9 +50,14 @@ uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
 /* The disk for a new range: most free bytes by queue length; -ENOSPC. */
 int stores_pick(struct stores *s, uint64_t bytes);
-/* A request of disk i was queued or has ended. */
-void stores_begin(struct stores *s, uint32_t i);
-void stores_end(struct stores *s, uint32_t i);
+/* A request of disk i for so many bytes was queued or has ended. */
+void stores_begin(struct stores *s, uint32_t i, uint64_t bytes);
+void stores_end(struct stores *s, uint32_t i, uint64_t bytes);
+/*
+ * How long reading bytes from disk i would take now: behind what is queued there,
+ * at the rate of late.
+ */
+uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes);
 /* Submit and reap once; the loop does it too. */
 void stores_turn(struct stores *s);
 /* "io_uring" or "threads". */

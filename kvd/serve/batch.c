@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kvd/base/clock.h"
 #include "kvd/serve/gen.h"
 
-#define SCORE_ROWS 32u /* logits of scored rows in one step */
+#define PREFILL_ROWS 32u /* a step of so many tells the rate of prefill */
+#define SCORE_ROWS   32u /* logits of scored rows in one step */
 
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
@@ -39,6 +41,7 @@ struct batch {
 	uint32_t n_gens;
 	struct pool *pool;
 	int ret;
+	uint64_t start_ns;
 	struct stat *st_steps, *st_rows;
 };
 
@@ -150,6 +153,9 @@ static void step_done(struct engine_job *j)
 	const int all = failed && blame_all(b);
 
 	b->running = 0;
+	if (!failed && b->n_rows >= PREFILL_ROWS)
+		rate_add(&b->model->prefill, b->n_rows,
+			 clock_ns() - b->start_ns);
 	for (uint32_t i = 0; i < b->n_gens; i++) {
 		struct gen *g = b->gens[i];
 		const int ret = all ? failed : gen_ret(b, g);
@@ -162,6 +168,7 @@ static void step_done(struct engine_job *j)
 		for (uint32_t k = 0; k < b->n_runs && !ret; k++)
 			if (b->runs[k].g == g)
 				g->pos = b->runs[k].pos + b->runs[k].n;
+		gen_computed(g, g->step_rows);
 		if (g->n_step_logits && g->req->flags & SERVE_GEN_SCORE) {
 			const float *l =
 				b->logits + (size_t)g->step_logits * n_vocab;
@@ -296,6 +303,7 @@ static void turn(struct loop_call *call)
 	stat_add(b->st_steps, 1);
 	stat_add(b->st_rows, b->n_rows);
 	b->running = 1;
+	b->start_ns = clock_ns();
 	b->job.run = step_run;
 	b->job.done = step_done;
 	engine_start(b->serve->engine, &b->job);

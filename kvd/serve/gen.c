@@ -29,6 +29,8 @@ static void release_pins(struct gen *g)
 
 void gen_release(struct gen *g)
 {
+	g->model->queued_rows -= g->queued_rows;
+	g->queued_rows = 0;
 	release_pins(g);
 	if (g->reserved) {
 		pager_unreserve(g->tenant->pager, g->reserved);
@@ -477,6 +479,8 @@ static int gen_retry(struct waiter *w)
 		return 0;
 	}
 	g->t_admit = clock_ns();
+	g->queued_rows = g->req ? g->n_computed : g->n_prompt;
+	g->model->queued_rows += g->queued_rows;
 	if (g->windowed)
 		gen_want_next(g);
 	else

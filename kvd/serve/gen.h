@@ -75,6 +75,7 @@ struct gen {
 	int has_seq;
 	uint8_t *owned; /* [seq.n_entries] computed by this gen */
 	uint32_t pos; /* next position to compute */
+	uint32_t queued_rows; /* its share of the model's */
 	uint64_t reserved;
 	int windowed;
 	uint64_t pinned_from, pinned_to;
@@ -102,6 +103,14 @@ uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 		       uint32_t *pos);
 /* 1 when the step that computes row pos needs its logits. */
 int gen_wants_logits(const struct gen *g, uint32_t pos);
+/* n rows of it were computed: the queue is so much shorter. */
+static inline void gen_computed(struct gen *g, uint32_t n)
+{
+	const uint32_t less = KV_MIN(n, g->queued_rows);
+
+	g->queued_rows -= less;
+	g->model->queued_rows -= less;
+}
 /* Give back pins and the reservation. */
 void gen_release(struct gen *g);
 /* The end, told on a later turn; err 0 or why. Harmless if it has ended. */

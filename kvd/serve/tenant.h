@@ -8,6 +8,7 @@
 #ifndef KVD_SERVE_TENANT_H
 #define KVD_SERVE_TENANT_H
 
+#include "kvd/base/rate.h"
 #include "kvd/base/stat.h"
 #include "kvd/cache/chunk.h"
 #include "kvd/cache/persist.h"
@@ -26,6 +27,8 @@ struct serve_model {
 	struct kv_layout layout;
 	struct attn_shape shape;
 	uint64_t id[2];
+	struct rate prefill; /* rows of steps that are mostly prefill */
+	uint64_t queued_rows; /* prompts that are admitted and not computed */
 };
 
 struct serve_tenant {
@@ -45,7 +48,8 @@ struct serve_tenant {
 	uint32_t n_active; /* requests that hold a reservation */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
-		*st_chunk_misses, *st_refused, *st_ttft, *st_attends;
+		*st_chunk_misses, *st_loaded, *st_recomputed, *st_refused,
+		*st_ttft, *st_attends;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */

@@ -326,8 +326,8 @@ static int take_chunk(struct gen *g, const struct gen_part *part)
 {
 	const uint64_t ns = load_ns(part->seg, 0, part->n);
 	/* it would stand behind what is waiting to be computed */
-	const int load = cost_load(
-		ns, compute_ns(g, g->model->queued_rows + part->n));
+	const int load =
+		cost_load(ns, compute_ns(g, g->model->queued_rows + part->n));
 
 	stat_add(g->tenant->st_loaded, ns && load ? 1 : 0);
 	stat_add(g->tenant->st_recomputed, load ? 0 : 1);

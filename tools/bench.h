@@ -39,6 +39,7 @@ struct bench {
 	const char *socket; /* of a running daemon; NULL: a private one */
 	const char *kvd; /* its program; NULL: beside kvbench */
 	const char *model; /* GGUF file of the private daemon */
+	uint64_t memory_bytes; /* of the private daemon's tenant */
 	const char *mode; /* rag: full, prefix, chunks, all */
 	const char *file; /* rag: the questions */
 	struct bench_line *lines;
@@ -52,6 +53,7 @@ int bench_linear(struct bench *b);
 int bench_paging(struct bench *b);
 int bench_decode(struct bench *b);
 int bench_rag(struct bench *b);
+int bench_return(struct bench *b);
 
 /* ---- results ------------------------------------------------------------ */
 
@@ -120,6 +122,13 @@ int bench_gemm_new(struct bench_gemm **out, int64_t m, int64_t n, int64_t k,
 void bench_gemm_free(struct bench_gemm *g);
 /* A bench_side run(): GFLOP/s. arg: struct bench_gemm. */
 double bench_gemm_run(void *arg);
+
+/* A model of the Llama kind; bf16, output tied to the embedding, 512 tokens. */
+struct bench_shape {
+	uint32_t n_layers, d_model, n_ff, n_heads, n_kv_heads, head_dim, n_ctx;
+};
+/* Write it with random weights to path, a GGUF file. 0, -errno. */
+int bench_model_write(const struct bench_shape *s, const char *path);
 
 /* ---- a daemon of our own ------------------------------------------------ */
 

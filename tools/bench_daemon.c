@@ -97,9 +97,9 @@ static int write_conf(const struct bench *b, const struct bench_daemon *d,
 	if (with_model)
 		fprintf(f, "[model bench]\npath = %s\nmath = bf16\n\n", model);
 	fprintf(f,
-		"[tenant bench]\nuid = %u\nmemory = 1G\ndisk = 2G\n"
-		"sequences = 4096\nrequests = 256\n",
-		getuid());
+		"[tenant bench]\nuid = %u\nmemory = %llu\ndisk = 2G\n"
+		"sequences = 4096\nrequests = 256\npersist = no\n",
+		getuid(), (unsigned long long)b->memory_bytes);
 	return fclose(f) ? bench_fail(-EIO, "%s", live_file[0]) : 0;
 }
 

@@ -54,6 +54,12 @@ static const struct command {
 	  "decode.prefill.tokens_per_s     one prompt of about 900 tokens\n"
 	  "decode.limit.tokens_per_s       the model's bytes at the read\n"
 	  "                                bandwidth\n" },
+	{ "return", bench_return, "4K tokens that come back from disk",
+	  "paging.return4k.compute_ms      to the first token, computed\n"
+	  "paging.return4k.return_ms       the same, found on disk\n"
+	  "paging.return4k.time_ratio      of the two\n"
+	  "paging.return4k.gb_s            bytes of KV over the time\n"
+	  "A model of 1e9 random weights; --quick: one layer of it\n" },
 	{ "rag", bench_rag, "FILE.jsonl: questions over chunks, exact match",
 	  "rag.MODE.exact_match            percent; .KIND for each kind\n"
 	  "rag.MODE.{ttft_p50_ms,ttft_p99_ms,tokens_per_s}\n"
@@ -177,9 +183,11 @@ static void defaults(struct bench *b)
 {
 	cpu_set_t set;
 
-	*b = (struct bench){
-		.n_threads = 1, .n_jobs = 1, .mode = "all", .model = BENCH_MODEL
-	};
+	*b = (struct bench){ .n_threads = 1,
+			     .memory_bytes = 1ull << 30,
+			     .n_jobs = 1,
+			     .mode = "all",
+			     .model = BENCH_MODEL };
 	if (!sched_getaffinity(0, sizeof(set), &set))
 		b->n_threads = (unsigned int)CPU_COUNT(&set);
 	b->dir = getenv("TMPDIR");

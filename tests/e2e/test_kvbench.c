@@ -119,6 +119,19 @@ START_TEST(attention_prints_its_lines)
 END_TEST
 
 /* The page was wanted under a filter that kills at the first system call. */
+START_TEST(what_returns_from_disk_is_found)
+{
+	static const char *const names[] = { "paging.return4k.compute_ms",
+					     "paging.return4k.return_ms",
+					     "paging.return4k.time_ratio",
+					     "paging.return4k.gb_s", NULL };
+
+	ck_assert_int_eq(kvbench("return --quick"), 0);
+	for (size_t i = 0; names[i]; i++)
+		ck_assert(line(names[i]) > 0);
+}
+END_TEST
+
 START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 {
 	static const char *const names[] = {
@@ -325,6 +338,7 @@ static Suite *suite(void)
 	tcase_add_test(t, linear_prints_its_lines);
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
+	tcase_add_test(t, what_returns_from_disk_is_found);
 	tcase_add_test(t, json_is_one_object);
 	tcase_add_test(t, ring_prints_its_lines);
 	tcase_add_test(t, decode_prints_its_lines);

@@ -4,7 +4,7 @@
  *
  * Panels: KERN_LANES outputs side by side.
  *   F32   [n_out/16][n_in][16] f32
- *   BF16  [n_out/16][pairs][16] words, a pair of bf16 of even and odd k each
+ *   BF16  [n_out/16][pairs][16] words of two bf16, see enum cpu_order
  * Missing outputs, and k up to whole groups of 16 pairs, are zeros.
  */
 #ifndef KERNELS_CPU_H
@@ -13,8 +13,25 @@
 #include <string.h>
 #include "kernels/kern.h"
 
+/* Which k of a group the low and the high half of a word hold. */
+enum cpu_order {
+	CPU_ORDER_NEXT = 0, /* word j: 2j, 2j + 1 */
+	CPU_ORDER_SKIP = 1, /* words j of four k: 2, 0; 3, 1 */
+};
+
+/* Half (0 low, 1 high) and word of bf16 k: where it is in a panel. */
+static inline uint32_t cpu_pair_word(enum cpu_order order, uint32_t k)
+{
+	return order == CPU_ORDER_NEXT ? k / 2 : k / 4 * 2 + k % 2;
+}
+static inline uint32_t cpu_pair_half(enum cpu_order order, uint32_t k)
+{
+	return order == CPU_ORDER_NEXT ? k % 2 : k % 4 < 2;
+}
+
 struct kern_weight {
 	enum kern_type math;
+	enum cpu_order order;
 	uint32_t n_out, n_in;
 	uint32_t n_panels;
 	size_t panel_words; /* 4-byte words of a panel */
@@ -22,6 +39,7 @@ struct kern_weight {
 };
 
 struct cpu_ops {
+	enum cpu_order order; /* of the weights that linear takes */
 	void (*linear)(const struct kern_linear *a);
 	void (*attn)(const struct kern_attn *a);
 	void (*rmsnorm)(const float *x, const float *w, float *y,

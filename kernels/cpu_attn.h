@@ -148,6 +148,8 @@ static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
 		for (uint32_t i = 0; i < LANES; i++)
 			memcpy(dst + w * LANES + i, src + i * stride + w * 4,
 			       4);
+	if (b->bf16)
+		mm_order_panel(dst, words);
 }
 
 /* Tokens [0, n) of a tile; the others 0. */
@@ -178,8 +180,10 @@ static void pack_values_slow(struct attn_block *b, const char *v, uint32_t seen)
 			uint32_t *panel = b->v + i / LANES * b->v_words * LANES;
 
 			if (b->bf16)
-				panel[t / 2 * LANES + i % LANES] |=
-					(uint32_t)h[i] << (t % 2 * 16);
+				panel[cpu_pair_word(MM_ORDER, t) * LANES +
+				      i % LANES] |=
+					(uint32_t)h[i]
+					<< (cpu_pair_half(MM_ORDER, t) * 16);
 			else
 				kern_to_f32(
 					b->a->type, v + t * row + i * (row / d),
@@ -187,6 +191,17 @@ static void pack_values_slow(struct attn_block *b, const char *v, uint32_t seen)
 					1);
 		}
 	}
+}
+
+/* Tokens of the low and the high half of word j, or token j alone. */
+static inline void word_tokens(uint32_t bf16, uint32_t j, uint32_t *lo,
+			       uint32_t *hi)
+{
+	*lo = *hi = j;
+	if (!bf16)
+		return;
+	*lo = MM_ORDER == CPU_ORDER_NEXT ? 2 * j : j / 2 * 4 + j % 2 + 2;
+	*hi = MM_ORDER == CPU_ORDER_NEXT ? 2 * j + 1 : j / 2 * 4 + j % 2;
 }
 
 /* Tokens x and y of values in panels of pairs, or x alone widened. */
@@ -217,20 +232,21 @@ static inline void pack_pair(const struct attn_block *b, const char *x,
 static void pack_values(struct attn_block *b, const char *v, uint32_t seen)
 {
 	static const char zeros[HEAD_MAX * sizeof(float)];
-	const uint32_t d = b->a->head_dim, step = 1 + b->bf16;
+	const uint32_t d = b->a->head_dim;
 	const size_t row = d * kern_type_bytes(b->a->type);
 
 	if (d % LANES) {
 		pack_values_slow(b, v, seen);
 		return;
 	}
-	for (uint32_t t = 0; t < TILE; t += step) {
-		const uint32_t u = t + step - 1;
+	for (uint32_t j = 0; j < b->v_words; j++) {
+		uint32_t lo, hi;
 
+		word_tokens(b->bf16, j, &lo, &hi);
 		fetch_some(&b->fetch);
-		pack_pair(b, seen >> t & 1 ? v + t * row : zeros,
-			  seen >> u & 1 ? v + u * row : zeros,
-			  b->v + t / step * LANES);
+		pack_pair(b, seen >> lo & 1 ? v + lo * row : zeros,
+			  seen >> hi & 1 ? v + hi * row : zeros,
+			  b->v + j * LANES);
 	}
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/cpu_elem.h"
 
 const struct cpu_ops cpu_avx512_ops = {
+	.order = MM_ORDER,
 	.linear = linear,
 	.attn = attn,
 	.rmsnorm = elem_rmsnorm,

@@ -76,6 +76,7 @@ static void linear_tile(struct linear_tile *t)
 			.panel_words = w->panel_words,
 			.acc = t->acc,
 			.acc_stride = OUT_PANELS * LANES,
+			.stream = t->a->n_rows <= MM_SUB,
 			.n_rows = t->n_rows,
 			.n_panels = t->n_panels };
 

@@ -102,6 +102,9 @@ static void test_fill(float *f, size_t n, uint32_t s)
 	}
 }
 
+static int weight_pack(struct kern_weight **out, const struct kern_matrix *src,
+		       enum kern_type math, enum cpu_order order);
+
 /* Linear layers, small and odd: 1 if equal to the scalar twin, by bytes. */
 static int linear_agrees(const struct cpu_ops *o, enum kern_type math)
 {
@@ -117,7 +120,7 @@ static int linear_agrees(const struct cpu_ops *o, enum kern_type math)
 		cpu_scalar_ops.to_bf16(f, (uint16_t *)x, TEST_M * TEST_K);
 	else
 		memcpy(x, f, sizeof(x));
-	if (kern_weight_pack(&p, &m, math))
+	if (weight_pack(&p, &m, math, o->order))
 		return 0;
 	for (int i = 0; i < 2; i++) {
 		const struct kern_linear a = { .w = p,
@@ -338,13 +341,14 @@ static void put_row(struct kern_weight *w, uint32_t r, const float *x)
 			memcpy(panel + (size_t)k * KERN_LANES + lane, x + k, 4);
 			continue;
 		}
-		panel[(size_t)(k / 2) * KERN_LANES + lane] |=
-			(uint32_t)ref_bf16(x[k]) << (k % 2 * 16);
+		panel[(size_t)cpu_pair_word(w->order, k) * KERN_LANES + lane] |=
+			(uint32_t)ref_bf16(x[k])
+			<< (cpu_pair_half(w->order, k) * 16);
 	}
 }
 
-int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
-		     enum kern_type math)
+static int weight_pack(struct kern_weight **out, const struct kern_matrix *src,
+		       enum kern_type math, enum cpu_order order)
 {
 	struct kern_weight *w;
 	size_t bytes;
@@ -359,6 +363,7 @@ int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
 	if (!w || !row)
 		goto fail;
 	w->math = math;
+	w->order = order;
 	w->n_out = src->n_out;
 	w->n_in = src->n_in;
 	w->n_panels = (src->n_out + KERN_LANES - 1) / KERN_LANES;
@@ -381,6 +386,12 @@ fail:
 	free(row);
 	free(w);
 	return -ENOMEM;
+}
+
+int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
+		     enum kern_type math)
+{
+	return weight_pack(out, src, math, ops->order);
 }
 
 void kern_weight_free(struct kern_weight *w)
@@ -417,7 +428,11 @@ int kern_linear(const struct kern_linear *a)
 	    (a->out_to % KERN_LANES && a->out_to != w->n_out) ||
 	    a->x_stride < w->n_in || a->y_stride < w->n_out)
 		return -EINVAL;
-	if (a->n_rows && a->out_from < a->out_to)
+	if (!a->n_rows || a->out_from == a->out_to)
+		return 0;
+	if (w->math == KERN_BF16 && w->order != ops->order)
+		ref_linear(a);
+	else
 		ops->linear(a);
 	return 0;
 }

@@ -79,8 +79,10 @@ struct kern_matrix {
 struct kern_weight; /* packed in panels of KERN_LANES outputs */
 
 /*
- * Pack src for arithmetic in math (KERN_F32 or KERN_BF16). The caller owns
- * *out and gives it to kern_weight_free(). -EINVAL, -ENOMEM.
+ * Pack src for arithmetic in math (KERN_F32 or KERN_BF16), for the instruction
+ * set in use: after a kern_init() that changes it the weights stay correct but
+ * may be slow. The caller owns *out and gives it to kern_weight_free().
+ * -EINVAL, -ENOMEM.
  */
 int kern_weight_pack(struct kern_weight **out, const struct kern_matrix *src,
 		     enum kern_type math);

@@ -57,6 +57,7 @@ struct mm {
 	float *acc;
 	size_t acc_stride;
 	uint32_t n_rows, n_panels, n_k;
+	uint32_t stream; /* w comes from memory: fetch it ahead */
 	uint32_t add; /* 0: acc starts from 0 */
 	const struct merge *merge; /* or NULL; then acc is not written */
 	struct fetch *fetch; /* or NULL */
@@ -122,7 +123,7 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 		{
 			const float *at = w + p * m->panel_words + k * LANES;
 
-			if (R < MM_R)
+			if (R < MM_R && m->stream)
 				__builtin_prefetch(at + AHEAD);
 			wv[p] = vec_load(at);
 		}

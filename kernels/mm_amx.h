@@ -13,6 +13,14 @@
 #define MM_SUB 16u
 #define MM_NO_MERGE
 #define MM_X_WORDS 1u
+#define MM_ORDER   CPU_ORDER_NEXT
+
+/* Panels are in this order as they are. */
+static inline void mm_order_panel(uint32_t *panel, uint32_t n)
+{
+	(void)panel;
+	(void)n;
+}
 
 /* A group of 32 bf16 of a row, as it is. */
 static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
@@ -108,7 +116,7 @@ static void amx_1x2(const struct mm *m, const uint32_t *x, const uint32_t *w,
 	for (uint32_t j = 0; j < m->n_k; j += GROUP) {
 		const uint32_t *wj = w + j * LANES;
 
-		for (uint32_t i = 0; i < GROUP && m->n_rows <= AMX_ROWS; i++) {
+		for (uint32_t i = 0; i < GROUP && m->stream; i++) {
 			__builtin_prefetch(wj + AHEAD + i * LANES);
 			__builtin_prefetch(wj + AHEAD + i * LANES +
 					   m->panel_words);

@@ -8,6 +8,14 @@
 
 #define MM_SUB	   12u /* rows that are worth a call */
 #define MM_X_WORDS 2u /* words of x for a pair of k */
+#define MM_ORDER   CPU_ORDER_NEXT
+
+/* Panels are in this order as they are. */
+static inline void mm_order_panel(uint32_t *panel, uint32_t n)
+{
+	(void)panel;
+	(void)n;
+}
 
 /* A group of 32 bf16 of a row. */
 static inline void mm_pack_x(const uint16_t *src, uint32_t *dst)
@@ -49,7 +57,7 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 					w + p * m->panel_words + j * LANES;
 				const struct veci v = veci_loadu(at);
 
-				if (R < MM_R)
+				if (R < MM_R && m->stream)
 					__builtin_prefetch(at + AHEAD);
 				we[p] = vec_even(v);
 				wo[p] = vec_odd(v);

@@ -46,6 +46,16 @@ float ref_dot_bf16(const uint16_t *x, const uint16_t *w, uint32_t n, float acc)
 
 /* ---- linear ------------------------------------------------------------ */
 
+/* Weight k of the lane at panel. */
+static uint16_t weight_at(const struct kern_weight *w, const uint32_t *panel,
+			  uint32_t k)
+{
+	const size_t word = cpu_pair_word(w->order, k);
+
+	return (uint16_t)(panel[word * KERN_LANES] >>
+			  (cpu_pair_half(w->order, k) * 16));
+}
+
 static float one_output(const struct kern_linear *a, uint32_t row, uint32_t out)
 {
 	const struct kern_weight *w = a->w;
@@ -69,10 +79,7 @@ static float one_output(const struct kern_linear *a, uint32_t row, uint32_t out)
 		const uint32_t n = left < 32 ? left : 32;
 
 		for (uint32_t k = 0; k < n; k++)
-			wk[k] = (uint16_t)(panel[(size_t)((k0 + k) / 2) *
-							 KERN_LANES +
-						 lane] >>
-					   (k % 2 * 16));
+			wk[k] = weight_at(w, panel + lane, k0 + k);
 		acc = ref_dot_bf16(x + k0, wk, n, acc);
 	}
 	return acc;

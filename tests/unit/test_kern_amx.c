@@ -119,6 +119,7 @@ START_TEST(linear_equals_its_twin)
 		fill(x, (size_t)m * k);
 		for (uint32_t j = 0; j < m * n; j++)
 			y[j] = want[j] = 1.5f;
+		kern_init(KERN_ISA_SCALAR); /* the order of AMX, too */
 		ck_assert_int_eq(kern_weight_pack(&p, &mat, KERN_BF16), 0);
 		a.w = p;
 		emu_ops.linear(&a);

@@ -51,13 +51,12 @@ struct attn_block {
 /* exp of lanes <= 0; the twin is ref_exp(). */
 static inline struct vec exp_vec(struct vec x)
 {
-	const struct vec low = vec_set(EXP_LOWEST);
 	const struct vec magic = vec_set(EXP_MAGIC);
-	const uint32_t zero = vec_less(x, low);
-	struct vec n, f, p;
+	const uint32_t keep = vec_not_less(x, vec_set(EXP_LOWEST));
+	struct vec t, n, f, p;
 
-	x = vec_max(low, x); /* NaN stays */
-	n = vec_sub(vec_fma(x, vec_set(EXP_LOG2E), magic), magic);
+	t = vec_fma(x, vec_set(EXP_LOG2E), magic);
+	n = vec_sub(t, magic);
 	f = vec_fma(n, vec_set(-EXP_LN2_HI), x);
 	f = vec_fma(n, vec_set(-EXP_LN2_LO), f);
 	p = vec_set(EXP_C6);
@@ -67,7 +66,7 @@ static inline struct vec exp_vec(struct vec x)
 	p = vec_fma(p, f, vec_set(EXP_C2));
 	p = vec_fma(p, f, vec_set(1.0f));
 	p = vec_fma(p, f, vec_set(1.0f));
-	return vec_select(~zero, vec_mul(p, vec_pow2i(n)), 0.0f);
+	return vec_mul_where(keep, p, vec_pow2(t));
 }
 
 /* ---- packing ----------------------------------------------------------- */
@@ -364,6 +363,10 @@ static inline void merge_o(const struct attn_block *b, const struct merge *g,
 	}
 }
 
+#ifdef MM_FEW
+#include "kernels/attn_few.h"
+#endif
+
 /* Queries [from, from + n) of the block, scores done; n <= MM_SUB. */
 static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 {
@@ -474,6 +477,36 @@ static void fetch_next(struct attn_block *b, const struct kern_span *s,
 	b->fetch.step = (2 * n + n_points - 1) / n_points;
 }
 
+/* 1 if it was done: see attn_few.h. Where all queries see the whole tile. */
+static int few_queries_tile(struct attn_block *b, const struct kern_span *s,
+			    uint32_t t0)
+{
+#ifdef MM_FEW
+	const struct kern_attn *a = b->a;
+	const uint32_t ahead = t0 + FEW_AHEAD * TILE;
+	const uint32_t next = ahead < s->n_tokens ? ahead : t0;
+	const char *k = kern_tile_addr(a, s, s->k, t0, b->kv_head);
+	const char *v = kern_tile_addr(a, s, s->v, t0, b->kv_head);
+	const struct few_tile t = {
+		.k = k,
+		.v = v,
+		.next_k = kern_tile_addr(a, s, s->k, next, b->kv_head) - k,
+		.next_v = kern_tile_addr(a, s, s->v, next, b->kv_head) - v,
+	};
+
+	if (!b->bf16 || a->head_dim % 32 || b->n_rows * b->group > FEW)
+		return 0;
+	for (uint32_t r = 0; r < b->n_rows; r++)
+		if (b->mask[r] != UINT32_MAX)
+			return 0;
+	few_queries(b, &t, 0, b->n_rows * b->group);
+	return 1;
+#else
+	(void)b, (void)s, (void)t0;
+	return 0;
+#endif
+}
+
 static void block_tile(struct attn_block *b, const struct kern_span *s,
 		       uint32_t t0)
 {
@@ -489,6 +522,8 @@ static void block_tile(struct attn_block *b, const struct kern_span *s,
 		return;
 	if (b->variant != s->q_variant)
 		pack_queries(b, s->q_variant);
+	if (few_queries_tile(b, s, t0))
+		return;
 	fetch_next(b, s, t0, (hi - lo) * b->group);
 	pack_keys(b, k, n);
 	pack_values(b, v, seen);

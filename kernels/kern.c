@@ -86,7 +86,7 @@ static const struct cpu_ops *candidate(enum kern_isa i)
 #define TEST_K	   70u
 #define TEST_N	   33u
 #define TEST_M	   21u
-#define TEST_D	   40u
+#define TEST_D	   64u
 #define TEST_T	   75u
 #define TEST_PAGE  96u
 #define TEST_HEADS 3u
@@ -138,8 +138,9 @@ static int linear_agrees(const struct cpu_ops *o, enum kern_type math)
 	return same;
 }
 
-/* The same for causal attention of bf16 and f32. */
-static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
+/* The same for causal attention; few rows and whole words have their own. */
+static int attn_agrees(const struct cpu_ops *o, enum kern_type type,
+		       uint32_t n_rows, uint32_t head_dim)
 {
 	enum { Q = TEST_M * TEST_HEADS * TEST_D, KV = TEST_PAGE * TEST_D };
 	float f[Q + KV], q[Q], k[KV], v[KV];
@@ -151,15 +152,15 @@ static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
 	struct kern_attn a = { .type = type,
 			       .n_heads = TEST_HEADS,
 			       .n_kv_heads = 1,
-			       .head_dim = TEST_D,
+			       .head_dim = head_dim,
 			       .scale = 0.16f,
 			       .q = q,
 			       .q_pos = pos,
-			       .n_rows = TEST_M,
+			       .n_rows = n_rows,
 			       .spans = &s,
 			       .n_spans = 1,
 			       .kv_head_to = 1,
-			       .row_to = TEST_M };
+			       .row_to = n_rows };
 	float *dst[] = { q, k, v };
 	const size_t n[] = { Q, KV, KV };
 
@@ -176,6 +177,7 @@ static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
 		a.o = out[i];
 		a.m = a.o + Q;
 		a.l = a.m + TEST_M * TEST_HEADS;
+		memset(out[i], 0, sizeof(out[i]));
 		kern_attn_clear(&a);
 		(i ? ref_attn : o->attn)(&a);
 	}
@@ -185,7 +187,10 @@ static int attn_agrees(const struct cpu_ops *o, enum kern_type type)
 static int agrees(const struct cpu_ops *o)
 {
 	return linear_agrees(o, KERN_BF16) && linear_agrees(o, KERN_F32) &&
-	       attn_agrees(o, KERN_BF16) && attn_agrees(o, KERN_F32);
+	       attn_agrees(o, KERN_BF16, TEST_M, 40) &&
+	       attn_agrees(o, KERN_BF16, TEST_M, TEST_D) &&
+	       attn_agrees(o, KERN_BF16, 2, TEST_D) &&
+	       attn_agrees(o, KERN_F32, TEST_M, 40);
 }
 
 enum kern_isa kern_init(enum kern_isa max)

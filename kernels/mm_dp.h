@@ -16,6 +16,7 @@
 #define MM_SUB	   12u
 #define MM_X_WORDS 1u
 #define MM_ORDER   CPU_ORDER_SKIP
+#define MM_FEW	   /* attn_few.h is for this one */
 
 /* Of a group: k0 k1 k2 k3 become words (high, low) (k0, k2) (k1, k3). */
 static inline __m512i dp_order(__m512i x)
@@ -32,13 +33,13 @@ static inline void mm_order_panel(uint32_t *panel, uint32_t n)
 		const __m512i a = _mm512_loadu_si512(panel);
 		const __m512i b = _mm512_loadu_si512(panel + LANES);
 
-		_mm512_storeu_si512(panel, _mm512_mask_mov_epi16(
-						   _mm512_slli_epi32(a, 16),
-						   0x55555555, b));
-		_mm512_storeu_si512(panel + LANES,
-				    _mm512_mask_mov_epi16(
-					    _mm512_srli_epi32(b, 16),
-					    0xaaaaaaaa, a));
+		_mm512_storeu_si512(
+			panel, _mm512_mask_mov_epi16(_mm512_slli_epi32(a, 16),
+						     0x55555555, b));
+		_mm512_storeu_si512(
+			panel + LANES,
+			_mm512_mask_mov_epi16(_mm512_srli_epi32(b, 16),
+					      0xaaaaaaaa, a));
 	}
 }
 

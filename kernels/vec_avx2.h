@@ -92,24 +92,34 @@ static inline struct vec vec_odd(struct veci x)
 {
 	return (struct vec){ high_half(x.a), high_half(x.b) };
 }
-static inline __m256 half_pow2i(__m256 n)
+/* 2^n for t = 1.5 * 2^23 + n, n of -126..127. */
+static inline __m256 half_pow2(__m256 t)
 {
-	const __m256i i =
-		_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+	const __m256i i = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
 
-	return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
+	return _mm256_castsi256_ps(
+		_mm256_add_epi32(i, _mm256_set1_epi32(127 << 23)));
 }
-static inline struct vec vec_pow2i(struct vec n)
+static inline struct vec vec_pow2(struct vec t)
 {
-	return (struct vec){ half_pow2i(n.a), half_pow2i(n.b) };
+	return (struct vec){ half_pow2(t.a), half_pow2(t.b) };
 }
-static inline uint32_t vec_less(struct vec x, struct vec y)
+static inline uint32_t vec_not_less(struct vec x, struct vec y)
 {
-	const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ);
-	const __m256 b = _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ);
+	const __m256 a = _mm256_cmp_ps(x.a, y.a, _CMP_NLT_UQ);
+	const __m256 b = _mm256_cmp_ps(x.b, y.b, _CMP_NLT_UQ);
 
 	return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b)
 							 << 8;
+}
+/* Lanes whose bit is clear become 0. */
+static inline struct vec vec_mul_where(uint32_t mask, struct vec x,
+				       struct vec y)
+{
+	return (struct vec){
+		_mm256_and_ps(_mm256_mul_ps(x.a, y.a), half_mask(mask)),
+		_mm256_and_ps(_mm256_mul_ps(x.b, y.b), half_mask(mask >> 8)),
+	};
 }
 static inline __m256 half_round_bf16(__m256 v)
 {

@@ -103,17 +103,23 @@ static inline uint32_t vec_equal(struct vec a, struct vec b)
 {
 	return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ);
 }
-/* 2^n for integral n of -126..127. */
-static inline struct vec vec_pow2i(struct vec n)
+/* 2^n for t = 1.5 * 2^23 + n, n of -126..127. */
+static inline struct vec vec_pow2(struct vec t)
 {
-	const __m512i i = _mm512_cvtps_epi32(n.v);
+	const __m512i i = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
 
-	return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(
-		_mm512_add_epi32(i, _mm512_set1_epi32(127)), 23)) };
+	return (struct vec){ _mm512_castsi512_ps(
+		_mm512_add_epi32(i, _mm512_set1_epi32(127 << 23))) };
 }
-static inline uint32_t vec_less(struct vec a, struct vec b)
+static inline uint32_t vec_not_less(struct vec a, struct vec b)
 {
-	return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+	return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ);
+}
+/* Lanes whose bit is clear become 0. */
+static inline struct vec vec_mul_where(uint32_t mask, struct vec a,
+				       struct vec b)
+{
+	return (struct vec){ _mm512_maskz_mul_ps((__mmask16)mask, a.v, b.v) };
 }
 /* To bf16, nearest even, kept as f32; a is finite. */
 static inline struct vec vec_round_bf16(struct vec a)

@@ -1,8 +1,8 @@
 /*
  * main.c - order of start and stop
  *
- *   start: configuration, log, loop, workers, serve, sockets, metrics,
- *          privileges, "kvd: ready"
+ *   start: configuration, log, loop, workers, serve, metrics, sockets (who
+ *          can connect finds all the rest), privileges, "kvd: ready"
  *   stop:  on SIGTERM, SIGINT or a client's "stop": sockets, sessions, serve,
  *          loop. The second signal ends the process at once.
  */
@@ -148,12 +148,12 @@ static int start(struct daemon *d)
 	ret = serve_new(&d->serve, d->loop, conf, d->err, sizeof(d->err));
 	if (ret)
 		return ret;
-	ret = ipc_new(&d->ipc, d->loop, d->serve, conf, d->err, sizeof(d->err));
-	if (ret)
-		return ret;
 	if (conf->metrics[0])
 		ret = metrics_new(&d->metrics, conf->metrics, d->err,
 				  sizeof(d->err));
+	if (ret)
+		return ret;
+	ret = ipc_new(&d->ipc, d->loop, d->serve, conf, d->err, sizeof(d->err));
 	if (!ret)
 		ret = watch_signals(d);
 	if (!ret)

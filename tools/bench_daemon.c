@@ -22,12 +22,13 @@
 
 #define START_S 15u
 
-static const char *const files[] = { "kvd.conf", "kvd.sock", "kvd.log" };
+static const char *const files[] = { "kvd.conf", "kvd.sock", "kvd.log",
+				     "state/kvd.store" };
 
 /* What the signal handler ends; (A) pid is 0 while there is none. */
 static volatile pid_t live_pid;
 static struct bench_daemon live;
-static char live_file[KV_ARRAY_LEN(files)][80];
+static char live_file[KV_ARRAY_LEN(files)][96];
 
 /* Only async-signal-safe calls. */
 static void remove_files(void)

@@ -71,8 +71,11 @@ $(B)/librig.a: $(call obj,$(RIG))
 define TEST_RULE
 $(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
 	@mkdir -p $$(@D)
-	$(Q)$(CC) $(ALLC) -o $$@ $$^ -lcheck -lsubunit -lrt $(LIBS)
+	$(Q)$(CC) $(ALLC) -o $$@ $$(filter %.o,$$^) $$(FIRST) $$(filter %.a,$$^) \
+	-lcheck -lsubunit -lrt $(LIBS)
 endef
+# the real serve, not the rig's fake one
+$(B)/tests/test_serve: FIRST := $(B)/libcore.a
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
 # ---- fuzzing: with a small driver of our own (seeded mutations of the corpus)

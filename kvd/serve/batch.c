@@ -214,8 +214,6 @@ static uint32_t take_gen(struct batch *b, struct gen *g, uint32_t max)
 
 	if (score)
 		max = KV_MIN(max, SCORE_ROWS);
-	if (score && b->n_logits + SCORE_ROWS > b->max_logits)
-		return 0;
 	g->n_step_logits = 0;
 	while (sum < max && b->n_runs < b->max_rows) {
 		n = gen_next_rows(g, from, max - sum, &pos);

@@ -90,8 +90,6 @@ static void finish(struct gen *g, uint32_t why)
 		g->n_all = g->pos;
 		gen_index(g);
 	}
-	g->req->text = g->text;
-	g->text = NULL;
 	gen_end(g, 0);
 }
 

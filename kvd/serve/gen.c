@@ -88,6 +88,8 @@ static void end_now(struct loop_call *c)
 
 	if (g->counted)
 		t->n_requests--;
+	else if (g->req)
+		t->n_uncounted--;
 	list_del(&g->session_node);
 	if (g->req) {
 		g->req->priv = NULL;
@@ -122,6 +124,8 @@ void gen_end(struct gen *g, int err)
 	g->state = GEN_END;
 	g->err = err;
 	if (g->req) {
+		g->req->text = g->text; /* what there is, cancelled or not */
+		g->text = NULL;
 		fill_stats(g);
 		count_end(g);
 	}
@@ -433,6 +437,14 @@ static void gen_want_next(struct gen *g)
 
 /* ---- admission ------------------------------------------------------------ */
 
+/* From now on g is one of the requests in flight that the tenant may have. */
+static void count(struct gen *g)
+{
+	g->tenant->n_uncounted--;
+	g->tenant->n_requests++;
+	g->counted = 1;
+}
+
 static int gen_admit(struct gen *g)
 {
 	struct serve_tenant *t = g->tenant;
@@ -440,9 +452,8 @@ static int gen_admit(struct gen *g)
 
 	if (g->req && !g->counted) {
 		if (t->n_requests >= t->conf->max_requests)
-			return -EAGAIN;
-		t->n_requests++;
-		g->counted = 1;
+			return -EBUSY;
+		count(g);
 	}
 	ret = gen_build_seq(g);
 	if (ret == -EDQUOT && t->n_active)
@@ -471,7 +482,7 @@ static int gen_retry(struct waiter *w)
 	struct gen *g = container_of(w, struct gen, waiter);
 	const int ret = gen_admit(g);
 
-	if (ret == -EAGAIN)
+	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
 	list_del(&g->waiter.node);
 	if (ret) {
@@ -640,7 +651,8 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 		return -ENOENT;
 	if (!sampling_ok(r))
 		return -EINVAL;
-	if (!r->may_wait && t->n_requests >= t->conf->max_requests) {
+	if (!r->may_wait &&
+	    t->n_requests + t->n_uncounted >= t->conf->max_requests) {
 		stat_add(t->st_refused, 1);
 		return -EDQUOT;
 	}
@@ -664,10 +676,9 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 	list_push(&ss->requests, &g->session_node);
 	session_request_begin(ss);
 	stat_add(t->st_requests, 1);
-	if (!r->may_wait) {
-		t->n_requests++;
-		g->counted = 1;
-	}
+	t->n_uncounted++;
+	if (!r->may_wait)
+		count(g);
 	gen_resume(g);
 	return 0;
 }

@@ -59,8 +59,10 @@ static int chunk_by_id(struct gen *g, const struct serve_part *p,
 	part->seg = chunk_find(&g->tenant->chunks, part->chunk, NULL, 0);
 	if (!part->seg)
 		return -ENOENT;
-	if (part->seg->layout.n_layers != g->model->layout.n_layers ||
-	    part->seg->layout.page_bytes != g->model->layout.page_bytes)
+	/* the id names the model too: is it this one? */
+	if (!map_id_equal(chunk_id(g->model->id, part->seg->tokens,
+				   part->seg->n_tokens),
+			  part->chunk))
 		return -EINVAL;
 	part->reuse = 1;
 	part->found = 1;
@@ -209,6 +211,7 @@ static void find_prefixes(struct gen *g)
 {
 	struct map_id id = prefix_root(g->model->id);
 	const int score = !!(gen_flags(g) & SERVE_GEN_SCORE);
+	const uint32_t scored = g->parts[g->n_parts - 1].first;
 
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *part = &g->parts[i];
@@ -220,7 +223,7 @@ static void find_prefixes(struct gen *g)
 		}
 		if (part->first + part->n == g->n_prompt && limit)
 			limit = score ? 0 : limit - 1;
-		if (score && i + 2 == g->n_parts && limit)
+		if (score && part->first + part->n == scored && limit)
 			limit--; /* its last row predicts the part scored */
 		id = find_part(g, part, id, limit);
 		g->n_prefix += part->n_found;
@@ -460,8 +463,9 @@ int gen_build_seq(struct gen *g)
 	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && g->req)
 		find_prefixes(g);
 	ret = choose_prefix(g);
+	/* a chunk is one segment, whatever its length */
 	seq_init(&g->seq, g->tenant->pool, &g->model->layout,
-		 SERVE_SEGMENT_TOKENS);
+		 g->session ? SERVE_SEGMENT_TOKENS : g->n_prompt);
 	g->has_seq = 1;
 	for (uint32_t i = 0; i < g->n_parts && !ret; i++)
 		ret = append_part(g, &g->parts[i]);

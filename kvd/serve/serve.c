@@ -28,11 +28,10 @@ void tenant_wait_front(struct serve_tenant *t, struct waiter *w)
 static void kick_turn(struct loop_call *c)
 {
 	struct serve_tenant *t = container_of(c, struct serve_tenant, kick);
-	struct list *n;
 
 	t->kicked = 0;
 	/* in order: who does not fit now is not overtaken */
-	while ((n = list_first(&t->waiting))) {
+	list_for_each_safe(n, &t->waiting) {
 		struct waiter *w = list_entry(n, struct waiter, node);
 
 		if (w->retry(w) == -EAGAIN)

@@ -45,6 +45,7 @@ struct serve_tenant {
 	struct loop_call kick; /* look at waiting again */
 	int kicked;
 	uint32_t n_sessions, n_sequences, n_requests;
+	uint32_t n_uncounted; /* that wait for a place among n_requests */
 	uint32_t n_active; /* requests that hold a reservation */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
@@ -55,7 +56,11 @@ struct serve_tenant {
 /* Somebody who waits for memory or a place of the tenant. */
 struct waiter {
 	struct list node;
-	/* Try again; 0: leave the list (it went on or ended), -EAGAIN: stay. */
+	/*
+	 * Try again; 0: it left the list (it went on or ended); -EAGAIN: it waits
+	 * for memory, nobody may overtake it; -EBUSY: for the end of a request,
+	 * and one that is counted already may stand behind it.
+	 */
 	int (*retry)(struct waiter *w);
 };
 

@@ -1,0 +1,224 @@
+/*
+ * rig_serve.c - kvd/serve in this process, without sockets
+ */
+#include "tests/rig/rig_serve.h"
+
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/stat.h"
+#include "tests/rig/rig_gguf.h"
+
+#define LIMIT_NS 10000000000ull
+
+static void add_model(struct rig_serve *r, const struct rig_serve_options *o)
+{
+	struct conf_model *m = &r->conf.models[r->conf.n_models];
+	const struct rig_model spec = {
+		.n_ctx = o->n_ctx ? o->n_ctx : 4096,
+		.n_vocab = o->n_vocab[r->conf.n_models & 1],
+		.seed = 7 + r->conf.n_models,
+	};
+
+	char dir[sizeof(r->dir)];
+
+	memcpy(dir, r->dir, sizeof(dir));
+	snprintf(m->name, sizeof(m->name), "m%u", r->conf.n_models);
+	snprintf(m->path, sizeof(m->path), "%s/m%u.gguf", dir,
+		 r->conf.n_models);
+	rig_model_write(&spec, m->path);
+	m->math_f32 = 1;
+	m->page_tokens = 32;
+	r->conf.n_models++;
+}
+
+static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
+{
+	struct conf *c = &r->conf;
+	struct conf_tenant *t = &c->tenants[0];
+
+	memcpy(c->state_dir, r->dir, sizeof(r->dir));
+	strcpy(c->huge, "never");
+	c->n_threads = 1;
+	c->numa_node = -1;
+	c->prefill_slice = o->prefill_slice ? o->prefill_slice : 128;
+	c->max_batch = o->max_batch ? o->max_batch : 64;
+	strcpy(t->name, "t0");
+	t->memory_bytes = o->memory_bytes ? o->memory_bytes : 16u << 20;
+	t->disk_bytes = o->disk_bytes ? o->disk_bytes : 64u << 20;
+	t->max_sequences = 64;
+	t->max_requests = o->max_requests ? o->max_requests : 64;
+	t->max_sessions = 8;
+	t->persist = o->persist;
+	c->n_tenants = 1;
+	c->memory_bytes = t->memory_bytes;
+	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
+		add_model(r, o);
+}
+
+struct rig_serve *rig_serve_open(struct rig_serve_options o)
+{
+	struct rig_serve *r = calloc(1, sizeof(*r));
+	char err[256] = "";
+
+	ck_assert_ptr_nonnull(r);
+	strcpy(r->dir, "/var/tmp/kvd-serve-XXXXXX");
+	ck_assert_ptr_nonnull(mkdtemp(r->dir));
+	set_conf(r, &o);
+	ck_assert_int_eq(loop_new(&r->loop), 0);
+	ck_assert_int_eq(loop_start_workers(r->loop, 2), 0);
+	ck_assert_msg(
+		!serve_new(&r->serve, r->loop, &r->conf, err, sizeof(err)),
+		"%s", err);
+	r->tenant = serve_tenant_find(r->serve, "t0");
+	ck_assert_ptr_nonnull(r->tenant);
+	r->session = rig_serve_join(r);
+	return r;
+}
+
+void rig_serve_turn(struct rig_serve *r)
+{
+	ck_assert_int_eq(loop_turn(r->loop, 1), 0);
+}
+
+int rig_serve_until(struct rig_serve *r, const int *flag)
+{
+	const uint64_t limit_ns = clock_ns() + LIMIT_NS;
+
+	while (!*flag && clock_ns() < limit_ns)
+		rig_serve_turn(r);
+	return *flag;
+}
+
+struct serve_session *rig_serve_join(struct rig_serve *r)
+{
+	struct serve_session *ss;
+
+	ck_assert_int_eq(serve_session_open(r->tenant, &ss), 0);
+	return ss;
+}
+
+struct left {
+	struct wait wait;
+	int told;
+};
+
+static void left(struct wait *w, int ret)
+{
+	(void)ret; /* there is no failure */
+	container_of(w, struct left, wait)->told = 1;
+}
+
+void rig_serve_leave(struct rig_serve *r, struct serve_session *ss)
+{
+	struct left l = { .wait.done = left };
+
+	serve_session_close(ss, &l.wait);
+	ck_assert(rig_serve_until(r, &l.told));
+}
+
+void rig_serve_close(struct rig_serve *r)
+{
+	struct left l = { .wait.done = left };
+	char path[128];
+
+	rig_serve_leave(r, r->session);
+	serve_drain(r->serve, &l.wait); /* chunks that nobody waits for */
+	ck_assert(rig_serve_until(r, &l.told));
+	serve_free(r->serve);
+	loop_free(r->loop);
+	for (uint32_t i = 0; i < r->conf.n_models; i++)
+		(void)unlink(r->conf.models[i].path);
+	snprintf(path, sizeof(path), "%s/kvd.store", r->dir);
+	(void)unlink(path); /* it may have none */
+	(void)rmdir(r->dir);
+	free(r);
+}
+
+uint64_t rig_serve_steps(void)
+{
+	return stat_read(stat_get(STAT_COUNTER, "kvd_steps_total",
+				  "Steps of hosted models", NULL, NULL, 1));
+}
+
+/* ---- generations ------------------------------------------------------------ */
+
+/* Text and tokens are there whenever this many were announced. */
+static void copy_out(struct rig_gen *g)
+{
+	const struct serve_gen *s = &g->gen;
+
+	ck_assert_uint_le(s->n_out, RIG_GEN_MAX);
+	ck_assert_uint_le(s->n_text, sizeof(g->text));
+	if (s->n_out)
+		memcpy(g->tokens, s->tokens, s->n_out * sizeof(*s->tokens));
+	if (s->n_text)
+		memcpy(g->text, s->text, s->n_text);
+	g->n_out = s->n_out;
+	g->n_text = s->n_text;
+}
+
+static void show(struct rig_gen *g)
+{
+	if (g->n_text <= g->n_shown)
+		return;
+	memcpy(g->shown + g->n_shown, g->text + g->n_shown,
+	       g->n_text - g->n_shown);
+	g->n_shown = g->n_text;
+}
+
+static void progress(struct serve_gen *s)
+{
+	struct rig_gen *g = container_of(s, struct rig_gen, gen);
+
+	copy_out(g);
+	show(g);
+}
+
+static void done(struct wait *w, int ret)
+{
+	struct rig_gen *g = container_of(
+		container_of(w, struct serve_gen, wait), struct rig_gen, gen);
+
+	ck_assert(!g->told);
+	if (ret >= 0 || ret == -ECANCELED) {
+		copy_out(g);
+		show(g);
+	}
+	g->ret = ret;
+	g->told = 1;
+}
+
+struct rig_gen *rig_gen_new(void)
+{
+	struct rig_gen *g = calloc(1, sizeof(*g));
+
+	ck_assert_ptr_nonnull(g);
+	g->gen.model = "";
+	g->gen.wait.done = done;
+	g->gen.progress = progress;
+	g->gen.flags = SERVE_GEN_IGNORE_EOS;
+	g->gen.max_tokens = 8;
+	g->gen.parts = g->parts;
+	return g;
+}
+
+void rig_gen_part(struct rig_gen *g, const uint32_t *tokens, size_t n,
+		  uint32_t flags)
+{
+	ck_assert_uint_lt(g->gen.n_parts, KV_ARRAY_LEN(g->parts));
+	g->parts[g->gen.n_parts++] =
+		(struct serve_part){ .kind = SERVE_PART_TOKENS,
+				     .flags = flags,
+				     .tokens = tokens,
+				     .n_tokens = n };
+}
+
+int rig_gen_start(struct rig_gen *g, struct serve_session *ss)
+{
+	return serve_generate(ss, &g->gen);
+}

@@ -385,6 +385,13 @@ int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
 	return id[0] ? 0 : -ENOENT;
 }
 
+int serve_persist(struct serve_session *ss, struct serve_persist *p)
+{
+	(void)ss;
+	(void)p;
+	return -ENOTSUP;
+}
+
 int64_t serve_tokenize(struct serve_session *ss, const char *model,
 		       const char *text, size_t len, uint32_t *out, size_t max)
 {

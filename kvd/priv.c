@@ -9,12 +9,15 @@
 #include "kvd/priv.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <pwd.h>
 #include <seccomp.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/capability.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "kvd/base/log.h"
@@ -105,12 +108,50 @@ static int keep_caps(void)
 	return ret;
 }
 
-static int change_user(uid_t uid)
+/*
+ * A regular file that has no other name, or a directory, becomes the user's. Not
+ * followed are links, of either kind, that somebody put in its place.
+ */
+static void give(const char *path, uid_t uid, gid_t gid)
 {
+	const int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0) {
+		if (errno != ENOENT)
+			log_warn("priv", "%s: %s", path, strerror(errno));
+		return;
+	}
+	if (fstat(fd, &st) ||
+	    !(S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && st.st_nlink == 1)))
+		log_info("priv", "%s keeps its owner", path);
+	else if (fchownat(fd, "", uid, gid, AT_EMPTY_PATH))
+		log_warn("priv", "%s: owner: %s", path, strerror(errno));
+	(void)close(fd); /* only a name */
+}
+
+/* What this start made, the next one as that user must be able to open. */
+static void give_state(const struct conf *c, uid_t uid, gid_t gid)
+{
+	char path[sizeof(c->state_dir) + 16];
+
+	for (uint32_t i = 0; i < c->n_stores; i++)
+		give(c->stores[i].path, uid, gid);
+	if (c->n_stores || !c->state_dir[0])
+		return;
+	give(c->state_dir, uid, gid);
+	(void)snprintf(path, sizeof(path), "%s/kvd.store", c->state_dir);
+	give(path, uid, gid);
+}
+
+static int change_user(const struct conf *conf)
+{
+	const uid_t uid = (uid_t)conf->drop_to_uid;
 	const struct passwd *pw = getpwuid(uid);
 	const gid_t gid = pw ? pw->pw_gid : (gid_t)uid;
 	int ret;
 
+	give_state(conf, uid, gid);
 	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
 		log_warn("priv", "capabilities will be lost: %s",
 			 strerror(errno));
@@ -153,11 +194,10 @@ static int filter(void)
 
 int priv_drop(const struct conf *conf)
 {
-	const uid_t uid = (uid_t)conf->drop_to_uid;
 	int ret;
 
-	if (conf->drop_to_uid >= 0 && geteuid() == 0 && uid) {
-		ret = change_user(uid);
+	if (conf->drop_to_uid > 0 && geteuid() == 0) {
+		ret = change_user(conf);
 		if (ret)
 			return ret;
 	}

@@ -25,7 +25,7 @@ struct conf_tenant {
 	char name[CONF_NAME_MAX];
 	uid_t uids[CONF_MAX_IDS]; /* uid = 1000, 1001 */
 	uint32_t n_uids;
-	gid_t gids[CONF_MAX_IDS]; /* gid = ... (primary gid of the peer) */
+	gid_t gids[CONF_MAX_IDS]; /* gid = ... (a group of the peer) */
 	uint32_t n_gids;
 	char socket[CONF_PATH_MAX]; /* socket of its own, or "" */
 	mode_t socket_mode; /* socket_mode = 0660 */

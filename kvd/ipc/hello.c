@@ -35,23 +35,34 @@ int sock_is_overflow(uid_t uid)
 	return uid == overflow || uid == (uid_t)-1;
 }
 
+/* The tenant that names one of n groups, first in order of the groups. */
+static const struct conf_tenant *
+tenant_of_groups(const struct conf *conf, const gid_t *groups, uint32_t n)
+{
+	for (uint32_t g = 0; g < n; g++)
+		for (uint32_t t = 0; t < conf->n_tenants; t++)
+			for (uint32_t i = 0; i < conf->tenants[t].n_gids; i++)
+				if (conf->tenants[t].gids[i] == groups[g])
+					return &conf->tenants[t];
+	return NULL;
+}
+
 const struct conf_tenant *sock_tenant(const struct conf *conf,
 				      const struct conf_tenant *own,
 				      const struct sock_peer *p)
 {
+	const struct conf_tenant *t;
+
 	if (sock_is_overflow(p->uid))
 		return NULL;
 	if (own)
 		return own;
-	for (uint32_t t = 0; t < conf->n_tenants; t++)
-		for (uint32_t i = 0; i < conf->tenants[t].n_uids; i++)
-			if (conf->tenants[t].uids[i] == p->uid)
-				return &conf->tenants[t];
-	for (uint32_t t = 0; t < conf->n_tenants; t++)
-		for (uint32_t i = 0; i < conf->tenants[t].n_gids; i++)
-			if (conf->tenants[t].gids[i] == p->gid)
-				return &conf->tenants[t];
-	return NULL;
+	for (uint32_t k = 0; k < conf->n_tenants; k++)
+		for (uint32_t i = 0; i < conf->tenants[k].n_uids; i++)
+			if (conf->tenants[k].uids[i] == p->uid)
+				return &conf->tenants[k];
+	t = tenant_of_groups(conf, &p->gid, 1);
+	return t ? t : tenant_of_groups(conf, p->groups, p->n_groups);
 }
 
 int sock_is_admin(const struct conf *conf, const struct sock_peer *p)

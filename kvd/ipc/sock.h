@@ -31,7 +31,10 @@ struct sock_peer {
 	gid_t *groups; /* [n_groups], borrowed */
 	uint32_t n_groups;
 };
-/* own: the tenant of the socket it came by, or NULL. NULL: no tenant. */
+/*
+ * own: the tenant of the socket it came by, or NULL. Else the uid decides, then the
+ * primary group, then the supplementary ones in their order. NULL: no tenant.
+ */
 const struct conf_tenant *sock_tenant(const struct conf *conf,
 				      const struct conf_tenant *own,
 				      const struct sock_peer *p);

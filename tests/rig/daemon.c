@@ -48,8 +48,10 @@ static int write_conf(struct rig_daemon *d, const char *extra)
 		return -1;
 	(void)fprintf(f,
 		      "[kvd]\nsocket = %s\nstate_dir = %s/state\n"
-		      "metrics = unix:%s\nlog_level = info\n",
-		      d->socket, d->dir, d->metrics);
+		      "log_level = info\n",
+		      d->socket, d->dir);
+	if (!extra || !strstr(extra, "metrics = "))
+		(void)fprintf(f, "metrics = unix:%s\n", d->metrics);
 	if (extra)
 		(void)fputs(extra, f);
 	else

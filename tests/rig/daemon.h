@@ -21,8 +21,8 @@ struct rig_daemon {
 
 /*
  * Write the configuration and start. It begins with [kvd] (socket, state_dir,
- * metrics, log_level = info); extra follows: first more keys of [kvd], then
- * sections. NULL: one tenant "t0" of our uid with memory 64M, disk 256M.
+ * log_level = info, metrics unless extra has one); extra follows: first more
+ * keys of [kvd], then sections. NULL: one tenant "t0" of our uid with memory 64M, disk 256M.
  * Returns when the socket accepts; NULL (and the log on stderr) if it did not
  * within ten seconds.
  */

@@ -395,14 +395,15 @@ int sock_listen(struct sock_set **out, struct ipc *ipc, char *err,
 		list_init(&set->pool[i].limit.node);
 		list_push(&set->free, &set->pool[i].node);
 	}
-	if (conf->socket[0])
-		ret = add(set, conf->socket, conf->socket_mode, NULL, err,
-			  err_len);
 	for (uint32_t i = 0; !ret && i < conf->n_tenants; i++)
 		if (conf->tenants[i].socket[0])
 			ret = add(set, conf->tenants[i].socket,
 				  conf->tenants[i].socket_mode,
 				  &conf->tenants[i], err, err_len);
+	/* the last one: when it is there, all are */
+	if (!ret && conf->socket[0])
+		ret = add(set, conf->socket, conf->socket_mode, NULL, err,
+			  err_len);
 	if (ret) {
 		sock_close(set);
 		return ret;

@@ -126,6 +126,7 @@ static int new_tenant(struct parse *p, const char *name)
 	t->socket_mode = 0660;
 	t->memory_bytes = 256ull << 20;
 	t->disk_bytes = 1ull << 30;
+	t->weight = 100;
 	t->max_sequences = 1024;
 	t->max_requests = 64;
 	t->max_sessions = 64;
@@ -282,22 +283,56 @@ static int check_tenant(struct parse *p, const struct conf_tenant *t)
 	return 0;
 }
 
-static int check_memory(struct parse *p)
+static int check_floors(struct parse *p, const char *what, uint64_t pool,
+			size_t floor_off, size_t limit_off)
+{
+	const struct conf *c = p->conf;
+	uint64_t floors = 0;
+
+	for (uint32_t i = 0; i < c->n_tenants; i++) {
+		const char *t = (const char *)&c->tenants[i];
+		const uint64_t floor = *(const uint64_t *)(t + floor_off);
+
+		if (floor > *(const uint64_t *)(t + limit_off))
+			return fail(p, 0,
+				    "[tenant %s]: %s_floor is more than %s",
+				    c->tenants[i].name, what, what);
+		floors += floor;
+	}
+	if (floors > pool)
+		return fail(p, 0,
+			    "tenants have floors of %llu bytes of %s "
+			    "together, [kvd] %s is %llu",
+			    (unsigned long long)floors, what, what,
+			    (unsigned long long)pool);
+	return 0;
+}
+
+/* The pools: as given, or what all tenants may have together. */
+static int check_pools(struct parse *p)
 {
 	struct conf *c = p->conf;
-	uint64_t sum = 0;
+	uint64_t memory = 0, disk = 0, stores = 0;
+	int ret;
 
-	for (uint32_t i = 0; i < c->n_tenants; i++)
-		sum += c->tenants[i].memory_bytes;
-	if (!c->memory_bytes)
-		c->memory_bytes = sum;
-	if (sum > c->memory_bytes)
-		return fail(p, 0,
-			    "tenants have %llu bytes of memory together, "
-			    "[kvd] memory is %llu",
-			    (unsigned long long)sum,
-			    (unsigned long long)c->memory_bytes);
-	return 0;
+	for (uint32_t i = 0; i < c->n_tenants; i++) {
+		memory += c->tenants[i].memory_bytes;
+		disk += c->tenants[i].disk_bytes;
+	}
+	c->memory_bytes = c->memory_bytes ? c->memory_bytes : memory;
+	c->disk_bytes = c->disk_bytes ? c->disk_bytes : disk;
+	for (uint32_t i = 0; i < c->n_stores; i++)
+		stores += c->stores[i].bytes ? c->stores[i].bytes
+					     : SIZE_MAX / 16;
+	if (c->n_stores && c->disk_bytes > stores)
+		c->disk_bytes = stores;
+	ret = check_floors(p, "memory", c->memory_bytes,
+			   offsetof(struct conf_tenant, memory_floor),
+			   offsetof(struct conf_tenant, memory_bytes));
+	return ret ? ret
+		   : check_floors(p, "disk", c->disk_bytes,
+				  offsetof(struct conf_tenant, disk_floor),
+				  offsetof(struct conf_tenant, disk_bytes));
 }
 
 static int check_all(struct parse *p)
@@ -320,7 +355,7 @@ static int check_all(struct parse *p)
 		for (uint32_t j = 0; j < i && !ret; j++)
 			ret = check_pair(p, &c->tenants[j], &c->tenants[i]);
 	}
-	return ret ? ret : check_memory(p);
+	return ret ? ret : check_pools(p);
 }
 
 static void set_defaults(struct conf *c)

@@ -31,6 +31,9 @@ struct conf_tenant {
 	mode_t socket_mode; /* socket_mode = 0660 */
 	uint64_t memory_bytes; /* memory = 256M: hard */
 	uint64_t disk_bytes; /* disk = 1G: hard; 0: no paging out */
+	uint64_t memory_floor; /* memory_floor = 0: guaranteed */
+	uint64_t disk_floor; /* disk_floor = 0 */
+	uint32_t weight; /* weight = 100: of what no floor takes */
 	uint32_t max_sequences; /* sequences = 1024 */
 	uint32_t max_requests; /* requests = 64: in flight */
 	uint32_t max_sessions; /* sessions = 64: connections */
@@ -59,8 +62,10 @@ struct conf {
 	/* metrics = unix:PATH | tcp:127.0.0.1:PORT | tcp:[::1]:PORT | "" */
 	char metrics[CONF_PATH_MAX];
 	char state_dir[4096]; /* state_dir = /var/lib/kvd: the default store */
-	/* memory: all tenants must fit; after conf_load() never less than that */
+	/* memory, disk: the pools; all floors must fit. After conf_load() not 0:
+	 * without, the sum of all tenants' limits. */
 	uint64_t memory_bytes;
+	uint64_t disk_bytes;
 	uint32_t n_threads; /* threads = 0: one per CPU */
 	uint64_t spin_ns; /* spin_us = 20 */
 	uint64_t arena_max_bytes; /* arena = 64M: largest arena of a session */

@@ -49,6 +49,8 @@ struct segment *chunk_find(struct chunk_table *t, struct map_id id,
 		segment_forget(s);
 		return NULL;
 	}
+	if (!segment_fits(s))
+		return NULL;
 	segment_get(s);
 	s->n_hits++;
 	return s;

@@ -89,6 +89,8 @@ struct segment *prefix_find(struct prefix_tree *t, struct map_id id,
 		segment_forget(s);
 		return NULL;
 	}
+	if (!segment_fits(s))
+		return NULL;
 	segment_get(s);
 	*block = i;
 	return s;

@@ -10,6 +10,7 @@ struct segment_pool {
 	struct pager *pager;
 	uint64_t capacity_bytes;
 	uint64_t bytes;
+	uint64_t live_bytes; /* of those referenced */
 	uint32_t n;
 	struct list live; /* referenced */
 	struct list kept; /* for reuse, oldest first */
@@ -129,6 +130,8 @@ int segment_new(struct segment_pool *p, const struct kv_layout *g,
 	struct segment *s;
 	int ret;
 
+	if (p->live_bytes + bytes > pager_place_bytes(p->pager))
+		return -EDQUOT;
 	while (p->bytes + bytes > p->capacity_bytes)
 		if (segment_reclaim(p))
 			return -EDQUOT;
@@ -149,6 +152,7 @@ int segment_new(struct segment_pool *p, const struct kv_layout *g,
 	s->cap_tokens = cap_tokens;
 	s->pos0 = pos0;
 	p->bytes += bytes;
+	p->live_bytes += bytes;
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
@@ -181,6 +185,7 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	s->n_tokens = s->cap_tokens = n_tokens;
 	s->pos0 = pos0;
 	p->bytes += bytes;
+	p->live_bytes += bytes;
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
@@ -196,6 +201,7 @@ struct range *segment_disown(struct segment *s)
 	assert(s->n_refs == 1 && !indexed(s));
 	list_del(&s->node);
 	s->pool->bytes -= s->bytes;
+	s->pool->live_bytes -= s->bytes;
 	s->pool->n--;
 	free(s->tokens);
 	free(s->ids);
@@ -212,12 +218,20 @@ void segment_seal(struct segment *s, uint32_t n_tokens)
 	s->n_tokens = n_tokens;
 	range_trim(s->range, (uint32_t)(bytes / s->layout.page_bytes));
 	s->pool->bytes -= s->bytes - bytes;
+	s->pool->live_bytes -= s->bytes - bytes;
 	s->bytes = bytes;
+}
+
+int segment_fits(const struct segment *s)
+{
+	return s->n_refs || s->pool->live_bytes + s->bytes <=
+				    pager_place_bytes(s->pool->pager);
 }
 
 void segment_get(struct segment *s)
 {
 	if (!s->n_refs++) {
+		s->pool->live_bytes += s->bytes;
 		list_del(&s->node);
 		list_push(&s->pool->live, &s->node);
 		range_hint(s->range, RANGE_HOT);
@@ -229,6 +243,7 @@ void segment_put(struct segment *s)
 	assert(s->n_refs);
 	if (--s->n_refs)
 		return;
+	s->pool->live_bytes -= s->bytes;
 	if (!indexed(s) || range_lost(s->range)) {
 		segment_forget(s);
 		return;
@@ -294,7 +309,8 @@ static void check_one(struct segment *s, void *arg)
 {
 	uint64_t *bytes = arg;
 
-	*bytes += s->bytes;
+	bytes[0] += s->bytes;
+	bytes[1] += s->n_refs ? s->bytes : 0;
 	assert(s->n_refs || (s->sealed && indexed(s)));
 	assert(s->n_tokens <= s->cap_tokens);
 	assert(s->bytes / s->layout.page_bytes == range_n_pages(s->range));
@@ -302,8 +318,9 @@ static void check_one(struct segment *s, void *arg)
 
 void segment_pool_check(struct segment_pool *p)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes[2] = { 0 };
 
-	segment_each(p, check_one, &bytes);
-	assert(bytes == p->bytes && bytes <= p->capacity_bytes);
+	segment_each(p, check_one, bytes);
+	assert(bytes[0] == p->bytes && bytes[0] <= p->capacity_bytes);
+	assert(bytes[1] == p->live_bytes);
 }

@@ -8,8 +8,9 @@
  *  (2) Every reader holds a reference. An index (prefix.h, chunk.h) holds none: a
  *      sealed segment that is indexed and has no reference is kept for reuse and
  *      stands in its pool's LRU list; segment_reclaim() frees the oldest.
- *  (3) The bytes of all segments of a pool <= capacity, so that each page has
- *      a place on some tier whatever happens.
+ *  (3) The bytes of all segments of a pool <= capacity; those of the segments that
+ *      are referenced <= pager_place_bytes(), so that each page has a place on some
+ *      tier whatever others borrowed.
  *
  * Address of an element, token t, layer l, by arithmetic only:
  *   page  = t / page_tokens * n_groups + l / page_layers
@@ -92,7 +93,7 @@ uint64_t segment_pool_capacity(const struct segment_pool *p);
 /*
  * A new open segment with room for cap_tokens, with one reference. Frees
  * segments kept for reuse if the capacity asks for it; -EDQUOT when that is
- * not enough, -ENOMEM.
+ * not enough or those in use have no place for more, -ENOMEM.
  */
 int segment_new(struct segment_pool *p, const struct kv_layout *g,
 		uint32_t cap_tokens, int64_t pos0, struct segment **out);
@@ -108,6 +109,8 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 struct range *segment_disown(struct segment *s);
 /* Make s immutable with n_tokens and give back the pages beyond. */
 void segment_seal(struct segment *s, uint32_t n_tokens);
+/* 1 when a reference may be taken without breaking (3). */
+int segment_fits(const struct segment *s);
 void segment_get(struct segment *s);
 /* The last reference of an unindexed segment frees it. */
 void segment_put(struct segment *s);

@@ -159,7 +159,7 @@ int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
 	struct range *r;
 	int ret;
 
-	if (bytes > p->conf.disk_bytes - p->slot_bytes)
+	if (bytes > account_room(&p->account, ACCOUNT_DISK))
 		return -EDQUOT;
 	ret = range_new(p, rec->page_bytes, rec->n_pages, &r);
 	if (ret)
@@ -173,8 +173,7 @@ int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
 	r->has_disk = 1;
 	r->durable = 1;
 	r->record = rec->handle;
-	p->slot_bytes += bytes;
-	stat_set(p->st_slot_bytes, p->slot_bytes);
+	pager_charge_slots(p, bytes);
 	*out = r;
 	return 0;
 }
@@ -187,8 +186,7 @@ void range_disown(struct range *r)
 		r->pages[i].slot = -1;
 		page_set_state(&r->pages[i], PAGE_EMPTY);
 	}
-	p->slot_bytes -= (uint64_t)r->n_pages * range_page_bytes(r);
-	stat_set(p->st_slot_bytes, p->slot_bytes);
+	pager_uncharge_slots(p, (uint64_t)r->n_pages * range_page_bytes(r));
 	r->durable = 0;
 	range_free(r);
 }

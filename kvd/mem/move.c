@@ -15,9 +15,8 @@
 #include "kvd/base/log.h"
 #include "kvd/mem/stores.h"
 
-#define RETRY_NS    1000000000u /* a page whose write failed rests so long */
-#define LOG_NS	    1000000000u
-#define CLEAN_AHEAD 8u /* background writes at most in flight */
+#define RETRY_NS 1000000000u /* a page whose write failed rests so long */
+#define LOG_NS	 1000000000u
 
 enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP };
 
@@ -45,6 +44,10 @@ void page_set_state(struct page *pg, enum page_state s)
 	r->pager->n_state[s]++;
 	r->n_lower -= pg->state == PAGE_LOWER;
 	r->n_lost -= pg->state == PAGE_LOST;
+	if (pg->state == PAGE_CLEAN)
+		r->pager->clean_bytes -= r->tier->page_bytes;
+	if (s == PAGE_CLEAN)
+		r->pager->clean_bytes += r->tier->page_bytes;
 	pg->state = (uint8_t)s;
 	r->n_lower += s == PAGE_LOWER;
 	r->n_lost += s == PAGE_LOST;
@@ -57,9 +60,9 @@ static void charge(struct page *pg)
 	struct pager *p = pg->range->pager;
 
 	pg->charged = 1;
-	p->mapped_bytes += pg->range->tier->page_bytes;
-	assert(p->mapped_bytes <= p->conf.memory_bytes);
-	stat_set(p->st_mapped_bytes, p->mapped_bytes);
+	account_charge(&p->account, ACCOUNT_MEMORY, pg->range->tier->page_bytes,
+		       clock_ns());
+	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
 }
 
 static void uncharge(struct page *pg)
@@ -67,8 +70,9 @@ static void uncharge(struct page *pg)
 	struct pager *p = pg->range->pager;
 
 	pg->charged = 0;
-	p->mapped_bytes -= pg->range->tier->page_bytes;
-	stat_set(p->st_mapped_bytes, p->mapped_bytes);
+	account_uncharge(&p->account, ACCOUNT_MEMORY,
+			 pg->range->tier->page_bytes, clock_ns());
+	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
 }
 
 static struct kio_store *disk_of(const struct page *pg)
@@ -101,7 +105,7 @@ static int take_slot(struct page *pg)
 	int64_t slot;
 	int ret;
 
-	if (!p->conf.stores || p->slot_bytes + bytes > p->conf.disk_bytes)
+	if (!p->conf.stores || account_room(&p->account, ACCOUNT_DISK) < bytes)
 		return -ENOSPC;
 	ret = pick_disk(pg->range);
 	if (ret)
@@ -110,18 +114,14 @@ static int take_slot(struct page *pg)
 	if (slot < 0)
 		return (int)slot;
 	pg->slot = slot;
-	p->slot_bytes += bytes;
-	stat_set(p->st_slot_bytes, p->slot_bytes);
+	pager_charge_slots(p, bytes);
 	return 0;
 }
 
 static void slot_gone(struct page *pg)
 {
-	struct pager *p = pg->range->pager;
-
 	pg->slot = -1;
-	p->slot_bytes -= pg->range->tier->page_bytes;
-	stat_set(p->st_slot_bytes, p->slot_bytes);
+	pager_uncharge_slots(pg->range->pager, pg->range->tier->page_bytes);
 }
 
 void page_release_slot(struct page *pg)
@@ -221,7 +221,7 @@ static void drop_done(struct loop_work *w)
 	struct page *pg = op->page;
 	struct pager *p = pg->range->pager;
 
-	p->freeing_bytes -= pg->range->tier->page_bytes;
+	account_left(&p->account, pg->range->tier->page_bytes);
 	if (op->ret) { /* the frame is still there: so is the page */
 		log_warn("move", "%s: punching a hole: %s", p->name,
 			 strerror(-op->ret));
@@ -246,13 +246,13 @@ static int start_drop(struct page *pg)
 
 	if (!op)
 		return -ENOMEM;
-	pg->range->pager->freeing_bytes += pg->range->tier->page_bytes;
+	account_leave(&pg->range->pager->account, pg->range->tier->page_bytes);
 	start_work(op, work_drop, drop_done);
 	return 0;
 }
 
 /* Let a clean page go to the lower tier. */
-static int drop_clean(struct page *pg)
+int page_drop(struct page *pg)
 {
 	int ret;
 
@@ -285,7 +285,7 @@ static void write_end(struct page_op *op)
 	const size_t bytes = pg->range->tier->page_bytes;
 
 	if (op->drop_after)
-		p->cleaning_bytes -= bytes;
+		account_left(&p->account, bytes);
 	if (op->ret) {
 		log_write_error(p, pg, op->ret);
 		pg->retry_ns = clock_ns() + RETRY_NS;
@@ -341,7 +341,8 @@ static int start_write(struct page *pg, int drop_after)
 	}
 	op->drop_after = drop_after;
 	if (drop_after)
-		pg->range->pager->cleaning_bytes += pg->range->tier->page_bytes;
+		account_leave(&pg->range->pager->account,
+			      pg->range->tier->page_bytes);
 	page_set_state(pg, PAGE_WRITING);
 	start_work(op, work_crc, write_crc_done);
 	return 0;
@@ -350,6 +351,11 @@ static int start_write(struct page *pg, int drop_after)
 int page_write_back(struct page *pg)
 {
 	return start_write(pg, 0);
+}
+
+int page_write_out(struct page *pg)
+{
+	return start_write(pg, 1);
 }
 
 /* ---- mapping and reading ---------------------------------------------------------------- */
@@ -431,8 +437,7 @@ static void map_done(struct loop_work *w)
 	kio_store_read(disk_of(pg), &op->req);
 }
 
-/* There is room for it: charge and go. */
-static int start_fetch(struct page *pg)
+int page_start_fetch(struct page *pg)
 {
 	const int lower = pg->state == PAGE_LOWER;
 	struct page_op *op = op_begin(pg, lower ? OP_READ : OP_MAP);
@@ -443,17 +448,6 @@ static int start_fetch(struct page *pg)
 	page_set_state(pg, lower ? PAGE_READING : PAGE_MAPPING);
 	start_work(op, work_map, map_done);
 	return 0;
-}
-
-void page_fetch(struct page *pg)
-{
-	struct pager *p = pg->range->pager;
-
-	if (pg->busy || page_resident(pg) || pg->state == PAGE_LOST ||
-	    !list_empty(&pg->starved))
-		return;
-	list_push(&p->starved, &pg->starved);
-	pager_make_room(p);
 }
 
 /* ---- the end of an operation ----------------------------------------------------------------- */
@@ -471,12 +465,12 @@ static void settle(struct page *pg, const struct page_op *op)
 		return;
 	}
 	if (op->drop_after && pg->state == PAGE_CLEAN && !pg->n_pins &&
-	    !list_empty(&pg->range->pager->starved) && !drop_clean(pg))
+	    pager_should_drop(pg->range->pager) && !page_drop(pg))
 		return;
 	if (page_resident(pg))
 		page_arrived(pg, op->kind == OP_READ);
 	else if (pg->n_pins && !list_empty(&pg->waiters))
-		page_fetch(pg);
+		page_fetch(pg, WANT_STEP);
 }
 
 static void op_end(struct page_op *op)
@@ -503,7 +497,7 @@ void page_discard(struct page *pg)
 	assert(!pg->n_pins);
 	pg->doomed = 1;
 	policy_remove(pg);
-	list_del(&pg->starved);
+	page_unstarve(pg);
 	if (pg->busy)
 		return; /* its end comes here again */
 	p->policy->forget(p->policy_state, &pg->evict);
@@ -523,240 +517,4 @@ void range_look_freed(struct range *r)
 	(void)space_free(r->tier->space, r->first, r->n_virtual);
 	list_del(&r->node);
 	free(r);
-}
-
-/* ---- room ------------------------------------------------------------------------------------- */
-
-static uint64_t starved_bytes(const struct pager *p)
-{
-	uint64_t n = 0;
-
-	list_for_each(l, (struct list *)&p->starved)
-		n += list_entry(l, struct page, starved)
-			     ->range->tier->page_bytes;
-	return n;
-}
-
-static void serve_starved(struct pager *p)
-{
-	struct list *n;
-
-	while ((n = list_first(&p->starved))) {
-		struct page *pg = list_entry(n, struct page, starved);
-
-		if (p->mapped_bytes + pg->range->tier->page_bytes >
-		    p->conf.memory_bytes)
-			return;
-		list_del(n);
-		if (start_fetch(pg))
-			page_failed(pg, -ENOMEM);
-	}
-}
-
-/* One page on its way down; 0, -ENOENT nobody can go, or why not. */
-static int evict_one(struct pager *p, uint64_t now, uint64_t *got)
-{
-	struct evict_node *n;
-	struct list failed, *i;
-	struct page *pg;
-	int ret = -ENOENT;
-
-	list_init(&failed);
-	while (ret && (n = p->policy->victim(p->policy_state))) {
-		pg = container_of(n, struct page, evict);
-		pg->in_policy = 0;
-		if (pg->retry_ns > now)
-			ret = -EIO;
-		else if (pg->state == PAGE_CLEAN)
-			ret = drop_clean(pg);
-		else
-			ret = start_write(pg, 1);
-		if (ret)
-			list_push(&failed, &n->list);
-		else
-			*got += pg->range->tier->page_bytes;
-	}
-	while ((i = list_pop(&failed)))
-		policy_add(container_of(i, struct page, evict.list));
-	return ret;
-}
-
-/* Nothing can be had and nothing is on its way: the first in line fails. */
-static void give_up(struct pager *p, int err)
-{
-	struct list *n;
-
-	if (p->conf.reclaim && !p->conf.reclaim(p->conf.ctx)) {
-		pager_make_room(p);
-		return;
-	}
-	n = list_pop(&p->starved);
-	if (n)
-		page_failed(list_entry(n, struct page, starved),
-			    err == -EIO ? -EIO : -ENOSPC);
-	if (!list_empty(&p->starved))
-		pager_make_room(p);
-}
-
-static void write_ahead(struct pager *p)
-{
-	const uint64_t high = p->conf.memory_bytes / 8 * 7;
-	uint64_t got = 0;
-
-	if (p->mapped_bytes < high || p->n_ops >= CLEAN_AHEAD ||
-	    !list_empty(&p->starved) || !p->conf.disk_bytes ||
-	    !p->conf.stores ||
-	    p->mapped_bytes - p->freeing_bytes - p->cleaning_bytes < high)
-		return;
-	(void)evict_one(p, clock_ns(), &got); /* only a head start */
-}
-
-static void room_turn(struct loop_call *c)
-{
-	struct pager *p = container_of(c, struct pager, room_call);
-	const uint64_t now = clock_ns();
-	uint64_t need, coming;
-	int ret = 0;
-
-	p->room_queued = 0;
-	serve_starved(p);
-	need = starved_bytes(p);
-	coming = p->conf.memory_bytes - p->mapped_bytes + p->freeing_bytes +
-		 p->cleaning_bytes;
-	while (need > coming && !ret)
-		ret = evict_one(p, now, &coming);
-	if (need && ret && !p->n_ops)
-		give_up(p, ret);
-	else if (!need)
-		write_ahead(p);
-}
-
-void pager_make_room(struct pager *p)
-{
-	if (p->room_queued)
-		return;
-	p->room_queued = 1;
-	p->room_call.run = room_turn;
-	loop_defer(p->conf.loop, &p->room_call);
-}
-
-/* ---- tiers, start and end ----------------------------------------------------------------------- */
-
-int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
-{
-	const struct space_conf sc = { .name = p->name,
-				       .page_bytes = page_bytes,
-				       .memory_bytes = p->conf.memory_bytes,
-				       .huge = p->conf.huge,
-				       .mlock = p->conf.mlock,
-				       .numa_node = p->conf.numa_node };
-	struct tier *t;
-	int ret;
-
-	for (t = p->tiers; t; t = t->next)
-		if (t->page_bytes == page_bytes) {
-			*out = t;
-			return 0;
-		}
-	t = calloc(1, sizeof(*t));
-	if (!t)
-		return -ENOMEM;
-	t->page_bytes = page_bytes;
-	ret = space_open(&t->space, &sc);
-	if (ret) {
-		free(t);
-		return ret;
-	}
-	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
-		 space_kind(t->space));
-	t->next = p->tiers;
-	p->tiers = t;
-	*out = t;
-	return 0;
-}
-
-static void pager_stats(struct pager *p)
-{
-	const struct {
-		struct stat **st;
-		enum stat_kind kind;
-		const char *name, *help;
-	} list[] = {
-		{ &p->st_mapped, STAT_COUNTER, "kvd_pages_mapped_total",
-		  "Pages given a frame" },
-		{ &p->st_evicted, STAT_COUNTER, "kvd_pages_evicted_total",
-		  "Pages dropped to the lower tier" },
-		{ &p->st_read, STAT_COUNTER, "kvd_pages_read_total",
-		  "Pages read back" },
-		{ &p->st_written, STAT_COUNTER, "kvd_pages_written_total",
-		  "Pages written" },
-		{ &p->st_read_bytes, STAT_COUNTER, "kvd_page_bytes_read_total",
-		  "Bytes read back" },
-		{ &p->st_written_bytes, STAT_COUNTER,
-		  "kvd_page_bytes_written_total", "Bytes written" },
-		{ &p->st_lost, STAT_COUNTER, "kvd_pages_lost_total",
-		  "Pages whose stored bytes failed the check or the read" },
-		{ &p->st_write_errors, STAT_COUNTER,
-		  "kvd_page_write_errors_total", "Failed page writes" },
-		{ &p->st_mapped_bytes, STAT_GAUGE, "kvd_memory_mapped_bytes",
-		  "Bytes of frames" },
-		{ &p->st_slot_bytes, STAT_GAUGE, "kvd_disk_slot_bytes",
-		  "Bytes of slots" },
-	};
-
-	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
-		*list[i].st = stat_get(list[i].kind, list[i].name, list[i].help,
-				       "tenant", p->name, 1);
-	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
-				 "From room to resident, per page", "tenant",
-				 p->name, 1e-9);
-	stat_set(stat_get(STAT_GAUGE, "kvd_memory_budget_bytes",
-			  "Budget of frames", "tenant", p->name, 1),
-		 p->conf.memory_bytes);
-}
-
-int pager_new(struct pager **out, const struct pager_conf *conf)
-{
-	struct pager *p = calloc(1, sizeof(*p));
-	int ret;
-
-	if (!p)
-		return -ENOMEM;
-	p->conf = *conf;
-	snprintf(p->name, sizeof(p->name), "%s", conf->name);
-	list_init(&p->ranges);
-	list_init(&p->starved);
-	list_init(&p->room_call.node);
-	p->policy = evict_find(conf->policy);
-	ret = p->policy ? p->policy->open(&p->policy_state) : -EINVAL;
-	if (ret) {
-		free(p);
-		return ret;
-	}
-	pager_stats(p);
-	*out = p;
-	return 0;
-}
-
-int pager_idle(const struct pager *p)
-{
-	return !p->n_ops && !p->room_queued && list_empty(&p->ranges);
-}
-
-void pager_free(struct pager *p)
-{
-	struct tier *t;
-
-	while (!pager_idle(p)) {
-		(void)loop_turn(p->conf.loop, 1);
-		if (p->conf.stores)
-			stores_turn(p->conf.stores);
-	}
-	while ((t = p->tiers)) {
-		p->tiers = t->next;
-		space_close(t->space);
-		free(t);
-	}
-	p->policy->close(p->policy_state);
-	free(p);
 }

@@ -1,14 +1,16 @@
 /*
  * move.h - pages between frames and slots; inside kvd/mem
  *
- * Who wants room stands in pager.starved, in order. Whatever gives room (a drop
- * that ended, an unpin, a freed range) calls pager_make_room(), which serves the
- * line and has as many victims on their way as the line lacks.
+ * Who wants room stands in a line of its pager (room.c), by urgency. Whatever
+ * gives room (a drop that ended, an unpin, a freed range) calls
+ * pager_make_room(): on a turn of its own all lines are served, and as many
+ * victims sent on their way as the lines lack.
  */
 #ifndef KVD_MEM_MOVE_H
 #define KVD_MEM_MOVE_H
 
 #include "kvd/base/stat.h"
+#include "kvd/mem/account.h"
 #include "kvd/mem/page.h"
 
 /* Space of one page size. */
@@ -24,16 +26,16 @@ struct pager {
 	char name[64];
 	struct tier *tiers;
 	struct list ranges;
-	struct list starved; /* struct page.starved */
+	struct list starved[WANT_PRIOS]; /* struct page.starved */
 	const struct evict_policy *policy;
 	void *policy_state;
-	uint64_t mapped_bytes, pinned_bytes, reserved_bytes, slot_bytes;
-	uint64_t freeing_bytes; /* of drops on their way */
-	uint64_t cleaning_bytes; /* of writes whose page is dropped after */
+	struct account account;
+	struct accounts own; /* conf.accounts NULL: a pool for itself */
+	uint64_t pinned_bytes;
+	uint64_t clean_bytes; /* in PAGE_CLEAN */
 	uint32_t n_ops;
 	int keep_records; /* the daemon stops */
-	struct loop_call room_call;
-	int room_queued;
+	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total,
 		read_bytes_total, written_bytes_total;
@@ -51,8 +53,12 @@ void tier_note_restore(struct tier *t, uint64_t ns);
 void policy_add(struct page *pg); /* if it may go now */
 void policy_remove(struct page *pg); /* if it was there */
 void policy_hint(struct page *pg); /* its hint or kind is new */
-/* Bring up a page that is not resident and not on its way. */
-void page_fetch(struct page *pg);
+/* There is room for it: charge and go. -ENOMEM. */
+int page_start_fetch(struct page *pg);
+/* Let a clean page go to the lower tier. -ENOMEM. */
+int page_drop(struct page *pg);
+/* Write a dirty page; dropped after if somebody still lacks room. -errno. */
+int page_write_out(struct page *pg);
 /* Nobody wants its bytes any more: frame and slot go back. */
 void page_discard(struct page *pg);
 /* Write a dirty page that nobody changes; it stays where it is. -errno. */
@@ -63,7 +69,17 @@ void durable_page_written(struct page *pg, int ret);
 void durable_forget(struct range *r);
 /* Free the range's memory once all its pages have let go. */
 void range_look_freed(struct range *r);
+/* room.c: have a page that is not resident and not on its way brought up. */
+void page_fetch(struct page *pg, enum want_prio prio);
+/* It stands in no line any more. */
+void page_unstarve(struct page *pg);
+/* 1: a page that was written to make room is still asked to go. */
+int pager_should_drop(const struct pager *p);
 void pager_make_room(struct pager *p);
+void accounts_make_room(struct accounts *as);
+uint64_t pager_used(const struct pager *p, enum account_tier t);
+void pager_charge_slots(struct pager *p, uint64_t bytes);
+void pager_uncharge_slots(struct pager *p, uint64_t bytes);
 /* pager.c: the page is resident; or will not be. */
 void page_arrived(struct page *pg, int from_lower);
 void page_failed(struct page *pg, int err);

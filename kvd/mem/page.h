@@ -37,7 +37,7 @@ enum page_state {
 struct page {
 	struct range *range;
 	struct evict_node evict;
-	struct list starved; /* waits for room: the pager's list */
+	struct list starved; /* waits for room: in a line of the pager */
 	struct list waiters; /* struct page_wait */
 	int64_t slot;
 	uint32_t crc;
@@ -48,6 +48,7 @@ struct page {
 	uint8_t rewritten; /* PAGE_WRITE came while WRITING */
 	uint8_t doomed; /* trimmed away or freed while busy */
 	uint8_t charged;
+	uint8_t prio; /* of the line it stands in */
 	int lost_err;
 	uint64_t retry_ns; /* not a victim before (a write failed) */
 };

@@ -151,11 +151,6 @@ void range_cost(struct range *r, float ns_per_byte)
 	r->cost_given = 1;
 }
 
-int pager_starved(const struct pager *p)
-{
-	return !list_empty((struct list *)&p->starved);
-}
-
 int pager_durable(const struct pager *p)
 {
 	return p->conf.stores && p->conf.disk_bytes &&
@@ -201,34 +196,6 @@ void tier_note_restore(struct tier *t, uint64_t ns)
 
 	t->ns_per_byte += t->ns_per_byte > 0 ? (one - t->ns_per_byte) / 64
 					     : one;
-}
-
-/* ---- admission ---------------------------------------------------------------- */
-
-int pager_reserve(struct pager *p, uint64_t bytes)
-{
-	if (bytes > p->conf.memory_bytes)
-		return -ENOSPC;
-	if (bytes > p->conf.memory_bytes - p->reserved_bytes)
-		return -EAGAIN;
-	p->reserved_bytes += bytes;
-	return 0;
-}
-
-void pager_unreserve(struct pager *p, uint64_t bytes)
-{
-	assert(bytes <= p->reserved_bytes);
-	p->reserved_bytes -= bytes;
-}
-
-uint64_t pager_reservable(const struct pager *p)
-{
-	return p->conf.memory_bytes - p->reserved_bytes;
-}
-
-uint64_t pager_memory_bytes(const struct pager *p)
-{
-	return p->conf.memory_bytes;
 }
 
 /* ---- pins -------------------------------------------------------------------------- */
@@ -303,7 +270,7 @@ static void undo(struct page_want *w, uint32_t n)
 			return;
 		forget_waits(pg, w);
 		if (list_empty(&pg->waiters))
-			list_del(&pg->starved);
+			page_unstarve(pg);
 		unpin(pg);
 	}
 }
@@ -350,7 +317,7 @@ int page_want(struct pager *p, struct page_want *w)
 	if (!w->n_missing)
 		return 1;
 	EACH_PAGE(pg, w->runs, w->n_runs)
-	page_fetch(pg);
+	page_fetch(pg, w->prio);
 	return 0;
 }
 
@@ -375,14 +342,10 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 {
 	struct page *pg;
 
+	(void)p;
 	EACH_PAGE(pg, runs, n_runs)
-	{
-		if (pg->state != PAGE_LOWER || pg->busy ||
-		    p->mapped_bytes + pg->range->tier->page_bytes >
-			    p->conf.memory_bytes)
-			continue;
-		page_fetch(pg);
-	}
+	if (pg->state == PAGE_LOWER)
+		page_fetch(pg, WANT_PREFETCH);
 }
 
 /* ---- what became of a page ------------------------------------------------------------ */
@@ -437,10 +400,10 @@ void pager_info(struct pager *p, struct pager_info *out)
 	memset(out, 0, sizeof(*out));
 	out->memory_bytes = p->conf.memory_bytes;
 	out->disk_bytes = p->conf.disk_bytes;
-	out->mapped_bytes = p->mapped_bytes;
+	out->mapped_bytes = pager_used(p, ACCOUNT_MEMORY);
 	out->pinned_bytes = p->pinned_bytes;
-	out->reserved_bytes = p->reserved_bytes;
-	out->slot_bytes = p->slot_bytes;
+	out->reserved_bytes = p->account.reserved;
+	out->slot_bytes = pager_used(p, ACCOUNT_DISK);
 	out->n_empty = p->n_state[PAGE_EMPTY];
 	out->n_dirty = p->n_state[PAGE_DIRTY];
 	out->n_clean = p->n_state[PAGE_CLEAN];
@@ -487,10 +450,10 @@ void pager_check(struct pager *p)
 		for (uint32_t i = 0; i < r->n_virtual; i++)
 			check_page(&r->pages[i], &mapped, &pinned, &slots);
 	}
-	assert(mapped == p->mapped_bytes && pinned == p->pinned_bytes);
-	assert(slots == p->slot_bytes);
-	assert(mapped <= p->conf.memory_bytes);
-	assert(slots <= p->conf.disk_bytes);
+	accounts_check(p->account.accounts);
+	assert(mapped == pager_used(p, ACCOUNT_MEMORY));
+	assert(pinned == p->pinned_bytes);
+	assert(slots == pager_used(p, ACCOUNT_DISK));
 	for (struct tier *t = p->tiers; t; t = t->next)
 		files += space_file_bytes(t->space);
 	assert(busy || files == mapped);

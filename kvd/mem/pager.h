@@ -15,9 +15,10 @@
  *  (2) A pinned page is resident; it is neither dropped nor moved.
  *  (3) A page on the lower tier has a slot and the CRC32C of its bytes; bytes
  *      that do not match are never mapped: the page becomes LOST.
- *  (4) mapped bytes <= memory_bytes and slots <= disk_bytes at every instant.
- *  (5) pinned bytes <= reserved bytes <= memory_bytes: who pins has reserved before,
- *      so a want of a holder always comes to its end.
+ *  (4) mapped bytes <= memory_bytes and slots <= disk_bytes at every instant, and
+ *      the sums over all pagers of one struct accounts within its pools.
+ *  (5) pinned bytes <= reserved bytes: who pins has reserved before, so a want of a
+ *      holder always comes to its end (account.h has the argument).
  *
  * Thread: loop thread. fallocate, punching, checksums run on loop workers,
  * reads and writes in the kio_engine. Nothing here blocks.
@@ -32,6 +33,7 @@
 #include "kvd/base/loop.h"
 #include "kvd/base/wait.h"
 
+struct accounts;
 struct pager;
 struct range;
 struct stores;
@@ -40,6 +42,9 @@ struct pager_conf {
 	const char *name; /* of the tenant: metrics and logs */
 	uint64_t memory_bytes; /* hard */
 	uint64_t disk_bytes; /* hard; 0: nothing is paged out */
+	struct accounts *accounts; /* account.h; NULL: a pool for itself */
+	uint64_t memory_floor, disk_floor; /* guaranteed */
+	uint32_t weight; /* of the rest; 0: 1 */
 	const char *huge; /* "auto", "always", "never" */
 	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
 	int numa_node; /* -1: where the thread runs */
@@ -52,6 +57,8 @@ struct pager_conf {
 	 * is nothing. Called on the loop thread from a turn of its own.
 	 */
 	int (*reclaim)(void *ctx);
+	/* A reservation that got -EAGAIN may go now; on a turn of its own. NULL. */
+	void (*reservable)(void *ctx);
 	void *ctx;
 };
 int pager_new(struct pager **out, const struct pager_conf *conf);
@@ -108,16 +115,32 @@ void range_cost(struct range *r, float ns_per_byte);
 
 /* ---- admission ----------------------------------------------------------- */
 
-/* Reserve bytes for pins: 0, -EAGAIN others hold too much now, -ENOSPC more
- * than the whole budget. */
+/*
+ * Reserve bytes for pins: 0; -EAGAIN others hold too much now (reservable() will
+ * be told); -ENOSPC more than the share, and not free now.
+ */
 int pager_reserve(struct pager *p, uint64_t bytes);
 void pager_unreserve(struct pager *p, uint64_t bytes);
+/* Who got -EAGAIN does not wait any more: the share is not kept free for it. */
+void pager_reserve_forget(struct pager *p);
 uint64_t pager_reservable(const struct pager *p); /* bytes left now */
+/* The share: what a reservation can always wait for. */
 uint64_t pager_memory_bytes(const struct pager *p);
+/* Bytes of pages that are sure of a place, in memory or on disk. */
+uint64_t pager_place_bytes(const struct pager *p);
 
 /* ---- want, pin ------------------------------------------------------------ */
 
 #define PAGE_WRITE 1u /* the holder writes: the page is DIRTY from now on */
+
+/* How urgent. The last two use free frames only and never have a page evicted. */
+enum want_prio {
+	WANT_STEP, /* the running step waits for it */
+	WANT_NEXT, /* the next one will */
+	WANT_PREFETCH,
+	WANT_BACKGROUND,
+	WANT_PRIOS
+};
 
 struct page_run {
 	struct range *range;
@@ -131,6 +154,7 @@ struct page_want {
 	struct list node; /* the pager's */
 	struct page_run *runs;
 	uint32_t n_runs;
+	enum want_prio prio;
 	uint32_t n_missing; /* the pager's: pages not yet there */
 	uint32_t n_read; /* out: pages that came from the lower tier */
 	int ret; /* the pager's */
@@ -147,8 +171,7 @@ int page_want(struct pager *p, struct page_want *w);
 void page_want_cancel(struct pager *p, struct page_want *w);
 /* Undo a successful want. */
 void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs);
-/* Bring pages up without pinning, as far as free frames go; never waits for
- * eviction. Best effort. */
+/* Bring pages up without pinning, WANT_PREFETCH. Best effort. */
 void page_prefetch(struct pager *p, const struct page_run *runs,
 		   uint32_t n_runs);
 

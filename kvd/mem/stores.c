@@ -257,6 +257,19 @@ int stores_pick(struct stores *s, uint64_t bytes)
 	return best;
 }
 
+uint64_t stores_pending(const struct stores *s)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < s->conf.n && !s->conf.scratch; i++) {
+		struct kio_store_info info;
+
+		kio_store_info(s->disks[i].store, &info);
+		n += info.pending_bytes;
+	}
+	return n;
+}
+
 void stores_begin(struct stores *s, uint32_t i, uint64_t bytes)
 {
 	struct disk *d = &s->disks[i];

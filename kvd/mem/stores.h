@@ -50,6 +50,8 @@ uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
 /* The disk for a new range: most free bytes by queue length; -ENOSPC. */
 int stores_pick(struct stores *s, uint64_t bytes);
+/* Bytes of slots that come back when a deletion is durable. */
+uint64_t stores_pending(const struct stores *s);
 /* A request of disk i for so many bytes was queued or has ended. */
 void stores_begin(struct stores *s, uint32_t i, uint64_t bytes);
 void stores_end(struct stores *s, uint32_t i, uint64_t bytes);

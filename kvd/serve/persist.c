@@ -23,18 +23,12 @@ static int any_durable(const struct conf *c)
 	return 0;
 }
 
-/*
- * Room for the disk budgets of all tenants, for zones that are only partly used,
- * and for the index.
- */
+/* Room for the disk pool, for zones that are only partly used, and for the index. */
 static uint64_t default_bytes(const struct conf *c)
 {
-	uint64_t sum = 0;
+	const uint64_t sum = c->disk_bytes;
 
-	for (uint32_t i = 0; i < c->n_tenants; i++)
-		sum += c->tenants[i].disk_bytes;
-	sum += sum / 4 + SLACK_BYTES;
-	return KV_ALIGN_UP(sum, 1u << 20);
+	return KV_ALIGN_UP(sum + sum / 4 + SLACK_BYTES, 1u << 20);
 }
 
 int serve_new_stores(struct serve *s)

@@ -35,12 +35,15 @@ static void kick_turn(struct loop_call *c)
 		struct waiter *w = list_entry(n, struct waiter, node);
 
 		if (w->retry(w) == -EAGAIN)
-			break;
+			return;
 	}
+	pager_reserve_forget(t->pager);
 }
 
 void tenant_kick(struct serve_tenant *t)
 {
+	if (list_empty(&t->waiting))
+		pager_reserve_forget(t->pager);
 	if (t->kicked || list_empty(&t->waiting))
 		return;
 	t->kicked = 1;
@@ -55,6 +58,11 @@ static int tenant_reclaim(void *ctx)
 	struct serve_tenant *t = ctx;
 
 	return segment_reclaim(t->pool);
+}
+
+static void tenant_reservable(void *ctx)
+{
+	tenant_kick(ctx);
 }
 
 static void tenant_stats(struct serve_tenant *t)
@@ -103,6 +111,10 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.name = c->name,
 		.memory_bytes = c->memory_bytes,
 		.disk_bytes = c->disk_bytes,
+		.accounts = &s->accounts,
+		.memory_floor = c->memory_floor,
+		.disk_floor = c->disk_floor,
+		.weight = c->weight,
 		.huge = s->conf->huge,
 		.mlock = s->conf->mlock,
 		.numa_node = s->conf->numa_node,
@@ -110,6 +122,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.loop = s->loop,
 		.stores = s->stores,
 		.reclaim = tenant_reclaim,
+		.reservable = tenant_reservable,
 		.ctx = t,
 	};
 	int ret;
@@ -245,6 +258,7 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	s->loop = loop;
 	s->conf = conf;
 	s->start_ns = clock_ns();
+	accounts_init(&s->accounts, conf->memory_bytes, conf->disk_bytes);
 	list_init(&s->drain_call.node);
 	attn_scratch_init(&s->scratch);
 	kern_init(KERN_ISA_AMX);

@@ -14,6 +14,7 @@
 #include "kvd/cache/persist.h"
 #include "kvd/cache/prefix.h"
 #include "kvd/cache/seq.h"
+#include "kvd/mem/account.h"
 #include "kvd/model/llama.h"
 #include "kvd/model/tokenizer.h"
 #include "kvd/serve/attn.h"
@@ -71,6 +72,7 @@ struct serve {
 	const struct conf *conf;
 	struct engine *engine;
 	struct stores *stores;
+	struct accounts accounts; /* of memory and disk, all tenants */
 	struct attn_scratch scratch; /* engine thread */
 	struct batch *batch;
 	struct serve_model models[CONF_MAX_MODELS];

@@ -198,6 +198,28 @@ START_TEST(budgets_that_just_fit)
 	ck_loads("[tenant a]\nuid = 1\nmemory = 1G\n"
 		 "[tenant b]\nuid = 2\nmemory = 2G\n");
 	ck_assert_uint_eq(conf.memory_bytes, 3ull << 30);
+	ck_assert_uint_eq(conf.disk_bytes, 2ull << 30);
+}
+END_TEST
+
+/* Limits may be more than there is; what all are sure of may not. */
+START_TEST(floors_fit_limits_need_not)
+{
+	ck_loads("[kvd]\nmemory = 1G\ndisk = 3G\n"
+		 "[tenant a]\nuid = 1\nmemory = 1G\nmemory_floor = 256M\n"
+		 "disk = 2G\ndisk_floor = 1G\nweight = 300\n"
+		 "[tenant b]\nuid = 2\nmemory = 1G\nmemory_floor = 768M\n"
+		 "disk = 2G\n");
+	ck_assert_uint_eq(conf.memory_bytes, 1ull << 30);
+	ck_assert_uint_eq(conf.disk_bytes, 3ull << 30);
+	ck_assert_uint_eq(conf.tenants[0].memory_floor, 256u << 20);
+	ck_assert_uint_eq(conf.tenants[0].disk_floor, 1u << 30);
+	ck_assert_uint_eq(conf.tenants[0].weight, 300);
+	ck_assert_uint_eq(conf.tenants[1].weight, 100);
+	/* the disk pool is at most what the stores hold */
+	ck_loads("[tenant a]\nuid = 1\ndisk = 2G\n"
+		 "[store x]\npath = /x\nsize = 1G\n");
+	ck_assert_uint_eq(conf.disk_bytes, 1ull << 30);
 }
 END_TEST
 
@@ -300,9 +322,19 @@ static const struct {
 	  ": gid 7 is in [tenant a] and [tenant b]" },
 	{ "[tenant a]\nsocket = /s\n[tenant b]\nsocket = /s\n",
 	  ": socket /s is in [tenant a] and" },
-	{ "[kvd]\nmemory = 1G\n[tenant a]\nuid = 1\nmemory = 512M\n"
-	  "[tenant b]\nuid = 2\nmemory = 513M\n",
-	  ": tenants have 1074790400 bytes" },
+	{ "[kvd]\nmemory = 1G\n[tenant a]\nuid = 1\nmemory = 1G\n"
+	  "memory_floor = 512M\n[tenant b]\nuid = 2\nmemory = 2G\n"
+	  "memory_floor = 513M\n",
+	  ": tenants have floors of 1074790400 bytes of memory" },
+	{ "[kvd]\ndisk = 1G\n[tenant a]\nuid = 1\ndisk = 1G\n"
+	  "disk_floor = 1G\n[tenant b]\nuid = 2\ndisk_floor = 1\n",
+	  ": tenants have floors of 1073741825 bytes of disk" },
+	{ "[tenant a]\nuid = 1\nmemory = 1G\nmemory_floor = 2G\n",
+	  ": [tenant a]: memory_floor is more than memory" },
+	{ "[tenant a]\nuid = 1\ndisk = 1G\ndisk_floor = 2G\n",
+	  ": [tenant a]: disk_floor is more than disk" },
+	{ "[tenant a]\nuid = 1\nweight = 0\n",
+	  ":3: [tenant a] weight = \"0\": want 1 to 10000" },
 	/* the first error counts, whoever finds it */
 	{ "[kvd]\nbad line\nfoo = 1\n", ":2: neither" },
 	{ "[kvd]\nfoo = 1\nbad line\n", ":2: [kvd] foo: unknown" },
@@ -401,6 +433,7 @@ int main(void)
 	tcase_add_test(tc, every_key);
 	tcase_add_test(tc, stores);
 	tcase_add_test(tc, budgets_that_just_fit);
+	tcase_add_test(tc, floors_fit_limits_need_not);
 	tcase_add_test(tc, the_example);
 	tcase_add_loop_test(tc, errors_name_file_line_and_key, 0,
 			    (int)(sizeof(refused) / sizeof(refused[0])));

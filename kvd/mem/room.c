@@ -1,0 +1,506 @@
+/*
+ * room.c - who gets the next frame, and whose page makes room for it; see move.h
+ *
+ *   page_fetch --> a line of the pager --room--> page_start_fetch (move.c)
+ *
+ * All pagers of one struct accounts are served on one turn:
+ *  (1) Frames go to the pager furthest below its share that is not at its limit, and
+ *      in it to the most urgent line, in order. Nobody overtakes for being smaller.
+ *  (2) What is still wanted and not on its way is taken: from the pager's own pages
+ *      where its limit is in the way, else from whom account_victim() names.
+ *  (3) When nothing can go and nothing is on its way, something kept for reuse is
+ *      given up; when there is none, the first in line is told.
+ *  (4) Ahead of demand: between two marks frames are freed, and the next to go
+ *      are written, so that a want seldom waits for an eviction.
+ */
+#include <errno.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/mem/move.h"
+#include "kvd/mem/stores.h"
+
+#define CLEAN_AHEAD 8u /* writes ahead at most in flight, each pager */
+#define FREE_PART   64u /* low mark: this part of a budget is free */
+#define FREE_MOST   (16ull << 20) /* and no more than so much */
+#define RETRY_NS    2000000u /* for slots whose deletion is not durable yet */
+
+static struct pager *pager_of(struct account *a)
+{
+	return container_of(a, struct pager, account);
+}
+
+#define EACH_PAGER(p, as) \
+	for (struct list *p##_n = (as)->all.next; \
+	     p##_n != &(as)->all && \
+	     ((p) = pager_of(list_entry(p##_n, struct account, node)), 1); \
+	     p##_n = p##_n->next)
+
+static size_t bytes_of(const struct page *pg)
+{
+	return pg->range->tier->page_bytes;
+}
+
+uint64_t pager_used(const struct pager *p, enum account_tier t)
+{
+	return p->account.side[t].used;
+}
+
+void pager_charge_slots(struct pager *p, uint64_t bytes)
+{
+	account_charge(&p->account, ACCOUNT_DISK, bytes, clock_ns());
+	stat_set(p->st_slot_bytes, pager_used(p, ACCOUNT_DISK));
+}
+
+void pager_uncharge_slots(struct pager *p, uint64_t bytes)
+{
+	account_uncharge(&p->account, ACCOUNT_DISK, bytes, clock_ns());
+	stat_set(p->st_slot_bytes, pager_used(p, ACCOUNT_DISK));
+}
+
+/* ---- lines ------------------------------------------------------------------ */
+
+void page_fetch(struct page *pg, enum want_prio prio)
+{
+	struct pager *p = pg->range->pager;
+
+	if (pg->busy || page_resident(pg) || pg->state == PAGE_LOST)
+		return;
+	if (!list_empty(&pg->starved)) {
+		if (pg->prio <= prio)
+			return;
+		page_unstarve(pg);
+	}
+	pg->prio = (uint8_t)prio;
+	list_push(&p->starved[prio], &pg->starved);
+	if (prio < WANT_PREFETCH)
+		p->account.demand += bytes_of(pg);
+	pager_make_room(p);
+}
+
+void page_unstarve(struct page *pg)
+{
+	if (list_empty(&pg->starved))
+		return;
+	list_del(&pg->starved);
+	if (pg->prio < WANT_PREFETCH)
+		pg->range->pager->account.demand -= bytes_of(pg);
+}
+
+static struct page *first_of(struct pager *p, enum want_prio from,
+			     enum want_prio to)
+{
+	for (int i = (int)from; i < (int)to; i++) {
+		struct list *n = list_first(&p->starved[i]);
+
+		if (n)
+			return list_entry(n, struct page, starved);
+	}
+	return NULL;
+}
+
+int pager_starved(const struct pager *p)
+{
+	return p->account.demand != 0;
+}
+
+static void start(struct page *pg)
+{
+	page_unstarve(pg);
+	if (page_start_fetch(pg))
+		page_failed(pg, -ENOMEM);
+}
+
+static void serve(struct accounts *as)
+{
+	struct account *a;
+
+	account_round(as);
+	while ((a = account_neediest(as))) {
+		struct page *pg = first_of(pager_of(a), 0, WANT_PREFETCH);
+
+		if (account_room(a, ACCOUNT_MEMORY) >= bytes_of(pg))
+			start(pg);
+		else if (account_limit_room(a, ACCOUNT_MEMORY) < bytes_of(pg))
+			a->passed = as->round;
+		else
+			break;
+	}
+}
+
+/* Who may wait takes what is free now; the rest forget it. */
+static void serve_spare(struct accounts *as, uint64_t keep_free)
+{
+	struct pager *p;
+
+	EACH_PAGER(p, as)
+	{
+		struct page *pg;
+
+		while ((pg = first_of(p, WANT_PREFETCH, WANT_PRIOS))) {
+			if (account_room(&p->account, ACCOUNT_MEMORY) >=
+			    bytes_of(pg) + keep_free)
+				start(pg);
+			else
+				page_unstarve(pg);
+		}
+	}
+}
+
+/* ---- victims ------------------------------------------------------------------ */
+
+/* One page on its way down; 0, -ENOENT nobody can go, or why not. */
+static int evict_one(struct pager *p, uint64_t now)
+{
+	struct evict_node *n;
+	struct list failed, *i;
+	struct page *pg;
+	int ret = -ENOENT;
+
+	list_init(&failed);
+	while (ret && (n = p->policy->victim(p->policy_state))) {
+		pg = container_of(n, struct page, evict);
+		pg->in_policy = 0;
+		if (pg->retry_ns > now)
+			ret = -EIO;
+		else if (pg->state == PAGE_CLEAN)
+			ret = page_drop(pg);
+		else
+			ret = page_write_out(pg);
+		if (ret)
+			list_push(&failed, &n->list);
+	}
+	while ((i = list_pop(&failed)))
+		policy_add(container_of(i, struct page, evict.list));
+	return ret;
+}
+
+/* Demand of p beyond what its own limit lets it have or is leaving. */
+static int limit_short(const struct pager *p)
+{
+	const struct account *a = &p->account;
+
+	return a->demand > account_limit_room(a, ACCOUNT_MEMORY) + a->leaving;
+}
+
+/* All demand that limits allow, beyond what is free or leaving. */
+static int pool_short(struct accounts *as, uint64_t keep_free)
+{
+	uint64_t need = keep_free;
+	struct pager *p;
+
+	EACH_PAGER(p, as)
+	need += KV_MIN(p->account.demand,
+		       account_limit_room(&p->account, ACCOUNT_MEMORY) +
+			       p->account.leaving);
+	return need > as->bytes[ACCOUNT_MEMORY] - as->used[ACCOUNT_MEMORY] +
+			      as->leaving;
+}
+
+int pager_should_drop(const struct pager *p)
+{
+	const struct account *a = &p->account;
+
+	return a->demand > a->leaving || (account_may_give(a, ACCOUNT_MEMORY) &&
+					  pool_short(a->accounts, 0));
+}
+
+/* 0, or why p's own pages do not make room for it. */
+static int make_own(struct pager *p, uint64_t now)
+{
+	int ret = 0;
+
+	while (!ret && limit_short(p))
+		ret = evict_one(p, now);
+	return ret;
+}
+
+static int make_pool(struct accounts *as, uint64_t now, uint64_t keep_free)
+{
+	struct account *a;
+	int ret = 0, err = 0;
+
+	account_round(as);
+	while (pool_short(as, keep_free)) {
+		a = account_victim(as, ACCOUNT_MEMORY);
+		if (!a)
+			return err ? err : -ENOENT;
+		ret = evict_one(pager_of(a), now);
+		if (ret) {
+			a->passed = as->round;
+			err = err && ret == -ENOENT ? err : ret;
+		}
+	}
+	return 0;
+}
+
+/* ---- the end of the line ---------------------------------------------------------- */
+
+static int reclaim(struct pager *p)
+{
+	return p->conf.reclaim ? p->conf.reclaim(p->conf.ctx) : -ENOSPC;
+}
+
+/* Let go of something kept for reuse, of who is most above its share of t. */
+static int reclaim_of(struct accounts *as, enum account_tier t)
+{
+	struct account *a;
+
+	account_round(as);
+	while ((a = account_victim(as, t))) {
+		if (!reclaim(pager_of(a)))
+			return 0;
+		a->passed = as->round;
+	}
+	return -ENOSPC;
+}
+
+static void retry(struct loop_timer *t)
+{
+	struct accounts *as = container_of(t, struct accounts, room_timer);
+
+	accounts_make_room(as);
+}
+
+static void tell_first(struct pager *p, int err)
+{
+	struct page *pg = first_of(p, 0, WANT_PREFETCH);
+
+	if (!pg)
+		return;
+	page_unstarve(pg);
+	page_failed(pg, err == -EIO ? -EIO : -ENOSPC);
+}
+
+/* Nothing of p can go and nothing of it is on its way. */
+static void give_up_own(struct pager *p, int err)
+{
+	if (reclaim(p))
+		tell_first(p, err);
+	pager_make_room(p);
+}
+
+static void give_up_pool(struct accounts *as, int err)
+{
+	struct pager *p;
+	int ret = -ENOSPC;
+
+	if (err == -ENOSPC && as->bytes[ACCOUNT_DISK] - as->used[ACCOUNT_DISK] <
+				      as->bytes[ACCOUNT_DISK] / FREE_PART)
+		ret = reclaim_of(as, ACCOUNT_DISK);
+	if (ret)
+		ret = reclaim_of(as, ACCOUNT_MEMORY);
+	if (ret) {
+		EACH_PAGER(p, as)
+		tell_first(p, err);
+	}
+	accounts_make_room(as);
+}
+
+/* Slots that come back when a deletion is durable: look again soon. */
+static int slots_pending(struct pager *p)
+{
+	struct accounts *as = p->account.accounts;
+
+	if (!p->conf.stores || !stores_pending(p->conf.stores))
+		return 0;
+	as->room_timer.run = retry;
+	loop_timer_set(p->conf.loop, &as->room_timer, clock_ns() + RETRY_NS);
+	return 1;
+}
+
+/* ---- ahead of demand ----------------------------------------------------------------- */
+
+/* Bytes that should be free of a budget; 0: it is too small for that. */
+static uint64_t free_mark(const struct pager *p, uint64_t budget)
+{
+	const uint64_t mark = KV_MIN(budget / FREE_PART, FREE_MOST);
+	size_t most = 0;
+
+	for (const struct tier *t = p->tiers; t; t = t->next)
+		most = KV_MAX(most, t->page_bytes);
+	return mark >= most ? mark : 0;
+}
+
+/* The next to go is clean: if it is not, write it. It stays where it is. */
+static void write_next(struct pager *p, uint64_t now)
+{
+	struct evict_node *n = p->policy->victim(p->policy_state);
+	struct page *pg;
+
+	if (!n)
+		return;
+	pg = container_of(n, struct page, evict);
+	pg->in_policy = 0;
+	if (pg->state == PAGE_CLEAN || pg->retry_ns > now ||
+	    page_write_back(pg))
+		policy_add(pg);
+}
+
+static void write_ahead(struct pager *p, uint64_t now)
+{
+	const struct account_side *s = &p->account.side[ACCOUNT_MEMORY];
+	const uint64_t budget = KV_MIN(s->limit, s->share);
+
+	if (!p->conf.disk_bytes || !p->conf.stores || p->account.demand ||
+	    s->used < budget / 8 * 7 || p->clean_bytes > budget / 8)
+		return;
+	for (uint32_t n = p->n_ops; n < CLEAN_AHEAD; n++)
+		write_next(p, now);
+}
+
+static void free_ahead(struct pager *p, uint64_t now)
+{
+	const struct account *a = &p->account;
+	const uint64_t mark = free_mark(p, a->side[ACCOUNT_MEMORY].limit);
+
+	if (!p->conf.disk_bytes ||
+	    account_limit_room(a, ACCOUNT_MEMORY) + a->leaving >= mark)
+		return;
+	while (account_limit_room(a, ACCOUNT_MEMORY) + a->leaving < 2 * mark)
+		if (evict_one(p, now))
+			return;
+}
+
+/* Free and clean ahead; returns the low mark of the pool. */
+static uint64_t ahead(struct accounts *as, uint64_t now)
+{
+	uint64_t mark = UINT64_MAX;
+	struct pager *p;
+
+	EACH_PAGER(p, as)
+	{
+		mark = KV_MIN(mark, free_mark(p, as->bytes[ACCOUNT_MEMORY]));
+		free_ahead(p, now);
+		write_ahead(p, now);
+	}
+	if (mark && mark != UINT64_MAX && pool_short(as, mark))
+		(void)make_pool(as, now, 2 * mark); /* as far as it goes */
+	return mark;
+}
+
+/* ---- a turn ------------------------------------------------------------------------------ */
+
+static void tell_reservable(struct accounts *as)
+{
+	struct pager *p;
+
+	if (!as->loosened)
+		return;
+	as->loosened = 0;
+	EACH_PAGER(p, as)
+	{
+		if (!p->refused || !p->conf.reservable)
+			continue;
+		p->refused = 0;
+		p->conf.reservable(p->conf.ctx);
+	}
+}
+
+static uint32_t n_ops(struct accounts *as)
+{
+	struct pager *p;
+	uint32_t n = 0;
+
+	EACH_PAGER(p, as)
+	n += p->n_ops;
+	return n;
+}
+
+static int take(struct accounts *as, uint64_t now)
+{
+	struct pager *p;
+	int ret;
+
+	EACH_PAGER(p, as)
+	{
+		ret = p->account.demand ? make_own(p, now) : 0;
+		if (!ret || p->n_ops || slots_pending(p))
+			continue;
+		give_up_own(p, ret);
+		return 1;
+	}
+	ret = make_pool(as, now, 0);
+	if (!ret || n_ops(as))
+		return ret;
+	EACH_PAGER(p, as)
+	if (p->account.demand && slots_pending(p))
+		return ret;
+	give_up_pool(as, ret);
+	return 1;
+}
+
+static void room_turn(struct loop_call *c)
+{
+	struct accounts *as = container_of(c, struct accounts, room_call);
+	const uint64_t now = clock_ns();
+	uint64_t mark;
+
+	as->room_queued = 0;
+	serve(as);
+	if (!take(as, now)) {
+		mark = ahead(as, now);
+		serve_spare(as, mark == UINT64_MAX ? 0 : mark);
+	}
+	tell_reservable(as);
+}
+
+void accounts_make_room(struct accounts *as)
+{
+	struct list *n = list_first(&as->all);
+
+	if (as->room_queued || !n)
+		return;
+	as->room_queued = 1;
+	as->room_call.run = room_turn;
+	loop_defer(pager_of(list_entry(n, struct account, node))->conf.loop,
+		   &as->room_call);
+}
+
+void pager_make_room(struct pager *p)
+{
+	accounts_make_room(p->account.accounts);
+}
+
+/* ---- admission ---------------------------------------------------------------------------- */
+
+int pager_reserve(struct pager *p, uint64_t bytes)
+{
+	const int ret = account_reserve(&p->account, bytes);
+
+	if (ret == -EAGAIN)
+		p->refused = 1;
+	return ret;
+}
+
+void pager_unreserve(struct pager *p, uint64_t bytes)
+{
+	account_unreserve(&p->account, bytes);
+	p->account.accounts->loosened = 1;
+	pager_make_room(p);
+}
+
+void pager_reserve_forget(struct pager *p)
+{
+	p->refused = 0;
+	if (!p->account.owed)
+		return;
+	account_unowe(&p->account);
+	p->account.accounts->loosened = 1;
+	pager_make_room(p); /* the others may have loans again */
+}
+
+uint64_t pager_reservable(const struct pager *p)
+{
+	return account_reservable(&p->account);
+}
+
+uint64_t pager_memory_bytes(const struct pager *p)
+{
+	return account_share(&p->account, ACCOUNT_MEMORY);
+}
+
+uint64_t pager_place_bytes(const struct pager *p)
+{
+	return KV_MAX(account_share(&p->account, ACCOUNT_MEMORY),
+		      account_share(&p->account, ACCOUNT_DISK));
+}

@@ -1,0 +1,148 @@
+/*
+ * tier.c - spaces by page size; start and end of a pager
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/mem/move.h"
+#include "kvd/mem/stores.h"
+
+int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
+{
+	const struct space_conf sc = { .name = p->name,
+				       .page_bytes = page_bytes,
+				       .memory_bytes = p->conf.memory_bytes,
+				       .huge = p->conf.huge,
+				       .mlock = p->conf.mlock,
+				       .numa_node = p->conf.numa_node };
+	struct tier *t;
+	int ret;
+
+	for (t = p->tiers; t; t = t->next)
+		if (t->page_bytes == page_bytes) {
+			*out = t;
+			return 0;
+		}
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	t->page_bytes = page_bytes;
+	ret = space_open(&t->space, &sc);
+	if (ret) {
+		free(t);
+		return ret;
+	}
+	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
+		 space_kind(t->space));
+	t->next = p->tiers;
+	p->tiers = t;
+	*out = t;
+	return 0;
+}
+
+static void pager_stats(struct pager *p)
+{
+	const struct {
+		struct stat **st;
+		enum stat_kind kind;
+		const char *name, *help;
+	} list[] = {
+		{ &p->st_mapped, STAT_COUNTER, "kvd_pages_mapped_total",
+		  "Pages given a frame" },
+		{ &p->st_evicted, STAT_COUNTER, "kvd_pages_evicted_total",
+		  "Pages dropped to the lower tier" },
+		{ &p->st_read, STAT_COUNTER, "kvd_pages_read_total",
+		  "Pages read back" },
+		{ &p->st_written, STAT_COUNTER, "kvd_pages_written_total",
+		  "Pages written" },
+		{ &p->st_read_bytes, STAT_COUNTER, "kvd_page_bytes_read_total",
+		  "Bytes read back" },
+		{ &p->st_written_bytes, STAT_COUNTER,
+		  "kvd_page_bytes_written_total", "Bytes written" },
+		{ &p->st_lost, STAT_COUNTER, "kvd_pages_lost_total",
+		  "Pages whose stored bytes failed the check or the read" },
+		{ &p->st_write_errors, STAT_COUNTER,
+		  "kvd_page_write_errors_total", "Failed page writes" },
+		{ &p->st_mapped_bytes, STAT_GAUGE, "kvd_memory_mapped_bytes",
+		  "Bytes of frames" },
+		{ &p->st_slot_bytes, STAT_GAUGE, "kvd_disk_slot_bytes",
+		  "Bytes of slots" },
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
+		*list[i].st = stat_get(list[i].kind, list[i].name, list[i].help,
+				       "tenant", p->name, 1);
+	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
+				 "From room to resident, per page", "tenant",
+				 p->name, 1e-9);
+	stat_set(stat_get(STAT_GAUGE, "kvd_memory_budget_bytes",
+			  "Budget of frames", "tenant", p->name, 1),
+		 p->conf.memory_bytes);
+}
+
+static void open_account(struct pager *p)
+{
+	const struct pager_conf *c = &p->conf;
+	const struct account_conf ac = {
+		.limit = { c->memory_bytes, c->stores ? c->disk_bytes : 0 },
+		.floor = { c->memory_floor, c->disk_floor },
+		.weight = c->weight,
+	};
+
+	if (!c->accounts)
+		accounts_init(&p->own, c->memory_bytes, c->disk_bytes);
+	account_open(c->accounts ? c->accounts : &p->own, &p->account, &ac,
+		     clock_ns());
+}
+
+int pager_new(struct pager **out, const struct pager_conf *conf)
+{
+	struct pager *p = calloc(1, sizeof(*p));
+	int ret;
+
+	if (!p)
+		return -ENOMEM;
+	p->conf = *conf;
+	snprintf(p->name, sizeof(p->name), "%s", conf->name);
+	list_init(&p->ranges);
+	for (int i = 0; i < WANT_PRIOS; i++)
+		list_init(&p->starved[i]);
+	p->policy = evict_find(conf->policy);
+	ret = p->policy ? p->policy->open(&p->policy_state) : -EINVAL;
+	if (ret) {
+		free(p);
+		return ret;
+	}
+	open_account(p);
+	pager_stats(p);
+	*out = p;
+	return 0;
+}
+
+int pager_idle(const struct pager *p)
+{
+	return !p->n_ops && !p->account.accounts->room_queued &&
+	       list_empty(&p->ranges);
+}
+
+void pager_free(struct pager *p)
+{
+	struct tier *t;
+
+	while (!pager_idle(p)) {
+		(void)loop_turn(p->conf.loop, 1);
+		if (p->conf.stores)
+			stores_turn(p->conf.stores);
+	}
+	loop_timer_cancel(p->conf.loop, &p->account.accounts->room_timer);
+	account_close(&p->account);
+	while ((t = p->tiers)) {
+		p->tiers = t->next;
+		space_close(t->space);
+		free(t);
+	}
+	p->policy->close(p->policy_state);
+	free(p);
+}

@@ -124,9 +124,8 @@ void account_round(struct accounts *as);
 int account_may_give(const struct account *a, enum account_tier t);
 /*
  * Who gives memory (or disk) next, so that those with demand get it; NULL: nobody
- * is left. At its floor an account
- * is asked only for its own demand. The caller sets passed = accounts.round for an account that has
- * nothing to give.
+ * is left. At its floor an account is asked only for its own demand. The caller
+ * sets passed = accounts.round for an account that has nothing to give.
  */
 struct account *account_victim(struct accounts *as, enum account_tier t);
 /* Of those with demand that their limit allows, the one furthest below its share. */

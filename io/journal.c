@@ -1,16 +1,18 @@
 /*
- * journal.c - the index on disk: group commit and compaction, on a thread
+ * journal.c - group commit: puts, deletions and bad slots, on a thread
  *
- *   batch: all puts, deletions, bad slots that wait
- *     flush the data -> write one frame (or several) -> flush the index -> done
+ *   batch: what waits, as much as one frame holds
+ *     flush the data -> make room -> write one frame -> flush the index -> tell
  *
  *  (1) Nobody is told before the second flush. A put whose frame was not flushed
  *      is as if it had not been asked for.
- *  (2) Entries of the live list are this thread's, in order of serial.
+ *  (2) Entries of the live list are this thread's, in order of serial; so their
+ *      places in the area ascend too.
  *  (3) After a failed write or flush nothing is written any more: what the device
  *      kept is unknown. The log on disk then ends, at the latest, there.
- *  (4) Compaction writes to the other area; the superblock that names it is
- *      written, and flushed, when all of it is on the medium.
+ *  (4) Live records fill at most LIVE_MAX of an area, a frame LIMIT: so a compaction
+ *      always makes room for a frame, and deletions never find the index full.
+ *  (5) Deletions become durable in the order in which they were queued.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,18 +23,22 @@
 #include "io/sys.h"
 
 #define COMPACT_SLACK (4ull << 20) /* an index below is never worth it */
-#define COPY_BYTES    (1u << 20) /* of a frame of a compaction */
 
 struct batch {
-	struct kio_commit *puts;
-	struct entry *dels;
-	struct bad_note *bads;
-	uint64_t turn; /* deletions up to here are in it */
+	struct kio_commit *puts, *more_puts;
+	struct bad_note *bads, *more_bads;
+	uint64_t n_dels; /* first ones of dels_now */
+	int in_frame; /* the deletions are; else compaction left them out */
 };
 
-static uint64_t area_off(const struct journal *j)
+static uint64_t frame_limit(const struct journal *j)
 {
-	return INDEX_OFF + j->sb.active * j->sb.index_bytes;
+	return index_frame_limit(&j->sb);
+}
+
+static uint64_t live_max(const struct journal *j)
+{
+	return j->sb.index_bytes / 4 * 3;
 }
 
 /* ---- live entries --------------------------------------------------------- */
@@ -47,8 +53,7 @@ void journal_adopt(struct journal *j, struct entry *e)
 	j->n_live++;
 }
 
-/* Twice is fine: a deletion that has to be tried again. */
-static void live_del(struct journal *j, struct entry *e)
+void journal_live_del(struct journal *j, struct entry *e)
 {
 	if (!e->prev)
 		return;
@@ -59,244 +64,18 @@ static void live_del(struct journal *j, struct entry *e)
 	j->n_live--;
 }
 
-/* ---- frames ------------------------------------------------------------------- */
-
-static int room_for(struct journal *j, size_t n)
-{
-	char *buf;
-
-	n = KV_ALIGN_UP(n, KIO_BLOCK_BYTES);
-	if (n <= j->buf_room)
-		return 0;
-	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, 2 * n))
-		return -ENOMEM;
-	if (j->buf)
-		memcpy(buf, j->buf, j->buf_room);
-	free(j->buf);
-	j->buf = buf;
-	j->buf_room = 2 * n;
-	return 0;
-}
-
-static struct frame *frame_begin(struct journal *j)
-{
-	struct frame *f;
-
-	if (room_for(j, sizeof(*f)))
-		return NULL;
-	f = (struct frame *)j->buf;
-	*f = (struct frame){ .magic = FRAME_MAGIC, .epoch = j->sb.epoch };
-	return f;
-}
-
-/* Room for one record of n bytes in the frame; NULL without memory. */
-static void *frame_add(struct journal *j, size_t n)
-{
-	struct frame *f = (struct frame *)j->buf;
-	const size_t at = sizeof(*f) + f->n_bytes;
-
-	if (room_for(j, at + n))
-		return NULL;
-	f = (struct frame *)j->buf;
-	f->n_bytes += (uint32_t)n;
-	f->n_records++;
-	memset(j->buf + at, 0, n);
-	return j->buf + at;
-}
-
-static uint64_t frame_room(const struct journal *j)
-{
-	const struct frame *f = (const struct frame *)j->buf;
-
-	return KV_ALIGN_UP(sizeof(*f) + f->n_bytes, KIO_BLOCK_BYTES);
-}
-
-/* Write the frame at the end of the log. -ENOSPC, -errno. */
-static int frame_write(struct journal *j)
-{
-	struct frame *f = (struct frame *)j->buf;
-	const size_t n = sizeof(*f) + f->n_bytes;
-	const size_t all = KV_ALIGN_UP(n, KIO_BLOCK_BYTES);
-	int ret;
-
-	if (!f->n_records)
-		return 0;
-	if (j->pos + all > j->sb.index_bytes)
-		return -ENOSPC;
-	memset(j->buf + n, 0, all - n);
-	f->seq = j->seq + 1;
-	f->crc = 0;
-	f->crc = kio_crc32c(0, f, n);
-	ret = kio_sys_pwrite(j->fd, j->buf, all, (off_t)(area_off(j) + j->pos));
-	if (ret)
-		return ret;
-	j->pos += all;
-	j->seq++;
-	j->index_written += all;
-	return 0;
-}
-
-/* ---- compaction -------------------------------------------------------------------- */
-
-/*
- * The record of e, read from the area that is being left. One that is not what was
- * written there is left out: it names pages, so it must not be guessed.
- */
-static int copy_entry(struct journal *j, int from, struct entry *e,
-		      uint64_t *new_off)
-{
-	const uint64_t area = INDEX_OFF + (uint64_t)from * j->sb.index_bytes;
-	const uint64_t off = e->off / KIO_BLOCK_BYTES * KIO_BLOCK_BYTES;
-	const size_t skip = e->off - off;
-	const size_t n = KV_ALIGN_UP(skip + e->n_bytes, KIO_BLOCK_BYTES);
-	struct frame *f = (struct frame *)j->buf;
-	char *raw;
-	void *to;
-	int ret;
-
-	if (posix_memalign((void **)&raw, KIO_BLOCK_BYTES, n))
-		return -ENOMEM;
-	*new_off = 0;
-	ret = kio_sys_pread(j->fd, raw, n, (off_t)(area + off));
-	if (!ret && kio_crc32c(0, raw + skip, e->n_bytes) == e->crc) {
-		*new_off = j->pos + sizeof(*f) + f->n_bytes;
-		to = frame_add(j, e->n_bytes);
-		if (to)
-			memcpy(to, raw + skip, e->n_bytes);
-		else
-			ret = -ENOMEM;
-	}
-	free(raw);
-	return ret;
-}
-
-static int copy_live(struct journal *j, int from, uint64_t *offs)
-{
-	uint64_t i = 0;
-	int ret = frame_begin(j) ? 0 : -ENOMEM;
-
-	for (struct entry *e = j->live.next; e != &j->live && !ret;
-	     e = e->next) {
-		if (frame_room(j) >= COPY_BYTES) {
-			ret = frame_write(j);
-			if (!ret && !frame_begin(j))
-				ret = -ENOMEM;
-		}
-		if (!ret)
-			ret = copy_entry(j, from, e, &offs[i++]);
-	}
-	return ret ? ret : frame_write(j);
-}
-
-/* Both copies, one after the other: a damaged one never takes us back. */
-static int sb_write(struct journal *j)
-{
-	struct sb *buf;
-	int ret = 0;
-
-	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, sizeof(*buf)))
-		return -EIO; /* as bad as a disk that does not write */
-	for (int i = 0; i < 2 && !ret; i++) {
-		j->sb.generation++;
-		sb_seal(&j->sb);
-		*buf = j->sb;
-		ret = kio_sys_pwrite(
-			j->fd, buf, sizeof(*buf),
-			(off_t)(j->sb.generation % 2 * KIO_BLOCK_BYTES));
-		if (!ret)
-			ret = kio_sys_fdatasync(j->fd);
-	}
-	free(buf);
-	return ret ? -EIO : 0;
-}
-
-/*
- * 0, or -ENOSPC, -ENOMEM: the old area goes on; else the journal has failed (it may
- * be that a superblock names the new area, so nothing may follow in the old one).
- */
-static int compact(struct journal *j)
-{
-	const struct journal old = *j;
-	uint64_t *offs = calloc(j->n_live + 1, sizeof(*offs));
-	uint64_t i = 0;
-	int ret;
-
-	if (!offs)
-		return -ENOMEM;
-	j->sb.active = !j->sb.active;
-	j->sb.epoch++;
-	j->pos = j->seq = 0;
-	ret = copy_live(j, (int)old.sb.active, offs);
-	if (!ret)
-		ret = kio_sys_fdatasync(j->fd);
-	if (ret) {
-		j->sb = old.sb;
-		j->pos = old.pos;
-		j->seq = old.seq;
-		free(offs);
-		return ret;
-	}
-	ret = sb_write(j);
-	for (struct entry *e = j->live.next, *next; e != &j->live; e = next) {
-		next = e->next;
-		e->off = offs[i++];
-		if (e->off)
-			continue;
-		live_del(j, e);
-		j->n_lost++;
-	}
-	free(offs);
-	j->n_compactions++;
-	return ret;
-}
-
-static int mostly_dead(const struct journal *j)
-{
-	return j->pos > 2 * j->live_bytes + COMPACT_SLACK;
-}
-
-/* ---- a batch --------------------------------------------------------------------------- */
-
-static size_t put_bytes(const struct kio_commit *c)
-{
-	return KV_ALIGN_UP(sizeof(struct rec_put) +
-				   c->n_pages * sizeof(struct kio_place) +
-				   c->meta_bytes,
-			   8u);
-}
-
-static int add_put(struct journal *j, struct kio_commit *c)
-{
-	struct entry *e = (struct entry *)(uintptr_t)c->handle;
-	const size_t n = put_bytes(c);
-	const uint64_t off = j->pos + ((struct frame *)j->buf)->n_bytes +
-			     sizeof(struct frame);
-	struct rec_put *p = frame_add(j, n);
-
-	if (!p)
-		return -ENOMEM;
-	e->serial = ++j->serial;
-	e->off = off;
-	e->n_bytes = (uint32_t)n;
-	*p = (struct rec_put){
-		.h = { REC_PUT, 0, (uint32_t)n, e->serial },
-		.key = c->key,
-		.page_bytes = c->page_bytes,
-		.n_pages = c->n_pages,
-		.meta_bytes = (uint32_t)c->meta_bytes,
-	};
-	memcpy(p + 1, c->places, c->n_pages * sizeof(*c->places));
-	memcpy((char *)(p + 1) + c->n_pages * sizeof(*c->places), c->meta,
-	       c->meta_bytes);
-	e->crc = kio_crc32c(0, p, n);
-	return 0;
-}
+/* ---- the frame of a batch ------------------------------------------------- */
 
 static int add_dels(struct journal *j, const struct batch *b)
 {
-	for (struct entry *e = b->dels; e; e = e->q_next) {
-		struct rec *r = frame_add(j, sizeof(*r));
+	const struct entry *e = j->dels_now;
 
+	for (uint64_t i = 0; i < b->n_dels; i++, e = e->q_next) {
+		struct rec *r;
+
+		if (e->is_lost)
+			continue;
+		r = frame_add(j, sizeof(*r), NULL);
 		if (!r)
 			return -ENOMEM;
 		*r = (struct rec){ REC_DEL, 0, sizeof(*r), e->serial };
@@ -304,133 +83,186 @@ static int add_dels(struct journal *j, const struct batch *b)
 	return 0;
 }
 
-static int add_bads(struct journal *j, const struct batch *b)
+static void seal_entry(struct entry *e, const void *rec, size_t n)
 {
-	for (struct bad_note *n = b->bads; n; n = n->next) {
-		const uint64_t off = j->pos + sizeof(struct frame) +
-				     ((struct frame *)j->buf)->n_bytes;
-		struct rec_bad *r = frame_add(j, sizeof(*r));
+	e->n_bytes = (uint32_t)n;
+	e->crc = kio_crc32c(0, rec, n);
+}
 
+static int add_bads(struct journal *j, struct batch *b)
+{
+	struct bad_note **end = &b->bads;
+
+	for (struct bad_note *n; (n = *end); end = &n->next) {
+		struct rec_bad *r;
+
+		if (frame_bytes(j) + sizeof(*r) > frame_limit(j))
+			break;
+		if (j->live_bytes > live_max(j) + frame_limit(j) / 2)
+			continue; /* so many: not noted */
+		r = frame_add(j, sizeof(*r), &n->entry->off);
 		if (!r)
 			return -ENOMEM;
 		n->entry->serial = ++j->serial;
-		n->entry->off = off;
-		n->entry->n_bytes = sizeof(*r);
 		n->entry->is_bad = 1;
 		n->rec.h = (struct rec){ REC_BAD, 0, sizeof(*r), j->serial };
 		*r = n->rec;
-		n->entry->crc = kio_crc32c(0, r, sizeof(*r));
+		seal_entry(n->entry, r, sizeof(*r));
 	}
+	b->more_bads = *end;
+	*end = NULL;
 	return 0;
 }
 
-/* All of the batch as one frame; puts that do not fit are left out, at the end. */
-static int build(struct journal *j, struct batch *b, struct kio_commit **rest)
+static int add_put(struct journal *j, struct kio_commit *c)
 {
-	struct kio_commit *c = b->puts, *last = NULL;
-	int ret = frame_begin(j) ? 0 : -ENOMEM;
+	const size_t places = c->n_pages * sizeof(*c->places);
+	const size_t n = put_bytes(c->n_pages, c->meta_bytes);
+	struct entry *e = (struct entry *)(uintptr_t)c->handle;
+	struct rec_put *p = frame_add(j, n, &e->off);
 
-	*rest = NULL;
-	if (!ret)
+	if (!p)
+		return -ENOMEM;
+	e->serial = ++j->serial;
+	*p = (struct rec_put){
+		.h = { REC_PUT, 0, (uint32_t)n, e->serial },
+		.key = c->key,
+		.page_bytes = c->page_bytes,
+		.n_pages = c->n_pages,
+		.meta_bytes = (uint32_t)c->meta_bytes,
+	};
+	memcpy(p + 1, c->places, places);
+	if (c->meta_bytes)
+		memcpy((char *)(p + 1) + places, c->meta, c->meta_bytes);
+	seal_entry(e, p, n);
+	return 0;
+}
+
+/* Those that find no room end with -ENOSPC, those beyond the frame are for later. */
+static int add_puts(struct journal *j, struct batch *b)
+{
+	struct kio_commit **end = &b->puts;
+	uint64_t sum = 0;
+	int ret = 0;
+
+	for (struct kio_commit *c; (c = *end) && !ret; end = &c->next) {
+		const uint64_t n = put_bytes(c->n_pages, c->meta_bytes);
+
+		if (sum && frame_bytes(j) + n > frame_limit(j))
+			break;
+		c->ret = j->live_bytes + sum + n > live_max(j) ? -ENOSPC : 0;
+		if (c->ret)
+			continue;
+		ret = add_put(j, c);
+		sum += n;
+	}
+	if (ret)
+		return ret;
+	b->more_puts = *end;
+	*end = NULL;
+	return 0;
+}
+
+static int build(struct journal *j, struct batch *b)
+{
+	int ret = frame_begin(j);
+
+	if (!ret && b->in_frame)
 		ret = add_dels(j, b);
 	if (!ret)
 		ret = add_bads(j, b);
-	for (; c && !ret; last = c, c = c->next) {
-		if (last && ((struct frame *)j->buf)->n_bytes + put_bytes(c) >
-				    FRAME_MAX / 2)
-			break;
-		ret = add_put(j, c);
-	}
-	if (ret)
-		return ret;
-	if (last)
-		last->next = NULL;
-	*rest = c;
-	return 0;
+	return ret ? ret : add_puts(j, b);
 }
 
-/* Room in the active area for what build() made, compacting if that helps. */
-static int make_room(struct journal *j, struct batch *b,
-		     struct kio_commit **rest)
+/* What build() set apart, one list again. */
+static void unbuild(struct batch *b)
 {
-	int ret;
+	struct kio_commit **c = &b->puts;
+	struct bad_note **n = &b->bads;
 
-	for (struct entry *e = b->dels; e; e = e->q_next)
-		live_del(j, e);
-	ret = build(j, b, rest);
+	while (*c)
+		c = &(*c)->next;
+	*c = b->more_puts;
+	while (*n)
+		n = &(*n)->next;
+	*n = b->more_bads;
+	b->more_puts = NULL;
+	b->more_bads = NULL;
+}
+
+static int mostly_dead(const struct journal *j)
+{
+	return j->pos > 2 * j->live_bytes + COMPACT_SLACK;
+}
+
+/* The frame of b, and room for it; a compaction leaves the deleted records out. */
+static int make_room(struct journal *j, struct batch *b)
+{
+	int ret = build(j, b);
+
 	if (ret ||
 	    (!mostly_dead(j) && j->pos + frame_room(j) <= j->sb.index_bytes))
 		return ret;
-	if (j->live_bytes + j->live_bytes / 64 + frame_room(j) +
-		    COPY_BYTES / 16 >
-	    j->sb.index_bytes)
-		return -ENOSPC; /* it would be in vain */
-	for (struct kio_commit *c = b->puts; c && *rest; c = c->next)
-		if (!c->next) {
-			c->next = *rest; /* one list again */
-			*rest = NULL;
-		}
-	ret = compact(j);
+	unbuild(b);
+	ret = journal_compact(j);
 	if (ret)
 		return ret;
-	b->dels = NULL; /* gone with the old area, durably */
-	return build(j, b, rest);
+	b->in_frame = 0;
+	return build(j, b);
 }
 
-static void fail_puts(struct kio_commit *c, int err)
-{
-	for (; c; c = c->next)
-		c->ret = err;
-}
+/* ---- a batch -------------------------------------------------------------- */
 
-static int flush_batch(struct journal *j, struct batch *b,
-		       struct kio_commit **rest)
+static void mark_dels(struct journal *j, struct batch *b)
 {
-	int ret = 0;
+	const uint64_t most = frame_limit(j) / 2 / sizeof(struct rec);
 
-	if (b->puts)
-		ret = kio_sys_fdatasync(j->fd); /* the pages */
-	if (!ret)
-		ret = make_room(j, b, rest);
-	if (!ret)
-		ret = frame_write(j);
-	if (!ret)
-		ret = kio_sys_fdatasync(j->fd);
-	return ret;
-}
-
-static void settle_batch(struct journal *j, struct batch *b, int ret)
-{
-	/* in order of serial: bad slots stand before puts in a frame */
-	for (struct bad_note *n = b->bads; n && !ret; n = n->next)
-		journal_adopt(j, n->entry);
-	for (struct kio_commit *c = b->puts; c; c = c->next) {
-		c->ret = ret;
-		if (!ret)
-			journal_adopt(j, (struct entry *)(uintptr_t)c->handle);
+	b->in_frame = 1;
+	for (struct entry *e = j->dels_now; e && b->n_dels < most;
+	     e = e->q_next) {
+		journal_live_del(j, e);
+		b->n_dels++;
 	}
 }
 
-/*
- * The index is full of live records, or the disk is: puts fail; deletions are durable
- * once the live records were compacted without them. What finds no room waits.
- */
-static int without_puts(struct journal *j, struct batch *b)
+static int work(struct journal *j, struct batch *b)
 {
-	struct batch few = { .bads = b->bads };
-	struct kio_commit *none;
-	int ret = b->dels ? compact(j) : 0;
+	int ret = 0;
 
-	if (!ret && few.bads)
-		ret = build(j, &few, &none);
-	if (!ret && few.bads)
+	mark_dels(j, b);
+	if (b->puts)
+		ret = kio_sys_fdatasync(j->fd); /* the pages */
+	if (!ret)
+		ret = make_room(j, b);
+	if (!ret)
 		ret = frame_write(j);
-	if (!ret && few.bads)
+	if (!ret)
 		ret = kio_sys_fdatasync(j->fd);
-	if (ret)
-		b->bads = NULL; /* not noted: found again by the next read */
-	return ret;
+	/* only what says so leaves the log as it was */
+	return ret && ret != -ENOSPC && ret != -ENOMEM ? -EIO : ret;
 }
+
+/* In order of serial: bad slots stand before puts in a frame. */
+static void adopt_batch(struct journal *j, struct batch *b)
+{
+	for (struct bad_note *n = b->bads; n; n = n->next)
+		if (n->entry->n_bytes) {
+			journal_adopt(j, n->entry);
+			n->entry = NULL;
+		}
+	for (struct kio_commit *c = b->puts; c; c = c->next)
+		if (!c->ret)
+			journal_adopt(j, (struct entry *)(uintptr_t)c->handle);
+}
+
+static void fail_batch(struct batch *b, int err)
+{
+	unbuild(b);
+	for (struct kio_commit *c = b->puts; c; c = c->next)
+		c->ret = err;
+}
+
+/* ---- back to the loop; called with m held --------------------------------- */
 
 static void append_done(struct journal *j, struct kio_commit *c)
 {
@@ -439,50 +271,56 @@ static void append_done(struct journal *j, struct kio_commit *c)
 		j->done_end = &(*j->done_end)->next;
 }
 
-static void give_back(struct journal *j, struct entry *e, struct bad_note *n)
+static void free_entry(struct journal *j, struct entry *e)
 {
-	while (e) {
-		struct entry *next = e->q_next;
+	e->next = j->free_entries;
+	j->free_entries = e;
+}
 
-		e->next = j->free_entries;
-		j->free_entries = e;
-		e = next;
+static void end_dels(struct journal *j, uint64_t n)
+{
+	j->dels_durable += n;
+	while (n--) {
+		struct entry *e = j->dels_now;
+
+		j->dels_now = e->q_next;
+		free_entry(j, e);
 	}
+	if (!j->dels_now)
+		j->dels_now_end = &j->dels_now;
+}
+
+/* Noted or not (then the next read finds out again). */
+static void end_bads(struct journal *j, struct bad_note *n)
+{
 	while (n) {
 		struct bad_note *next = n->next;
 
+		if (n->entry)
+			free_entry(j, n->entry);
 		free(n);
 		n = next;
 	}
 }
 
-/* Everything of the batch, as far as it goes; sets ret of the puts. */
-static int work(struct journal *j, struct batch *b, struct kio_commit **rest)
-{
-	int ret = flush_batch(j, b, rest);
-
-	if (ret != -ENOSPC && ret != -ENOMEM) {
-		settle_batch(j, b, ret ? -EIO : 0);
-		return ret;
-	}
-	fail_puts(b->puts, ret);
-	b->puts = NULL;
-	ret = without_puts(j, b);
-	settle_batch(j, b, ret);
-	return ret;
-}
-
 /* In front of what was queued meanwhile. */
-static void requeue(struct journal *j, struct kio_commit *rest)
+static void requeue(struct journal *j, struct batch *b)
 {
-	struct kio_commit **end = &rest->next;
+	struct kio_commit **c = &b->more_puts;
+	struct bad_note **n = &b->more_bads;
 
-	while (*end)
-		end = &(*end)->next;
-	*end = j->puts;
+	while (*c)
+		c = &(*c)->next;
+	*c = j->puts;
 	if (!j->puts)
-		j->puts_end = end;
-	j->puts = rest;
+		j->puts_end = c;
+	j->puts = b->more_puts;
+	if (!j->puts)
+		j->puts_end = &j->puts;
+	while (*n)
+		n = &(*n)->next;
+	*n = j->bads;
+	j->bads = b->more_bads;
 }
 
 static void show(struct journal *j)
@@ -493,46 +331,60 @@ static void show(struct journal *j)
 		.written = j->index_written,
 		.n_compactions = j->n_compactions,
 		.n_lost = j->n_lost,
+		.room = j->sb.index_bytes,
 	};
 }
 
-static void run_batch(struct journal *j, struct batch *b)
+static void ring_bell(const struct journal *j)
 {
-	struct kio_commit *puts = b->puts, *rest = NULL;
-	struct bad_note *const bads = b->bads;
-	struct entry *dels, **end = &j->stuck;
 	const uint64_t one = 1;
-	int ret = -EIO;
 
-	while (*end)
-		end = &(*end)->q_next;
-	*end = b->dels;
-	dels = b->dels = j->stuck;
-	j->stuck = NULL;
-	if (!j->failed)
-		ret = work(j, b, &rest);
-	else
-		fail_puts(puts, -EIO);
-	if (ret) {
-		j->stuck = dels;
-		dels = NULL;
-	}
-	pthread_mutex_lock(&j->m);
-	j->failed |= ret && ret != -ENOSPC && ret != -ENOMEM;
-	j->n_groups++;
-	append_done(j, puts);
-	if (!ret)
-		j->dels_durable = b->turn;
-	give_back(j, dels, bads);
-	if (rest)
-		requeue(j, rest);
-	show(j);
-	pthread_mutex_unlock(&j->m);
 	if (write(j->event_fd, &one, sizeof(one)) < 0)
 		return; /* a full counter rings too */
 }
 
-/* ---- thread ---------------------------------------------------------------------------------- */
+static void run_batch(struct journal *j, struct batch *b)
+{
+	int ret = j->failed ? -EIO : work(j, b);
+
+	if (ret)
+		fail_batch(b, ret);
+	else
+		adopt_batch(j, b);
+	pthread_mutex_lock(&j->m);
+	j->failed |= ret == -EIO;
+	j->n_groups++;
+	if (!ret)
+		end_dels(j, b->n_dels);
+	j->again = !ret && j->dels_now;
+	append_done(j, b->puts);
+	end_bads(j, b->bads);
+	requeue(j, b);
+	show(j);
+	pthread_mutex_unlock(&j->m);
+	ring_bell(j);
+}
+
+/* ---- thread --------------------------------------------------------------- */
+
+static int has_work(const struct journal *j)
+{
+	return j->puts || j->dels || j->bads || j->again;
+}
+
+static void take_batch(struct journal *j, struct batch *b)
+{
+	*b = (struct batch){ .puts = j->puts, .bads = j->bads };
+	if (j->dels) {
+		*j->dels_now_end = j->dels;
+		j->dels_now_end = j->dels_end;
+	}
+	j->puts = NULL;
+	j->puts_end = &j->puts;
+	j->dels = NULL;
+	j->dels_end = &j->dels;
+	j->bads = NULL;
+}
 
 static void *journal_main(void *arg)
 {
@@ -541,16 +393,11 @@ static void *journal_main(void *arg)
 
 	pthread_mutex_lock(&j->m);
 	for (;;) {
-		while (!j->puts && !j->dels && !j->bads && !j->stop)
+		while (!has_work(j) && !j->stop)
 			pthread_cond_wait(&j->more, &j->m);
-		if (!j->puts && !j->dels && !j->bads)
+		if (!has_work(j))
 			break;
-		b = (struct batch){ j->puts, j->dels, j->bads, j->dels_queued };
-		j->puts = NULL;
-		j->puts_end = &j->puts;
-		j->dels = NULL;
-		j->dels_end = &j->dels;
-		j->bads = NULL;
+		take_batch(j, &b);
 		pthread_mutex_unlock(&j->m);
 		run_batch(j, &b);
 		pthread_mutex_lock(&j->m);
@@ -566,6 +413,7 @@ void journal_init(struct journal *j)
 	j->live.next = j->live.prev = &j->live;
 	j->puts_end = &j->puts;
 	j->dels_end = &j->dels;
+	j->dels_now_end = &j->dels_now;
 	j->done_end = &j->done;
 	pthread_mutex_init(&j->m, NULL);
 	pthread_cond_init(&j->more, NULL);
@@ -580,6 +428,7 @@ int journal_start(struct journal *j, int fd, const struct sb *sb,
 	j->sb = *sb;
 	j->pos = x->end;
 	j->seq = x->seq;
+	j->prev_crc = x->prev_crc;
 	j->serial = x->serial;
 	ret = kio_sys_eventfd();
 	if (ret < 0)
@@ -589,23 +438,6 @@ int journal_start(struct journal *j, int fd, const struct sb *sb,
 	ret = pthread_create(&j->thread, NULL, journal_main, j);
 	j->started = !ret;
 	return -ret;
-}
-
-int journal_reap(struct journal *j, struct kio_commit **done,
-		 struct entry **entries)
-{
-	uint64_t bell;
-
-	if (read(j->event_fd, &bell, sizeof(bell)) < 0)
-		bell = 0; /* called without a bell, which is fine */
-	pthread_mutex_lock(&j->m);
-	*done = j->done;
-	j->done = NULL;
-	j->done_end = &j->done;
-	*entries = j->free_entries;
-	j->free_entries = NULL;
-	pthread_mutex_unlock(&j->m);
-	return 0;
 }
 
 void journal_stop(struct journal *j)
@@ -618,28 +450,49 @@ void journal_stop(struct journal *j)
 		pthread_join(j->thread, NULL);
 		j->started = 0;
 	}
+	end_bads(j, j->bads); /* of a store that was never started */
+	j->bads = NULL;
 	free(j->buf);
 	j->buf = NULL;
 }
 
+/* ---- what the loop calls -------------------------------------------------- */
+
+void journal_reap(struct journal *j, struct kio_commit **done,
+		  struct entry **entries, uint64_t *dels_durable)
+{
+	uint64_t bell;
+
+	/* without a bell, or without a thread (scratch): fine */
+	if (read(j->event_fd, &bell, sizeof(bell)) < 0)
+		bell = 0;
+	pthread_mutex_lock(&j->m);
+	*done = j->done;
+	j->done = NULL;
+	j->done_end = &j->done;
+	*entries = j->free_entries;
+	j->free_entries = NULL;
+	*dels_durable = j->dels_durable;
+	pthread_mutex_unlock(&j->m);
+}
+
 void journal_put(struct journal *j, struct kio_commit *c)
 {
-	const uint64_t one = 1;
+	const int refused = c->ret; /* else it may end any time */
 
 	c->next = NULL;
 	pthread_mutex_lock(&j->m);
-	if (c->ret) {
+	if (refused) {
 		append_done(j, c);
-		pthread_mutex_unlock(&j->m);
-		if (write(j->event_fd, &one, sizeof(one)) < 0)
-			return; /* a full counter rings too */
-		return;
+	} else {
+		*j->puts_end = c;
+		j->puts_end = &c->next;
+		j->n_puts++;
+		pthread_cond_signal(&j->more);
 	}
-	*j->puts_end = c;
-	j->puts_end = &c->next;
-	j->n_puts++;
-	pthread_cond_signal(&j->more);
 	pthread_mutex_unlock(&j->m);
+	if (refused)
+		ring_bell(j);
 }
 
 void journal_del(struct journal *j, struct entry *e)
@@ -648,20 +501,19 @@ void journal_del(struct journal *j, struct entry *e)
 	pthread_mutex_lock(&j->m);
 	*j->dels_end = e;
 	j->dels_end = &e->q_next;
-	j->dels_queued++;
 	pthread_cond_signal(&j->more);
 	pthread_mutex_unlock(&j->m);
 }
 
-uint64_t journal_turns(struct journal *j, uint64_t *durable)
+uint64_t journal_durable(struct journal *j, int *failed)
 {
-	uint64_t queued;
+	uint64_t n;
 
 	pthread_mutex_lock(&j->m);
-	queued = j->dels_queued;
-	*durable = j->dels_durable;
+	n = j->dels_durable;
+	*failed = j->failed;
 	pthread_mutex_unlock(&j->m);
-	return queued;
+	return n;
 }
 
 void journal_bad(struct journal *j, struct bad_note *n)

@@ -13,7 +13,8 @@
 #include "io/store_priv.h"
 #include "io/sys.h"
 
-#define READ_BYTES (8u << 20)
+#define READ_BYTES  (8u << 20)
+#define LABEL_BYTES (1u << 20) /* INDEX_OFF is within it */
 
 /* ---- superblocks ---------------------------------------------------------- */
 
@@ -38,7 +39,7 @@ static int sb_ok(const struct sb *sb)
 /* What arithmetic over it relies on. */
 static int sb_sane(const struct sb *sb)
 {
-	const uint64_t limit = 1ull << 60;
+	const uint64_t limit = 1ull << 59;
 
 	return sb->block_bytes == KIO_BLOCK_BYTES && sb->active < 2 &&
 	       sb->zone_bytes >= ZONE_MIN && sb->zone_bytes <= ZONE_MAX &&
@@ -59,42 +60,87 @@ static int all_zero(const void *p, size_t n)
 	return !n || (!c[0] && !memcmp(c, c + 1, n - 1));
 }
 
+/*
+ * No superblock is whole. Only what is blank as far as the labels of disks and file
+ * systems lie is free to be formatted: where an index begins, there was a store.
+ */
+static int no_sb(int fd, const struct sb both[2])
+{
+	uint32_t magic;
+	char *buf;
+	int ret;
+
+	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, LABEL_BYTES))
+		return -ENOMEM;
+	ret = kio_sys_pread(fd, buf, LABEL_BYTES, 0);
+	memcpy(&magic, buf + INDEX_OFF, sizeof(magic));
+	if (ret)
+		ret = ret == -ENODATA ? -EMEDIUMTYPE : ret;
+	else if (all_zero(buf, LABEL_BYTES))
+		ret = -ENODATA;
+	else if (both[0].magic == SB_MAGIC || both[1].magic == SB_MAGIC ||
+		 magic == FRAME_MAGIC)
+		ret = -EBADMSG;
+	else
+		ret = -EMEDIUMTYPE;
+	free(buf);
+	return ret;
+}
+
+static int sb_supported(const struct sb *sb)
+{
+	if (sb->major != SB_MAJOR || sb->features)
+		return -EPROTONOSUPPORT;
+	return sb_sane(sb) && all_zero(sb->rsvd, sizeof(sb->rsvd)) ? 0
+								   : -EBADMSG;
+}
+
+/* Each for itself: one that cannot be read is as good as a damaged one. */
+static int read_both(int fd, struct sb both[2])
+{
+	int rets[2];
+	struct sb *buf;
+
+	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, sizeof(*buf)))
+		return -ENOMEM;
+	memset(both, 0, 2 * sizeof(both[0]));
+	for (int i = 0; i < 2; i++) {
+		rets[i] = kio_sys_pread(fd, buf, sizeof(*buf),
+					(off_t)i * KIO_BLOCK_BYTES);
+		if (!rets[i])
+			both[i] = *buf;
+	}
+	free(buf);
+	return rets[0] && rets[1] ? rets[0] : 0;
+}
+
 int sb_read(int fd, struct sb *out, struct sb both[2], int valid[2])
 {
-	char *buf;
-	int ret, best = -1;
+	int best = -1, ret = read_both(fd, both);
 
-	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, INDEX_OFF))
-		return -ENOMEM;
-	ret = kio_sys_pread(fd, buf, INDEX_OFF, 0);
-	if (ret == -ENODATA)
-		ret = -EMEDIUMTYPE;
-	if (ret) {
-		free(buf);
-		return ret;
-	}
+	if (ret)
+		return ret == -ENODATA ? -EMEDIUMTYPE : ret;
 	for (int i = 0; i < 2; i++) {
-		memcpy(&both[i], buf + (size_t)i * KIO_BLOCK_BYTES,
-		       sizeof(both[i]));
 		valid[i] = sb_ok(&both[i]);
 		if (valid[i] &&
 		    (best < 0 || both[i].generation > both[best].generation))
 			best = i;
 	}
-	if (best < 0)
-		ret = all_zero(buf, INDEX_OFF) ? -ENODATA
-		      : both[0].magic == SB_MAGIC || both[1].magic == SB_MAGIC
-			      ? -EBADMSG
-			      : -EMEDIUMTYPE;
-	free(buf);
-	if (ret)
-		return ret;
-	if (both[best].major != SB_MAJOR)
-		return -EPROTONOSUPPORT;
-	if (!sb_sane(&both[best]))
-		return -EBADMSG;
-	*out = both[best];
-	return 0;
+	ret = best < 0 ? no_sb(fd, both) : sb_supported(&both[best]);
+	if (!ret)
+		*out = both[best];
+	return ret;
+}
+
+int sb_twins(const struct sb both[2], const int valid[2])
+{
+	struct sb a = both[0], b = both[1];
+
+	if (!valid[0] || !valid[1])
+		return 0;
+	a.crc = b.crc = 0;
+	a.generation = b.generation = 0;
+	return !memcmp(&a, &b, sizeof(a));
 }
 
 /* ---- frames --------------------------------------------------------------------- */
@@ -138,10 +184,11 @@ static int next_frame(struct loader *l, struct frame *f)
 		return ret;
 	memcpy(f, x->base + at, sizeof(*f));
 	if (f->magic != FRAME_MAGIC || f->epoch != x->epoch ||
-	    f->seq != x->seq + 1)
+	    f->salt != l->sb->salt || f->seq != x->seq + 1)
 		return -ENODATA;
 	x->torn_bytes = KIO_BLOCK_BYTES; /* begun; unless it is whole */
-	if (f->n_bytes > FRAME_MAX || f->n_bytes % 8)
+	if (f->n_bytes > FRAME_MAX || f->n_bytes % 8 || f->rsvd ||
+	    f->prev != x->prev_crc)
 		return -ENODATA;
 	ret = need(l,
 		   at + KV_ALIGN_UP(sizeof(*f) + f->n_bytes, KIO_BLOCK_BYTES));
@@ -199,15 +246,10 @@ static int put_ok(const struct rec *r)
 {
 	const struct rec_put *p = (const struct rec_put *)r;
 
-	return r->n_bytes >= sizeof(*p) && p->n_pages &&
+	return r->n_bytes >= sizeof(*p) && !p->rsvd && p->n_pages &&
 	       p->n_pages <= FRAME_MAX / sizeof(struct kio_place) &&
 	       p->meta_bytes <= FRAME_MAX &&
-	       r->n_bytes ==
-		       KV_ALIGN_UP(sizeof(*p) +
-					   p->n_pages *
-						   sizeof(struct kio_place) +
-					   p->meta_bytes,
-				   8u);
+	       r->n_bytes == put_bytes(p->n_pages, p->meta_bytes);
 }
 
 static int take_record(struct loader *l, const struct rec *r, uint64_t off)
@@ -218,7 +260,7 @@ static int take_record(struct loader *l, const struct rec *r, uint64_t off)
 	switch (r->type) {
 	case REC_PUT:
 	case REC_BAD:
-		if (r->serial <= x->serial ||
+		if (r->serial <= x->serial || r->serial == UINT64_MAX ||
 		    (r->type == REC_PUT ? !put_ok(r)
 					: r->n_bytes != sizeof(struct rec_bad)))
 			break;
@@ -246,7 +288,7 @@ static int take_frame(struct loader *l, const struct frame *f)
 		const struct rec *r =
 			(const struct rec *)(x->base + begin + at);
 
-		if (r->n_bytes < sizeof(*r) || r->n_bytes % 8 ||
+		if (r->n_bytes < sizeof(*r) || r->n_bytes % 8 || r->rsvd ||
 		    r->n_bytes > f->n_bytes - at) {
 			x->n_malformed++;
 			break;
@@ -280,6 +322,7 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 			break;
 		x->end += KV_ALIGN_UP(sizeof(f) + f.n_bytes, KIO_BLOCK_BYTES);
 		x->seq = f.seq;
+		x->prev_crc = f.crc;
 		x->n_frames++;
 	}
 	if (ret != -ENODATA) {

@@ -4,62 +4,19 @@
 #include "io/store.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/random.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "io/store_priv.h"
 #include "io/sys.h"
 
 #define SLAB_ENTRIES 1024u
-
-/* A record nobody knows: its slots, to be given back when room is needed. */
-struct orphan {
-	struct orphan *next;
-	struct entry *entry;
-	uint32_t page_bytes;
-	uint32_t n_pages;
-	uint64_t blocks[];
-};
+#define LOW_SLOTS    32u /* with fewer left of a size, orphans go */
 
 struct slab {
 	struct slab *next;
 	struct entry entries[];
-};
-
-/* A reserve or punch of one zone. */
-struct chore {
-	struct kio_req req;
-	struct kio_store *store;
-	uint32_t zone;
-	int busy;
-};
-
-struct kio_store {
-	struct kio_engine *engine;
-	int fd;
-	int i_fixed;
-	int direct;
-	int scratch;
-	int is_device;
-	struct slots slots;
-	struct journal journal;
-	struct slab *slabs;
-	struct entry *entries_found; /* array of open */
-	struct entry *free_entries;
-	struct orphan *orphans, **orphans_end;
-	uint64_t n_records, n_orphans;
-	uint64_t turn; /* deletions queued by us */
-	uint64_t page_written;
-	uint32_t n_ahead; /* zones below were reserved, or tried to be */
-	struct chore reserve, punch;
-	int no_reserve, no_punch;
-	int closing;
 };
 
 /* ---- entries ---------------------------------------------------------------- */
@@ -92,319 +49,12 @@ static void entry_put(struct kio_store *s, struct entry *e)
 	s->free_entries = e;
 }
 
-/* ---- format and open ------------------------------------------------------------ */
-
 static uint64_t now_ns(void)
 {
 	struct timespec t;
 
 	(void)clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail */
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* Power of two from bytes / N_ZONES_AIMED, within the limits. */
-static uint64_t zone_size(uint64_t bytes)
-{
-	uint64_t z = ZONE_MIN;
-
-	while (z < ZONE_MAX && z * N_ZONES_AIMED < bytes)
-		z *= 2;
-	return z;
-}
-
-/* Index areas of 1/256 each, zones behind. -EINVAL: not even one zone. */
-static int layout(struct sb *sb, uint64_t bytes, int scratch)
-{
-	*sb = (struct sb){ .magic = SB_MAGIC,
-			   .major = SB_MAJOR,
-			   .minor = SB_MINOR,
-			   .generation = 1,
-			   .bytes = bytes,
-			   .zone_bytes = zone_size(bytes),
-			   .epoch = 1,
-			   .block_bytes = KIO_BLOCK_BYTES };
-	if (!scratch) {
-		sb->index_bytes =
-			KV_MAX(bytes / 256 / KIO_BLOCK_BYTES * KIO_BLOCK_BYTES,
-			       INDEX_MIN);
-		sb->data_off = KV_ALIGN_UP(INDEX_OFF + 2 * sb->index_bytes,
-					   2ull << 20);
-	}
-	if (bytes > 1ull << 59 || sb->data_off + sb->zone_bytes > bytes)
-		return -EINVAL;
-	sb->n_zones = (bytes - sb->data_off) / sb->zone_bytes;
-	if (getrandom(sb->uuid, sizeof(sb->uuid), 0) !=
-	    (ssize_t)sizeof(sb->uuid))
-		return -EIO;
-	return 0;
-}
-
-static int sb_put(struct kio_store *s, struct sb *sb)
-{
-	struct sb *buf;
-	int ret;
-
-	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, sizeof(*buf)))
-		return -ENOMEM;
-	sb_seal(sb);
-	*buf = *sb;
-	ret = kio_sys_pwrite(s->fd, buf, sizeof(*buf),
-			     (off_t)(sb->generation % 2 * KIO_BLOCK_BYTES));
-	free(buf);
-	return ret ? ret : kio_sys_fdatasync(s->fd);
-}
-
-static int file_size(struct kio_store *s, uint64_t *bytes)
-{
-	struct stat st;
-	int ret = kio_sys_fstat(s->fd, &st);
-
-	if (ret)
-		return ret;
-	s->is_device = S_ISBLK(st.st_mode);
-	if (!s->is_device && !S_ISREG(st.st_mode))
-		return -EMEDIUMTYPE;
-	*bytes = (uint64_t)st.st_size;
-	if (s->is_device && ioctl(s->fd, BLKGETSIZE64, bytes))
-		return -errno;
-	return 0;
-}
-
-static int format(struct kio_store *s, const struct kio_store_conf *conf,
-		  uint64_t have, struct sb *sb)
-{
-	const uint64_t bytes = conf->bytes ? conf->bytes : have;
-	int ret = layout(sb, bytes, s->scratch);
-
-	if (!ret && s->is_device && bytes > have)
-		ret = -ENOSPC;
-	if (!ret && !s->is_device)
-		ret = kio_sys_ftruncate(s->fd, (off_t)bytes);
-	if (ret || s->scratch)
-		return ret;
-	ret = sb_put(s, sb);
-	sb->generation++; /* the other copy */
-	return ret ? ret : sb_put(s, sb);
-}
-
-/* A larger size than before: more zones. A smaller one only limits their use. */
-static int grow(struct kio_store *s, const struct kio_store_conf *conf,
-		uint64_t have, struct sb *sb)
-{
-	const uint64_t bytes = conf->bytes    ? conf->bytes
-			       : s->is_device ? have
-					      : sb->bytes;
-	int ret = 0;
-
-	if (conf->flags & KIO_STORE_READONLY)
-		return 0;
-	if (!s->is_device && have < KV_MAX(bytes, sb->bytes))
-		ret = kio_sys_ftruncate(s->fd, (off_t)KV_MAX(bytes, sb->bytes));
-	else if (s->is_device && have < bytes)
-		ret = -ENOSPC;
-	if (ret || bytes < sb->bytes + sb->zone_bytes)
-		return ret;
-	sb->bytes = bytes;
-	sb->n_zones = KV_MIN((bytes - sb->data_off) / sb->zone_bytes,
-			     (uint64_t)NO_ZONE - 1);
-	sb->generation++;
-	return sb_put(s, sb);
-}
-
-static int open_flags(const struct kio_store_conf *conf)
-{
-	if (conf->flags & KIO_STORE_READONLY)
-		return O_RDONLY;
-	if (conf->flags & KIO_STORE_SCRATCH)
-		return O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW;
-	return O_RDWR | O_CREAT | O_NOFOLLOW;
-}
-
-static int lock_file(int fd)
-{
-	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-
-	if (!fcntl(fd, F_OFD_SETLK, &l))
-		return 0;
-	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
-}
-
-static int open_file(struct kio_store *s, const struct kio_store_conf *conf)
-{
-	int flags = open_flags(conf);
-
-	s->direct = 1;
-	s->fd = kio_sys_open(conf->path, flags | O_DIRECT, 0600);
-	if (s->fd == -EINVAL) {
-		s->direct = 0;
-		s->fd = kio_sys_open(conf->path, flags, 0600);
-	}
-	if (s->fd < 0)
-		return s->fd;
-	if (conf->flags & KIO_STORE_SCRATCH)
-		return kio_sys_unlink(conf->path);
-	return conf->flags & KIO_STORE_READONLY ? 0 : lock_file(s->fd);
-}
-
-/* ---- records found ------------------------------------------------------------------ */
-
-static int keep_orphan(struct kio_store *s, struct entry *e,
-		       const struct kio_record *r)
-{
-	struct orphan *o =
-		malloc(sizeof(*o) + r->n_pages * sizeof(o->blocks[0]));
-
-	if (!o)
-		return -ENOMEM;
-	o->next = NULL;
-	o->entry = e;
-	o->page_bytes = r->page_bytes;
-	o->n_pages = r->n_pages;
-	for (uint32_t i = 0; i < r->n_pages; i++)
-		o->blocks[i] = r->places[i].block;
-	*s->orphans_end = o;
-	s->orphans_end = &o->next;
-	s->n_orphans++;
-	return 0;
-}
-
-/* All slots or none. */
-static int take_slots(struct kio_store *s, const struct kio_record *r)
-{
-	for (uint32_t i = 0; i < r->n_pages; i++) {
-		const int ret = slots_take(&s->slots, r->places[i].block,
-					   r->page_bytes);
-
-		if (!ret)
-			continue;
-		while (i--)
-			slots_release(&s->slots, r->places[i].block,
-				      r->page_bytes);
-		return ret;
-	}
-	return 0;
-}
-
-struct finder {
-	struct kio_store *store;
-	int (*found)(void *ctx, const struct kio_record *r);
-	void *ctx;
-	struct kio_store_report *rep;
-	const struct index_image *image;
-};
-
-static int one_put(struct finder *f, struct entry *e)
-{
-	const struct rec_put *p = index_put(f->image, e);
-	const struct kio_place *places = (const struct kio_place *)(p + 1);
-	const struct kio_record r = {
-		.key = p->key,
-		.handle = (uint64_t)(uintptr_t)e,
-		.page_bytes = p->page_bytes,
-		.n_pages = p->n_pages,
-		.places = places,
-		.meta = places + p->n_pages,
-		.meta_bytes = p->meta_bytes,
-	};
-	struct kio_store *s = f->store;
-	int ret = take_slots(s, &r);
-
-	if (ret == -EINVAL) {
-		f->rep->n_refused++;
-		return 0;
-	}
-	if (ret)
-		return ret;
-	f->rep->n_records++;
-	f->rep->n_pages += r.n_pages;
-	s->n_records++;
-	ret = f->found ? f->found(f->ctx, &r) : KIO_RECORD_ORPHAN;
-	if (ret == KIO_RECORD_DROP) {
-		kio_store_del(s, r.handle);
-		for (uint32_t i = 0; i < r.n_pages; i++)
-			kio_store_release(s, places[i].block, r.page_bytes);
-		return 0;
-	}
-	return ret == KIO_RECORD_KEEP ? 0 : keep_orphan(s, e, &r);
-}
-
-static int one_bad(struct finder *f, const struct entry *e)
-{
-	const struct rec_bad *b =
-		(const struct rec_bad *)(f->image->base + e->off);
-	const int ret = slots_take(&f->store->slots, b->block, b->page_bytes);
-
-	if (!ret) {
-		slots_set_bad(&f->store->slots, b->block, b->page_bytes);
-		f->rep->n_bad_slots++;
-	}
-	return ret == -EINVAL ? 0 : ret;
-}
-
-static int find_all(struct finder *f)
-{
-	struct kio_store *s = f->store;
-	int ret = 0;
-
-	for (uint64_t i = 0; i < f->image->n_entries && !ret; i++) {
-		struct entry *e = &s->entries_found[i];
-
-		journal_adopt(&s->journal, e);
-		ret = e->is_bad ? one_bad(f, e) : one_put(f, e);
-	}
-	return ret;
-}
-
-static int load(struct finder *f, struct sb *sb, int readonly)
-{
-	struct kio_store *s = f->store;
-	struct index_image x;
-	int ret = index_load(s->fd, sb, &x);
-
-	if (ret)
-		return ret;
-	s->entries_found = x.entries; /* they live on in the journal */
-	x.entries = NULL;
-	f->image = &x;
-	f->rep->n_frames = x.n_frames;
-	f->rep->index_bytes = x.end;
-	f->rep->torn_bytes = x.torn_bytes;
-	f->rep->n_refused = x.n_malformed;
-	f->rep->epoch = sb->epoch;
-	ret = find_all(f);
-	if (!ret && !readonly)
-		ret = journal_start(&s->journal, s->fd, sb, &x);
-	index_unload(&x);
-	return ret;
-}
-
-static int open_store(struct kio_store *s, const struct kio_store_conf *conf,
-		      struct finder *f)
-{
-	const int readonly = !!(conf->flags & KIO_STORE_READONLY);
-	uint64_t have = 0;
-	struct sb sb, both[2];
-	int valid[2], ret;
-
-	ret = open_file(s, conf);
-	if (!ret)
-		ret = file_size(s, &have);
-	if (ret)
-		return ret;
-	ret = s->scratch || !have ? -ENODATA : sb_read(s->fd, &sb, both, valid);
-	if (ret == -ENODATA && !readonly) {
-		f->rep->formatted = 1;
-		ret = format(s, conf, have, &sb);
-	} else if (!ret) {
-		ret = grow(s, conf, have, &sb);
-	}
-	if (!ret)
-		ret = slots_init(&s->slots, &sb, conf->bytes);
-	if (!ret && !s->scratch)
-		ret = load(f, &sb, readonly);
-	if (!ret && s->engine)
-		s->i_fixed = kio_engine_add_file(s->engine, s->fd);
-	return ret;
 }
 
 int kio_store_open(struct kio_store **out, const struct kio_store_conf *conf,
@@ -428,7 +78,7 @@ int kio_store_open(struct kio_store **out, const struct kio_store_conf *conf,
 	s->orphans_end = &s->orphans;
 	s->reserve.store = s->punch.store = s;
 	journal_init(&s->journal);
-	ret = open_store(s, conf, &f);
+	ret = store_open(&f, conf);
 	rep.open_ns = now_ns() - begin;
 	if (report)
 		*report = rep;
@@ -471,13 +121,12 @@ void kio_store_close(struct kio_store *s)
 	if (!s)
 		return;
 	journal_stop(&s->journal);
-	if (s->journal.event_fd >= 0) {
-		(void)kio_store_reap(s);
+	s->closing = 1;
+	(void)kio_store_reap(s);
+	if (s->journal.event_fd >= 0)
 		(void)close(s->journal.event_fd); /* only a bell */
-	}
 	pthread_cond_destroy(&s->journal.more);
 	pthread_mutex_destroy(&s->journal.m);
-	s->closing = 1;
 	last_close(s);
 }
 
@@ -590,7 +239,8 @@ int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes)
 
 	if (page_bytes > UINT32_MAX)
 		return -EINVAL;
-	if (s->orphans && s->slots.n_free <= 2)
+	if (s->orphans &&
+	    slots_left(&s->slots, (uint32_t)page_bytes) < LOW_SLOTS)
 		drop_orphan(s); /* room for those who come after */
 	block = slots_alloc(&s->slots, (uint32_t)page_bytes);
 	if (block >= 0)
@@ -600,16 +250,25 @@ int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes)
 	return block;
 }
 
+/*
+ * A slot that a record names, or may name, waits until the deletions queued so far
+ * are durable. After a failure that is never: what the medium holds is not known.
+ */
 void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes)
 {
-	uint64_t durable = 0;
+	const uint32_t n = (uint32_t)page_bytes;
+	int failed;
 
-	if (!s->scratch && s->turn &&
-	    journal_turns(&s->journal, &durable) > durable) {
-		slots_defer(&s->slots, block, (uint32_t)page_bytes, s->turn);
-		return;
+	if (slots_named(&s->slots, block, n)) {
+		const uint64_t durable = journal_durable(&s->journal, &failed);
+
+		if (failed || durable < s->turn) {
+			slots_defer(&s->slots, block, n,
+				    failed ? UINT64_MAX : s->turn);
+			return;
+		}
 	}
-	slots_release(&s->slots, block, (uint32_t)page_bytes);
+	slots_release(&s->slots, block, n);
 	punch_behind(s);
 }
 
@@ -655,14 +314,34 @@ void kio_store_write(struct kio_store *s, struct kio_req *r)
 
 /* ---- records -------------------------------------------------------------------------- */
 
-static int put_ok(const struct kio_store *s, const struct kio_commit *c)
+static void unname(struct kio_store *s, const struct kio_commit *c, uint32_t n)
+{
+	while (n--)
+		slots_unname(&s->slots, c->places[n].block, c->page_bytes);
+}
+
+static int name_slots(struct kio_store *s, const struct kio_commit *c)
+{
+	for (uint32_t i = 0; i < c->n_pages; i++) {
+		const int ret = slots_name(&s->slots, c->places[i].block,
+					   c->page_bytes);
+
+		if (ret) {
+			unname(s, c, i);
+			return ret;
+		}
+	}
+	return 0;
+}
+
+static int put_ok(struct kio_store *s, const struct kio_commit *c)
 {
 	if (s->scratch)
 		return -ENOTSUP;
-	if (!c->n_pages || c->meta_bytes > FRAME_MAX / 4 ||
-	    c->n_pages > FRAME_MAX / 4 / sizeof(*c->places))
+	if (!c->n_pages || c->meta_bytes > FRAME_MAX ||
+	    put_bytes(c->n_pages, c->meta_bytes) > s->put_max_bytes)
 		return -EMSGSIZE;
-	return 0;
+	return name_slots(s, c);
 }
 
 void kio_store_put(struct kio_store *s, struct kio_commit *c)
@@ -674,6 +353,8 @@ void kio_store_put(struct kio_store *s, struct kio_commit *c)
 	if (!c->ret) {
 		e = entry_get(s);
 		c->ret = e ? 0 : -ENOMEM;
+		if (!e)
+			unname(s, c, c->n_pages);
 	}
 	c->handle = (uint64_t)(uintptr_t)e;
 	journal_put(&s->journal, c);
@@ -701,10 +382,7 @@ int kio_store_reap(struct kio_store *s)
 	uint64_t durable;
 	int n = 0;
 
-	if (s->journal.event_fd < 0)
-		return 0;
-	journal_reap(&s->journal, &done, &e);
-	(void)journal_turns(&s->journal, &durable);
+	journal_reap(&s->journal, &done, &e, &durable);
 	for (; e; e = next) {
 		next = e->next;
 		entry_put(s, e);
@@ -718,6 +396,8 @@ int kio_store_reap(struct kio_store *s)
 		if (c->ret && c->handle) {
 			entry_put(s, (struct entry *)(uintptr_t)c->handle);
 			c->handle = 0;
+			if (c->ret != -EIO) /* else it may be on the medium */
+				unname(s, c, c->n_pages);
 		}
 		s->n_records += !c->ret;
 		n++;
@@ -737,6 +417,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 		.free_zone_bytes = m->n_free * m->zone_bytes,
 		.pending_bytes = m->pending_bytes,
 		.bad_bytes = m->bad_bytes,
+		.durable_bytes = m->named_bytes,
 		.n_records = s->n_records,
 		.n_orphans = s->n_orphans,
 		.page_written_bytes = s->page_written,
@@ -746,7 +427,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 	pthread_mutex_lock(&j->m);
 	out->index_bytes = j->shown.pos;
 	out->index_live_bytes = j->shown.live_bytes;
-	out->index_room_bytes = j->sb.index_bytes;
+	out->index_room_bytes = j->shown.room;
 	out->index_written_bytes = j->shown.written;
 	out->n_puts = j->n_puts;
 	out->n_groups = j->n_groups;

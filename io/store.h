@@ -36,12 +36,15 @@ struct kio_place {
 	uint32_t _pad; /* 0 */
 };
 
-#define KIO_STORE_SCRATCH  1u /* nothing survives: unlinked at once, no index */
+#define KIO_STORE_SCRATCH  1u /* nothing survives: unlinked file, no index */
 #define KIO_STORE_READONLY 2u /* look only: no lock, no slot, no record */
 
 struct kio_store_conf {
-	const char
-		*path; /* a file, made if missing (0600), or a block device */
+	/*
+	 * A file, made if missing (0600), or a block device. SCRATCH: a name
+	 * beside which a file is made; what is at path is not touched.
+	 */
+	const char *path;
 	uint64_t bytes; /* of a file; 0: as it is, a device: all of it */
 	uint32_t flags; /* KIO_STORE_* */
 	struct kio_engine *engine; /* of the pages; NULL with READONLY */
@@ -80,6 +83,8 @@ int kio_store_open(struct kio_store **out, const struct kio_store_conf *conf,
 		   void *ctx, struct kio_store_report *report);
 /*
  * Puts in flight end first (their done() runs); page requests have ended before.
+ * The file stays locked until what the store itself has in the engine has ended, at
+ * the latest with kio_engine_free().
  * What was released and not deleted stays as records say. NULL is fine.
  */
 void kio_store_close(struct kio_store *s);
@@ -116,16 +121,18 @@ struct kio_commit {
 	void (*done)(struct kio_commit *c); /* from kio_store_reap() */
 };
 /*
- * ret 0: on stable media. -ENOSPC the index is full of live records; -EIO the disk
- * failed (from then on every put fails: what a failed flush has lost is unknown until
- * the store is opened again); -ENOTSUP scratch; -EMSGSIZE; -ENOMEM. Then nothing
- * is durable. All puts and deletions that wait share one flush of the data and one of
- * the index.
+ * ret 0: on stable media. -ENOSPC the index is full of live records; -ENOTSUP scratch;
+ * -EMSGSIZE a record of more than 1/8 of the index, or 16 MiB; -EINVAL a place is no
+ * slot that was given out, or a record has it; -ENOMEM: then nothing is durable. -EIO
+ * the disk failed: whether the record is there is unknown until the store is opened
+ * again; till then every put fails, and slots that records name are not given out
+ * again. All puts and deletions that wait share one flush of the data and one of the
+ * index.
  */
 void kio_store_put(struct kio_store *s, struct kio_commit *c);
 /* Delete a record; call it before its slots are released. Never fails or waits. */
 void kio_store_del(struct kio_store *s, uint64_t handle);
-/* Readable when puts or deletions have ended: then kio_store_reap(). */
+/* Readable when puts or deletions have ended: then kio_store_reap(). -1: scratch. */
 int kio_store_event_fd(const struct kio_store *s);
 int kio_store_reap(struct kio_store *s);
 
@@ -134,6 +141,7 @@ struct kio_store_info {
 	uint64_t
 		used_bytes; /* in slots given out, with the waste of their zones */
 	uint64_t slot_bytes; /* in slots given out */
+	uint64_t durable_bytes; /* of those: that records name, or may name */
 	uint64_t free_zone_bytes; /* for any page size */
 	uint64_t pending_bytes; /* released, deletion not durable yet */
 	uint64_t bad_bytes; /* quarantined */

@@ -5,6 +5,8 @@
  *  (2) A zone of a class is in its list exactly while it has a free slot.
  *  (3) A bit is set from alloc until release; for a deferred slot until it ripens;
  *      for a bad one for ever.
+ *  (4) Named slots are used ones: a record says, or may say, that its bytes are
+ *      there. They are given out again when that record is gone for good.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -83,6 +85,7 @@ static void list_zone(struct slots *m, struct zone_class *c, uint32_t i)
 	z->listed = 1;
 	z->prev = NO_ZONE;
 	z->next = c->first;
+	c->n_free_slots += z->n_slots - z->n_used;
 	if (c->first != NO_ZONE)
 		m->zones[c->first].prev = i;
 	c->first = i;
@@ -95,6 +98,7 @@ static void unlist_zone(struct slots *m, struct zone_class *c, uint32_t i)
 	if (!z->listed)
 		return;
 	z->listed = 0;
+	c->n_free_slots -= z->n_slots - z->n_used;
 	if (z->prev != NO_ZONE)
 		m->zones[z->prev].next = z->next;
 	else
@@ -107,11 +111,13 @@ static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
 {
 	struct zone *z = &m->zones[i];
 	const uint32_t n = (uint32_t)(m->zone_bytes / page_bytes);
-	uint64_t *bits = calloc(KV_DIV_UP(n, 64u), sizeof(*bits));
+	const uint64_t n_words = KV_DIV_UP(n, 64u);
+	uint64_t *bits = calloc(2 * n_words, sizeof(*bits));
 
 	if (!bits)
 		return -ENOMEM;
 	z->bits = bits;
+	z->named = bits + n_words;
 	z->page_bytes = page_bytes;
 	z->n_slots = n;
 	z->n_used = z->n_bad = 0;
@@ -128,7 +134,7 @@ static void close_zone(struct slots *m, uint32_t i)
 
 	unlist_zone(m, class_of(m, z->page_bytes), i);
 	free(z->bits);
-	z->bits = NULL;
+	z->bits = z->named = NULL;
 	z->page_bytes = 0;
 	if (i < m->n_usable) {
 		m->n_free++;
@@ -152,6 +158,18 @@ static uint32_t free_zone(struct slots *m)
 
 /* ---- slots ---------------------------------------------------------------------- */
 
+static void use_slot(struct slots *m, struct zone_class *c, uint32_t i,
+		     uint64_t slot)
+{
+	struct zone *z = &m->zones[i];
+
+	z->bits[slot / 64] |= 1ull << slot % 64;
+	c->n_free_slots -= z->listed;
+	if (++z->n_used == z->n_slots)
+		unlist_zone(m, c, i);
+	m->slot_bytes += z->page_bytes;
+}
+
 static int64_t take_free(struct slots *m, struct zone_class *c, uint32_t i)
 {
 	struct zone *z = &m->zones[i];
@@ -161,12 +179,19 @@ static int64_t take_free(struct slots *m, struct zone_class *c, uint32_t i)
 		w++;
 	slot = w * 64 + (uint64_t)__builtin_ctzll(~z->bits[w]);
 	assert(slot < z->n_slots);
-	z->bits[w] |= 1ull << slot % 64;
-	if (++z->n_used == z->n_slots)
-		unlist_zone(m, c, i);
-	m->slot_bytes += z->page_bytes;
+	use_slot(m, c, i, slot);
 	return (int64_t)((zone_off(m, i) + slot * z->page_bytes) /
 			 KIO_BLOCK_BYTES);
+}
+
+uint64_t slots_left(struct slots *m, uint32_t page_bytes)
+{
+	const struct zone_class *c = m->classes;
+
+	while (c && c->page_bytes != page_bytes)
+		c = c->next;
+	return (c ? c->n_free_slots : 0) +
+	       (page_bytes ? m->n_free * (m->zone_bytes / page_bytes) : 0);
 }
 
 int64_t slots_alloc(struct slots *m, uint32_t page_bytes)
@@ -227,15 +252,55 @@ int slots_take(struct slots *m, uint64_t block, uint32_t page_bytes)
 		return -EINVAL;
 	z->backed = 1;
 	list_zone(m, c, i);
-	z->bits[slot / 64] |= 1ull << slot % 64;
-	if (++z->n_used == z->n_slots)
-		unlist_zone(m, c, i);
-	m->slot_bytes += page_bytes;
+	use_slot(m, c, i, slot);
 	return 0;
 }
 
+/* ---- records name slots --------------------------------------------------- */
+
+int slots_named(const struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	uint32_t i, slot;
+
+	if (locate(m, block, page_bytes, &i, &slot) ||
+	    m->zones[i].page_bytes != page_bytes)
+		return 0;
+	return (int)(m->zones[i].named[slot / 64] >> slot % 64 & 1);
+}
+
+int slots_name(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	struct zone *z;
+	uint32_t i, slot;
+
+	if (locate(m, block, page_bytes, &i, &slot))
+		return -EINVAL;
+	z = &m->zones[i];
+	if (z->page_bytes != page_bytes ||
+	    !(z->bits[slot / 64] >> slot % 64 & 1) ||
+	    z->named[slot / 64] >> slot % 64 & 1)
+		return -EINVAL;
+	z->named[slot / 64] |= 1ull << slot % 64;
+	m->named_bytes += page_bytes;
+	return 0;
+}
+
+void slots_unname(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	uint32_t i, slot;
+
+	if (!slots_named(m, block, page_bytes) ||
+	    locate(m, block, page_bytes, &i, &slot))
+		return;
+	m->zones[i].named[slot / 64] &= ~(1ull << slot % 64);
+	m->named_bytes -= page_bytes;
+}
+
+/* ---- release -------------------------------------------------------------- */
+
 void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
 {
+	struct zone_class *c;
 	struct zone *z;
 	uint32_t i, slot;
 	const int ret = locate(m, block, page_bytes, &i, &slot);
@@ -244,12 +309,15 @@ void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
 	z = &m->zones[i];
 	assert(z->page_bytes == page_bytes &&
 	       z->bits[slot / 64] >> slot % 64 & 1);
+	slots_unname(m, block, page_bytes);
 	z->bits[slot / 64] &= ~(1ull << slot % 64);
 	m->slot_bytes -= page_bytes;
+	c = class_of(m, page_bytes);
+	c->n_free_slots += z->listed;
 	if (!--z->n_used)
 		close_zone(m, i);
 	else
-		list_zone(m, class_of(m, page_bytes), i);
+		list_zone(m, c, i);
 }
 
 void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
@@ -258,6 +326,7 @@ void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
 
 	if (locate(m, block, page_bytes, &i, &slot))
 		return;
+	slots_unname(m, block, page_bytes);
 	m->zones[i].n_bad++;
 	m->slot_bytes -= page_bytes;
 	m->bad_bytes += page_bytes;
@@ -320,14 +389,26 @@ uint32_t slots_punchable(const struct slots *m)
 	return NO_ZONE;
 }
 
+static void class_check(const struct slots *m, const struct zone_class *c)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = c->first; i != NO_ZONE; i = m->zones[i].next) {
+		assert(m->zones[i].listed);
+		assert(m->zones[i].page_bytes == c->page_bytes);
+		n += m->zones[i].n_slots - m->zones[i].n_used;
+	}
+	assert(n == c->n_free_slots);
+}
+
 void slots_check(const struct slots *m)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, named = 0;
 	uint32_t n_free = 0, n_backed = 0;
 
 	for (uint32_t i = 0; i < m->n_zones; i++) {
 		const struct zone *z = &m->zones[i];
-		uint32_t n = 0;
+		uint32_t n = 0, n_named = 0;
 
 		if (!z->page_bytes) {
 			assert(!z->bits && !z->listed);
@@ -335,12 +416,19 @@ void slots_check(const struct slots *m)
 			n_backed += i < m->n_usable && z->backed;
 			continue;
 		}
-		for (uint64_t w = 0; w < zone_words(z); w++)
+		for (uint64_t w = 0; w < zone_words(z); w++) {
+			assert(!(z->named[w] & ~z->bits[w]));
 			n += (uint32_t)__builtin_popcountll(z->bits[w]);
+			n_named += (uint32_t)__builtin_popcountll(z->named[w]);
+		}
 		assert(n == z->n_used && n);
 		assert(i >= m->n_usable || z->listed == (n < z->n_slots));
 		bytes += (uint64_t)n * z->page_bytes;
+		named += (uint64_t)n_named * z->page_bytes;
 	}
+	for (const struct zone_class *c = m->classes; c; c = c->next)
+		class_check(m, c);
 	assert(n_free == m->n_free && n_backed == m->n_free_backed);
 	assert(bytes == m->slot_bytes + m->bad_bytes);
+	assert(named == m->named_bytes);
 }

@@ -6,10 +6,11 @@
  *   data_off       zones
  *
  * One area is active: frames from its start, each a multiple of 4096 bytes, with
- * epoch and consecutive sequence numbers. The first that does not fit into this
- * is the end of the log. When an area is nearly full or mostly dead, the live
- * records are written to the other one under the next epoch, then a superblock
- * names that one. All numbers little-endian.
+ * the epoch and salt of the superblock, consecutive sequence numbers and the CRC
+ * of the frame before. The first that does not fit into this is the end of the
+ * log. When an area is nearly full or mostly dead, the live records are written
+ * to the other one under the next epoch, then both superblocks name that one.
+ * All numbers little-endian. docs/store.md says why.
  */
 #ifndef IO_STORE_PRIV_H
 #define IO_STORE_PRIV_H
@@ -46,20 +47,26 @@ struct sb { /* one block; crc over it all with crc = 0 */
 	uint64_t epoch; /* of the active area */
 	uint32_t active; /* 0, 1 */
 	uint32_t block_bytes; /* 4096 */
-	uint8_t rsvd[4096 - 96];
+	uint64_t
+		salt; /* of the frames of the active area: random, never again */
+	uint64_t features; /* 0; a bit that is not known is refused */
+	uint8_t rsvd[4096 - 112]; /* 0 */
 };
 static_assert(sizeof(struct sb) == KIO_BLOCK_BYTES, "on disk");
-static_assert(offsetof(struct sb, rsvd) == 96, "on disk");
+static_assert(offsetof(struct sb, rsvd) == 112, "on disk");
 
 struct frame { /* then records, then zeros up to a block */
 	uint32_t magic;
 	uint32_t crc; /* CRC32C of the header with crc = 0, and the payload */
 	uint64_t epoch;
+	uint64_t salt;
 	uint64_t seq; /* from 1, within the epoch */
 	uint32_t n_bytes; /* of records */
 	uint32_t n_records;
+	uint32_t prev; /* crc of the frame before; 0 for the first */
+	uint32_t rsvd; /* 0 */
 };
-static_assert(sizeof(struct frame) == 32, "on disk");
+static_assert(sizeof(struct frame) == 48, "on disk");
 
 enum { REC_PUT = 1, REC_DEL = 2, REC_BAD = 3 };
 
@@ -90,6 +97,21 @@ struct rec_bad {
 };
 static_assert(sizeof(struct rec_bad) == 32, "on disk");
 
+/* Of a PUT record with all that follows. */
+static inline uint64_t put_bytes(uint64_t n_pages, uint64_t meta_bytes)
+{
+	return KV_ALIGN_UP(sizeof(struct rec_put) +
+				   n_pages * sizeof(struct kio_place) +
+				   meta_bytes,
+			   8u);
+}
+
+/* A frame, or one record, is not larger than this. */
+static inline uint64_t index_frame_limit(const struct sb *sb)
+{
+	return KV_MIN(FRAME_MAX / 2, sb->index_bytes / 8);
+}
+
 /* A live record: where in the active area it is. Journal thread, once it runs. */
 struct entry {
 	struct entry *next, *prev; /* live, by serial; or a free list */
@@ -98,8 +120,8 @@ struct entry {
 	uint64_t off; /* from the start of the area */
 	uint32_t n_bytes;
 	uint32_t crc; /* of the record: what is copied is what was written */
-	uint32_t is_bad; /* a BAD record: never deleted */
-	uint32_t _pad;
+	uint8_t is_bad; /* a BAD record: never deleted */
+	uint8_t is_lost; /* damaged on disk, so not there any more */
 };
 
 /* ---- slots (store_alloc.c); loop thread --------------------------------------- */
@@ -110,10 +132,12 @@ struct zone {
 	uint32_t prev, next; /* zones of the class with free slots */
 	uint8_t listed, backed, punching;
 	uint64_t *bits; /* used (or pending, or bad) */
+	uint64_t *named; /* a record names it, or may */
 };
 
 struct zone_class {
 	uint32_t page_bytes;
+	uint64_t n_free_slots; /* in listed zones */
 	uint32_t first; /* zone with free slots, or NO_ZONE */
 	struct zone_class *next;
 };
@@ -135,7 +159,7 @@ struct slots {
 	uint32_t n_free_backed;
 	uint64_t zone_bytes, data_off;
 	struct zone_class *classes;
-	uint64_t slot_bytes, bad_bytes, pending_bytes;
+	uint64_t slot_bytes, bad_bytes, pending_bytes, named_bytes;
 	struct pending *pending; /* ring */
 	uint64_t pending_head, pending_tail, pending_room;
 };
@@ -143,9 +167,18 @@ struct slots {
 int slots_init(struct slots *m, const struct sb *sb, uint64_t limit_bytes);
 void slots_fini(struct slots *m);
 int64_t slots_alloc(struct slots *m, uint32_t page_bytes);
+/* Slots of this size that alloc would find. */
+uint64_t slots_left(struct slots *m, uint32_t page_bytes);
 void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes);
 /* Take one slot as found in the index: -EINVAL it cannot be, or is taken. */
 int slots_take(struct slots *m, uint64_t block, uint32_t page_bytes);
+/*
+ * A record is to name a slot that is given out: -EINVAL it is not, or one does
+ * already. Until it is released, or the record was not written.
+ */
+int slots_name(struct slots *m, uint64_t block, uint32_t page_bytes);
+void slots_unname(struct slots *m, uint64_t block, uint32_t page_bytes);
+int slots_named(const struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn);
@@ -166,30 +199,46 @@ struct index_image {
 	uint64_t end; /* of the last whole frame */
 	uint64_t torn_bytes; /* of a frame that was begun there */
 	uint64_t seq, epoch;
+	uint32_t prev_crc;
 	uint64_t n_frames;
 	uint64_t n_malformed; /* records in whole frames */
 	struct entry *entries; /* [n_entries] PUT and BAD, by serial */
 	uint64_t n_entries;
 	uint64_t serial; /* highest */
 };
+/*
+ * Both superblocks, whether each is whole, and the one that counts. 0; -ENODATA the
+ * first MiB is blank; -EMEDIUMTYPE, -EBADMSG, -EPROTONOSUPPORT as kio_store_open();
+ * -errno. both and valid are set unless it could not be read.
+ */
 int sb_read(int fd, struct sb *out, struct sb both[2], int valid[2]);
 void sb_seal(struct sb *sb);
+/* Both are whole and say the same. */
+int sb_twins(const struct sb both[2], const int valid[2]);
 int index_load(int fd, const struct sb *sb, struct index_image *out);
 void index_unload(struct index_image *x);
 /* The PUT record of entry e, checked against its length. */
 const struct rec_put *index_put(const struct index_image *x,
 				const struct entry *e);
 
-/* ---- the journal (journal.c) -------------------------------------------------------- */
+/* ---- the journal (journal.c, frame.c) ------------------------------------- */
 
 struct journal {
 	int fd;
+	/* the thread's, once it runs */
 	struct sb sb;
 	uint64_t pos, seq, live_bytes;
-	struct entry live; /* head of the list */
+	uint32_t prev_crc;
+	struct entry live; /* head of the list, in order of serial */
 	uint64_t serial;
 	char *buf; /* frame under construction, aligned */
 	size_t buf_room;
+	uint64_t index_written, n_compactions, n_live;
+	uint64_t n_lost; /* records that did not match when copied */
+	/* deletions taken: not durable, in order */
+	struct entry *dels_now, **dels_now_end;
+	int again; /* there is more to do */
+
 	pthread_t thread;
 	int started;
 	int event_fd;
@@ -201,16 +250,13 @@ struct journal {
 	struct bad_note *bads;
 	struct kio_commit *done, **done_end;
 	struct entry *free_entries; /* for the loop to take back */
-	uint64_t dels_queued, dels_durable; /* deletions; turns */
+	uint64_t dels_durable; /* so many of all that were queued */
 	int stop, failed;
 	uint64_t n_puts, n_groups;
 	struct journal_shown { /* copies of what the thread counts */
 		uint64_t pos, live_bytes, written, n_compactions, n_lost;
+		uint64_t room;
 	} shown;
-	/* the thread's */
-	uint64_t index_written, n_compactions, n_live;
-	uint64_t n_lost; /* records that did not match when copied */
-	struct entry *stuck; /* deletions that found no room on the disk */
 };
 /* A quarantined slot to be noted. */
 struct bad_note {
@@ -232,10 +278,86 @@ void journal_put(struct journal *j, struct kio_commit *c);
 void journal_del(struct journal *j, struct entry *e);
 /* n is the journal's from now on. */
 void journal_bad(struct journal *j, struct bad_note *n);
-/* Take what has ended: puts, and entries that are free again. */
-int journal_reap(struct journal *j, struct kio_commit **done,
-		 struct entry **entries);
-/* Deletions queued so far, and how many of them are durable. */
-uint64_t journal_turns(struct journal *j, uint64_t *durable);
+/*
+ * Take what has ended: puts, entries that are free again; and how many of the
+ * deletions queued so far are durable.
+ */
+void journal_reap(struct journal *j, struct kio_commit **done,
+		  struct entry **entries, uint64_t *dels_durable);
+/* Deletions that are durable; *failed: no more will be. */
+uint64_t journal_durable(struct journal *j, int *failed);
+/* Out of the live list. Twice is fine: a deletion that is tried again. */
+void journal_live_del(struct journal *j, struct entry *e);
+
+/* frame.c: begin a frame, add records, write it at the end of the log. */
+int frame_begin(struct journal *j);
+/* Room for one record of n bytes, zeros; where it will be. NULL without memory. */
+void *frame_add(struct journal *j, size_t n, uint64_t *off);
+uint64_t frame_bytes(const struct journal *j); /* so far, with its header */
+uint64_t frame_room(const struct journal *j); /* and on disk */
+/* 0, -ENOSPC, -errno. One without records is not written. */
+int frame_write(struct journal *j);
+/*
+ * Live records to the other area. 0; -ENOSPC, -ENOMEM: the old area goes on; else the
+ * journal has failed (it may be that a superblock names the new area, so nothing may
+ * follow in the old one).
+ */
+int journal_compact(struct journal *j);
+/* Two generations on, both copies, each flushed before the other. */
+int sb_write_both(int fd, struct sb *sb);
+uint64_t salt_new(void);
+
+/* ---- the store itself ----------------------------------------------------- */
+
+/* A record nobody knows: its slots, to be given back when room is needed. */
+struct orphan {
+	struct orphan *next;
+	struct entry *entry;
+	uint32_t page_bytes;
+	uint32_t n_pages;
+	uint64_t blocks[];
+};
+
+/* A reserve or punch of one zone. */
+struct chore {
+	struct kio_req req;
+	struct kio_store *store;
+	uint32_t zone;
+	int busy;
+};
+
+struct kio_store {
+	struct kio_engine *engine;
+	int fd;
+	int i_fixed;
+	int direct;
+	int scratch;
+	int is_device;
+	struct slots slots;
+	struct journal journal;
+	struct slab *slabs;
+	struct entry *entries_found; /* array of open */
+	struct entry *free_entries;
+	struct orphan *orphans, **orphans_end;
+	uint64_t n_records, n_orphans;
+	uint64_t turn; /* deletions queued by us */
+	uint64_t page_written;
+	uint64_t put_max_bytes; /* of a record in the index */
+	uint32_t n_ahead; /* zones below were reserved, or tried to be */
+	struct chore reserve, punch;
+	int no_reserve, no_punch;
+	int closing;
+};
+
+/* Open: the file, its superblock, its records (store_open.c). */
+struct finder {
+	struct kio_store *store;
+	int (*found)(void *ctx, const struct kio_record *r);
+	void *ctx;
+	struct kio_store_report *rep;
+	const struct index_image *image;
+	uint64_t have_bytes; /* of the file, as it was found */
+};
+int store_open(struct finder *f, const struct kio_store_conf *conf);
 
 #endif

@@ -140,6 +140,8 @@ uninstall:
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \
 	$(D)/lib/pkgconfig/kvclient.pc $(D)/lib/systemd/system/kvd.service \
 	$(D)/lib/sysusers.d/kvd.conf
+	for m in docs/man/*.[1-8]; do \
+	rm -f $(D)/share/man/man$${m##*.}/$${m##*/}; done
 	rm -rf $(D)/share/doc/kvd
 clean:
 	rm -rf build

@@ -150,6 +150,8 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		.text_bytes = p->max_text,
 		.stats_off = kvc_off(c, block + p->stats),
 		.priority = g->priority,
+		.repair = g->repair,
+		.repair_permille = g->repair_permille,
 	};
 	char *stop = block + p->stop;
 

@@ -35,6 +35,7 @@
 #define KV_FEATURE_ATTEND   (1ull << 0) /* sequences and attention */
 #define KV_FEATURE_GENERATE (1ull << 1) /* a hosted model */
 #define KV_FEATURE_ADMIN    (1ull << 2) /* this peer may administer */
+#define KV_FEATURE_REPAIR   (1ull << 4) /* chunks may be repaired */
 #define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
@@ -237,6 +238,14 @@ KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 #define KV_GEN_LOGITS	  8u /* the first step's logits go to logits_off */
 #define KV_GEN_NO_TEXT	  16u /* leave text empty */
 
+/* Which tokens of a reused chunk are computed again in their context. */
+enum kv_repair {
+	KV_REPAIR_NONE = 0,
+	KV_REPAIR_FIRST = 1, /* the first of each chunk */
+	KV_REPAIR_RANDOM = 2,
+	KV_REPAIR_BLEND = 3 /* the largest deviation of V at layer 1 */
+};
+
 #define KV_MAX_STOP 8
 
 /* One generated (or scored) token. */
@@ -284,7 +293,9 @@ struct kv_generate { /* [C] */
 	uint64_t stats_off; /* kv_gen_stats [D], or KV_NO_OFF */
 	uint32_t priority; /* 0 normal .. 3 background */
 	uint32_t n_logits; /* room at logits_off, in floats */
-	uint64_t _rsvd[4];
+	uint32_t repair; /* enum kv_repair */
+	uint32_t repair_permille; /* of each chunk's tokens; 0..1000 */
+	uint64_t _rsvd[3];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
 
@@ -298,7 +309,8 @@ struct kv_gen_stats { /* [D] with the last completion */
 	uint64_t total_ns;
 	uint64_t n_read_back; /* pages brought in from disk for it */
 	uint64_t n_vocab; /* of the model: that many logits there are */
-	uint64_t _rsvd[3];
+	uint64_t n_repaired; /* tokens of chunks that were computed again */
+	uint64_t _rsvd[2];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_stats) == 96, "kv_gen_stats is ABI");
 

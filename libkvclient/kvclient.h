@@ -142,6 +142,8 @@ struct kvc_generate {
 	uint32_t n_stop;
 	uint32_t priority;
 	uint32_t n_logits; /* KV_GEN_LOGITS: room; 0: 131072 */
+	uint32_t repair; /* enum kv_repair, of chunks (KV_PART_REUSE, _CHUNK) */
+	uint32_t repair_permille;
 	uint16_t sqe_flags; /* KV_SQE_WAIT */
 	/* Called as tokens arrive (by the reaping thread), or NULL. */
 	void (*on_tokens)(void *user, const struct kv_token *tokens, uint32_t n,

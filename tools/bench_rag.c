@@ -28,8 +28,10 @@
 #define N_QUICK	  20u
 #define WAIT_MS	  60000
 
+/* Beside these, a selector of repair and a percentage: blend@15. */
 static const char *const mode_names[] = { "full", "prefix", "chunks" };
 enum mode { FULL, PREFIX, CHUNKS, N_MODES };
+static const char *const selectors[] = { "none", "first", "random", "blend" };
 
 struct kind {
 	const char *name;
@@ -42,7 +44,7 @@ struct tally {
 	double *floor_ms;
 	size_t n;
 	uint32_t n_right, n_failed;
-	uint64_t n_prompt, n_prefix, n_chunk, n_out;
+	uint64_t n_prompt, n_prefix, n_chunk, n_repaired, n_out;
 	struct kind kinds[MAX_KINDS];
 	uint32_t n_kinds;
 };
@@ -53,6 +55,8 @@ struct rag {
 	json_t **items;
 	size_t n_items;
 	enum mode mode;
+	char name[32]; /* of the mode */
+	uint32_t repair, repair_permille;
 	double floor_ms_per_token; /* 0: not known */
 	struct tally t;
 };
@@ -150,6 +154,8 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 		.stop_tokens = stop,
 		.n_stop_tokens = 1,
 		.sqe_flags = KV_SQE_WAIT,
+		.repair = r->repair,
+		.repair_permille = r->repair_permille,
 	};
 
 	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
@@ -217,6 +223,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		t->n_prompt += st->n_prompt;
 		t->n_prefix += st->n_prefix;
 		t->n_chunk += st->n_chunk;
+		t->n_repaired += st->n_repaired;
 		t->n_out += (uint64_t)n;
 	}
 	t->n_right += right ? 1 : 0;
@@ -254,7 +261,7 @@ static double percent(uint64_t part, uint64_t all)
 
 static void report(struct rag *r, double wall_s)
 {
-	const char *mode = mode_names[r->mode];
+	const char *mode = r->name;
 	struct tally *t = &r->t;
 	struct bench *b = r->b;
 	double p50;
@@ -279,6 +286,9 @@ static void report(struct rag *r, double wall_s)
 		  "rag.%s.prefix_hits", mode);
 	bench_put(b, percent(t->n_chunk, t->n_prompt), "%", "rag.%s.chunk_hits",
 		  mode);
+	if (r->repair)
+		bench_put(b, percent(t->n_repaired, t->n_prompt), "%",
+			  "rag.%s.repaired", mode);
 	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions", mode);
 }
 
@@ -339,24 +349,57 @@ static void measure_floor(struct rag *r)
 	bench_gemm_free(g);
 }
 
+/* One of --mode's words; -EINVAL there is no such mode. */
+static int set_mode(struct rag *r, const char *word, size_t len)
+{
+	const char *at = memchr(word, '@', len);
+	const size_t n = at ? (size_t)(at - word) : len;
+
+	r->repair = r->repair_permille = 0;
+	if (len >= sizeof(r->name))
+		return -EINVAL;
+	memcpy(r->name, word, len);
+	r->name[len] = 0;
+	for (uint32_t i = 0; i < N_MODES && !at; i++)
+		if (!strcmp(r->name, mode_names[i])) {
+			r->mode = (enum mode)i;
+			return 0;
+		}
+	for (uint32_t i = 1; i < KV_ARRAY_LEN(selectors) && at; i++)
+		if (strlen(selectors[i]) == n &&
+		    !memcmp(selectors[i], word, n)) {
+			const double percent_of = atof(r->name + n + 1);
+
+			if (!(percent_of >= 0 && percent_of <= 100))
+				return -EINVAL;
+			r->mode = CHUNKS;
+			r->repair = i;
+			r->repair_permille = (uint32_t)(percent_of * 10 + 0.5);
+			return 0;
+		}
+	return -EINVAL;
+}
+
 int bench_rag(struct bench *b)
 {
+	const char *word = strcmp(b->mode, "all") ? b->mode
+						  : "full,prefix,chunks";
 	struct rag r = { .b = b };
-	unsigned int n_run = 0;
 	int ret = load_items(&r);
 
 	if (ret)
 		return ret;
 	measure_floor(&r);
-	for (unsigned int i = 0; i < N_MODES && !ret; i++) {
-		if (strcmp(b->mode, "all") && strcmp(b->mode, mode_names[i]))
-			continue;
-		r.mode = (enum mode)i;
-		ret = run_mode(&r);
-		n_run++;
+	while (*word && !ret) {
+		const size_t len = strcspn(word, ",");
+
+		ret = set_mode(&r, word, len);
+		if (ret)
+			(void)bench_fail(ret, "rag: no mode %s", word);
+		else
+			ret = run_mode(&r);
+		word += len + (word[len] == ',');
 	}
-	if (!n_run)
-		ret = bench_fail(-EINVAL, "rag: no mode %s", b->mode);
 	free_items(&r);
 	return ret;
 }

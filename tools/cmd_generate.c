@@ -58,27 +58,20 @@ enum {
 	O_QUESTION,
 	O_JSON,
 	O_NO_REUSE,
-	O_WAIT
+	O_WAIT,
+	O_REPAIR
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },
-	{ "max-tokens", 1, NULL, O_MAX },
-	{ "temperature", 1, NULL, O_TEMP },
-	{ "top-k", 1, NULL, O_TOP_K },
-	{ "top-p", 1, NULL, O_TOP_P },
-	{ "min-p", 1, NULL, O_MIN_P },
-	{ "seed", 1, NULL, O_SEED },
-	{ "stop", 1, NULL, O_STOP },
-	{ "logprobs", 0, NULL, O_LOGPROBS },
-	{ "score", 0, NULL, O_SCORE },
-	{ "system", 1, NULL, O_SYSTEM },
-	{ "chunk", 1, NULL, O_CHUNK },
-	{ "question", 1, NULL, O_QUESTION },
-	{ "json", 0, NULL, O_JSON },
-	{ "no-reuse", 0, NULL, O_NO_REUSE },
-	{ "wait", 0, NULL, O_WAIT },
-	{ NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
+	{ "repair", 1, NULL, O_REPAIR },     { NULL, 0, NULL, 0 },
 };
 
 static int add_part(struct request *r, const char *arg, uint32_t flags)
@@ -98,6 +91,30 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 				.text = text };
 	r->g.n_parts++;
 	return 0;
+}
+
+/* KIND@PERCENT */
+static int repair(struct kvc_generate *g, const char *arg)
+{
+	static const char *const kinds[] = { "none", "first", "random",
+					     "blend" };
+	const char *at = strchr(arg, '@');
+	double percent;
+	char *end;
+
+	if (!at)
+		return -1;
+	percent = strtod(at + 1, &end);
+	if (end == at + 1 || *end || !(percent >= 0 && percent <= 100))
+		return -1;
+	g->repair_permille = (uint32_t)(percent * 10 + 0.5);
+	for (uint32_t i = 0; i < 4; i++)
+		if (strlen(kinds[i]) == (size_t)(at - arg) &&
+		    !strncmp(kinds[i], arg, (size_t)(at - arg))) {
+			g->repair = i;
+			return 0;
+		}
+	return -1;
 }
 
 static int option(struct request *r, int o)
@@ -142,6 +159,8 @@ static int option(struct request *r, int o)
 	case O_WAIT:
 		r->g.sqe_flags |= KV_SQE_WAIT;
 		return 0;
+	case O_REPAIR:
+		return repair(&r->g, optarg);
 	case O_SYSTEM:
 	case O_QUESTION:
 		return add_part(r, optarg, 0);
@@ -162,11 +181,12 @@ static void print_json(const struct kvc_gen *g)
 
 	t = kvc_gen_tokens(g, &n);
 	printf("{\"prompt_tokens\":%llu,\"prefix_tokens\":%llu,"
-	       "\"chunk_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
+	       "\"chunk_tokens\":%llu,\"repaired_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
 	       "\"tokens\":[",
 	       (unsigned long long)st->n_prompt,
 	       (unsigned long long)st->n_prefix,
-	       (unsigned long long)st->n_chunk, (double)st->ttft_ns * 1e-6,
+	       (unsigned long long)st->n_chunk,
+	       (unsigned long long)st->n_repaired, (double)st->ttft_ns * 1e-6,
 	       (double)st->total_ns * 1e-6);
 	for (uint32_t i = 0; i < n; i++)
 		if (isnan(t[i].logprob))
@@ -226,6 +246,6 @@ const struct cmd cmd_generate = {
 	"text in, text out. Parts in order: --system T, --chunk T (reused), "
 	"--question T or TEXT;\n--model NAME --max-tokens N --temperature X "
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
-	"--score --no-reuse --wait. T is text, @FILE or - (standard input).",
+	"--score --no-reuse --wait --repair first|random|blend@PERCENT. T is text, @FILE or - (standard input).",
 	generate, 0
 };

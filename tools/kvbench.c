@@ -66,7 +66,9 @@ static const struct command {
 	  "rag.MODE.ttft_ratio             over the FLOPs of the computed\n"
 	  "                                tokens at rag.gemm_gflops\n"
 	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
-	  "MODE: full (nothing reused), prefix, chunks (reused anywhere)\n" },
+	  "MODE: full (nothing reused), prefix, chunks (reused anywhere),\n"
+	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
+	  "      SELECTOR: first, random, blend\n" },
 };
 
 static const struct option options[] = {
@@ -97,7 +99,8 @@ static void usage(FILE *f)
 	      "  --socket PATH  use this daemon, start none\n"
 	      "  --kvd PATH     the daemon's program (beside kvbench)\n"
 	      "  --model FILE   GGUF to host (" BENCH_MODEL ")\n"
-	      "  --mode MODE    rag: full, prefix, chunks or all\n"
+	      "  --mode MODE    rag: full, prefix, chunks, SELECTOR@PERCENT, a list of\n"
+	      "                 them with commas, or all (the first three)\n"
 	      "  -n N           rag: the first N questions (100; quick 20)\n"
 	      "  --jobs J       rag: requests in flight (1)\n"
 	      "  --help         this, or the lines of a subcommand\n",

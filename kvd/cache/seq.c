@@ -26,6 +26,9 @@ static void drop_last(struct seq *q)
 	struct seq_entry *e = last(q);
 
 	segment_put(e->seg);
+	if (e->patch)
+		segment_put(e->patch);
+	free(e->patch_at);
 	free(e->skip);
 	q->n_entries--;
 }
@@ -75,6 +78,10 @@ static struct seq_entry *push(struct seq *q, struct segment *s, uint32_t from,
 	e->n = n;
 	e->pos = (int64_t)q->n_tokens;
 	e->skip = NULL;
+	e->patch = NULL;
+	e->patch_at = NULL;
+	e->n_patch = e->patch_from = 0;
+	e->patch_pages = 0;
 	q->n_tokens += n;
 	return e;
 }
@@ -236,7 +243,8 @@ int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 	assert(s->sealed && from % SEGMENT_BLOCK == 0 &&
 	       from + n <= s->n_tokens && !seq_open_segment(q));
 	q->part_begins = 0;
-	if (e && e->seg == s && e->from + e->n == from && !e->skip) {
+	if (e && e->seg == s && e->from + e->n == from && !e->skip &&
+	    !e->patch) {
 		e->n += n;
 		q->n_tokens += n;
 		segment_put(s);
@@ -247,6 +255,74 @@ int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 		return ret;
 	push(q, s, from, n);
 	return 0;
+}
+
+int seq_patch_new(struct seq *q, uint32_t n, struct segment **out)
+{
+	struct segment *patch;
+	const int ret = segment_new(q->pool, &q->layout, n, 0, &patch);
+
+	if (ret)
+		return ret;
+	segment_seal(patch, n);
+	*out = patch;
+	return 0;
+}
+
+int seq_append_patched(struct seq *q, struct segment *s, uint32_t from,
+		       uint32_t n, struct segment *patch, int pages)
+{
+	struct seq_entry *e;
+	int ret;
+
+	assert(s->sealed && from % SEGMENT_BLOCK == 0 &&
+	       from + n <= s->n_tokens && !seq_open_segment(q));
+	ret = room_for(q, 1);
+	if (ret)
+		return ret;
+	q->part_begins = 0;
+	segment_get(patch);
+	e = push(q, s, from, n);
+	e->patch = patch;
+	e->patch_pages = pages;
+	return 0;
+}
+
+int seq_patch(struct seq *q, uint32_t i, uint32_t from, uint32_t *at,
+	      uint32_t n)
+{
+	struct seq_entry *e = &q->entries[i];
+
+	assert(e->patch && from + n <= e->patch->n_tokens && !e->n_patch &&
+	       !e->skip);
+	e->skip = calloc(KV_DIV_UP(e->seg->cap_tokens, 64), sizeof(*e->skip));
+	if (!e->skip)
+		return -ENOMEM;
+	for (uint32_t k = 0; k < n; k++) {
+		assert(at[k] < e->n && (!k || at[k] > at[k - 1]));
+		e->skip[at[k] / 64] |= 1ull << at[k] % 64;
+	}
+	e->patch_from = from;
+	e->patch_at = at;
+	e->n_patch = n;
+	return 0;
+}
+
+int64_t seq_patch_index(const struct seq_entry *e, uint32_t off)
+{
+	uint32_t lo = 0, hi = e->n_patch;
+
+	while (lo < hi) {
+		const uint32_t mid = (lo + hi) / 2;
+
+		if (e->patch_at[mid] < off)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < e->n_patch && e->patch_at[lo] == off
+		       ? (int64_t)(e->patch_from + lo)
+		       : -1;
 }
 
 void seq_truncate(struct seq *q, uint64_t n)
@@ -265,6 +341,8 @@ void seq_truncate(struct seq *q, uint64_t n)
 		q->n_tokens = n;
 		if (!e->seg->sealed)
 			e->seg->n_tokens = e->n;
+		while (e->n_patch && e->patch_at[e->n_patch - 1] >= e->n)
+			e->n_patch--;
 		for (uint64_t i = e->n; e->skip && i < e->n + over; i++)
 			e->skip[i / 64] &= ~(1ull << (i % 64));
 	}
@@ -280,6 +358,37 @@ static uint64_t *skip_copy(const struct seq_entry *e)
 	return skip;
 }
 
+static int fork_entry(struct seq *dst, const struct seq_entry *e)
+{
+	struct seq_entry *to;
+	uint64_t *skip = NULL;
+	uint32_t *at = NULL;
+
+	if (e->n_patch)
+		at = malloc(e->n_patch * sizeof(*at));
+	if (e->skip)
+		skip = skip_copy(e);
+	if ((e->n_patch && !at) || (e->skip && !skip)) {
+		free(at);
+		free(skip);
+		return -ENOMEM;
+	}
+	segment_get(e->seg);
+	to = push(dst, e->seg, e->from, e->n);
+	to->skip = skip;
+	if (e->patch) {
+		segment_get(e->patch);
+		to->patch = e->patch;
+		to->patch_from = e->patch_from;
+		to->patch_pages = e->patch_pages;
+	}
+	if (at)
+		memcpy(at, e->patch_at, e->n_patch * sizeof(*at));
+	to->patch_at = at;
+	to->n_patch = e->n_patch;
+	return 0;
+}
+
 int seq_fork(struct seq *dst, struct seq *src)
 {
 	int ret;
@@ -288,17 +397,11 @@ int seq_fork(struct seq *dst, struct seq *src)
 	ret = room_for(dst, src->n_entries);
 	if (ret)
 		return ret;
-	for (uint32_t i = 0; i < src->n_entries; i++) {
-		const struct seq_entry *e = &src->entries[i];
-		uint64_t *skip = NULL;
-
-		if (e->skip && !(skip = skip_copy(e))) {
+	for (uint32_t i = 0; i < src->n_entries; i++)
+		if (fork_entry(dst, &src->entries[i])) {
 			seq_truncate(dst, 0);
 			return -ENOMEM;
 		}
-		segment_get(e->seg);
-		push(dst, e->seg, e->from, e->n)->skip = skip;
-	}
 	dst->part_begins = src->part_begins;
 	return 0;
 }
@@ -329,16 +432,16 @@ int seq_skip(struct seq *q, uint64_t from, uint64_t to)
 	return 0;
 }
 
-/* Runs of one entry's tokens [from, to), counted from its first. */
-static uint32_t entry_runs(const struct seq_entry *e, uint32_t from,
-			   uint32_t to, uint32_t group, struct page_run *runs,
-			   uint32_t max)
+/* Runs of tokens [from, to) of s. */
+static uint32_t segment_runs(const struct segment *s, uint32_t from,
+			     uint32_t to, uint32_t group, struct page_run *runs,
+			     uint32_t max)
 {
-	const uint32_t n_groups = e->seg->layout.n_groups;
+	const uint32_t n_groups = s->layout.n_groups;
 	struct page_run all;
 	uint32_t n = 0;
 
-	segment_pages(e->seg, e->from + from, e->from + to, &all);
+	segment_pages(s, from, to, &all);
 	if (group == UINT32_MAX || n_groups == 1) {
 		if (all.n && max)
 			runs[0] = all;
@@ -349,6 +452,20 @@ static uint32_t entry_runs(const struct seq_entry *e, uint32_t from,
 			runs[n] = (struct page_run){ .range = all.range,
 						     .first = all.first + i,
 						     .n = 1 };
+	return n;
+}
+
+/* Of one entry's tokens [from, to), and its patch with the last of them. */
+static uint32_t entry_runs(const struct seq_entry *e, uint32_t from,
+			   uint32_t to, uint32_t group, struct page_run *runs,
+			   uint32_t max)
+{
+	uint32_t n = segment_runs(e->seg, e->from + from, e->from + to, group,
+				  runs, max);
+
+	if (e->patch_pages && to == e->n)
+		n += segment_runs(e->patch, 0, e->patch->n_tokens, group,
+				  runs + n, max > n ? max - n : 0);
 	return n;
 }
 
@@ -383,6 +500,12 @@ void seq_check(const struct seq *q)
 		assert(e->from + e->n <= e->seg->n_tokens);
 		assert(e->seg->sealed || (i + 1 == q->n_entries &&
 					  e->seg->n_refs == 1 && !e->from));
+		assert(!e->n_patch || (e->patch && e->patch_from + e->n_patch <=
+							   e->patch->n_tokens));
+		for (uint32_t k = 0; k < e->n_patch; k++) /* hidden, in order */
+			assert(e->patch_at[k] < e->n &&
+			       bit(e->skip, e->patch_at[k]) &&
+			       (!k || e->patch_at[k] > e->patch_at[k - 1]));
 		pos += e->n;
 	}
 	assert(pos == q->n_tokens);

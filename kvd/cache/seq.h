@@ -22,6 +22,16 @@ struct seq_entry {
 	uint32_t n; /* tokens */
 	int64_t pos; /* position of the first */
 	uint64_t *skip; /* [(n_cap + 63) / 64] hidden tokens, or NULL */
+	/*
+	 * A patch: K and V of hidden tokens, computed again in their context, with
+	 * true positions, side by side. The segment's bytes stay as they are.
+	 */
+	struct segment
+		*patch; /* a reference, or NULL; several entries may share it */
+	uint32_t patch_from; /* of the patch: where this entry's tokens begin */
+	int patch_pages; /* its pages go with this entry's (one of those sharing) */
+	uint32_t n_patch; /* 0 until they are chosen */
+	uint32_t *patch_at; /* [n_patch] tokens of the entry, ascending */
 };
 
 struct seq {
@@ -59,6 +69,24 @@ void seq_copy_done(struct seq_copy *copy);
 void seq_part(struct seq *q);
 /* Append n tokens of a sealed segment from on; takes over the reference. */
 int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n);
+/* A segment for n tokens of patches of entries to come; one reference. -EDQUOT, -ENOMEM. */
+int seq_patch_new(struct seq *q, uint32_t n, struct segment **out);
+/*
+ * The same with a patch, which several appends may share (each takes a reference of its
+ * own); pages: 1 for the last of them. Its tokens are chosen later.
+ * -ENOMEM: then the reference to s stays the caller's.
+ */
+int seq_append_patched(struct seq *q, struct segment *s, uint32_t from,
+		       uint32_t n, struct segment *patch, int pages);
+/*
+ * Choose the tokens of entry i that the patch replaces, from token from of the patch on:
+ * at [n] ascending, of the entry; takes over at (malloc'ed). Their rows are computed
+ * after. -ENOMEM: then at stays the caller's.
+ */
+int seq_patch(struct seq *q, uint32_t i, uint32_t from, uint32_t *at,
+	      uint32_t n);
+/* Where in the patch token off of the entry is, or -1. */
+int64_t seq_patch_index(const struct seq_entry *e, uint32_t off);
 /* Keep n tokens. */
 void seq_truncate(struct seq *q, uint64_t n);
 /* Seal the open tail. */

@@ -252,7 +252,8 @@ static void send_end(struct sess_gen *sg, struct chan *ch)
 				       .ttft_ns = st->ttft_ns,
 				       .total_ns = st->total_ns,
 				       .n_read_back = st->n_read_back,
-				       .n_vocab = g->n_vocab };
+				       .n_vocab = g->n_vocab,
+				       .n_repaired = st->n_repaired };
 }
 
 static struct sess_req *req_of(struct serve_gen *g)
@@ -304,6 +305,8 @@ static void set_fields(struct sess_gen *sg, const struct kv_generate *q,
 	g->top_k = q->top_k;
 	g->seed = q->seed;
 	g->priority = q->priority;
+	g->repair = q->repair;
+	g->repair_permille = q->repair_permille;
 	g->may_wait = e->flags & KV_SQE_WAIT;
 	sg->tokens_off = q->tokens_off;
 	sg->text_off = q->text_off;

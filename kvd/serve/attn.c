@@ -102,9 +102,8 @@ static int64_t entry_delta(const struct seq_entry *e)
 	return e->pos - (int64_t)e->from - e->seg->pos0;
 }
 
-static uint32_t variant_of(const struct prepared *p, const struct seq_entry *e)
+static uint32_t variant_of(const struct prepared *p, int64_t d)
 {
-	const int64_t d = entry_delta(e);
 	uint32_t i = 0;
 
 	if (p->it->shape->rope.kind == KERN_ROPE_NONE)
@@ -123,9 +122,14 @@ static void find_variants(struct prepared *p)
 		p->n_variants = 1;
 		return;
 	}
-	for (uint32_t i = 0; i < q->n_entries; i++)
-		if (variant_of(p, &q->entries[i]) == p->n_variants)
-			p->delta[p->n_variants++] = entry_delta(&q->entries[i]);
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		const struct seq_entry *e = &q->entries[i];
+
+		if (variant_of(p, entry_delta(e)) == p->n_variants)
+			p->delta[p->n_variants++] = entry_delta(e);
+		if (e->n_patch && variant_of(p, 0) == p->n_variants)
+			p->delta[p->n_variants++] = 0; /* true positions */
+	}
 }
 
 /* The entry's skip bits from token from on, as kern_span wants them. */
@@ -172,11 +176,50 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 			.page_bytes = g->page_bytes * g->n_groups,
 			.page_tokens = g->page_tokens,
 			.n_tokens = n,
-			.q_variant = variant_of(p, e),
+			.q_variant = variant_of(p, entry_delta(e)),
 			.pos = e->pos + from,
 			.skip = skip_bits(p, e, from, n),
 		};
 		from += n;
+	}
+}
+
+/* Tokens [from, from + n) of the patch, which follow each other from pos on. */
+static void add_patch(struct prepared *p, const struct seq_entry *e,
+		      uint32_t from, uint32_t n, int64_t pos)
+{
+	const struct seq_entry run = { .seg = e->patch };
+	const uint32_t first = p->n_spans;
+
+	add_spans(p, &run, e->patch_from + from, e->patch_from + from + n);
+	for (uint32_t i = first; i < p->n_spans; i++) {
+		p->spans[i].q_variant = variant_of(p, 0);
+		p->spans[i].pos = pos;
+		pos += p->spans[i].n_tokens;
+	}
+}
+
+/*
+ * The patch of e, as rows see it: from behind the entry all of it, side by side; from
+ * inside, each run of neighbours at its place, as far as to (token of the entry).
+ */
+static void add_patches(struct prepared *p, const struct seq_entry *e,
+			uint32_t to)
+{
+	const uint64_t row = p->it->pos;
+	uint32_t i = 0, n;
+
+	if (row >= (uint64_t)e->pos + e->n) {
+		if (to == e->n && e->n_patch)
+			add_patch(p, e, 0, e->n_patch, e->pos);
+		return;
+	}
+	for (; i < e->n_patch && e->patch_at[i] < to; i += n) {
+		n = 1;
+		while (i + n < e->n_patch && e->patch_at[i + n] < to &&
+		       e->patch_at[i + n] == e->patch_at[i] + n)
+			n++;
+		add_patch(p, e, i, n, e->pos + e->patch_at[i]);
 	}
 }
 
@@ -192,10 +235,22 @@ static void build_spans(struct prepared *p, uint64_t from, uint64_t to)
 		const uint64_t a = KV_MAX(from, pos);
 		const uint64_t b = KV_MIN(to, pos + e->n);
 
-		if (a < b)
-			add_spans(p, e, (uint32_t)(a - pos),
-				  (uint32_t)(b - pos));
+		if (a >= b)
+			continue;
+		add_spans(p, e, (uint32_t)(a - pos), (uint32_t)(b - pos));
+		if (e->patch)
+			add_patches(p, e, (uint32_t)(b - pos));
 	}
+}
+
+/* At most: two of an entry, and two of each run of a patch. */
+static uint32_t max_spans(const struct seq *q)
+{
+	uint32_t n = 2 * q->n_entries + 1;
+
+	for (uint32_t i = 0; i < q->n_entries; i++)
+		n += 2 * q->entries[i].n_patch;
+	return n;
 }
 
 static int prepare(struct prepared *p, struct attn_scratch *s)
@@ -207,11 +262,11 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 	const uint32_t n_entries = it->seq->n_entries;
 
 	p->scratch = s;
-	p->delta = attn_scratch_alloc(s, (n_entries + 1) * sizeof(*p->delta));
+	p->delta = attn_scratch_alloc(s, (n_entries + 2) * sizeof(*p->delta));
 	if (!p->delta)
 		return -ENOMEM;
 	find_variants(p);
-	p->n_spans_max = 2 * n_entries + 1;
+	p->n_spans_max = max_spans(it->seq);
 	p->spans = attn_scratch_alloc(s, p->n_spans_max * sizeof(*p->spans));
 	p->pos = attn_scratch_alloc(s, it->n_rows * sizeof(*p->pos));
 	p->o = attn_scratch_alloc(s, n_q * sizeof(float));
@@ -241,6 +296,7 @@ static void store_rows(const struct attn_item *it, uint32_t layer, int v,
 	for (uint32_t i = 0; i < n; i++) {
 		const int64_t pos = (int64_t)(it->pos + row0 + i);
 		const struct seq_entry *e;
+		const struct segment *s;
 		uint32_t t;
 		char *at;
 
@@ -249,11 +305,18 @@ static void store_rows(const struct attn_item *it, uint32_t layer, int v,
 		while (q->entries[i_entry].pos + q->entries[i_entry].n <= pos)
 			i_entry++;
 		e = &q->entries[i_entry];
+		s = e->seg;
 		t = e->from + (uint32_t)(pos - e->pos);
-		at = segment_addr(e->seg, layer, v, t) +
-		     t % e->seg->layout.page_tokens * head;
+		if (e->patch) { /* rows of a patched entry are the patch's */
+			s = e->patch;
+			t = (uint32_t)seq_patch_index(e,
+						      (uint32_t)(pos - e->pos));
+			assert(t < e->patch->n_tokens);
+		}
+		at = segment_addr(s, layer, v, t) +
+		     t % s->layout.page_tokens * head;
 		for (uint32_t h = 0; h < g->n_kv_heads; h++)
-			memcpy(at + h * layout_head_bytes(&e->seg->layout),
+			memcpy(at + h * layout_head_bytes(&s->layout),
 			       rows + ((size_t)i * g->n_kv_heads + h) * head,
 			       head);
 	}

@@ -41,6 +41,9 @@ struct batch {
 	uint32_t n_gens;
 	struct pool *pool;
 	int ret;
+	int probed; /* the last step was a probe: others come first */
+	struct gen *probe; /* this step only looks at its next part */
+	struct repair_group *probe_group;
 	uint64_t start_ns;
 	struct stat *st_steps, *st_rows;
 };
@@ -76,6 +79,34 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			  b->items, b->n_runs, layer);
 }
 
+/*
+ * Layer 0: attention with the keys that are there; nothing is stored, as what the tokens
+ * give at layer 0 is there already. Layer 1: how far V is off; and no further.
+ */
+static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
+		      float *o)
+{
+	struct batch *b = ctx;
+	struct repair_group *r = b->probe_group;
+
+	(void)k;
+	if (layer) {
+		repair_measure(b->probe, r, b->n_rows, v);
+		return -ECANCELED;
+	}
+	b->items[0] = (struct attn_item){
+		.shape = &b->model->shape,
+		.seq = &b->probe->seq,
+		.pos = r->first + r->n_probed,
+		.n_rows = b->n_rows,
+		.in = KERN_F32,
+		.q = q,
+		.o = o,
+	};
+	return attn_layer(b->serve->engine, b->pool, &b->serve->scratch,
+			  b->items, 1, 0);
+}
+
 static void sample(struct batch *b, struct gen *g)
 {
 	const struct serve_gen *r = g->req;
@@ -102,13 +133,15 @@ static void step_run(struct engine_job *j, struct pool *pool)
 		.n_logits = b->n_logits,
 		.logit_rows = b->logit_rows,
 		.logits = b->logits,
-		.attn = step_attn,
+		.attn = b->probe ? probe_attn : step_attn,
 		.ctx = b,
 	};
 
 	b->pool = pool;
 	b->ret = llama_step(b->model->llama,
 			    b->scratch[b->model - b->serve->models], pool, &lb);
+	if (b->probe && b->ret == -ECANCELED)
+		b->ret = 0;
 	for (uint32_t i = 0; i < b->n_gens && !b->ret; i++)
 		if (b->gens[i]->n_step_logits &&
 		    !(b->gens[i]->req->flags & SERVE_GEN_SCORE))
@@ -145,6 +178,24 @@ static int blame_all(const struct batch *b)
 	return 1;
 }
 
+static void probe_done(struct batch *b)
+{
+	struct gen *g = b->probe;
+	int ret = b->ret;
+
+	b->probe = NULL;
+	g->state = GEN_READY;
+	if (!ret)
+		ret = g->cancelled
+			      ? -ECANCELED
+			      : repair_probed(g, b->probe_group, b->n_rows);
+	if (ret)
+		gen_end(g, ret);
+	else
+		batch_add(b, g);
+	kick(b);
+}
+
 static void step_done(struct engine_job *j)
 {
 	struct batch *b = container_of(j, struct batch, job);
@@ -153,6 +204,11 @@ static void step_done(struct engine_job *j)
 	const int all = failed && blame_all(b);
 
 	b->running = 0;
+	if (b->probe) {
+		b->probed = 1;
+		probe_done(b);
+		return;
+	}
 	if (!failed && b->n_rows >= PREFILL_ROWS)
 		rate_add(&b->model->prefill, b->n_rows,
 			 clock_ns() - b->start_ns);
@@ -260,6 +316,44 @@ static void build(struct batch *b)
 	}
 }
 
+/* A probe of the first who waits for one; 1 if there is one. */
+static int build_probe(struct batch *b)
+{
+	b->n_runs = b->n_rows = b->n_logits = b->n_gens = 0;
+	list_for_each(n, &b->ready) {
+		struct gen *g = list_entry(n, struct gen, node);
+		struct repair_group *r = NULL;
+
+		if (g->model == b->model && g->n_groups)
+			r = repair_next_probe(g);
+		if (!r)
+			continue;
+		b->n_rows = KV_MIN(r->n - r->n_probed,
+				   b->serve->conf->prefill_slice);
+		memcpy(b->tokens, g->tokens + r->first + r->n_probed,
+		       b->n_rows * sizeof(*b->tokens));
+		b->probe = g;
+		b->probe_group = r;
+		b->gens[b->n_gens++] = g;
+		list_del(n);
+		g->state = GEN_STEP;
+		return 1;
+	}
+	return 0;
+}
+
+/* Decodes and prefill take turns with probes. */
+static void build_any(struct batch *b)
+{
+	b->probe = NULL;
+	if (!b->probed && build_probe(b))
+		return;
+	b->probed = 0;
+	build(b);
+	if (!b->n_gens)
+		(void)build_probe(b);
+}
+
 static int room_for_logits(struct batch *b)
 {
 	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
@@ -295,7 +389,7 @@ static void turn(struct loop_call *call)
 	b->model = list_entry(first, struct gen, node)->model;
 	if (room_for_logits(b))
 		return; /* tried again with the next ready one */
-	build(b);
+	build_any(b);
 	if (!b->n_gens)
 		return;
 	stat_add(b->st_steps, 1);

@@ -42,6 +42,7 @@ void gen_release(struct gen *g)
 static void gen_free(struct gen *g)
 {
 	list_del(&g->session_node);
+	repair_free(g);
 	free(g->tokens);
 	free(g->parts);
 	free(g->runs);
@@ -58,6 +59,8 @@ static void fill_stats(struct gen *g)
 	st->n_prefix = g->n_prefix;
 	st->n_chunk = g->n_chunk;
 	st->n_computed = g->n_computed;
+	for (uint32_t i = 0; i < g->n_groups; i++)
+		st->n_repaired += g->groups[i].k;
 	st->queue_ns = (g->t_admit ? g->t_admit : now) - g->t_start;
 	st->ttft_ns = (g->t_first ? g->t_first : now) - g->t_start;
 	st->total_ns = now - g->t_start;
@@ -288,7 +291,7 @@ static int gen_reserve(struct gen *g)
 
 	g->windowed = 0;
 	ret = pager_reserve(g->tenant->pager, bytes);
-	if (ret == -ENOSPC) {
+	if (ret == -ENOSPC && !(g->req && g->req->repair)) {
 		g->windowed = 1;
 		bytes = windowed_bytes(g);
 		ret = pager_reserve(g->tenant->pager, bytes);
@@ -333,10 +336,13 @@ static int room_for_runs(struct gen *g, uint32_t n)
 static void mark_writes(struct gen *g, struct page_run *runs, uint32_t n)
 {
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
-		if (!g->owned[i])
-			continue;
-		for (uint32_t j = 0; j < n; j++)
-			if (runs[j].range == g->seq.entries[i].seg->range)
+		const struct seq_entry *e = &g->seq.entries[i];
+		const struct range *r = g->owned[i] ? e->seg->range
+					: e->patch  ? e->patch->range
+						    : NULL;
+
+		for (uint32_t j = 0; j < n && r; j++)
+			if (runs[j].range == r)
 				runs[j].flags = PAGE_WRITE;
 	}
 }
@@ -547,6 +553,22 @@ uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 			limit = KV_MIN(limit, end);
 			break;
 		}
+		if (p->group) {
+			uint32_t off = from - p->first, n;
+
+			if (!p->group->chosen) { /* after a probe */
+				*pos = from;
+				return 0;
+			}
+			n = repair_rows(g, p, &off);
+			if (n) {
+				from = p->first + off;
+				limit = from + n;
+				break;
+			}
+			from = end;
+			continue;
+		}
 		from = p->reuse ? end : p->first + p->n_found;
 	}
 	*pos = from;
@@ -617,7 +639,9 @@ static int sampling_ok(const struct serve_gen *r)
 	       r->top_p >= 0 && r->top_p <= 1 && r->min_p >= 0 &&
 	       r->min_p <= 1 && r->n_stop_tokens <= SERVE_MAX_STOP &&
 	       r->n_stop <= SERVE_MAX_STOP && r->n_parts >= 1 &&
-	       r->n_parts <= 1024 && r->max_tokens <= MAX_TOKENS &&
+	       r->n_parts <= 1024 && r->repair < REPAIR_N_KINDS &&
+	       r->repair_permille <= REPAIR_ALL &&
+	       r->max_tokens <= MAX_TOKENS &&
 	       (r->max_tokens || r->flags & SERVE_GEN_SCORE);
 }
 

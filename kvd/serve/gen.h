@@ -16,6 +16,7 @@
 #ifndef KVD_SERVE_GEN_H
 #define KVD_SERVE_GEN_H
 
+#include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
 
 enum gen_state {
@@ -45,6 +46,8 @@ struct gen_part {
 	struct list waiting; /* reuse: in the chunk job's waiters */
 	struct gen *gen;
 	int32_t found; /* reuse: 1 it was there when asked */
+	struct repair_group *group; /* reuse, repaired; NULL: not */
+	uint32_t i_entry; /* group: of the list */
 };
 
 struct gen {
@@ -68,6 +71,8 @@ struct gen {
 	uint32_t n_prompt, n_all, max_tokens;
 	struct gen_part *parts;
 	uint32_t n_parts;
+	struct repair_group *groups; /* [n_groups] */
+	uint32_t n_groups;
 	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;
 

@@ -128,6 +128,24 @@ static void end_with_plain(struct gen *g)
 	last->seg = NULL;
 }
 
+/* All of each chunk computed again is no reuse: plain parts, and exact. */
+static int plan_repair(struct gen *g)
+{
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		struct gen_part *p = &g->parts[i];
+
+		if (!p->reuse || !g->req || !g->req->repair ||
+		    g->req->repair_permille < REPAIR_ALL)
+			continue;
+		p->reuse = 0;
+		p->found = 0;
+		if (p->seg)
+			segment_put(p->seg);
+		p->seg = NULL;
+	}
+	return repair_plan(g);
+}
+
 int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
 {
 	const uint32_t n_ctx = llama_shape(g->model->llama)->n_ctx;
@@ -156,7 +174,7 @@ int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
 		ret = fill_part(g, &parts[i], &g->parts[i]);
 	if (!ret)
 		end_with_plain(g);
-	return ret;
+	return ret ? ret : plan_repair(g);
 }
 
 /* ---- what is cached -------------------------------------------------------- */
@@ -207,6 +225,15 @@ static struct map_id find_part(struct gen *g, struct gen_part *part,
 	return id;
 }
 
+/* What the chain of ids knows a chunk by: what comes after depends on its repair. */
+static struct map_id part_id(const struct gen *g, const struct gen_part *part)
+{
+	return part->group ? repair_id(part->chunk,
+				       (enum repair_kind)g->req->repair,
+				       g->req->repair_permille)
+			   : part->chunk;
+}
+
 static void find_prefixes(struct gen *g)
 {
 	struct map_id id = prefix_root(g->model->id);
@@ -218,7 +245,7 @@ static void find_prefixes(struct gen *g)
 		uint32_t limit = part->n;
 
 		if (part->reuse) {
-			id = prefix_chunk(id, part->chunk);
+			id = prefix_chunk(id, part_id(g, part));
 			continue;
 		}
 		if (part->first + part->n == g->n_prompt && limit)
@@ -382,6 +409,7 @@ void gen_unplan(struct gen *g)
 		part->hits = NULL;
 		part->n_hits = part->n_found = 0;
 	}
+	repair_unplan(g);
 	g->n_missing = 0;
 	g->n_prefix = g->n_chunk = g->n_computed = 0;
 	if (g->has_seq)
@@ -423,6 +451,18 @@ static int append_shared(struct gen *g, struct segment *s, uint32_t from,
 	return ret;
 }
 
+static int append_patched(struct gen *g, struct gen_part *part)
+{
+	const uint32_t at = g->seq.n_entries;
+	int ret = repair_append(g, part);
+
+	if (!ret)
+		ret = mark_owned(g, at);
+	if (!ret)
+		g->owned[at] = 0; /* the chunk; its patch is ours */
+	return ret;
+}
+
 static int append_new(struct gen *g, uint32_t n)
 {
 	const uint32_t at = g->seq.n_entries;
@@ -444,7 +484,8 @@ static int append_part(struct gen *g, struct gen_part *part)
 	seq_part(&g->seq);
 	if (part->reuse) {
 		g->n_chunk += part->found > 0 ? part->n : 0;
-		return append_shared(g, part->seg, 0, part->n);
+		return part->group ? append_patched(g, part)
+				   : append_shared(g, part->seg, 0, part->n);
 	}
 	for (uint32_t i = 0; i < part->n_hits && !ret; i++)
 		ret = append_shared(g, part->hits[i].seg, part->hits[i].from,
@@ -500,7 +541,7 @@ static void chain_step(const struct gen *g, struct chain *c)
 		end = part_end(g, c);
 	}
 	if (p->reuse && c->at < end) {
-		c->id = prefix_chunk(c->id, p->chunk);
+		c->id = prefix_chunk(c->id, part_id(g, p));
 		c->at = end;
 		return;
 	}

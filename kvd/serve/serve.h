@@ -132,6 +132,7 @@ struct serve_token { /* layout of struct kv_token */
 struct serve_gen_stats { /* as struct kv_gen_stats */
 	uint64_t n_prompt, n_prefix, n_chunk, n_computed;
 	uint64_t queue_ns, ttft_ns, total_ns, n_read_back;
+	uint64_t n_repaired; /* of n_chunk and fresh chunks: computed again */
 };
 
 #define SERVE_GEN_SCORE	     1u
@@ -163,6 +164,8 @@ struct serve_gen {
 	uint32_t top_k;
 	uint64_t seed;
 	uint32_t priority;
+	uint32_t repair; /* enum kv_repair */
+	uint32_t repair_permille; /* of each chunk; 1000: no chunk is reused */
 	int may_wait;
 	/* out; the caller reads in progress() and after the end */
 	struct serve_token *tokens; /* serve's until the wait was told */

@@ -6,8 +6,9 @@
 #include <string.h>
 
 const struct evict_policy *const evict_policies[] = {
-	&evict_clock,
-	&evict_lru,
+	&evict_clock, &evict_lru,	 &evict_s3fifo,
+	&evict_gdsf,  &evict_cachecraft, &evict_succinct,
+	&evict_phase, &evict_density,	 &evict_belady,
 	NULL,
 };
 

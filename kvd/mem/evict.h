@@ -10,10 +10,10 @@
  *                          v  |
  *                          PINNED (still resident, out of the policy's hands)
  *
- *   use()    any state: somebody uses it now (the pager: it was not pinned, and
- *            is; kvsim: an access). Comes before the victim() that makes room
+ *   use()    OUT or PINNED: somebody uses it now (the pager: it was not pinned,
+ *            and is; kvsim: an access). Comes before the victim() that makes room
  *            for it and before its add().
- *   forget() any state: the node's memory goes; all that is known of it too.
+ *   forget() any state: it becomes as if new; before the node's memory goes.
  *
  *  (1) A node outlives its eviction: what a policy remembers of what has gone
  *      (ghosts, shadow directories) stands in the node. Nothing is allocated but
@@ -58,6 +58,8 @@ struct evict_node {
 	/* The policy's: */
 	uint8_t where;
 	uint8_t freq;
+	uint8_t flags;
+	uint16_t cell;
 	struct list list; /* see (3) */
 	struct evict_node *child, *next, *prev; /* evict_heap.h */
 	struct list shadow;
@@ -93,7 +95,9 @@ struct evict_policy {
 	void (*hint)(void *state, struct evict_node *n);
 };
 
-extern const struct evict_policy evict_clock, evict_lru;
+extern const struct evict_policy evict_clock, evict_lru, evict_s3fifo,
+	evict_gdsf, evict_succinct, evict_phase, evict_cachecraft,
+	evict_density, evict_belady;
 /* All of them, NULL at the end. */
 extern const struct evict_policy *const evict_policies[];
 /* By name; NULL. */

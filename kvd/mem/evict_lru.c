@@ -44,6 +44,12 @@ static void lru_remove(void *state, struct evict_node *n)
 	n->where = EVICT_PINNED;
 }
 
+static void lru_forget(void *state, struct evict_node *n)
+{
+	lru_remove(state, n);
+	n->where = EVICT_OUT;
+}
+
 static struct evict_node *lru_victim(void *state)
 {
 	struct lru *l = state;
@@ -62,5 +68,5 @@ const struct evict_policy evict_lru = {
 	.add = lru_add,
 	.remove = lru_remove,
 	.victim = lru_victim,
-	.forget = lru_remove,
+	.forget = lru_forget,
 };

@@ -204,11 +204,12 @@ static void pin(struct page *pg)
 {
 	struct pager *p = pg->range->pager;
 
+	policy_remove(pg);
 	if (!pg->n_pins++) {
 		p->pinned_bytes += pg->range->tier->page_bytes;
+		pg->evict.hint = EVICT_NONE;
 		p->policy->use(p->policy_state, &pg->evict);
 	}
-	policy_remove(pg);
 }
 
 static void unpin(struct page *pg)

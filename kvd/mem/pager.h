@@ -103,7 +103,7 @@ int range_lost(const struct range *r);
 /*
  * A hint for eviction: nobody runs on r any more (it is only kept for reuse);
  * it is about to be used again; it will not be used again soon (cancelled, or
- * its owner said that it is for one use): the discard bit. Holds until the next.
+ * its owner said that it is for one use): the discard bit. Holds until a page is used.
  */
 enum range_hint { RANGE_COLD, RANGE_HOT, RANGE_DEAD };
 void range_hint(struct range *r, enum range_hint hint);

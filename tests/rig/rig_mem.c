@@ -43,6 +43,8 @@ struct rig_mem *rig_mem_open(struct rig_mem_options o)
 	ck_assert_ptr_nonnull(mkdtemp(r->dir));
 	ck_assert_int_eq(loop_new(&r->loop), 0);
 	ck_assert_int_eq(loop_start_workers(r->loop, 2), 0);
+	if (o.policy)
+		c.policy = o.policy;
 	c.memory_bytes = o.memory_bytes;
 	c.disk_bytes = o.disk_bytes;
 	c.loop = r->loop;

@@ -18,6 +18,7 @@ struct rig_mem {
 struct rig_mem_options {
 	uint64_t memory_bytes, disk_bytes;
 	enum kio_engine_kind kind;
+	const char *policy; /* NULL: clock */
 	const char *store; /* NULL: a file that nothing survives in */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	int (*reclaim)(void *ctx);

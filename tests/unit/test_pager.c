@@ -53,10 +53,11 @@ static void touch(struct rig_mem *r, struct shadow *s)
 
 START_TEST(bytes_survive_a_tiny_budget)
 {
-	struct rig_mem *r =
-		rig_mem_open((struct rig_mem_options){ .memory_bytes = 6 * PAGE,
-						       .disk_bytes = 400 * PAGE,
-						       .kind = kinds[_i] });
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 6 * PAGE,
+		.disk_bytes = 400 * PAGE,
+		.kind = kinds[_i % 2],
+		.policy = evict_policies[_i / 2]->name });
 	struct shadow s[N_RANGES] = { 0 };
 	struct pager_info info;
 
@@ -75,6 +76,11 @@ START_TEST(bytes_survive_a_tiny_budget)
 			range_trim(x->r, --x->n);
 		} else {
 			touch(r, x);
+		}
+		if (x->r && !rnd(8)) {
+			range_hint(x->r, (enum range_hint)rnd(3));
+			range_class(x->r, rnd(x->n), 1, rnd(EVICT_KINDS));
+			range_cost(x->r, 1 + (float)rnd(10));
 		}
 		if (k % 100 == 0)
 			pager_check(r->pager);
@@ -298,10 +304,12 @@ int main(void)
 	Suite *s = suite_create("pager");
 	TCase *t = tcase_create("pager");
 	SRunner *r;
-	int n;
+	int n, n_policies = 0;
 
 	tcase_set_timeout(t, 120);
-	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2);
+	while (evict_policies[n_policies])
+		n_policies++;
+	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2 * n_policies);
 	tcase_add_test(t, a_flipped_bit_is_never_served);
 	tcase_add_test(t, a_full_disk_loses_nothing);
 	tcase_add_test(t, what_nobody_uses_makes_room);

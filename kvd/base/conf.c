@@ -358,6 +358,15 @@ static int check_all(struct parse *p)
 	return ret ? ret : check_pools(p);
 }
 
+/* What a tenant does not say, [kvd] does. */
+static void inherit(struct conf *c)
+{
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		if (!*c->tenants[i].policy)
+			memcpy(c->tenants[i].policy, c->policy,
+			       sizeof(c->policy));
+}
+
 static void set_defaults(struct conf *c)
 {
 	memset(c, 0, sizeof(*c));
@@ -368,6 +377,7 @@ static void set_defaults(struct conf *c)
 	c->arena_max_bytes = 64ull << 20;
 	c->prefill_slice = 128;
 	c->max_batch = 64;
+	strcpy(c->policy, "density");
 	strcpy(c->huge, "auto");
 	strcpy(c->log_level, "info");
 	c->mlock = 1;
@@ -404,5 +414,6 @@ int conf_load(const char *path, struct conf *conf, char *err, size_t err_len)
 		p.failed = 0;
 		return fail(&p, bad_line, "neither a section nor key = value");
 	}
+	inherit(conf);
 	return p.failed ? -EINVAL : check_all(&p);
 }

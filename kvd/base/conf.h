@@ -39,6 +39,7 @@ struct conf_tenant {
 	uint32_t max_sessions; /* sessions = 64: connections */
 	/* persist = auto: what can be reused; request: what clients ask for; no */
 	int persist; /* enum conf_persist */
+	char policy[16]; /* policy = NAME; not given: that of [kvd] */
 };
 
 struct conf_model {
@@ -73,6 +74,7 @@ struct conf {
 	uint32_t max_batch; /* batch = 64 rows of decode a step */
 	gid_t admin_gid; /* admin_group = NAME|GID */
 	int has_admin_gid;
+	char policy[16]; /* policy = density: which page goes down next */
 	char huge[16]; /* huge = auto | always | never */
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */

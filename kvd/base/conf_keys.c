@@ -289,6 +289,9 @@ static int set_user(const struct key *k, void *field, const char *value)
 #define LIMIT_MAX  (1u << 20)
 #define SIZE_LIMIT (1ull << 50)
 
+/* As in kvd/mem/evict.c, but for those that need to see the future. */
+#define POLICIES "clock lru s3fifo gdsf cachecraft succinct phase density"
+
 static const struct key kvd_keys[] = {
 	{ "socket", set_string, offsetof(struct conf, socket), 0, CONF_PATH_MAX,
 	  PATH_TEXT, NULL, 0 },
@@ -317,6 +320,8 @@ static const struct key kvd_keys[] = {
 	  "the name or number of a group, not 65534", NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,
 	  "auto, always or never", "auto always never", 0 },
+	{ "policy", set_word, offsetof(struct conf, policy), 0, 16, POLICIES,
+	  POLICIES, 0 },
 	{ "log_level", set_word, offsetof(struct conf, log_level), 0, 16,
 	  "error, warn, info or debug", "error warn info debug", 0 },
 	{ "mlock", set_choice, offsetof(struct conf, mlock), 0, 0, "auto or no",
@@ -360,6 +365,8 @@ static const struct key tenant_keys[] = {
 	  SIZE_LIMIT, SIZE_TEXT, NULL, 0 },
 	{ "weight", set_u32, offsetof(struct conf_tenant, weight), 1, 10000,
 	  "1 to 10000", NULL, 0 },
+	{ "policy", set_word, offsetof(struct conf_tenant, policy), 0, 16,
+	  POLICIES, POLICIES, 0 },
 	{ "persist", set_choice, offsetof(struct conf_tenant, persist), 0, 0,
 	  "no, request or auto", "no request auto", 0 },
 	{ "sequences", set_u32, offsetof(struct conf_tenant, max_sequences), 1,

@@ -97,6 +97,8 @@ START_TEST(defaults)
 	ck_assert_uint_eq(conf.max_batch, 64);
 	ck_assert_int_eq(conf.has_admin_gid, 0);
 	ck_assert_str_eq(conf.huge, "auto");
+	ck_assert_str_eq(conf.policy, "density");
+	ck_assert_str_eq(t->policy, "density");
 	ck_assert_str_eq(conf.log_level, "info");
 	ck_assert_int_eq(conf.mlock, 1);
 	ck_assert_int_eq(conf.numa_node, -1);
@@ -143,14 +145,15 @@ START_TEST(every_key)
 		"socket_mode = 0600\nmetrics = tcp:127.0.0.1:9100\n"
 		"state_dir = /tmp/state\nmemory = 4G\nthreads = 3\n"
 		"spin_us = 50\narena = 1M\nprefill_slice = 256\nbatch = 8\n"
-		"admin_group = 1234\nhuge = never\nlog_level = debug\n"
+		"admin_group = 1234\nhuge = never\npolicy = lru\nlog_level = debug\n"
 		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
 		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
 		"page_tokens = 64\npage_layers = 4\n"
 		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
 		"gid = 50,\tdaemon\nsocket = /tmp/a\nsocket_mode = 666\n"
 		"memory = 1G\ndisk = 0\nsequences = 1\nrequests = 2\n"
-		"sessions = 3\n");
+		"sessions = 3\npolicy = gdsf\n"
+		"[tenant b]\nuid = 7\n");
 	ck_assert_str_eq(conf.socket, "/tmp/s");
 	ck_assert_uint_eq(conf.socket_mode, 0600);
 	ck_assert_str_eq(conf.metrics, "tcp:127.0.0.1:9100");
@@ -164,6 +167,9 @@ START_TEST(every_key)
 	ck_assert_int_eq(conf.has_admin_gid, 1);
 	ck_assert_uint_eq(conf.admin_gid, 1234);
 	ck_assert_str_eq(conf.huge, "never");
+	ck_assert_str_eq(conf.policy, "lru");
+	ck_assert_str_eq(conf.tenants[0].policy, "gdsf");
+	ck_assert_str_eq(conf.tenants[1].policy, "lru");
 	ck_assert_str_eq(conf.log_level, "debug");
 	ck_assert_int_eq(conf.mlock, 0);
 	ck_assert_int_eq(conf.numa_node, 1);
@@ -277,6 +283,9 @@ static const struct {
 	{ "[kvd]\nsocket_mode = rw\n", ":2: [kvd] socket_mode" },
 	{ "[kvd]\nhuge = maybe\n", ":2: [kvd] huge" },
 	{ "[kvd]\nhuge = au\n", ":2: [kvd] huge" },
+	{ "[kvd]\npolicy = lifo\n", ":2: [kvd] policy" },
+	{ "[kvd]\npolicy = belady\n", ":2: [kvd] policy" },
+	{ TENANT "policy =\n", ":3: [tenant t] policy" },
 	{ "[kvd]\nlog_level = all\n", ":2: [kvd] log_level" },
 	{ "[kvd]\nmlock = yes\n", ":2: [kvd] mlock" },
 	{ "[kvd]\nsandbox = 1\n", ":2: [kvd] sandbox" },

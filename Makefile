@@ -39,9 +39,10 @@ CRASH   := $(patsubst tests/crash/%.c,$(B)/tests/%,$(call src,tests/crash))
 E2E     := $(patsubst tests/e2e/%.c,$(B)/tests/%,$(call src,tests/e2e))
 TESTS   := $(UNIT) $(SWEEP) $(CRASH) $(E2E)
 KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)
+KVSIM   := tools/kvsim.c tools/trace.c $(wildcard tools/sim_*.c)
 KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)
 
-all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/libkvclient.so $(B)/libkvclient.a
+all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/kvsim $(B)/libkvclient.so $(B)/libkvclient.a
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
@@ -66,6 +67,8 @@ $(B)/kvctl: $(call obj,$(KVCTL)) $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/kvbench: $(call obj,$(KVBENCH)) $(B)/libcore.a $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS) -ldnnl
+$(B)/kvsim: $(call obj,$(KVSIM)) $(B)/libcore.a
+	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/librig.a: $(call obj,$(RIG))
 	@rm -f $@; $(AR) rcs $@ $^
 define TEST_RULE
@@ -122,7 +125,7 @@ install: all
 	$(D)/share/man/man8 $(D)/lib/systemd/system $(D)/lib/sysusers.d \
 	$(D)/share/doc/kvd
 	install -m 755 $(B)/kvd $(D)/sbin/
-	install -m 755 $(B)/kvctl $(B)/kvbench $(D)/bin/
+	install -m 755 $(B)/kvctl $(B)/kvbench $(B)/kvsim $(D)/bin/
 	install -m 644 libkvclient/kvclient.h libkvclient/kv_abi.h $(D)/include/
 	install -m 644 $(B)/libkvclient.a $(D)/lib/
 	install -m 755 $(B)/libkvclient.so $(D)/lib/libkvclient.so.1
@@ -136,7 +139,7 @@ install: all
 	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
 	install -m 644 docs/kvd.conf.example README.md LICENSE $(D)/share/doc/kvd/
 uninstall:
-	rm -f $(D)/sbin/kvd $(D)/bin/kvctl $(D)/bin/kvbench \
+	rm -f $(D)/sbin/kvd $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \
 	$(D)/lib/pkgconfig/kvclient.pc $(D)/lib/systemd/system/kvd.service \
 	$(D)/lib/sysusers.d/kvd.conf
@@ -146,7 +149,7 @@ uninstall:
 clean:
 	rm -rf build
 help:
-	@echo "make            build/kvd, kvctl, kvbench, libkvclient.so and .a"
+	@echo "make            build/kvd, kvctl, kvbench, kvsim, libkvclient.so and .a"
 	@echo "make demo       the main job, front to back (installs what is missing)"
 	@echo "make check      all tests; check-long: longer versions"
 	@echo "make bench      kvbench: figures against this machine's limits"

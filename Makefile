@@ -63,6 +63,11 @@ $(B)/libkvclient.so: $(call obj,$(CLIENT)) libkvclient/kvclient.map
 	-Wl,--version-script=libkvclient/kvclient.map -o $@ $(filter %.o,$^)
 $(B)/kvd: $(call obj,kvd/main.c) $(B)/libcore.a $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
+# the same with a hook that lets tests fail its system calls
+$(B)/tests/kvd-faulty: $(call obj,kvd/main.c tests/rig/kvd/faulty.c) \
+		       $(B)/libcore.a $(B)/libkvclient.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
 $(B)/kvctl: $(call obj,$(KVCTL)) $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/kvbench: $(call obj,$(KVBENCH)) $(B)/libcore.a $(B)/libkvclient.a
@@ -96,7 +101,7 @@ deps:
 	@tools/deps.sh
 check: deps
 	@$(MAKE) --no-print-directory check-built
-check-built: all $(TESTS) $(FUZZ)
+check-built: all $(TESTS) $(FUZZ) $(B)/tests/kvd-faulty
 	@for f in $(FUZZ); do $$f 3 tests/fuzz/corpus/$$(basename $$f) \
 	|| exit 1; done
 	@tools/run-tests.sh $(B) $(TESTS)

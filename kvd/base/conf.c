@@ -378,6 +378,7 @@ static void set_defaults(struct conf *c)
 	c->prefill_slice = 128;
 	c->max_batch = 64;
 	strcpy(c->policy, "density");
+	c->scrub_bytes = 4u << 20;
 	strcpy(c->huge, "auto");
 	strcpy(c->log_level, "info");
 	c->mlock = 1;

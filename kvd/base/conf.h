@@ -75,6 +75,7 @@ struct conf {
 	gid_t admin_gid; /* admin_group = NAME|GID */
 	int has_admin_gid;
 	char policy[16]; /* policy = density: which page goes down next */
+	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */

@@ -329,6 +329,13 @@ void persist_add(struct persist *p, struct segment *s)
 	kick(p);
 }
 
+void persist_again(struct persist *p, struct segment *s)
+{
+	if (s->persist.state == DURABLE)
+		s->persist.state = NONE;
+	persist_add(p, s);
+}
+
 /* What nobody queued, or what failed before. */
 static void queue_missing(struct segment *s, void *arg)
 {

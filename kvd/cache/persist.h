@@ -55,6 +55,9 @@ void persist_stop(struct persist *p);
 /* The sealed s has been indexed. */
 void persist_add(struct persist *p, struct segment *s);
 
+/* The range of s is not durable any more (a page went bad on disk): once more. */
+void persist_again(struct persist *p, struct segment *s);
+
 struct persist_wait {
 	struct wait wait; /* 0, or the first error: -ENOSPC, -EIO, -ENOTSUP */
 	struct list node; /* persist's */

@@ -18,7 +18,7 @@
 #define RETRY_NS 1000000000u /* a page whose write failed rests so long */
 #define LOG_NS	 1000000000u
 
-enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP };
+enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB };
 
 struct page_op {
 	struct loop_work work;
@@ -29,6 +29,8 @@ struct page_op {
 	uint32_t crc;
 	int drop_after;
 	uint64_t start_ns;
+	struct page_scrub *scrub; /* OP_SCRUB */
+	uint32_t want_crc;
 };
 
 static void op_end(struct page_op *op);
@@ -450,6 +452,96 @@ int page_start_fetch(struct page *pg)
 	return 0;
 }
 
+/* ---- looking after what is on disk ------------------------------------------------------ */
+
+int page_can_scrub(const struct page *pg)
+{
+	return pg->slot >= 0 && !pg->busy && !pg->doomed &&
+	       !pg->range->persist && /* its places are being written down */
+	       (pg->state == PAGE_LOWER || pg->state == PAGE_CLEAN);
+}
+
+/* The place is bad. What is in memory is good, and goes to another one. */
+static void scrub_failed(struct page_op *op)
+{
+	struct page *pg = op->page;
+	struct range *r = pg->range;
+	struct pager *p = r->pager;
+
+	log_warn("scrub", "%s: page %llu on disk: %s, %s", p->name,
+		 (unsigned long long)(r->first + page_index(pg)),
+		 op->ret == -EBADMSG ? "checksum differs" : strerror(-op->ret),
+		 pg->charged ? "kept in host" : "lost");
+	quarantine_slot(pg);
+	if (!pg->charged) {
+		pg->lost_err = op->ret;
+		page_set_state(pg, PAGE_LOST);
+		stat_add(p->st_lost, 1);
+	} else {
+		durable_forget(r);
+		page_set_state(pg, PAGE_DIRTY);
+	}
+}
+
+static void scrub_end(struct page_op *op)
+{
+	struct page *pg = op->page;
+	struct page_scrub *s = op->scrub;
+	struct pager *p = pg->range->pager;
+	/* written meanwhile: that place is nobody's concern any more */
+	const int same = pg->slot == (int64_t)op->req.block;
+	const int bad = op->ret && same && !pg->doomed;
+
+	if (bad)
+		scrub_failed(op);
+	else
+		op->ret = 0;
+	s->done(s, op->ret);
+	if (bad && !pg->range->freed && p->conf.damaged)
+		p->conf.damaged(p->conf.ctx, pg->range);
+	op_end(op);
+}
+
+static void work_scrub(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+
+	op->crc = kio_crc32c(0, op->scrub->buf, op->scrub->n_bytes);
+}
+
+static void scrub_crc_done(struct loop_work *w)
+{
+	struct page_op *op = container_of(w, struct page_op, work);
+
+	op->ret = op->crc == op->want_crc ? 0 : -EBADMSG;
+	scrub_end(op);
+}
+
+static void scrub_read(struct kio_req *r)
+{
+	struct page_op *op = container_of(r, struct page_op, req);
+
+	op_io_end(op);
+	if (op->ret)
+		scrub_end(op);
+	else
+		start_work(op, work_scrub, scrub_crc_done);
+}
+
+int page_scrub_start(struct page *pg, struct page_scrub *s)
+{
+	struct page_op *op = op_begin(pg, OP_SCRUB);
+
+	if (!op)
+		return -ENOMEM;
+	op->scrub = s;
+	op->want_crc = pg->crc;
+	op_io(op, scrub_read);
+	op->req.buf = s->buf;
+	kio_store_read(disk_of(pg), &op->req);
+	return 0;
+}
+
 /* ---- the end of an operation ----------------------------------------------------------------- */
 
 static void settle(struct page *pg, const struct page_op *op)
@@ -467,6 +559,10 @@ static void settle(struct page *pg, const struct page_op *op)
 	if (op->drop_after && pg->state == PAGE_CLEAN && !pg->n_pins &&
 	    pager_should_drop(pg->range->pager) && !page_drop(pg))
 		return;
+	if (pg->state == PAGE_LOST) { /* the scrubber was first */
+		page_failed(pg, pg->lost_err);
+		return;
+	}
 	if (page_resident(pg))
 		page_arrived(pg, op->kind == OP_READ);
 	else if (pg->n_pins && !list_empty(&pg->waiters))

@@ -63,6 +63,18 @@ int page_write_out(struct page *pg);
 void page_discard(struct page *pg);
 /* Write a dirty page that nobody changes; it stays where it is. -errno. */
 int page_write_back(struct page *pg);
+/*
+ * Read the page's place on disk into buf and compare. done() 0, -EBADMSG or the
+ * error of the read; then the page is LOST, or dirty if it is in memory, and
+ * pager_conf.damaged was called. -ENOMEM.
+ */
+struct page_scrub {
+	void *buf; /* [n_bytes], 4 KiB aligned; the caller's */
+	uint64_t n_bytes;
+	void (*done)(struct page_scrub *s, int ret);
+};
+int page_can_scrub(const struct page *pg);
+int page_scrub_start(struct page *pg, struct page_scrub *s);
 /* durable.c: a write of the page has ended. */
 void durable_page_written(struct page *pg, int ret);
 /* durable.c: the range is freed: so is its record. */

@@ -57,6 +57,11 @@ struct pager_conf {
 	 * is nothing. Called on the loop thread from a turn of its own.
 	 */
 	int (*reclaim)(void *ctx);
+	/*
+	 * A page of r was found bad on disk: r has a LOST page, or it has not but is
+	 * not durable any more. The callee may free r. NULL.
+	 */
+	void (*damaged)(void *ctx, struct range *r);
 	/* A reservation that got -EAGAIN may go now; on a turn of its own. NULL. */
 	void (*reservable)(void *ctx);
 	void *ctx;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/scrub.h"
 #include "kvd/serve/tenant.h"
 
 #define IO_DEPTH    64u
@@ -107,6 +108,12 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 	struct found f = { .serve = s };
 	int ret = stores_open(s->stores, record_found, &f, err, err_len);
 
+	for (uint32_t i = 0; i < s->n_tenants && !ret && s->conf->scrub_bytes;
+	     i++)
+		if (s->tenants[i]->conf->disk_bytes)
+			ret = scrub_new(&s->tenants[i]->scrub,
+					s->tenants[i]->pager,
+					s->conf->scrub_bytes);
 	if (!ret && any_durable(s->conf))
 		log_info("serve",
 			 "%llu segments found on disk, %llu without a tenant, "
@@ -135,6 +142,35 @@ int tenant_open_persist(struct serve_tenant *t)
 	return persist_new(&t->persist, &pc);
 }
 
+struct owner {
+	struct range *range;
+	struct segment *found;
+};
+
+static void look_owner(struct segment *s, void *arg)
+{
+	struct owner *o = arg;
+
+	if (s->range == o->range)
+		o->found = s;
+}
+
+void tenant_damaged(void *ctx, struct range *r)
+{
+	struct serve_tenant *t = ctx;
+	struct owner o = { .range = r };
+
+	segment_each(t->pool, look_owner, &o); /* rare */
+	if (!o.found)
+		return;
+	if (!range_lost(r)) {
+		if (t->persist)
+			persist_again(t->persist, o.found);
+	} else if (!o.found->n_refs) {
+		segment_forget(o.found); /* others find out when they read */
+	}
+}
+
 struct flush {
 	struct persist_wait w;
 	int told;
@@ -155,6 +191,8 @@ void tenant_close_persist(struct serve_tenant *t)
 	struct flush f = { .w.wait.done = flushed };
 	struct loop *loop = t->serve->loop;
 
+	scrub_free(t->scrub);
+	t->scrub = NULL;
 	if (!t->persist)
 		return;
 	if (t->conf->persist == CONF_PERSIST_AUTO &&

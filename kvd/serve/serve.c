@@ -122,6 +122,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.loop = s->loop,
 		.stores = s->stores,
 		.reclaim = tenant_reclaim,
+		.damaged = tenant_damaged,
 		.reservable = tenant_reservable,
 		.ctx = t,
 	};

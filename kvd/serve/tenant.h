@@ -40,6 +40,7 @@ struct serve_tenant {
 	struct prefix_tree prefix;
 	struct chunk_table chunks;
 	struct persist *persist; /* NULL: nothing survives a restart */
+	struct scrub *scrub; /* NULL: off, or no disk */
 	struct list sessions;
 	struct list waiting; /* gens and attends: waiter.node */
 	struct list chunk_jobs; /* gens that compute a chunk */
@@ -138,6 +139,8 @@ void attend_cancel_session(struct serve_session *ss);
 int tenant_open_persist(struct serve_tenant *t);
 /* Write what is not durable yet, as far as a few seconds go. */
 void tenant_close_persist(struct serve_tenant *t);
+/* The pager found a page of r bad on disk. */
+void tenant_damaged(void *ctx, struct range *r);
 int serve_new_stores(struct serve *s);
 /* Find what survived; the tenants are there. */
 int serve_open_stores(struct serve *s, char *err, size_t err_len);

@@ -112,6 +112,49 @@ START_TEST(a_page_file_that_lies_is_not_believed)
 }
 END_TEST
 
+START_TEST(the_scrubber_finds_it_first)
+{
+	char conf[1024];
+	struct rig_daemon *d;
+	struct kvc *c;
+	uint64_t n = 0;
+
+	snprintf(conf, sizeof(conf),
+		 "scrub = 1G\n[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = 3M\ndisk = 64M\n",
+		 rig_data_dir(), getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c = rig_join(d->socket);
+	for (int i = 0; i < N_QUESTIONS; i++)
+		ck_assert_int_gt(
+			rig_ask(c, &questions[i], questions[i].answer, NULL),
+			0);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	ck_assert_uint_eq(rig_counter(c, "tenants", "a", "lost_pages_total"),
+			  0);
+	kvc_close(c);
+	rig_daemon_kill(d); /* the first pass begins with the daemon */
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	ck_assert_int_gt(damage(d->pid), 10);
+	c = rig_join(d->socket);
+	for (int i = 0; i < 200 && !n; i++) { /* nobody asks for anything */
+		(void)usleep(50000);
+		n = rig_counter(c, "tenants", "a", "lost_pages_total");
+	}
+	ck_assert_uint_gt(n, 0);
+	for (int i = 0; i < N_QUESTIONS; i++) {
+		char text[128];
+
+		ck_assert_int_gt(rig_ask(c, &questions[i], text, NULL), 0);
+		ck_assert_str_eq(text, questions[i].answer);
+	}
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 START_TEST(tenants_do_not_meet)
 {
 	struct rig_daemon *d;
@@ -222,6 +265,7 @@ int main(void)
 	tcase_set_timeout(t, 300);
 	tcase_add_unchecked_fixture(t, load, NULL);
 	tcase_add_test(t, a_page_file_that_lies_is_not_believed);
+	tcase_add_test(t, the_scrubber_finds_it_first);
 	tcase_add_test(t, tenants_do_not_meet);
 	tcase_add_test(t, killed_clients_cost_only_themselves);
 	suite_add_tcase(s, t);

@@ -155,6 +155,62 @@ START_TEST(a_flipped_bit_is_never_served)
 }
 END_TEST
 
+static int scrub_ret, n_scrubbed;
+
+static void on_scrubbed(struct page_scrub *s, int ret)
+{
+	(void)s;
+	scrub_ret = ret;
+	n_scrubbed++;
+}
+
+static int scrub(struct rig_mem *r, struct page *pg)
+{
+	struct page_scrub s = { .n_bytes = PAGE, .done = on_scrubbed };
+
+	ck_assert(!posix_memalign(&s.buf, 4096, PAGE));
+	ck_assert(page_can_scrub(pg));
+	n_scrubbed = 0;
+	ck_assert_int_eq(page_scrub_start(pg, &s), 0);
+	while (!n_scrubbed)
+		rig_mem_turn(r);
+	free(s.buf);
+	return scrub_ret;
+}
+
+START_TEST(scrubbing_keeps_what_is_in_memory)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 8 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 4);
+	char buf[4096] __attribute__((aligned(4096)));
+	const int fd = kio_store_fd(stores_disk(r->stores, 0));
+	struct page *pg = &range->pages[1];
+	int64_t slot;
+
+	ck_assert_int_eq(page_write_back(pg), 0);
+	rig_mem_settle(r);
+	ck_assert_int_eq(pg->state, PAGE_CLEAN);
+	ck_assert_int_eq(scrub(r, pg), 0);
+	ck_assert_int_eq(pg->state, PAGE_CLEAN);
+	slot = pg->slot;
+	ck_assert_int_eq(pread(fd, buf, 4096, slot * 4096), 4096);
+	buf[99] ^= 1;
+	ck_assert_int_eq(pwrite(fd, buf, 4096, slot * 4096), 4096);
+	ck_assert_int_eq(scrub(r, pg), -EBADMSG);
+	ck_assert_int_eq(pg->state, PAGE_DIRTY);
+	ck_assert(!range_lost(range));
+	ck_assert_int_eq(page_write_back(pg), 0);
+	rig_mem_settle(r);
+	ck_assert_int_ne(pg->slot, slot); /* never that place again */
+	ck_assert_int_eq(scrub(r, pg), 0);
+	for (uint32_t i = 0; i < 4; i++)
+		ck_assert_int_eq(read_page(r, range, i), 0);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
 START_TEST(a_full_disk_loses_nothing)
 {
 	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
@@ -311,6 +367,7 @@ int main(void)
 		n_policies++;
 	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2 * n_policies);
 	tcase_add_test(t, a_flipped_bit_is_never_served);
+	tcase_add_test(t, scrubbing_keeps_what_is_in_memory);
 	tcase_add_test(t, a_full_disk_loses_nothing);
 	tcase_add_test(t, what_nobody_uses_makes_room);
 	tcase_add_test(t, reservations_are_bounded);

@@ -284,74 +284,100 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 
 /* ---- keys and values in ------------------------------------------------- */
 
-/* Rows of k or v, [n][n_kv_heads][head_dim] in type, into the pages. */
-static void store_rows(const struct attn_item *it, uint32_t layer, int v,
-		       const char *rows, uint32_t row0, uint32_t n)
+#define STORE_ELEMS 4096u /* of stack, twice; >= KERN_HEAD_DIM_MAX */
+
+/* The entry that holds position pos. */
+static const struct seq_entry *entry_at(const struct seq *q, int64_t pos)
+{
+	uint32_t lo = 0, hi = q->n_entries;
+
+	while (hi - lo > 1) {
+		const uint32_t mid = lo + (hi - lo) / 2;
+
+		if (q->entries[mid].pos > pos)
+			hi = mid;
+		else
+			lo = mid;
+	}
+	return &q->entries[lo];
+}
+
+/* Heads [h, h + n) of row r, [n][head_dim] in the pages' type, into the pages. */
+static void store_heads(const struct attn_item *it, uint32_t layer, int v,
+			const char *heads, uint32_t r, uint32_t h, uint32_t n)
 {
 	const struct attn_shape *g = it->shape;
 	const size_t head = g->head_dim * kern_type_bytes(g->type);
-	const struct seq *q = it->seq;
-	uint32_t i_entry = q->n_entries;
+	const int64_t pos = (int64_t)(it->pos + r);
+	const struct seq_entry *e = entry_at(it->seq, pos);
+	/* rows of a patched entry are the patch's */
+	const struct segment *s = e->patch ? e->patch : e->seg;
+	const uint32_t i_row = (uint32_t)(pos - e->pos);
+	const uint32_t t = e->patch ? (uint32_t)seq_patch_index(e, i_row)
+				    : e->from + i_row;
+	const struct kv_layout *l = &s->layout;
+	char *at = segment_addr(s, layer, v, t) + t % l->page_tokens * head +
+		   h * layout_head_bytes(l);
 
-	for (uint32_t i = 0; i < n; i++) {
-		const int64_t pos = (int64_t)(it->pos + row0 + i);
-		const struct seq_entry *e;
-		const struct segment *s;
-		uint32_t t;
-		char *at;
+	assert(!e->patch || t < s->n_tokens);
 
-		while (i_entry == q->n_entries || q->entries[i_entry].pos > pos)
-			i_entry--;
-		while (q->entries[i_entry].pos + q->entries[i_entry].n <= pos)
-			i_entry++;
-		e = &q->entries[i_entry];
-		s = e->seg;
-		t = e->from + (uint32_t)(pos - e->pos);
-		if (e->patch) { /* rows of a patched entry are the patch's */
-			s = e->patch;
-			t = (uint32_t)seq_patch_index(e,
-						      (uint32_t)(pos - e->pos));
-			assert(t < e->patch->n_tokens);
-		}
-		at = segment_addr(s, layer, v, t) +
-		     t % s->layout.page_tokens * head;
-		for (uint32_t h = 0; h < g->n_kv_heads; h++)
-			memcpy(at + h * layout_head_bytes(&s->layout),
-			       rows + ((size_t)i * g->n_kv_heads + h) * head,
-			       head);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		memcpy(at + i * layout_head_bytes(l), heads + i * head, head);
 }
 
-#define STORE_ROWS 4u
-
-/* Convert, rotate (keys) and store rows [row0, row0 + n), n <= STORE_ROWS. */
-static void store_some(const struct prepared *p, uint32_t row0, uint32_t n)
+/* Heads [h, h + n) of row r of k or v, as they are to lie in the pages. */
+static void convert_heads(const struct prepared *p, int v, uint32_t r,
+			  uint32_t h, uint32_t n, void *typed)
 {
 	const struct attn_item *it = p->it;
 	const struct attn_shape *g = it->shape;
-	const size_t row = (size_t)g->n_kv_heads * g->head_dim;
-	const size_t in_bytes = row * kern_type_bytes(it->in);
-	const char *k = (const char *)it->k + row0 * in_bytes;
-	const char *v = (const char *)it->v + row0 * in_bytes;
-	float f[n * row];
-	char typed[n * row * kern_type_bytes(g->type)];
+	const size_t at = ((size_t)r * g->n_kv_heads + h) * g->head_dim;
+	const size_t n_elems = (size_t)n * g->head_dim;
+	float f[STORE_ELEMS];
 
-	if (g->rope.kind == KERN_ROPE_NONE && it->in == g->type) {
-		store_rows(it, p->layer, 0, k, row0, n);
-	} else {
-		kern_to_f32(it->in, k, f, n * row);
-		kern_rope(&g->rope, f, f, p->pos + row0, n, g->n_kv_heads,
-			  g->head_dim);
-		kern_from_f32(g->type, f, typed, n * row);
-		store_rows(it, p->layer, 0, typed, row0, n);
+	kern_to_f32(it->in,
+		    (const char *)(v ? it->v : it->k) +
+			    at * kern_type_bytes(it->in),
+		    f, n_elems);
+	if (!v)
+		kern_rope(&g->rope, f, f, p->pos + r, 1, n, g->head_dim);
+	kern_from_f32(g->type, f, typed, n_elems);
+}
+
+/* Convert, rotate (keys) and store row r of k or v. */
+static void store_row(const struct prepared *p, int v, uint32_t r)
+{
+	const struct attn_item *it = p->it;
+	const struct attn_shape *g = it->shape;
+	const uint32_t step = STORE_ELEMS / g->head_dim;
+	float typed[STORE_ELEMS]; /* no type is longer */
+
+	for (uint32_t h = 0; h < g->n_kv_heads; h += step) {
+		const uint32_t n = KV_MIN(step, g->n_kv_heads - h);
+
+		convert_heads(p, v, r, h, n, typed);
+		store_heads(it, p->layer, v, (const char *)typed, r, h, n);
 	}
-	if (it->in == g->type) {
-		store_rows(it, p->layer, 1, v, row0, n);
-		return;
-	}
-	kern_to_f32(it->in, v, f, n * row);
-	kern_from_f32(g->type, f, typed, n * row);
-	store_rows(it, p->layer, 1, typed, row0, n);
+}
+
+/* Rows [from, to) of k and v. */
+static void store_range(const struct prepared *p, uint32_t from, uint32_t to)
+{
+	const struct attn_item *it = p->it;
+	const struct attn_shape *g = it->shape;
+	const int same = it->in == g->type;
+	const size_t row =
+		(size_t)g->n_kv_heads * g->head_dim * kern_type_bytes(it->in);
+
+	for (uint32_t r = from; r < to; r++)
+		for (int v = 0; v < 2; v++)
+			if (same && (v || g->rope.kind == KERN_ROPE_NONE))
+				store_heads(it, p->layer, v,
+					    (const char *)(v ? it->v : it->k) +
+						    r * row,
+					    r, 0, g->n_kv_heads);
+			else
+				store_row(p, v, r);
 }
 
 /* Queries of rows [from, to), rotated for each variant. */
@@ -401,8 +427,7 @@ static void run_rows(void *arg, uint32_t i)
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
 
 	if (t->p->it->k)
-		for (uint32_t r = t->row_from; r < t->row_to; r += STORE_ROWS)
-			store_some(t->p, r, KV_MIN(STORE_ROWS, t->row_to - r));
+		store_range(t->p, t->row_from, t->row_to);
 	if (t->p->it->q)
 		rotate_rows(t->p, t->row_from, t->row_to);
 }
@@ -694,7 +719,7 @@ int attn_layer(struct engine *e, struct pool *pool, struct attn_scratch *s,
 {
 	struct prepared *p;
 	uint32_t n = 0;
-	int ret = 0;
+	int ret = 0, first = 0;
 
 	attn_scratch_reset(s);
 	p = attn_scratch_alloc(s, n_items * sizeof(*p));
@@ -712,11 +737,11 @@ int attn_layer(struct engine *e, struct pool *pool, struct attn_scratch *s,
 		ret = run_prepared(e, pool, s, p, n);
 	for (uint32_t i = 0; i < n_items; i++) {
 		if (ret && !items[i].ret)
-			items[i].ret = ret;
-		if (items[i].ret && !ret)
-			ret = items[i].ret;
+			items[i].ret = ret; /* nothing ran */
+		if (items[i].ret && !first)
+			first = items[i].ret;
 	}
-	return ret;
+	return first;
 }
 
 void attn_copy(const struct seq_copy *c)

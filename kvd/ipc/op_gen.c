@@ -355,6 +355,10 @@ int op_cancel(struct sess *s, const struct kv_sqe *e)
 			continue;
 		if (r->opcode == KV_OP_GENERATE)
 			serve_cancel(s->ss, &r->u.gen.gen);
+		else if (r->opcode == KV_OP_CHUNK_PUT)
+			serve_chunk_put_cancel(s->ss, &r->u.chunk.put);
+		else if (r->opcode == KV_OP_ATTEND || r->opcode == KV_OP_APPEND)
+			serve_attend_cancel(s->ss, &r->u.attend.attend);
 		return 0;
 	}
 	return -ENOENT;

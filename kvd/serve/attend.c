@@ -39,6 +39,8 @@ struct attend {
 	uint32_t i_item, row; /* mode ONE: where it stands */
 	int one_by_one;
 	int in_line;
+	int cancelled;
+	int ended; /* tell() is on its way */
 	uint64_t reserved;
 	struct page_want want;
 	struct page_run *runs;
@@ -110,6 +112,7 @@ static void attend_end(struct attend *a, int err)
 	}
 	a->reserved = 0;
 	a->in_line = 0;
+	a->ended = 1;
 	a->call.run = tell;
 	loop_defer(t->serve->loop, &a->call);
 }
@@ -293,8 +296,11 @@ static void want_done(struct wait *w, int ret)
 		start_job(a);
 		return;
 	}
-	for (uint32_t k = 0; k < a->n_work; k++)
-		item_fail(a, a->work_item[k], ret);
+	if (!a->one_by_one && a->n_work > 1) /* whose page is it? */
+		a->one_by_one = 1;
+	else
+		for (uint32_t k = 0; k < a->n_work; k++)
+			item_fail(a, a->work_item[k], ret);
 	round_begin(a);
 }
 
@@ -351,8 +357,8 @@ static void round_begin(struct attend *a)
 	int ret;
 
 	a->n_work = a->n_runs = 0;
-	if (!next_item(a)) {
-		attend_end(a, 0);
+	if (a->cancelled || !next_item(a)) {
+		attend_end(a, a->cancelled ? -ECANCELED : 0);
 		return;
 	}
 	ret = a->one_by_one ? round_one(a) : round_all(a);
@@ -497,6 +503,8 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 	struct serve_tenant *t = ss->tenant;
 	struct attend *a;
 
+	if (t->serve->draining)
+		return -ESHUTDOWN;
 	if (!r->n_items || r->n_items > SERVE_MAX_ITEMS)
 		return -EINVAL;
 	a = calloc(1, sizeof(*a));
@@ -534,12 +542,25 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 	return 0;
 }
 
+/* In line: at once. With pages on their way or on the engine: after this round. */
+static void cancel(struct attend *a)
+{
+	if (a->ended)
+		return;
+	a->cancelled = 1;
+	if (a->in_line)
+		attend_end(a, -ECANCELED);
+}
+
+void serve_attend_cancel(struct serve_session *ss, struct serve_attend *r)
+{
+	(void)ss;
+	if (r->priv)
+		cancel(r->priv);
+}
+
 void attend_cancel_session(struct serve_session *ss)
 {
-	list_for_each_safe(n, &ss->attends) {
-		struct attend *a = list_entry(n, struct attend, node);
-
-		if (a->in_line)
-			attend_end(a, -ECANCELED);
-	}
+	list_for_each_safe(n, &ss->attends)
+		cancel(list_entry(n, struct attend, node));
 }

@@ -32,7 +32,6 @@ struct batch {
 	uint32_t max_rows, max_logits;
 	uint32_t *tokens, *logit_rows;
 	float *logits;
-	size_t logits_elems;
 	char *sample_scratch;
 	struct row_run *runs;
 	uint32_t n_runs, n_rows, n_logits;
@@ -354,28 +353,17 @@ static void build_any(struct batch *b)
 		(void)build_probe(b);
 }
 
-static int room_for_logits(struct batch *b)
+/* For the largest vocabulary; touched as far as it is used. */
+static int new_logits(struct batch *b)
 {
-	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
-	const size_t n = (size_t)b->max_logits * n_vocab;
-	float *l;
-	char *s;
+	size_t n = 1;
 
-	if (n <= b->logits_elems)
-		return 0;
-	l = malloc(n * sizeof(*l));
-	s = malloc((size_t)n_vocab * 8);
-	if (!l || !s) {
-		free(l);
-		free(s);
-		return -ENOMEM;
-	}
-	free(b->logits);
-	free(b->sample_scratch);
-	b->logits = l;
-	b->sample_scratch = s;
-	b->logits_elems = n;
-	return 0;
+	for (uint32_t i = 0; i < b->serve->n_models; i++)
+		n = KV_MAX(n, (size_t)llama_shape(b->serve->models[i].llama)
+				      ->n_vocab);
+	b->logits = malloc(n * b->max_logits * sizeof(*b->logits));
+	b->sample_scratch = malloc(n * 8);
+	return b->logits && b->sample_scratch ? 0 : -ENOMEM;
 }
 
 static void turn(struct loop_call *call)
@@ -387,9 +375,13 @@ static void turn(struct loop_call *call)
 	if (b->running || !first)
 		return;
 	b->model = list_entry(first, struct gen, node)->model;
+<<<<<<< HEAD
 	if (room_for_logits(b))
 		return; /* tried again with the next ready one */
 	build_any(b);
+=======
+	build(b);
+>>>>>>> f3a7638 (serve, ipc: cancel reaches attention and chunks; more ways to hang)
 	if (!b->n_gens)
 		return;
 	stat_add(b->st_steps, 1);
@@ -431,6 +423,8 @@ int batch_new(struct batch **out, struct serve *s)
 			      "Rows (tokens) of these steps", NULL, NULL, 1);
 	if (!b->tokens || !b->logit_rows || !b->runs || !b->items || !b->gens)
 		ret = -ENOMEM;
+	if (!ret)
+		ret = new_logits(b);
 	for (uint32_t i = 0; i < s->n_models && !ret; i++)
 		ret = llama_scratch_new(&b->scratch[i], s->models[i].llama,
 					b->max_rows, b->max_logits);

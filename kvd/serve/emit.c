@@ -66,6 +66,42 @@ static int hit_stop(struct gen *g, uint32_t old_len)
 	return 0;
 }
 
+/*
+ * Bytes at the end of the text that may turn out to begin a stop string: not
+ * shown before that is known.
+ */
+static uint32_t held_back(const struct gen *g)
+{
+	const struct serve_gen *r = g->req;
+	uint32_t most = 0;
+
+	for (uint32_t i = 0; i < r->n_stop; i++) {
+		const size_t len = strlen(r->stop[i]);
+		uint32_t n =
+			(uint32_t)KV_MIN((size_t)r->n_text, len ? len - 1 : 0);
+
+		while (n > most &&
+		       memcmp(g->text + r->n_text - n, r->stop[i], n))
+			n--;
+		most = KV_MAX(most, n);
+	}
+	return most;
+}
+
+static void tell_progress(struct gen *g)
+{
+	struct serve_gen *r = g->req;
+	const uint32_t n_text = r->n_text;
+
+	if (!r->progress)
+		return;
+	r->text = g->text;
+	r->n_text -= held_back(g);
+	r->progress(r);
+	r->n_text = n_text;
+	r->text = NULL;
+}
+
 /* Why it ends after this token, or 0. */
 static uint32_t why_end(struct gen *g, uint32_t id, uint32_t old_len)
 {
@@ -129,10 +165,7 @@ int gen_take_token(struct gen *g, const float *logits)
 		return 1;
 	}
 	g->tokens[g->n_all++] = g->sampled;
-	g->req->text = g->text;
-	if (g->req->progress)
-		g->req->progress(g->req);
-	g->req->text = NULL;
+	tell_progress(g);
 	return 0;
 }
 

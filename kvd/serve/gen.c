@@ -242,20 +242,21 @@ static struct gen *new_chunk_job(struct gen *waiter, struct gen_part *part)
 
 static int gen_retry(struct waiter *w);
 
-void gen_start_chunk(struct gen *waiter, struct gen_part *part)
+int gen_start_chunk(struct gen *waiter, struct gen_part *part)
 {
 	struct gen *g = find_chunk_job(waiter->tenant, part->chunk);
 
 	if (!g) {
 		g = new_chunk_job(waiter, part);
 		if (!g)
-			return; /* the waiter is told by gen_plan's caller */
+			return -ENOMEM;
 		g->state = GEN_ADMIT;
 		g->waiter.retry = gen_retry;
 		tenant_wait_front(waiter->tenant, &g->waiter);
 		tenant_kick(waiter->tenant);
 	}
 	list_push(&g->chunk_waiters, &part->waiting);
+	return 0;
 }
 
 /* ---- memory ------------------------------------------------------------- */
@@ -518,8 +519,8 @@ static void gen_resume(struct gen *g)
 	ret = gen_plan(g);
 	if (ret == -EAGAIN)
 		return;
-	if (g->put) {
-		gen_end(g, 0);
+	if (ret || g->put) {
+		gen_end(g, ret);
 		return;
 	}
 	g->state = GEN_ADMIT;
@@ -721,6 +722,13 @@ void serve_cancel(struct serve_session *ss, struct serve_gen *r)
 		gen_cancel(r->priv);
 }
 
+void serve_chunk_put_cancel(struct serve_session *ss, struct serve_chunk_put *p)
+{
+	(void)ss;
+	if (p->priv)
+		gen_cancel(p->priv);
+}
+
 void gen_cancel_session(struct serve_session *ss)
 {
 	list_for_each_safe(n, &ss->requests)
@@ -764,8 +772,11 @@ int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 
 int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
 {
-	return chunk_rm(&ss->tenant->chunks,
-			(struct map_id){ { id[0], id[1] } });
+	const int ret = chunk_rm(&ss->tenant->chunks,
+				 (struct map_id){ { id[0], id[1] } });
+
+	tenant_kick(ss->tenant); /* there is more room now */
+	return ret;
 }
 
 int64_t serve_tokenize(struct serve_session *ss, const char *model,

@@ -129,6 +129,7 @@ void gen_unplan(struct gen *g); /* give back all references */
 int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */
 void gen_index(struct gen *g); /* keep what was computed, for reuse */
 int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n);
-void gen_start_chunk(struct gen *waiter, struct gen_part *part);
+/* Have the part's chunk computed; -ENOMEM: then nobody does it. */
+int gen_start_chunk(struct gen *waiter, struct gen_part *part);
 
 #endif

@@ -388,7 +388,8 @@ int gen_plan(struct gen *g)
 			segment_put(s);
 		}
 		stat_add(miss, 1);
-		gen_start_chunk(g, part);
+		if (gen_start_chunk(g, part))
+			return -ENOMEM;
 		g->n_missing++;
 	}
 	return g->n_missing ? -EAGAIN : 0;

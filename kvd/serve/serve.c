@@ -312,6 +312,7 @@ static void drained(struct loop_call *c)
 	struct wait *w = s->drained;
 
 	s->drained = NULL;
+	s->drain_call.run = NULL;
 	if (w)
 		w->done(w, 0);
 }

@@ -98,6 +98,11 @@ struct serve_attend {
 	void *priv; /* serve's */
 };
 int serve_attend(struct serve_session *ss, struct serve_attend *a);
+/*
+ * a's wait is told soon: -ECANCELED where items were not begun (they keep their
+ * length), 0 where they were done.
+ */
+void serve_attend_cancel(struct serve_session *ss, struct serve_attend *a);
 /* Keep n_tokens. -EINVAL there are fewer; -EBUSY. The tile that is cut is
  * copied by the next append. */
 int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
@@ -158,7 +163,9 @@ struct serve_gen {
 	uint32_t max_tokens;
 	uint32_t stop_tokens[SERVE_MAX_STOP];
 	uint32_t n_stop_tokens;
-	const char *stop[SERVE_MAX_STOP]; /* NUL-terminated */
+	/* NUL-terminated; text from the first one found on is neither shown
+	 * nor returned, tokens are */
+	const char *stop[SERVE_MAX_STOP];
 	uint32_t n_stop;
 	float temperature, top_p, min_p;
 	uint32_t top_k;
@@ -186,7 +193,6 @@ struct serve_gen {
 int serve_generate(struct serve_session *ss, struct serve_gen *g);
 /* g ends soon with -ECANCELED (or its result if that came first). */
 void serve_cancel(struct serve_session *ss, struct serve_gen *g);
-/* The same for an attend or truncate or chunk_put that still waits: best effort. */
 
 struct serve_chunk_put {
 	struct wait wait; /* told the number of tokens, or -errno */
@@ -196,6 +202,9 @@ struct serve_chunk_put {
 	void *priv;
 };
 int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p);
+/* p's wait is told soon; the chunk may be computed all the same. */
+void serve_chunk_put_cancel(struct serve_session *ss,
+			    struct serve_chunk_put *p);
 /* -ENOENT. A chunk in use goes when its last user is done. */
 int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2]);
 

@@ -232,6 +232,7 @@ int serve_seq_seal(struct serve_session *ss, uint32_t seq)
 	if (s->n_busy || !settled(s))
 		return -EBUSY;
 	seq_seal(&s->seq);
+	tenant_kick(ss->tenant); /* its open segment had room to spare */
 	return 0;
 }
 
@@ -254,11 +255,14 @@ int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || s->copy.n)
+	if (s->n_busy)
 		return -EBUSY;
 	if (n_tokens > s->seq.n_tokens)
 		return -EINVAL;
 	seq_truncate(&s->seq, n_tokens);
+	if (s->copy.n && seq_open_segment(&s->seq) != s->copy.dst)
+		seq_copy_done(&s->copy); /* the place it would go to is gone */
+	tenant_kick(ss->tenant);
 	for (uint32_t l = 0; l < s->seq.layout.n_layers; l++)
 		s->layer_tokens[l] = KV_MIN(s->layer_tokens[l], n_tokens);
 	return 0;

@@ -369,6 +369,20 @@ void serve_cancel(struct serve_session *ss, struct serve_gen *g)
 			list_entry(n, struct job, node)->cancelled = 1;
 }
 
+void serve_attend_cancel(struct serve_session *ss, struct serve_attend *a)
+{
+	list_for_each(n, &ss->jobs)
+		if (list_entry(n, struct job, node)->attend == a)
+			list_entry(n, struct job, node)->cancelled = 1;
+}
+
+void serve_chunk_put_cancel(struct serve_session *ss, struct serve_chunk_put *p)
+{
+	list_for_each(n, &ss->jobs)
+		if (list_entry(n, struct job, node)->put == p)
+			list_entry(n, struct job, node)->cancelled = 1;
+}
+
 int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 {
 	struct job *j = job_new(ss);

@@ -56,6 +56,8 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 	t->persist = o->persist;
 	c->n_tenants = 1;
 	c->memory_bytes = t->memory_bytes;
+	c->disk_bytes = t->disk_bytes;
+	t->weight = 100;
 	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
 		add_model(r, o);
 }

@@ -375,13 +375,7 @@ static void turn(struct loop_call *call)
 	if (b->running || !first)
 		return;
 	b->model = list_entry(first, struct gen, node)->model;
-<<<<<<< HEAD
-	if (room_for_logits(b))
-		return; /* tried again with the next ready one */
 	build_any(b);
-=======
-	build(b);
->>>>>>> f3a7638 (serve, ipc: cancel reaches attention and chunks; more ways to hang)
 	if (!b->n_gens)
 		return;
 	stat_add(b->st_steps, 1);

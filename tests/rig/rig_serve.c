@@ -15,56 +15,53 @@
 
 #define LIMIT_NS 10000000000ull
 
-static void add_model(struct rig_serve *r, const struct rig_serve_options *o)
+static void write_model(FILE *f, const char *dir, uint32_t i,
+			const struct rig_serve_options *o)
 {
-	struct conf_model *m = &r->conf.models[r->conf.n_models];
 	const struct rig_model spec = {
 		.n_ctx = o->n_ctx ? o->n_ctx : 4096,
-		.n_vocab = o->n_vocab[r->conf.n_models & 1],
-		.seed = 7 + r->conf.n_models,
+		.n_vocab = o->n_vocab[i & 1],
+		.seed = 7 + i,
 	};
+	char path[128];
 
-	char dir[sizeof(r->dir)];
-
-	memcpy(dir, r->dir, sizeof(dir));
-	snprintf(m->name, sizeof(m->name), "m%u", r->conf.n_models);
-	snprintf(m->path, sizeof(m->path), "%s/m%u.gguf", dir,
-		 r->conf.n_models);
-	rig_model_write(&spec, m->path);
-	m->math_f32 = 1;
-	m->page_tokens = 32;
-	r->conf.n_models++;
+	snprintf(path, sizeof(path), "%s/m%u.gguf", dir, i);
+	rig_model_write(&spec, path);
+	fprintf(f, "[model m%u]\npath = %s\nmath = f32\n", i, path);
 }
 
+/* Through a file, so that what is not said is as in the daemon. */
 static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 {
-	struct conf *c = &r->conf;
-	struct conf_tenant *t = &c->tenants[0];
+	static const char *const persist[] = { "no", "request", "auto" };
+	char path[128], err[256] = "";
+	FILE *f;
 
-	memcpy(c->state_dir, r->dir, sizeof(r->dir));
-	strcpy(c->huge, "never");
-	c->n_threads = 1;
-	c->numa_node = -1;
-	c->prefill_slice = o->prefill_slice ? o->prefill_slice : 128;
-	c->max_batch = o->max_batch ? o->max_batch : 64;
-	strcpy(t->name, "t0");
-	t->memory_bytes = o->memory_bytes ? o->memory_bytes : 16u << 20;
-	t->disk_bytes = o->disk_bytes ? o->disk_bytes : 64u << 20;
-	t->max_sequences = 64;
-	t->max_requests = o->max_requests ? o->max_requests : 64;
-	t->max_sessions = 8;
-	t->persist = o->persist;
-	c->n_tenants = 1;
-	c->memory_bytes = t->memory_bytes;
-	c->disk_bytes = t->disk_bytes;
-	t->weight = 100;
+	snprintf(path, sizeof(path), "%s/kvd.conf", r->dir);
+	f = fopen(path, "w");
+	ck_assert_ptr_nonnull(f);
+	fprintf(f,
+		"[kvd]\nsocket = %s/s\nstate_dir = %s\nhuge = never\n"
+		"threads = 1\nspin_us = 0\nprefill_slice = %u\nbatch = %u\n",
+		r->dir, r->dir, o->prefill_slice ? o->prefill_slice : 128,
+		o->max_batch ? o->max_batch : 64);
 	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
-		add_model(r, o);
+		write_model(f, r->dir, i, o);
+	fprintf(f,
+		"[tenant t0]\nuid = 0\nmemory = %llu\ndisk = %llu\n"
+		"sequences = 64\nrequests = %u\nsessions = 8\npersist = %s\n",
+		(unsigned long long)(o->memory_bytes ? o->memory_bytes
+						     : 16u << 20),
+		(unsigned long long)(o->disk_bytes ? o->disk_bytes : 64u << 20),
+		o->max_requests ? o->max_requests : 64, persist[o->persist]);
+	ck_assert_int_eq(fclose(f), 0);
+	ck_assert_msg(!conf_load(path, &r->conf, err, sizeof(err)), "%s", err);
+	(void)unlink(path);
 }
 
 struct rig_serve *rig_serve_open(struct rig_serve_options o)
 {
-	struct rig_serve *r = calloc(1, sizeof(*r));
+	struct rig_serve *r = calloc(1, sizeof(*r)); /* conf is large */
 	char err[256] = "";
 
 	ck_assert_ptr_nonnull(r);

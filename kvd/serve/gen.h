@@ -101,6 +101,13 @@ struct gen {
 	char *text;
 };
 
+/* Zeroed; NULL without memory. Freed by gen_free() before it began, else by gen_end(). */
+struct gen *gen_new(struct serve_tenant *t, struct serve_model *m);
+void gen_free(struct gen *g);
+/* Tokens are known: begin, or go on after chunks have come. */
+void gen_resume(struct gen *g);
+/* From now on it is one of the requests in flight that the tenant may have. */
+void gen_count(struct gen *g);
 /* Step done: rows computed, sampled says which token comes next. */
 void gen_step_done(struct gen *g, const float *logits, int ret);
 /* The next contiguous rows to compute from pos on: returns n, *pos; 0 none. */

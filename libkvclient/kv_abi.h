@@ -233,7 +233,7 @@ struct kv_part { /* [C] */
 KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 
 #define KV_GEN_SCORE	  1u /* no sampling: score the last part's tokens */
-#define KV_GEN_NO_REUSE	  2u /* neither look up nor keep anything */
+#define KV_GEN_NO_REUSE	  2u /* no prefix is found or kept; chunks are */
 #define KV_GEN_IGNORE_EOS 4u
 #define KV_GEN_LOGITS	  8u /* the first step's logits go to logits_off */
 #define KV_GEN_NO_TEXT	  16u /* leave text empty */

@@ -339,7 +339,7 @@ KV_STATIC_ASSERT(sizeof(struct kv_tokenize) == 80, "kv_tokenize is ABI");
 /*
  * Questions about the daemon, answered as JSON: "version", "status", "models";
  * for administrators also "tenants", "stores", "sessions", "sequences", "segments",
- * "chunks", "pages", "metrics" (Prometheus text), "drain", "stop". Others get
+ * "chunks", "pages", "metrics" (Prometheus text), "trace", "drain", "stop". Others get
  * -EACCES. A client that is no administrator sees its own tenant's "sequences",
  * "segments", "chunks" and "pages". res = bytes of the answer, even past the
  * room.

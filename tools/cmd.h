@@ -20,7 +20,7 @@ struct cmd {
 
 extern int cmd_json; /* --json */
 extern const struct cmd cmd_generate, cmd_chunk, cmd_top, cmd_config,
-	cmd_persist;
+	cmd_persist, cmd_trace;
 extern const struct cmd cmd_queries[]; /* ends with a NULL name */
 
 /* Say what went wrong; EXIT_REFUSED or EXIT_NO_DAEMON. */

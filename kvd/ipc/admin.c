@@ -148,7 +148,7 @@ static int query_text(struct sess *s, const struct kv_query *q, char **out)
 		return admin ? sessions(s->ipc, out) : -EACCES;
 	if (is(q, "metrics"))
 		return admin ? stat_render(out, &len) : -EACCES;
-	if ((is(q, "tenants") || is(q, "stores")) && !admin)
+	if ((is(q, "tenants") || is(q, "stores") || is(q, "trace")) && !admin)
 		return -EACCES;
 	if (!s->ipc->serve || (!s->ss && !admin))
 		return -ENOENT;

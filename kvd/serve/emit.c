@@ -121,6 +121,7 @@ static uint32_t why_end(struct gen *g, uint32_t id, uint32_t old_len)
 static void finish(struct gen *g, uint32_t why)
 {
 	g->req->end = why;
+	trace_gen(g->tenant->serve->trace, g);
 	gen_release(g); /* sealing gives back pages that were mapped ahead */
 	if (!(g->req->flags & SERVE_GEN_NO_REUSE)) {
 		g->n_all = g->pos;

@@ -306,6 +306,8 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 {
 	json_t *j;
 
+	if (!strcmp(what, "trace"))
+		return ss ? -EACCES : trace_query(&s->trace, arg, out);
 	if (!strcmp(what, "status")) {
 		j = status(s);
 	} else if (!strcmp(what, "models")) {

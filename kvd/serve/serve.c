@@ -290,6 +290,7 @@ void serve_free(struct serve *s)
 		llama_close(s->models[i].llama);
 	stores_free(s->stores);
 	attn_scratch_fini(&s->scratch);
+	trace_free(s->trace);
 	free(s);
 }
 
@@ -384,6 +385,7 @@ static void look_closed(struct serve_session *ss)
 void serve_session_close(struct serve_session *ss, struct wait *w)
 {
 	ss->closing = w;
+	trace_session(ss->tenant->serve->trace, ss);
 	gen_cancel_session(ss);
 	attend_cancel_session(ss);
 	persist_cancel_session(ss);

@@ -19,6 +19,7 @@
 #include "kvd/model/tokenizer.h"
 #include "kvd/serve/attn.h"
 #include "kvd/serve/serve.h"
+#include "kvd/serve/trace.h"
 
 #define SERVE_SEGMENT_TOKENS 1024u /* room of an open segment */
 
@@ -73,6 +74,7 @@ struct serve {
 	const struct conf *conf;
 	struct engine *engine;
 	struct stores *stores;
+	struct trace *trace; /* NULL: not recording */
 	struct accounts accounts; /* of memory and disk, all tenants */
 	struct attn_scratch scratch; /* engine thread */
 	struct batch *batch;

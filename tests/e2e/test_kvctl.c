@@ -114,6 +114,42 @@ START_TEST(generate_answers)
 }
 END_TEST
 
+START_TEST(a_recording_is_a_trace)
+{
+	char path[] = "/tmp/kvd-trace-XXXXXX", cmd[128], line[4096];
+	unsigned int in, out_tokens, n_ids = 0;
+	const int fd = mkstemp(path);
+	FILE *f = fdopen(fd, "r");
+	pid_t pid;
+
+	ck_assert_ptr_nonnull(f);
+	pid = fork();
+	if (!pid) {
+		snprintf(cmd, sizeof(cmd), "trace record %s --seconds 3", path);
+		_exit(run(cmd));
+	}
+	for (int i = 0; i < 100 && !fgets(line, sizeof(line), f); i++) {
+		clearerr(f);
+		(void)usleep(50000);
+	}
+	ck_assert_str_eq(line, "kvd-trace 1 block=32\n");
+	ck_assert_int_eq(run("generate " PROMPT), 0);
+	ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+	clearerr(f);
+	ck_assert_ptr_nonnull(fgets(line, sizeof(line), f));
+	ck_assert_int_eq(sscanf(line, "r %*u 0 %*u %u %u -", &in, &out_tokens),
+			 2);
+	for (const char *c = strchr(line, '-'); (c = strchr(c, ' ')); c++)
+		n_ids++;
+	ck_assert_uint_eq(n_ids, (in + 31) / 32);
+	ck_assert_ptr_nonnull(fgets(line, sizeof(line), f));
+	ck_assert_int_eq(line[0], 'e');
+	fclose(f);
+	ck_assert_int_eq(run("trace record"), 2);
+	unlink(path);
+}
+END_TEST
+
 START_TEST(chunks_come_and_go)
 {
 	char id[33], cmd[64];
@@ -175,6 +211,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, lists_are_tables_or_json);
 	tcase_add_test(t, generate_answers);
+	tcase_add_test(t, a_recording_is_a_trace);
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);
 	tcase_add_test(t, it_ends_in_order);

@@ -1,0 +1,92 @@
+/*
+ * cmd_trace.c - trace record: what is asked of the cache, into a file for kvsim
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "tools/cmd.h"
+
+#define POLL_US 200000
+
+static volatile sig_atomic_t ended;
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	ended = 1;
+}
+
+/* What is new, to f; -errno. */
+static int take(struct kvc *c, FILE *f, uint64_t *offset)
+{
+	char arg[32], *text;
+	int ret;
+
+	snprintf(arg, sizeof(arg), "read %" PRIu64, *offset);
+	ret = kvc_query(c, "trace", arg, &text);
+	if (ret < 0)
+		return ret;
+	if (fputs(text, f) < 0 || fflush(f))
+		ret = -EIO;
+	*offset += strlen(text);
+	free(text);
+	return ret < 0 ? ret : 0;
+}
+
+static int record(struct kvc *c, const char *path, double seconds)
+{
+	const time_t begin = time(NULL);
+	uint64_t offset = 0;
+	FILE *f = fopen(path, "we");
+	char *text;
+	int ret;
+
+	if (!f) {
+		fprintf(stderr, "kvctl: %s: %s\n", path, strerror(errno));
+		return EXIT_REFUSED;
+	}
+	signal(SIGINT, on_signal);
+	signal(SIGTERM, on_signal);
+	ret = kvc_query(c, "trace", "on", &text);
+	if (ret >= 0) {
+		free(text);
+		do {
+			ret = take(c, f, &offset);
+			(void)usleep(POLL_US);
+		} while (ret >= 0 && !ended &&
+			 (seconds <= 0 ||
+			  difftime(time(NULL), begin) < seconds));
+		if (ret >= 0)
+			ret = take(c, f, &offset);
+		if (kvc_query(c, "trace", "off", &text) >= 0)
+			free(text);
+	}
+	if (fclose(f) && ret >= 0)
+		ret = -EIO;
+	return ret < 0 ? cmd_fail("trace", ret) : EXIT_DONE;
+}
+
+static int trace(struct kvc *c, int argc, char **argv)
+{
+	double seconds = 0;
+
+	if (argc == 5 && !strcmp(argv[3], "--seconds")) {
+		seconds = atof(argv[4]);
+		if (seconds <= 0)
+			return cmd_usage(&cmd_trace);
+	} else if (argc != 3) {
+		return cmd_usage(&cmd_trace);
+	}
+	if (strcmp(argv[1], "record"))
+		return cmd_usage(&cmd_trace);
+	return record(c, argv[2], seconds);
+}
+
+const struct cmd cmd_trace = { "trace", "record FILE [--seconds N]",
+			       "record what is asked of the cache, for kvsim",
+			       trace, 0 };

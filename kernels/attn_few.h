@@ -270,7 +270,7 @@ static void few_one(struct attn_block *b, const struct few_tile *t,
 
 	few_scores(b, t, b->q + from * b->q_stride, b->s, 1);
 	softmax_row(b, b->s, UINT32_MAX, b->p, tm, tl);
-	merge_state(b, &g, tm, tl, from, 1);
+	merge_state(b, &g, 0, tm, tl, from, 1);
 	few_outputs(b, t, b->p, &g, 0, 1);
 }
 
@@ -294,7 +294,7 @@ static void few_queries(struct attn_block *b, const struct few_tile *t,
 	else
 		few_scores(b, t, q, b->s, 8);
 	few_softmax(b, b->s, b->p, tm, tl);
-	merge_state(b, &g, tm, tl, from, n);
+	merge_state(b, &g, 0, tm, tl, from, n);
 	for (; i + 4 <= n; i += 4)
 		few_outputs(b, t, b->p, &g, i, 4);
 	for (; i + 2 <= n; i += 2)

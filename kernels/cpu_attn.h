@@ -3,9 +3,10 @@
  *
  * For one kv head, the queries of a block (rows times the heads of the group)
  * meet the tiles in order. A tile is packed once per block: keys as two panels
- * of sixteen tokens, values as panels of sixteen dimensions. Scores of all
- * queries that see the tile are one product; probabilities, outputs and the
- * merge follow for MM_SUB queries at a time.
+ * of sixteen tokens, or as rows (attn_wide.h, for many queries), values as
+ * panels of sixteen dimensions. Scores of all queries that see the tile are one
+ * product; probabilities, outputs and the merge follow for some queries at a
+ * time. All ways of doing it give the same bytes.
  *
  * (1) No number of a token that a row does not see reaches it: scores are
  *     selected, values of tokens that nobody sees are packed as 0. Where rows
@@ -20,7 +21,11 @@
 
 #define TILE	 KERN_KV_BLOCK
 #define HEAD_MAX KERN_HEAD_DIM_MAX
-#define QUERIES	 96u /* of a block: a multiple of every MM_SUB */
+#define QUERIES	 96u /* of a block: a multiple of MM_MERGE */
+#define WIDE_MIN 9u /* queries of a block that attn_wide.h gets */
+
+/* Words from query to query of the packed probabilities. */
+#define P_STRIDE(bf16) ((bf16) ? GROUP * MM_X_WORDS : TILE)
 
 /* Where a block of queries is: everything but the state itself is scratch. */
 struct attn_block {
@@ -32,6 +37,7 @@ struct attn_block {
 	int64_t pos_min, pos_max;
 	uint32_t split_merge; /* outputs are summed first, then merged */
 	uint32_t variant; /* of the packed queries; UINT32_MAX: none */
+	uint32_t wide; /* how they are packed: 1 as attn_wide.h wants them */
 	uint32_t k_words; /* words of k of a panel of keys */
 	uint32_t v_words; /* and of tokens of a panel of values */
 	uint32_t q_stride; /* words */
@@ -44,8 +50,8 @@ struct attn_block {
 	uint32_t k[HEAD_MAX * TILE];
 	uint32_t v[HEAD_MAX * TILE];
 	float s[(QUERIES + LANES) * TILE];
-	uint32_t p[LANES * TILE];
-	float to[LANES * HEAD_MAX];
+	uint32_t p[MM_MERGE * TILE];
+	float to[MM_MERGE * HEAD_MAX];
 } __attribute__((aligned(64)));
 
 /* exp of lanes <= 0; the twin is ref_exp(). */
@@ -88,6 +94,19 @@ static inline void row_words(const struct attn_block *b, const char *src,
 	memset(dst + w, 0, (n - w) * 4);
 }
 
+/* Query i of the block. */
+static const char *query_addr(const struct attn_block *b, uint32_t variant,
+			      uint32_t i)
+{
+	const struct kern_attn *a = b->a;
+	const size_t r = b->row + i / b->group;
+	const size_t h = b->head + i % b->group;
+
+	return (const char *)a->q + (variant * a->q_variant_elems +
+				     (r * a->n_heads + h) * a->head_dim) *
+					    kern_type_bytes(a->type);
+}
+
 /* The queries of the block under one rotation. */
 static void pack_queries(struct attn_block *b, uint32_t variant)
 {
@@ -96,12 +115,7 @@ static void pack_queries(struct attn_block *b, uint32_t variant)
 	uint16_t row[HEAD_MAX];
 
 	for (uint32_t i = 0; i < b->n_rows * b->group; i++) {
-		const size_t r = b->row + i / b->group;
-		const size_t h = b->head + i % b->group;
-		const char *src = (const char *)a->q +
-				  (variant * a->q_variant_elems +
-				   (r * a->n_heads + h) * a->head_dim) *
-					  es;
+		const char *src = query_addr(b, variant, i);
 		uint32_t *dst = b->q + i * b->q_stride;
 
 		if (!b->bf16) {
@@ -114,7 +128,24 @@ static void pack_queries(struct attn_block *b, uint32_t variant)
 		for (uint32_t j = 0; j < b->k_words; j += GROUP)
 			mm_pack_x(row + 2 * j, dst + j * MM_X_WORDS);
 	}
-	b->variant = variant;
+}
+
+/* Sixteen rows of words, stride bytes apart, as a panel. */
+static void transpose_panel(struct attn_block *b, const char *src,
+			    size_t stride, uint32_t *dst)
+{
+	const uint32_t words = b->k_words;
+
+	for (uint32_t w = 0; w + LANES <= words; w += LANES) {
+		fetch_some(&b->fetch);
+		vec_transpose(src + w * 4, stride, dst + w * LANES, LANES);
+	}
+	for (uint32_t w = words / LANES * LANES; w < words; w++)
+		for (uint32_t i = 0; i < LANES; i++)
+			memcpy(dst + w * LANES + i, src + i * stride + w * 4,
+			       4);
+	if (b->bf16)
+		mm_order_panel(dst, words);
 }
 
 /* Sixteen tokens, those from n on 0. */
@@ -139,16 +170,7 @@ static void pack_keys_16(struct attn_block *b, const char *k, uint32_t n,
 		src = (const char *)buf;
 		stride = words * 4;
 	}
-	for (uint32_t w = 0; w + LANES <= words; w += LANES) {
-		fetch_some(&b->fetch);
-		vec_transpose(src + w * 4, stride, dst + w * LANES);
-	}
-	for (uint32_t w = words / LANES * LANES; w < words; w++)
-		for (uint32_t i = 0; i < LANES; i++)
-			memcpy(dst + w * LANES + i, src + i * stride + w * 4,
-			       4);
-	if (b->bf16)
-		mm_order_panel(dst, words);
+	transpose_panel(b, src, stride, dst);
 }
 
 /* Tokens [0, n) of a tile; the others 0. */
@@ -304,11 +326,11 @@ static inline void softmax_row(const struct attn_block *b, const float *s,
 
 /*
  * States (m, l) of n queries advance by a tile's (tm, tl); the weights of the
- * outputs are left in g.
+ * outputs are left in g from row on.
  */
 static inline void merge_state(const struct attn_block *b, struct merge *g,
-			       const float *tm, const float *tl, uint32_t from,
-			       uint32_t n)
+			       uint32_t row, const float *tm, const float *tl,
+			       uint32_t from, uint32_t n)
 {
 	float m[LANES] = { 0 }, l[LANES] = { 0 };
 	size_t at[LANES];
@@ -326,16 +348,16 @@ static inline void merge_state(const struct attn_block *b, struct merge *g,
 	wb = vec_select(~vec_equal(tile, top), exp_vec(vec_sub(tile, top)),
 			1.0f);
 	sum = vec_fma(vec_load(tl), wb, vec_mul(vec_load(l), wa));
-	vec_store(g->wa, wa);
-	vec_store(g->wb, wb);
+	vec_store(g->wa + row, wa);
+	vec_store(g->wb + row, wb);
 	vec_store(m, top);
 	vec_store(l, sum);
 	for (uint32_t i = 0; i < n; i++) {
 		if (!b->mask[b->row_of[from + i]]) {
-			g->o[i] = NULL;
+			g->o[row + i] = NULL;
 			continue;
 		}
-		g->o[i] = b->a->o + at[i] * b->a->head_dim;
+		g->o[row + i] = b->a->o + at[i] * b->a->head_dim;
 		b->a->m[at[i]] = m[i];
 		b->a->l[at[i]] = l[i];
 	}
@@ -349,7 +371,7 @@ static inline void merge_o(const struct attn_block *b, const struct merge *g,
 	for (uint32_t i = 0; i < n; i++) {
 		const struct vec wa = vec_set(g->wa[i]);
 		const struct vec wb = vec_set(g->wb[i]);
-		const float *to = b->to + i * HEAD_MAX;
+		const float *to = b->to + i * b->n_panels * LANES;
 		float *o = g->o[i];
 		uint32_t j = 0;
 
@@ -363,26 +385,39 @@ static inline void merge_o(const struct attn_block *b, const struct merge *g,
 	}
 }
 
+/* Outputs of n queries whose probabilities are in p. */
+static void outputs(struct attn_block *b, const struct merge *g, uint32_t n)
+{
+	const struct mm m = {
+		.x = b->p,
+		.x_stride = P_STRIDE(b->bf16),
+		.w = b->v,
+		.panel_words = b->v_words * LANES,
+		.acc = b->to,
+		.acc_stride = b->n_panels * LANES,
+		.n_rows = n,
+		.n_panels = b->n_panels,
+		.n_k = b->v_words,
+		.merge = b->split_merge ? NULL : g,
+		.fetch = &b->fetch,
+	};
+
+	mm_run(b, &m);
+	if (b->split_merge)
+		merge_o(b, g, n);
+}
+
 #ifdef MM_FEW
 #include "kernels/attn_few.h"
 #endif
+#include "kernels/attn_wide.h"
 
 /* Queries [from, from + n) of the block, scores done; n <= MM_SUB. */
 static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 {
-	const uint32_t p_stride = b->bf16 ? GROUP * MM_X_WORDS : TILE;
+	const uint32_t p_stride = P_STRIDE(b->bf16);
 	float tm[LANES], tl[LANES];
 	struct merge g;
-	struct mm m = { .x = b->p,
-			.x_stride = p_stride,
-			.w = b->v,
-			.panel_words = b->v_words * LANES,
-			.acc = b->to,
-			.acc_stride = HEAD_MAX,
-			.n_rows = n,
-			.n_panels = b->n_panels,
-			.n_k = b->v_words,
-			.fetch = &b->fetch };
 
 	vec_store(tm, vec_zero());
 	vec_store(tl, vec_zero());
@@ -392,14 +427,8 @@ static void sub_block(struct attn_block *b, uint32_t from, uint32_t n)
 			    &tm[i], &tl[i]);
 		fetch_some(&b->fetch);
 	}
-	merge_state(b, &g, tm, tl, from, n);
-	if (!b->split_merge) {
-		m.merge = &g;
-		mm_run(b, &m);
-		return;
-	}
-	mm_run(b, &m);
-	merge_o(b, &g, n);
+	merge_state(b, &g, 0, tm, tl, from, n);
+	outputs(b, &g, n);
 }
 
 /* Queries [from, to) against the packed tile. */
@@ -463,7 +492,7 @@ static void fetch_next(struct attn_block *b, const struct kern_span *s,
 	const struct kern_attn *a = b->a;
 	const uint32_t left = s->n_tokens - t0;
 	const size_t row = a->head_dim * kern_type_bytes(a->type);
-	const uint32_t n_points = 24 + 2 * n_queries;
+	const uint32_t n_points = 24 + n_queries;
 	uint32_t n = left < 2 * TILE ? left - TILE : TILE;
 
 	b->fetch.step = 0;
@@ -475,6 +504,19 @@ static void fetch_next(struct attn_block *b, const struct kern_span *s,
 	b->fetch.left[0] = n;
 	b->fetch.left[1] = n;
 	b->fetch.step = (2 * n + n_points - 1) / n_points;
+}
+
+/* Have the queries packed under this rotation, wide or not. */
+static void want_queries(struct attn_block *b, uint32_t variant, uint32_t wide)
+{
+	if (b->variant == variant && b->wide == wide)
+		return;
+	if (wide)
+		pack_queries_wide(b, variant);
+	else
+		pack_queries(b, variant);
+	b->variant = variant;
+	b->wide = wide;
 }
 
 /* 1 if it was done: see attn_few.h. Where all queries see the whole tile. */
@@ -499,6 +541,7 @@ static int few_queries_tile(struct attn_block *b, const struct kern_span *s,
 	for (uint32_t r = 0; r < b->n_rows; r++)
 		if (b->mask[r] != UINT32_MAX)
 			return 0;
+	want_queries(b, s->q_variant, 0);
 	few_queries(b, &t, 0, b->n_rows * b->group);
 	return 1;
 #else
@@ -520,17 +563,23 @@ static void block_tile(struct attn_block *b, const struct kern_span *s,
 
 	if (!seen)
 		return;
-	if (b->variant != s->q_variant)
-		pack_queries(b, s->q_variant);
 	if (few_queries_tile(b, s, t0))
 		return;
 	fetch_next(b, s, t0, (hi - lo) * b->group);
-	pack_keys(b, k, n);
 	pack_values(b, v, seen);
 	if (same || !values_not_finite(b)) {
+		want_queries(b, s->q_variant, b->n_rows * b->group >= WIDE_MIN);
+		if (b->wide) {
+			pack_keys_wide(b, k, n);
+			run_wide(b, lo * b->group, hi * b->group);
+			return;
+		}
+		pack_keys(b, k, n);
 		run_queries(b, lo * b->group, hi * b->group);
 		return;
 	}
+	want_queries(b, s->q_variant, 0);
+	pack_keys(b, k, n);
 	for (uint32_t r = lo; r < hi; r++) {
 		if (!b->mask[r])
 			continue;
@@ -548,6 +597,8 @@ static void attn_rows(struct attn_block *b, uint32_t row, uint32_t n_rows)
 	b->row = row;
 	b->n_rows = n_rows;
 	b->variant = UINT32_MAX;
+	b->wide = 0;
+	b->fetch.step = 0;
 	for (uint32_t i = 0; i < n_rows * b->group; i++) {
 		b->row_of[i] = i / b->group;
 		b->state_of[i] = (size_t)(row + i / b->group) * a->n_heads +

@@ -39,10 +39,12 @@ static inline void fetch_some(struct fetch *f)
 		}
 }
 
+#define MM_MERGE 48u /* rows: a multiple of every MM_SUB, and of LANES */
+
 /* Where rows of a product go: o = o wa + product wb; o NULL: nowhere. */
 struct merge {
-	float wa[LANES], wb[LANES];
-	float *o[LANES];
+	float wa[MM_MERGE], wb[MM_MERGE];
+	float *o[MM_MERGE];
 };
 
 /*

@@ -212,8 +212,19 @@ static inline uint32_t vec_equal(struct vec x, struct vec y)
 	return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b)
 							 << 8;
 }
+/* Lanes of x whose bit t is set. */
+static inline uint32_t vec_bit(struct veci x, uint32_t t)
+{
+	const __m128i n = _mm_cvtsi32_si128((int)(31 - t));
+	const __m256 a = _mm256_castsi256_ps(_mm256_sll_epi32(x.a, n));
+	const __m256 b = _mm256_castsi256_ps(_mm256_sll_epi32(x.b, n));
+
+	return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b)
+							 << 8;
+}
 /* Transpose 8 x 8 words. */
-static inline void transpose_8(const char *src, size_t stride, uint32_t *dst)
+static inline void transpose_8(const char *src, size_t stride, uint32_t *dst,
+			       size_t dst_stride)
 {
 	__m256 r[8], t[8];
 
@@ -230,20 +241,25 @@ static inline void transpose_8(const char *src, size_t stride, uint32_t *dst)
 			r[4 * i + 2 * j] = _mm256_shuffle_ps(a, b, 0x44);
 			r[4 * i + 2 * j + 1] = _mm256_shuffle_ps(a, b, 0xee);
 		}
-	for (int i = 0; i < 4; i++) {
-		_mm256_storeu_ps((float *)dst + i * 16,
+	for (size_t i = 0; i < 4; i++) {
+		_mm256_storeu_ps((float *)dst + i * dst_stride,
 				 _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
-		_mm256_storeu_ps((float *)dst + (4 + i) * 16,
+		_mm256_storeu_ps((float *)dst + (4 + i) * dst_stride,
 				 _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
 	}
 }
-/* Transpose 16 x 16 words: row r (stride bytes apart) to column r. */
-static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
+/*
+ * Transpose 16 x 16 words: row r (stride bytes apart) to column r of rows that
+ * are dst_stride words apart.
+ */
+static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst,
+				 size_t dst_stride)
 {
 	for (uint32_t i = 0; i < 2; i++)
 		for (uint32_t k = 0; k < 2; k++)
 			transpose_8(src + 8 * i * stride + 32 * k, stride,
-				    dst + 8 * k * 16 + 8 * i);
+				    dst + 8 * k * dst_stride + 8 * i,
+				    dst_stride);
 }
 
 #endif

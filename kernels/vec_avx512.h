@@ -171,6 +171,16 @@ static inline __m512i vec_to_bf16(struct vec a, struct vec b)
 {
 	return (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
 }
+/* Words of lo and hi, rounded to nearest even. */
+static inline struct veci vec_pair(struct vec lo, struct vec hi)
+{
+	const __m512i turn = _mm512_set_epi16(
+		31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+		23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+
+	return (struct veci){ _mm512_permutexvar_epi16(turn,
+						       vec_to_bf16(lo, hi)) };
+}
 /* The sums of elements i and i + 16. */
 static inline struct vec vec_sum_bf16(__m512i x)
 {
@@ -184,8 +194,18 @@ static inline struct vec vec_sum_bf16(__m512i x)
 }
 #endif
 
-/* Transpose 16 x 16 words: row r (stride bytes apart) to column r. */
-static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
+/* Lanes of a whose bit t is set. */
+static inline uint32_t vec_bit(struct veci a, uint32_t t)
+{
+	return _mm512_test_epi32_mask(a.v, _mm512_set1_epi32((int)(1u << t)));
+}
+
+/*
+ * Transpose 16 x 16 words: row r (stride bytes apart) to column r of rows that
+ * are dst_stride words apart.
+ */
+static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst,
+				 size_t dst_stride)
 {
 	const char *const at[4] = { src, src + 4 * stride, src + 8 * stride,
 				    src + 12 * stride };
@@ -221,8 +241,8 @@ static inline void vec_transpose(const char *src, size_t stride, uint32_t *dst)
 		r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
 		r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
 	}
-	for (int i = 0; i < 16; i++)
-		_mm512_storeu_si512(dst + i * 16, r[i]);
+	for (size_t i = 0; i < 16; i++)
+		_mm512_storeu_si512(dst + i * dst_stride, r[i]);
 }
 
 #endif

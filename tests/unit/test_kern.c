@@ -181,9 +181,9 @@ static void make_case(struct attn_case *c, enum kern_type type,
 	a->type = type;
 	a->n_kv_heads = 1 + rnd(3);
 	a->n_heads = a->n_kv_heads * (1 + rnd(5));
-	a->head_dim = 32 + 8 * rnd(29);
+	a->head_dim = rnd(2) ? 32 * (1 + rnd(8)) : 32 + 8 * rnd(29);
 	a->scale = 1.0f / sqrtf((float)a->head_dim);
-	a->n_rows = 1 + rnd(7);
+	a->n_rows = 1 + rnd(rnd(3) ? 7 : 60);
 	a->n_spans = 1 + rnd(MAX_SPANS);
 	for (uint32_t i = 0; i < a->n_spans; i++) {
 		const uint32_t n = rnd(6) ? rnd(longest) + 1 : 0;

@@ -97,16 +97,20 @@ INLINE void mm_put(const struct mm *m, const struct vec *sum, uint32_t row,
 			at + i / P * m->acc_stride + i % P * LANES, sum[i]);
 		return;
 	}
-	UNROLL for (uint32_t i = 0; i < R * P; i++)
+	UNROLL for (uint32_t r = 0; r < R; r++)
 	{
-		float *o = m->merge->o[row + i / P];
-		const struct vec wa = vec_set(m->merge->wa[row + i / P]);
-		const struct vec wb = vec_set(m->merge->wb[row + i / P]);
+		const struct vec wa = vec_set(m->merge->wa[row + r]);
+		const struct vec wb = vec_set(m->merge->wb[row + r]);
+		float *o = m->merge->o[row + r];
+		struct vec old[MM_P];
 
 		if (!o)
 			continue;
-		o += (panel + i % P) * LANES;
-		vec_store(o, vec_fma(sum[i], wb, vec_mul(vec_load(o), wa)));
+		o += panel * LANES;
+		UNROLL for (uint32_t p = 0; p < P; p++)
+			old[p] = vec_mul(vec_load(o + p * LANES), wa);
+		UNROLL for (uint32_t p = 0; p < P; p++) vec_store(
+			o + p * LANES, vec_fma(sum[r * P + p], wb, old[p]));
 	}
 }
 

@@ -12,6 +12,7 @@ B      := build$(if $(SAN),/$(SAN))
 Q      := $(if $(filter 1,$(V)),,@)
 
 VERSION := 0.1.0
+CLANG  ?= clang
 CLANG_FORMAT ?= clang-format
 FUZZ_SECONDS ?= 60
 N_QUESTIONS ?= 300
@@ -22,9 +23,14 @@ OPT    := -std=gnu11 -D_GNU_SOURCE -I. -fno-math-errno -ffp-contract=off \
 SANF_asan  := -fsanitize=address -fno-omit-frame-pointer -DKV_DEBUG
 SANF_ubsan := -fsanitize=undefined -fno-sanitize-recover=all -DKV_DEBUG
 SANF_tsan  := -fsanitize=thread -DKV_DEBUG
+# only of make fuzz, which builds with clang, save the kernels
+SANF_fuzz  := -fsanitize=fuzzer-no-link,address -fno-omit-frame-pointer -DKV_DEBUG
 ALLC   := $(CFLAGS) $(WARN) $(OPT) $(SANF_$(SAN))
 LIBS   := -luring -lnuma -linih -ljansson -lmicrohttpd -lsodium -lseccomp -lcap \
 	  -lm -pthread
+
+DNNL    = $(shell echo '\#include <oneapi/dnnl/dnnl.h>' | \
+	  $(CC) -E - >/dev/null 2>&1 && echo -ldnnl)
 
 src     = $(wildcard $(1)/*.c)
 obj     = $(patsubst %.c,$(B)/obj/%.o,$(1))
@@ -44,6 +50,11 @@ KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)
 
 all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/kvsim $(B)/libkvclient.so $(B)/libkvclient.a
 
+ifeq ($(SAN),fuzz)
+WARN   :=
+$(B)/obj/kernels/%.o: override CC := gcc
+$(B)/obj/kernels/%.o: ALLC := $(CFLAGS) $(OPT)
+endif
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) $(ISA_$(notdir $*)) -MMD -MP -c -o $@ $<
@@ -71,7 +82,12 @@ $(B)/tests/kvd-faulty: $(call obj,kvd/main.c tests/rig/kvd/faulty.c) \
 $(B)/kvctl: $(call obj,$(KVCTL)) $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/kvbench: $(call obj,$(KVBENCH)) $(B)/libcore.a $(B)/libkvclient.a
-	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS) -ldnnl
+	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS) $(DNNL)
+# the same as on a machine without oneDNN
+$(B)/tests/kvbench-plain: $(call obj,$(filter-out tools/bench_dnnl.c,$(KVBENCH))) \
+			  $(B)/libcore.a $(B)/libkvclient.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALLC) -DNO_DNNL -o $@ tools/bench_dnnl.c $^ $(LIBS)
 $(B)/kvsim: $(call obj,$(KVSIM)) $(B)/libcore.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/librig.a: $(call obj,$(RIG))
@@ -86,22 +102,26 @@ endef
 $(B)/tests/test_serve: FIRST := $(B)/libcore.a
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
-# ---- fuzzing: with a small driver of our own (seeded mutations of the corpus)
+# ---- fuzzing: libFuzzer where clang has it; else, and in make check, with a small
+# driver of our own (seeded mutations of the corpus)
 FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
-$(B)/fuzz/%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/driver.o \
+FUZZ_MAIN := $(if $(filter fuzz,$(SAN)),,$(B)/obj/tests/fuzz/driver.o)
+$(B)/fuzz/%: $(B)/obj/tests/fuzz/fuzz_%.o $(FUZZ_MAIN) \
 	     $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS) -lcheck -lsubunit -lrt
-fuzz: $(FUZZ)
-	@for f in $(FUZZ); do $$f $(FUZZ_SECONDS) \
-	tests/fuzz/corpus/$$(basename $$f) || exit 1; done
+	$(Q)$(CC) $(ALLC) $(if $(filter fuzz,$(SAN)),-fsanitize=fuzzer) -o $@ $^ \
+	$(LIBS) -lcheck -lsubunit -lrt
+fuzz-built: $(FUZZ)
+fuzz:
+	@CLANG="$(CLANG)" MAKE="$(MAKE)" tools/fuzz.sh $(FUZZ_SECONDS)
 
 # ---- what people call
 deps:
 	@tools/deps.sh
 check: deps
 	@$(MAKE) --no-print-directory check-built
-check-built: all $(TESTS) $(FUZZ) $(B)/tests/kvd-faulty
+check-built: all $(TESTS) $(FUZZ) $(B)/tests/kvd-faulty \
+	     $(B)/tests/kvbench-plain
 	@for f in $(FUZZ); do $$f 3 tests/fuzz/corpus/$$(basename $$f) \
 	|| exit 1; done
 	@tools/run-tests.sh $(B) $(TESTS)
@@ -159,11 +179,11 @@ help:
 	@echo "make check      all tests; check-long: longer versions"
 	@echo "make bench      kvbench: figures against this machine's limits"
 	@echo "make lint       format, layers, sizes, headers, man pages"
-	@echo "make fuzz       FUZZ_SECONDS=60 for each input from outside"
+	@echo "make fuzz       FUZZ_SECONDS=60 for each input from outside; CLANG=clang"
 	@echo "make install    PREFIX=/usr/local DESTDIR="
 	@echo "SAN=asan|ubsan|tsan builds into build/SAN; V=1 shows commands"
 
 -include $(shell find $(B) -name "*.d" -type f 2>/dev/null)
 .SECONDARY:
-.PHONY: all fuzz deps check check-built check-long demo bench lint format \
+.PHONY: all fuzz fuzz-built deps check check-built check-long demo bench lint format \
 	gpu-check install uninstall clean help

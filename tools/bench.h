@@ -115,6 +115,8 @@ double bench_read_run(void *arg);
 
 /* y[m][n] = x[m][k] W, weights packed beforehand in the library's format. */
 struct bench_gemm;
+/* Why there is no baseline, for bench_note(). */
+const char *bench_no_gemm(int err);
 /* bf16: 1 for bf16 operands and f32 results, 0 for f32. -ENOSYS: built without
  * oneDNN; -ENOTSUP: it has no such primitive on this CPU. */
 int bench_gemm_new(struct bench_gemm **out, int64_t m, int64_t n, int64_t k,

@@ -310,8 +310,8 @@ static int prefill(struct bench *b, struct pool *pool)
 	choose_heads(b, p);
 	no_gemm = bench_gemm_new(&g, GEMM, GEMM, GEMM, 1, b->n_threads);
 	if (no_gemm)
-		bench_note("attention: no oneDNN baseline: %s",
-			   strerror(-no_gemm));
+		bench_note("attention.prefill.gemm_ratio skipped: %s",
+			   bench_no_gemm(no_gemm));
 	sides[0].arg = g;
 	sides[1].arg = p;
 	ret = bench_rounds(sides + !!no_gemm, no_gemm ? 1 : 2, 3,

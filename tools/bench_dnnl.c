@@ -3,15 +3,16 @@
  *
  * Weights are given to the library in the format it prefers (format any and a
  * reorder, not timed), as an inference engine would. Without oneDNN's header at
- * build time all this is -ENOSYS and the lines that need it are left out.
+ * build time (or with NO_DNNL) all this is -ENOSYS, and what needs it says so.
  */
 #include "tools/bench.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
-#if __has_include(<oneapi/dnnl/dnnl.h>)
+#if __has_include(<oneapi/dnnl/dnnl.h>) && !defined(NO_DNNL)
 #include <oneapi/dnnl/dnnl.h>
 
 enum { ARG_X, ARG_W, ARG_Y, N_ARGS };
@@ -167,3 +168,8 @@ double bench_gemm_run(void *arg)
 }
 
 #endif
+
+const char *bench_no_gemm(int err)
+{
+	return err == -ENOSYS ? "no oneDNN" : strerror(-err);
+}

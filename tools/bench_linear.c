@@ -143,8 +143,8 @@ static int many_rows(struct bench *b, struct pool *pool, enum kern_type type,
 	no_gemm = bench_gemm_new(&g, N_ROWS, N_OUT, N_IN, type == KERN_BF16,
 				 b->n_threads);
 	if (no_gemm)
-		bench_note("linear: no oneDNN baseline: %s",
-			   strerror(-no_gemm));
+		bench_note("linear.%s.onednn_ratio skipped: %s", name,
+			   bench_no_gemm(no_gemm));
 	sides[0].arg = g;
 	ret = bench_rounds(sides + !!no_gemm, no_gemm ? 1 : 2, 3, budget_s);
 	if (!ret) {

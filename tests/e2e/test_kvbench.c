@@ -28,15 +28,16 @@ static char bin[PATH_MAX];
 static char out[MAX_OUT];
 
 /* Run `kvbench args`, keep its stdout in out; returns the exit status. */
-static int kvbench(const char *args)
+static int kvbench_at(const char *name, const char *args)
 {
 	char cmd[2 * PATH_MAX];
 	size_t n;
 	FILE *f;
 	int status;
 
-	ck_assert_int_lt(snprintf(cmd, sizeof(cmd), "%s/kvbench %s", bin, args),
-			 (int)sizeof(cmd));
+	ck_assert_int_lt(
+		snprintf(cmd, sizeof(cmd), "%s/%s %s", bin, name, args),
+		(int)sizeof(cmd));
 	f = popen(cmd, "r");
 	ck_assert_ptr_nonnull(f);
 	n = fread(out, 1, sizeof(out) - 1, f);
@@ -44,6 +45,11 @@ static int kvbench(const char *args)
 	status = pclose(f);
 	ck_assert_msg(WIFEXITED(status), "%s: status %d", cmd, status);
 	return WEXITSTATUS(status);
+}
+
+static int kvbench(const char *args)
+{
+	return kvbench_at("kvbench", args);
 }
 
 /* The value of line name in out; fails when it is not there or not finite. */
@@ -268,6 +274,18 @@ START_TEST(json_is_one_object)
 }
 END_TEST
 
+START_TEST(without_onednn_the_baseline_is_skipped_by_name)
+{
+	ck_assert_int_eq(
+		kvbench_at("tests/kvbench-plain", "linear --quick 2>&1"), 0);
+	ck_assert_ptr_nonnull(
+		strstr(out, "linear.bf16.onednn_ratio skipped: no oneDNN"));
+	ck_assert_ptr_nonnull(
+		strstr(out, "linear.f32.onednn_ratio skipped: no oneDNN"));
+	(void)line("linear.bf16.gflops");
+}
+END_TEST
+
 START_TEST(usage_errors_exit_2_and_help_0)
 {
 	ck_assert_int_eq(kvbench("2>/dev/null"), 2);
@@ -336,6 +354,7 @@ static Suite *suite(void)
 	tcase_set_timeout(t, TIMEOUT_S);
 	tcase_add_test(t, usage_errors_exit_2_and_help_0);
 	tcase_add_test(t, linear_prints_its_lines);
+	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
 	tcase_add_test(t, what_returns_from_disk_is_found);

@@ -459,6 +459,7 @@ int page_can_scrub(const struct page *pg)
 	return pg->slot >= 0 && !pg->busy && !pg->doomed &&
 	       list_empty(&pg->starved) && /* about to be fetched */
 	       !pg->range->persist && /* its places are being written down */
+	       list_empty(&pg->starved) && /* about to be read anyway */
 	       (pg->state == PAGE_LOWER || pg->state == PAGE_CLEAN);
 }
 

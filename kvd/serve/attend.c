@@ -27,6 +27,7 @@ struct attend_item {
 
 struct attend {
 	struct engine_job job;
+	struct lane *lane; /* of the round */
 	struct waiter waiter;
 	struct list node; /* of all attends waiting: cancelling */
 	struct loop_call call;
@@ -245,13 +246,13 @@ static void add_work(struct attend *a, uint32_t i, uint32_t row, uint32_t n,
 		.o = a->req->append_only ? NULL : (char *)r->o + q,
 		.resident_from = resident_from,
 		.window_bytes = a->reserved > pinned ? a->reserved - pinned : 0,
+		.cancelled = &a->cancelled,
 	};
 }
 
 static void job_run(struct engine_job *j, struct pool *pool)
 {
 	struct attend *a = container_of(j, struct attend, job);
-	struct serve *s = a->ss->tenant->serve;
 
 	for (uint32_t i = 0; i < a->n_work; i++) {
 		const struct session_seq *q = a->items[a->work_item[i]].s;
@@ -259,8 +260,8 @@ static void job_run(struct engine_job *j, struct pool *pool)
 		if (q->copy.n)
 			attn_copy(&q->copy);
 	}
-	a->ret = attn_layer(s->engine, pool, &s->scratch, a->work, a->n_work,
-			    a->req->layer);
+	a->ret = attn_layer(a->lane->engine, pool, &a->lane->scratch, a->work,
+			    a->n_work, a->req->layer);
 }
 
 static void job_done(struct engine_job *j)
@@ -282,9 +283,13 @@ static void job_done(struct engine_job *j)
 
 static void start_job(struct attend *a)
 {
+	const int windows = a->n_work && a->work[0].resident_from;
+
+	a->lane = &a->ss->tenant->serve
+			   ->lanes[windows ? LANE_WINDOWS : LANE_RESIDENT];
 	a->job.run = job_run;
 	a->job.done = job_done;
-	engine_start(a->ss->tenant->serve->engine, &a->job);
+	engine_start(a->lane->engine, &a->job);
 }
 
 static void want_done(struct wait *w, int ret)
@@ -415,7 +420,8 @@ static int reserve(struct attend *a)
 	if (ret)
 		return ret;
 	a->reserved = bytes;
-	a->ss->tenant->n_active++;
+	a->ss->tenant->n_active +=
+		!!bytes; /* who holds nothing gives nothing */
 	return 0;
 }
 
@@ -550,6 +556,24 @@ static void cancel(struct attend *a)
 	a->cancelled = 1;
 	if (a->in_line)
 		attend_end(a, -ECANCELED);
+}
+
+uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
+		      uint64_t *reserved)
+{
+	uint32_t n_calls = 0;
+
+	list_for_each(n, &ss->attends) {
+		const struct attend *a = list_entry(n, struct attend, node);
+
+		n_calls++;
+		*n_active += !!a->reserved;
+		*reserved += a->reserved;
+		assert(!a->reserved || (!a->in_line && !a->ended));
+		for (uint32_t i = 0; i < a->req->n_items; i++)
+			assert(!a->items[i].s || a->items[i].s->n_busy == 1);
+	}
+	return n_calls;
 }
 
 void serve_attend_cancel(struct serve_session *ss, struct serve_attend *r)

@@ -552,6 +552,7 @@ struct window {
 	struct engine_ask ask;
 	struct page_want want;
 	struct pager *pager;
+	const int *cancelled;
 	struct page_run *runs; /* of the window wanted */
 	uint32_t n_runs;
 	struct page_run *held; /* pinned before; given back first */
@@ -576,6 +577,10 @@ static void window_turn(struct engine_ask *a)
 	win->n_held = 0;
 	if (!win->n_runs) {
 		engine_answer(a, 0);
+		return;
+	}
+	if (win->cancelled && *win->cancelled) {
+		engine_answer(a, -ECANCELED);
 		return;
 	}
 	win->want.wait.done = window_done;
@@ -641,6 +646,7 @@ static int run_windows(struct engine *e, struct pool *pool,
 	const struct seq *q = it->seq;
 	const uint64_t max_pages = it->window_bytes / q->layout.page_bytes;
 	struct window win = { .ask.run = window_turn,
+			      .cancelled = it->cancelled,
 			      .pager = segment_pool_pager(q->pool) };
 	const uint32_t group = p->layer / q->layout.page_layers;
 	const uint32_t n_runs = seq_runs(q, 0, q->n_tokens, group, NULL, 0);

@@ -36,6 +36,7 @@ struct attn_item {
 	void *o; /* [n_rows][n_heads][head_dim] */
 	uint64_t resident_from; /* position; 0: all is pinned */
 	uint64_t window_bytes; /* what a window may pin */
+	const int *cancelled; /* loop thread's: nonzero ends it; or NULL */
 	uint64_t n_read; /* out: pages brought in for windows */
 	int ret; /* out */
 };

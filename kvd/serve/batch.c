@@ -24,6 +24,7 @@ struct row_run { /* contiguous rows of one gen */
 struct batch {
 	struct engine_job job;
 	struct serve *serve;
+	struct lane *lane;
 	struct list ready;
 	struct loop_call call;
 	int queued, running;
@@ -56,6 +57,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 	const struct attn_shape *s = &b->model->shape;
 	const size_t q_row = (size_t)s->n_heads * s->head_dim;
 	const size_t kv_row = (size_t)s->n_kv_heads * s->head_dim;
+	int ret;
 
 	for (uint32_t i = 0; i < b->n_runs; i++) {
 		const struct row_run *r = &b->runs[i];
@@ -72,10 +74,14 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			.o = o + r->row * q_row,
 			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
 			.window_bytes = r->g->window_bytes,
+			.cancelled = &r->g->cancelled,
 		};
 	}
-	return attn_layer(b->serve->engine, b->pool, &b->serve->scratch,
-			  b->items, b->n_runs, layer);
+	ret = attn_layer(b->lane->engine, b->pool, &b->lane->scratch, b->items,
+			 b->n_runs, layer);
+	for (uint32_t i = 0; i < b->n_runs; i++)
+		b->runs[i].g->n_window_read += b->items[i].n_read;
+	return ret;
 }
 
 /*
@@ -102,8 +108,8 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		.q = q,
 		.o = o,
 	};
-	return attn_layer(b->serve->engine, b->pool, &b->serve->scratch,
-			  b->items, 1, 0);
+	return attn_layer(b->lane->engine, b->pool, &b->lane->scratch, b->items,
+			  1, 0);
 }
 
 static void sample(struct batch *b, struct gen *g)
@@ -191,7 +197,7 @@ static void probe_done(struct batch *b)
 	if (ret)
 		gen_end(g, ret);
 	else
-		batch_add(b, g);
+		batch_add(g);
 	kick(b);
 }
 
@@ -208,7 +214,8 @@ static void step_done(struct engine_job *j)
 		probe_done(b);
 		return;
 	}
-	if (!failed && b->n_rows >= PREFILL_ROWS)
+	if (!failed && b->n_rows >= PREFILL_ROWS &&
+	    b->lane == &b->serve->lanes[LANE_RESIDENT])
 		rate_add(&b->model->prefill, b->n_rows,
 			 clock_ns() - b->start_ns);
 	for (uint32_t i = 0; i < b->n_gens; i++) {
@@ -217,7 +224,7 @@ static void step_done(struct engine_job *j)
 
 		if (failed && !ret) {
 			g->state = GEN_READY;
-			batch_add(b, g);
+			batch_add(g);
 			continue;
 		}
 		for (uint32_t k = 0; k < b->n_runs && !ret; k++)
@@ -384,16 +391,20 @@ static void turn(struct loop_call *call)
 	b->start_ns = clock_ns();
 	b->job.run = step_run;
 	b->job.done = step_done;
-	engine_start(b->serve->engine, &b->job);
+	engine_start(b->lane->engine, &b->job);
 }
 
-void batch_add(struct batch *b, struct gen *g)
+void batch_add(struct gen *g)
 {
+	struct serve *s = g->tenant->serve;
+	struct batch *b =
+		s->lanes[g->windowed ? LANE_WINDOWS : LANE_RESIDENT].batch;
+
 	list_push(&b->ready, &g->node);
 	kick(b);
 }
 
-int batch_new(struct batch **out, struct serve *s)
+int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 {
 	struct batch *b = calloc(1, sizeof(*b));
 	int ret = 0;
@@ -401,6 +412,7 @@ int batch_new(struct batch **out, struct serve *s)
 	if (!b)
 		return -ENOMEM;
 	b->serve = s;
+	b->lane = lane;
 	b->call.run = turn;
 	list_init(&b->call.node);
 	list_init(&b->ready);

@@ -14,9 +14,10 @@
 struct batch;
 struct gen;
 
-int batch_new(struct batch **out, struct serve *s);
+/* One for each lane; its steps run on the lane's engine. -ENOMEM. */
+int batch_new(struct batch **out, struct serve *s, struct lane *lane);
 void batch_free(struct batch *b);
-/* g is ready: it takes part in one of the next steps. */
-void batch_add(struct batch *b, struct gen *g);
+/* g is ready: it takes part in one of the next steps of its lane. */
+void batch_add(struct gen *g);
 
 #endif

@@ -17,8 +17,9 @@
 
 static void release_pins(struct gen *g)
 {
-	if (g->state == GEN_WANT)
+	if (g->wanting)
 		page_want_cancel(g->tenant->pager, &g->want);
+	g->wanting = 0;
 	if (g->n_pinned)
 		page_unpin(g->tenant->pager, g->runs, g->n_pinned);
 	g->n_pinned = g->n_runs = 0;
@@ -344,30 +345,27 @@ static void mark_writes(struct gen *g, struct page_run *runs, uint32_t n)
 	}
 }
 
-static void pinned(struct gen *g)
+static void keep(struct gen *g)
 {
 	g->n_pinned = g->n_runs;
+	g->pinned_to = g->want_to;
 	if (g->req)
 		g->req->stats.n_read_back += g->want.n_read;
 	g->want.n_read = 0;
-	g->state = GEN_READY;
-	batch_add(g->tenant->serve->batch, g);
 }
 
-static void want_done(struct wait *w, int ret)
+static void ready(struct gen *g)
 {
-	struct gen *g = container_of(container_of(w, struct page_want, wait),
-				     struct gen, want);
+	g->state = GEN_READY;
+	batch_add(g);
+}
 
+static void want_failed(struct gen *g, int err)
+{
 	g->state = GEN_ADMIT; /* nothing of the want is left */
-	if (!ret) {
-		pinned(g);
-		return;
-	}
-	g->n_runs = g->n_pinned;
-	if ((ret == -EBADMSG || ret == -EIO) && !g->pos &&
+	if ((err == -EBADMSG || err == -EIO) && !g->pos &&
 	    g->n_retries++ < MAX_RETRIES) {
-		log_warn("gen", "stored pages lost (%d): computing again", ret);
+		log_warn("gen", "stored pages lost (%d): computing again", err);
 		gen_release(g);
 		for (uint32_t i = 0; i < g->n_parts; i++)
 			g->parts[i].found = 0; /* it may turn out otherwise */
@@ -375,35 +373,67 @@ static void want_done(struct wait *w, int ret)
 		gen_resume(g);
 		return;
 	}
-	gen_end(g, ret);
+	gen_end(g, err);
 }
 
-/* Pin [from, to) beyond what is pinned. */
-static void want_pages(struct gen *g, uint64_t from, uint64_t to)
+static void want_done(struct wait *w, int ret)
+{
+	struct gen *g = container_of(container_of(w, struct page_want, wait),
+				     struct gen, want);
+
+	g->wanting = 0;
+	if (!ret)
+		keep(g);
+	else
+		g->n_runs = g->n_pinned;
+	if (g->state != GEN_WANT)
+		return; /* ahead of the need; what failed is asked for again */
+	if (!ret)
+		ready(g);
+	else
+		want_failed(g, ret);
+}
+
+/* Pin [from, to) beyond what is pinned: 1 done, 0 want_done() follows, -errno. */
+static int ask(struct gen *g, uint64_t from, uint64_t to)
 {
 	struct page_run *runs;
 	uint32_t n;
 	int ret;
 
 	n = seq_runs(&g->seq, from, to, UINT32_MAX, NULL, 0);
-	if (room_for_runs(g, g->n_pinned + n)) {
-		gen_end(g, -ENOMEM);
-		return;
-	}
+	if (room_for_runs(g, g->n_pinned + n))
+		return -ENOMEM;
 	runs = g->runs + g->n_pinned;
 	seq_runs(&g->seq, from, to, UINT32_MAX, runs, n);
 	mark_writes(g, runs, n);
 	g->n_runs = g->n_pinned + n;
-	g->pinned_to = to;
-	g->state = GEN_WANT;
+	g->want_to = to;
 	g->want.runs = runs;
 	g->want.n_runs = n;
 	g->want.wait.done = want_done;
 	ret = n ? page_want(g->tenant->pager, &g->want) : 1;
+	g->wanting = !ret;
 	if (ret > 0)
-		pinned(g);
+		keep(g);
 	else if (ret < 0)
-		want_done(&g->want.wait, ret);
+		g->n_runs = g->n_pinned;
+	return ret;
+}
+
+/* The next step needs [from, to): ready when it is pinned. */
+static void want_pages(struct gen *g, uint64_t from, uint64_t to)
+{
+	int ret;
+
+	g->state = GEN_WANT;
+	if (g->wanting)
+		return; /* on their way */
+	ret = ask(g, from, to);
+	if (ret > 0)
+		ready(g);
+	else if (ret < 0)
+		want_failed(g, ret);
 }
 
 /* End of the rows that the next step may compute. */
@@ -433,8 +463,11 @@ static void gen_want_next(struct gen *g)
 		/* run borders are page borders: re-pinning a page is counted */
 		want_pages(g, g->pinned_to, next_to(g));
 	} else {
-		g->state = GEN_READY;
-		batch_add(g->tenant->serve->batch, g);
+		/* in time: a decode that waits for pages misses steps */
+		if (g->pinned_to < g->seq.n_tokens && !g->wanting &&
+		    g->pos + 1 + MAP_AHEAD / 2 > g->pinned_to)
+			(void)ask(g, g->pinned_to, next_to(g));
+		ready(g);
 	}
 }
 
@@ -595,6 +628,9 @@ void gen_step_done(struct gen *g, const float *logits, int ret)
 	int ended = 0;
 
 	g->state = GEN_READY;
+	if (g->req)
+		g->req->stats.n_read_back += g->n_window_read;
+	g->n_window_read = 0;
 	if (!ret && g->cancelled)
 		ret = -ECANCELED;
 	if (ret) {

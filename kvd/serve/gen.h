@@ -84,6 +84,8 @@ struct gen {
 	uint64_t reserved;
 	int windowed;
 	uint64_t pinned_from, pinned_to;
+	int wanting; /* the want is on its way, up to want_to */
+	uint64_t want_to;
 	uint64_t window_bytes;
 	struct page_run *runs; /* pinned, n_pinned of them, then those wanted */
 	uint32_t n_runs, n_pinned, n_runs_room;
@@ -91,6 +93,7 @@ struct gen {
 
 	/* of the step; the engine's while in STEP */
 	uint32_t step_rows; /* rows of this step */
+	uint64_t n_window_read; /* pages brought in for its windows */
 	uint32_t step_logits; /* first row of its logits */
 	uint32_t n_step_logits;
 	uint32_t sampled;

@@ -219,6 +219,24 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 
 /* ---- start and end --------------------------------------------------------------- */
 
+/* Windows wait for the disk most of the time: half the threads, no spinning. */
+static int open_lanes(struct serve *s, unsigned int n_threads)
+{
+	const unsigned int n[N_LANES] = { n_threads,
+					  KV_MAX(n_threads / 2, 1u) };
+	int ret = 0;
+
+	for (int i = 0; i < N_LANES && !ret; i++) {
+		struct lane *l = &s->lanes[i];
+
+		ret = engine_new(&l->engine, s->loop, n[i],
+				 i == LANE_RESIDENT ? s->conf->spin_ns : 0);
+		if (!ret)
+			ret = batch_new(&l->batch, s, l);
+	}
+	return ret;
+}
+
 static int start_parts(struct serve *s, char *err, size_t err_len)
 {
 	long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -231,9 +249,7 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
 		ret = model_open(s, &s->conf->models[i], err, err_len);
 	if (!ret)
-		ret = engine_new(&s->engine, s->loop, n, s->conf->spin_ns);
-	if (!ret)
-		ret = batch_new(&s->batch, s);
+		ret = open_lanes(s, n);
 	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
 		struct serve_tenant *t = calloc(1, sizeof(*t));
 
@@ -261,7 +277,9 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	s->start_ns = clock_ns();
 	accounts_init(&s->accounts, conf->memory_bytes, conf->disk_bytes);
 	list_init(&s->drain_call.node);
-	attn_scratch_init(&s->scratch);
+	list_init(&s->check_timer.node);
+	for (int i = 0; i < N_LANES; i++)
+		attn_scratch_init(&s->lanes[i].scratch);
 	kern_init(KERN_ISA_AMX);
 	if (err_len)
 		err[0] = 0;
@@ -272,6 +290,9 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 		serve_free(s);
 		return ret;
 	}
+#ifdef KV_DEBUG
+	serve_check_start(s);
+#endif
 	log_info("serve", "arithmetic %s, storage %s",
 		 kern_isa_name(kern_isa()), stores_engine_name(s->stores));
 	*out = s;
@@ -282,14 +303,17 @@ void serve_free(struct serve *s)
 {
 	if (!s)
 		return;
-	engine_free(s->engine);
-	batch_free(s->batch);
+	loop_timer_cancel(s->loop, &s->check_timer);
+	for (int i = 0; i < N_LANES; i++) {
+		engine_free(s->lanes[i].engine);
+		batch_free(s->lanes[i].batch);
+		attn_scratch_fini(&s->lanes[i].scratch);
+	}
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++)
 		llama_close(s->models[i].llama);
 	stores_free(s->stores);
-	attn_scratch_fini(&s->scratch);
 	trace_free(s->trace);
 	free(s);
 }

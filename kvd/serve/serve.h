@@ -233,4 +233,7 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		const char *arg, char **out);
 
+/* Walk every invariant of tenants, sessions, requests and memory; asserts. */
+void serve_check(struct serve *s);
+
 #endif

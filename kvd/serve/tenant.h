@@ -69,15 +69,24 @@ struct waiter {
 
 struct batch;
 
+/*
+ * Two engine threads that know nothing of each other: what is pinned whole goes on
+ * while a sequence larger than its budget waits for its windows on the other.
+ */
+enum { LANE_RESIDENT, LANE_WINDOWS, N_LANES };
+struct lane {
+	struct engine *engine;
+	struct attn_scratch scratch; /* engine thread */
+	struct batch *batch;
+};
+
 struct serve {
 	struct loop *loop;
 	const struct conf *conf;
-	struct engine *engine;
+	struct lane lanes[N_LANES];
 	struct stores *stores;
 	struct trace *trace; /* NULL: not recording */
 	struct accounts accounts; /* of memory and disk, all tenants */
-	struct attn_scratch scratch; /* engine thread */
-	struct batch *batch;
 	struct serve_model models[CONF_MAX_MODELS];
 	uint32_t n_models;
 	struct serve_tenant *tenants[CONF_MAX_TENANTS];
@@ -87,6 +96,7 @@ struct serve {
 	struct loop_call drain_call;
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
+	struct loop_timer check_timer; /* check.c: debug builds */
 };
 
 struct serve_session {
@@ -136,6 +146,12 @@ struct session_seq *session_seq_find(struct serve_session *ss, uint32_t handle);
 void gen_cancel_session(struct serve_session *ss);
 /* attend.c: end what of ss still waits for memory. */
 void attend_cancel_session(struct serve_session *ss);
+
+/* attend.c: how many calls ss has; adds what they hold. */
+uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
+		      uint64_t *reserved);
+/* check.c: walk the invariants now and then. */
+void serve_check_start(struct serve *s);
 
 /* persist.c */
 int tenant_open_persist(struct serve_tenant *t);

@@ -82,6 +82,7 @@ struct rig_serve *rig_serve_open(struct rig_serve_options o)
 void rig_serve_turn(struct rig_serve *r)
 {
 	ck_assert_int_eq(loop_turn(r->loop, 1), 0);
+	serve_check(r->serve);
 }
 
 int rig_serve_until(struct rig_serve *r, const int *flag)
@@ -142,6 +143,13 @@ uint64_t rig_serve_steps(void)
 {
 	return stat_read(stat_get(STAT_COUNTER, "kvd_steps_total",
 				  "Steps of hosted models", NULL, NULL, 1));
+}
+
+uint64_t rig_serve_rows(void)
+{
+	return stat_read(stat_get(STAT_COUNTER, "kvd_step_rows_total",
+				  "Rows (tokens) of these steps", NULL, NULL,
+				  1));
 }
 
 /* ---- generations ------------------------------------------------------------ */

@@ -33,6 +33,7 @@ struct rig_serve_options {
 struct rig_serve *rig_serve_open(struct rig_serve_options o);
 /* Closes the session, turns until all is idle, frees. */
 void rig_serve_close(struct rig_serve *r);
+/* One turn, then serve_check(). */
 void rig_serve_turn(struct rig_serve *r);
 /* Turn until *flag; 1, or 0 after ten seconds. */
 int rig_serve_until(struct rig_serve *r, const int *flag);
@@ -41,6 +42,8 @@ struct serve_session *rig_serve_join(struct rig_serve *r);
 void rig_serve_leave(struct rig_serve *r, struct serve_session *ss);
 /* Steps of hosted models so far, in this process. */
 uint64_t rig_serve_steps(void);
+/* Rows of all these. */
+uint64_t rig_serve_rows(void);
 
 #define RIG_GEN_MAX 8192
 /* A generation and what became of it. */

@@ -96,6 +96,11 @@ struct prepared {
 	struct attn_scratch *scratch;
 };
 
+static uint64_t row_pos(const struct attn_item *it, uint32_t r)
+{
+	return it->rows_at ? it->rows_at[r] : it->pos + r;
+}
+
 /* Keys of e were rotated for positions this much below where they are used. */
 static int64_t entry_delta(const struct seq_entry *e)
 {
@@ -278,7 +283,7 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 	if (!p->spans || !p->pos || !p->o || !p->m || !p->l || !p->tmp || !p->q)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < it->n_rows; i++)
-		p->pos[i] = (int64_t)(it->pos + i);
+		p->pos[i] = (int64_t)row_pos(it, i);
 	return 0;
 }
 
@@ -308,7 +313,7 @@ static void store_heads(const struct attn_item *it, uint32_t layer, int v,
 {
 	const struct attn_shape *g = it->shape;
 	const size_t head = g->head_dim * kern_type_bytes(g->type);
-	const int64_t pos = (int64_t)(it->pos + r);
+	const int64_t pos = (int64_t)row_pos(it, r);
 	const struct seq_entry *e = entry_at(it->seq, pos);
 	/* rows of a patched entry are the patch's */
 	const struct segment *s = e->patch ? e->patch : e->seg;
@@ -694,7 +699,8 @@ static int run_resident(struct pool *pool, struct attn_scratch *s,
 	for (uint32_t i = 0; i < n; i++) {
 		if (!p[i].it->q || p[i].it->resident_from)
 			continue;
-		build_spans(&p[i], 0, p[i].it->pos + p[i].it->n_rows);
+		build_spans(&p[i], 0,
+			    row_pos(p[i].it, p[i].it->n_rows - 1) + 1);
 		list[n_list++] = p[i];
 	}
 	if (list_tasks(&l, s, list, n_list, 1))

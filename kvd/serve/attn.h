@@ -30,6 +30,11 @@ struct attn_item {
 	struct seq *seq;
 	uint64_t pos; /* of the first row */
 	uint32_t n_rows; /* 0: nothing */
+	/*
+	 * [n_rows] positions, ascending, all in one entry that has a patch, the first
+	 * is pos; NULL: pos, pos + 1 ...
+	 */
+	const uint32_t *rows_at;
 	enum kern_type in; /* type of q, k, v and o */
 	const void *q; /* [n_rows][n_heads][head_dim], or NULL: append only */
 	const void *k, *v; /* [n_rows][n_kv_heads][head_dim], or NULL */

@@ -19,6 +19,8 @@
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
 	uint32_t row, n, pos;
+	const struct gen_part
+		*patched; /* its rows lie apart: pos is the first */
 };
 
 struct batch {
@@ -32,6 +34,7 @@ struct batch {
 	struct llama_scratch *scratch[CONF_MAX_MODELS];
 	uint32_t max_rows, max_logits;
 	uint32_t *tokens, *logit_rows;
+	uint32_t *rows_at; /* [max_rows] position of each row */
 	float *logits;
 	char *sample_scratch;
 	struct row_run *runs;
@@ -67,6 +70,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			.seq = &r->g->seq,
 			.pos = r->pos,
 			.n_rows = r->n,
+			.rows_at = r->patched ? b->rows_at + r->row : NULL,
 			.in = KERN_F32,
 			.q = q + r->row * q_row,
 			.k = k + r->row * kv_row,
@@ -229,7 +233,9 @@ static void step_done(struct engine_job *j)
 		}
 		for (uint32_t k = 0; k < b->n_runs && !ret; k++)
 			if (b->runs[k].g == g)
-				g->pos = b->runs[k].pos + b->runs[k].n;
+				g->pos = b->rows_at[b->runs[k].row +
+						    b->runs[k].n - 1] +
+					 1;
 		gen_computed(g, g->step_rows);
 		if (g->n_step_logits && g->req->flags & SERVE_GEN_SCORE) {
 			const float *l =
@@ -254,10 +260,19 @@ static void step_done(struct engine_job *j)
 	kick(b);
 }
 
+/* Neighbours, or rows of the same patch as the last run's. */
 static void add_run(struct batch *b, struct gen *g, uint32_t pos, uint32_t n)
 {
-	b->runs[b->n_runs++] = (struct row_run){ g, b->n_rows, n, pos };
+	const struct gen_part *patched = gen_patched_part(g, pos);
+	struct row_run *last = b->n_runs ? &b->runs[b->n_runs - 1] : NULL;
+
+	if (last && patched && last->g == g && last->patched == patched)
+		last->n += n;
+	else
+		b->runs[b->n_runs++] =
+			(struct row_run){ g, b->n_rows, n, pos, patched };
 	for (uint32_t i = 0; i < n; i++) {
+		b->rows_at[b->n_rows] = pos + i;
 		b->tokens[b->n_rows] = g->tokens[pos + i];
 		if (gen_wants_logits(g, pos + i)) {
 			if (!g->n_step_logits++)
@@ -419,6 +434,7 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 	b->max_rows = s->conf->max_batch + s->conf->prefill_slice;
 	b->max_logits = b->max_rows;
 	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
+	b->rows_at = calloc(b->max_rows, sizeof(*b->rows_at));
 	b->logit_rows = calloc(b->max_logits, sizeof(*b->logit_rows));
 	b->runs = calloc(b->max_rows, sizeof(*b->runs));
 	b->items = calloc(b->max_rows, sizeof(*b->items));
@@ -427,7 +443,8 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 			       "Steps of hosted models", NULL, NULL, 1);
 	b->st_rows = stat_get(STAT_COUNTER, "kvd_step_rows_total",
 			      "Rows (tokens) of these steps", NULL, NULL, 1);
-	if (!b->tokens || !b->logit_rows || !b->runs || !b->items || !b->gens)
+	if (!b->tokens || !b->rows_at || !b->logit_rows || !b->runs ||
+	    !b->items || !b->gens)
 		ret = -ENOMEM;
 	if (!ret)
 		ret = new_logits(b);
@@ -450,6 +467,7 @@ void batch_free(struct batch *b)
 		if (b->scratch[i])
 			llama_scratch_free(b->scratch[i]);
 	free(b->tokens);
+	free(b->rows_at);
 	free(b->logit_rows);
 	free(b->logits);
 	free(b->sample_scratch);

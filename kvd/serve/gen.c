@@ -612,6 +612,13 @@ uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 	return (uint32_t)KV_MIN((uint64_t)max, limit - from);
 }
 
+const struct gen_part *gen_patched_part(const struct gen *g, uint32_t pos)
+{
+	const struct gen_part *p = part_at(g, pos);
+
+	return p->group && pos < g->n_prompt ? p : NULL;
+}
+
 int gen_wants_logits(const struct gen *g, uint32_t pos)
 {
 	const struct gen_part *last = &g->parts[g->n_parts - 1];

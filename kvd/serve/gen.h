@@ -116,6 +116,8 @@ void gen_step_done(struct gen *g, const float *logits, int ret);
 /* The next contiguous rows to compute from pos on: returns n, *pos; 0 none. */
 uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 		       uint32_t *pos);
+/* The part with a patch that row pos is computed for, or NULL. */
+const struct gen_part *gen_patched_part(const struct gen *g, uint32_t pos);
 /* 1 when the step that computes row pos needs its logits. */
 int gen_wants_logits(const struct gen *g, uint32_t pos);
 /* n rows of it were computed: the queue is so much shorter. */

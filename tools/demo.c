@@ -261,7 +261,9 @@ static void write_conf(const char *dir, const char *model, uint64_t memory)
 	if (!f)
 		fail("cannot write the configuration");
 	fprintf(f,
-		"[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\n"
+		/* the plainest policy: the others page less, and this is to
+		 * show paging */
+		"[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\npolicy = clock\n"
 		"[model rag-mini]\npath = %s\nmath = bf16\n",
 		dir, dir, model);
 	for (int t = 0; t < N_TENANTS; t++)
@@ -665,7 +667,7 @@ int main(int argc, char **argv)
 	shuffle();
 	/* a question leaves about 0.36 MB of KV with a tenant; a quarter of it */
 	paged = argc > 6 ? (uint64_t)atoi(argv[6]) << 20
-			 : (uint64_t)n_questions * 80 << 10;
+			 : (uint64_t)n_questions * 82 << 10;
 	(void)mkdir(argv[4], 0700); /* there from the last time */
 	printf("kvd: %u questions, each twice, by %d processes of %d "
 	       "tenants\n",

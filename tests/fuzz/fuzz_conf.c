@@ -23,7 +23,7 @@ static void must(int ok)
 
 static void check_tenants(const struct conf *c)
 {
-	uint64_t sum = 0;
+	uint64_t memory = 0, disk = 0; /* what tenants keep, whatever happens */
 
 	must(c->n_tenants && c->n_tenants <= CONF_MAX_TENANTS);
 	for (uint32_t i = 0; i < c->n_tenants; i++) {
@@ -36,9 +36,12 @@ static void check_tenants(const struct conf *c)
 		must(t->max_sequences && t->max_requests && t->max_sessions);
 		for (uint32_t k = 0; k < t->n_uids; k++)
 			must(t->uids[k] != 65534 && t->uids[k] != UINT32_MAX);
-		sum += t->memory_bytes;
+		must(t->memory_floor <= t->memory_bytes);
+		must(t->disk_floor <= t->disk_bytes);
+		memory += t->memory_floor;
+		disk += t->disk_floor;
 	}
-	must(sum <= c->memory_bytes);
+	must(memory <= c->memory_bytes && disk <= c->disk_bytes);
 }
 
 static void check_models(const struct conf *c)

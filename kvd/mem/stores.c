@@ -128,6 +128,7 @@ static int open_disk(struct stores *s, uint32_t i)
 		.engine = d->engine,
 	};
 	struct kio_store_report rep = { 0 };
+	struct kio_store_info info;
 	int ret;
 
 	s->i_opening = i;
@@ -139,6 +140,9 @@ static int open_disk(struct stores *s, uint32_t i)
 	}
 	if (ret)
 		return ret;
+	kio_store_info(d->store, &info);
+	log_info("store", "%s: %s", d->path,
+		 info.direct ? "O_DIRECT" : "buffered, there is no O_DIRECT");
 	if (s->conf.scratch)
 		return 0;
 	log_info("store", "%s: %llu records, %llu pages, in %.1f ms%s", d->path,

@@ -34,6 +34,13 @@
 #define KERN_HEAD_DIM_MAX 256u /* and a multiple of 8 */
 #define KERN_LANES	  16u /* columns of a packed weight panel */
 
+/*
+ * The number of this arithmetic: goes up, never back, when a change in an order
+ * of sums or in a polynomial gives other bytes. What was computed under another
+ * number must not be mixed with what is computed now.
+ */
+#define KERN_NUMERIC_PATH 1u
+
 enum kern_type {
 	KERN_F32 = 0,
 	KERN_F16 = 1,

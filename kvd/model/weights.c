@@ -13,10 +13,11 @@
 #include <string.h>
 
 /*
- * Part of every model id. Goes up when the same weights begin to give other
- * bytes: a change in the order of sums, in a polynomial, or in llama.c.
+ * Part of every model id: the kernels' arithmetic, and a number that goes up
+ * when llama.c begins to give other bytes from the same kernels.
  */
-#define NUMERIC_PATH 1u
+#define LLAMA_PATH   0u
+#define NUMERIC_PATH (LLAMA_PATH << 16 | KERN_NUMERIC_PATH)
 
 #define Q8_ELEMS 32u
 #define Q8_BYTES 34u

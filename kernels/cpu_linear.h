@@ -10,7 +10,8 @@
 
 #include "kernels/mm.h"
 
-#define ROW_TILE   48u /* a multiple of every MM_SUB */
+/* a multiple of MM_SUB; AMX needs pairs of tiles: two sums hide no latency */
+#define ROW_TILE   (MM_SUB == 16u ? 64u : 48u)
 #define K_BLOCK	   256u /* words: 512 k of bf16 */
 #define OUT_PANELS 8u
 

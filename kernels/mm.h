@@ -39,7 +39,9 @@ static inline void fetch_some(struct fetch *f)
 		}
 }
 
-#define MM_MERGE 48u /* rows: a multiple of every MM_SUB, and of LANES */
+#ifndef MM_MERGE
+#define MM_MERGE 48u /* rows: a multiple of MM_SUB and of LANES */
+#endif
 
 /* Where rows of a product go: o = o wa + product wb; o NULL: nowhere. */
 struct merge {

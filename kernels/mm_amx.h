@@ -8,6 +8,8 @@
 #ifndef KERNELS_MM_AMX_H
 #define KERNELS_MM_AMX_H
 
+#define MM_MERGE 32u /* rows of outputs at a time: pairs of tiles */
+
 #include "kernels/mm.h"
 
 #define MM_SUB 16u

@@ -52,6 +52,7 @@ int bench_attention(struct bench *b);
 int bench_linear(struct bench *b);
 int bench_paging(struct bench *b);
 int bench_decode(struct bench *b);
+int bench_start(struct bench *b);
 int bench_rag(struct bench *b);
 int bench_return(struct bench *b);
 

@@ -54,6 +54,10 @@ static const struct command {
 	  "decode.prefill.tokens_per_s     one prompt of about 900 tokens\n"
 	  "decode.limit.tokens_per_s       the model's bytes at the read\n"
 	  "                                bandwidth\n" },
+	{ "start", bench_start, "the daemon itself: its start, and its rest",
+	  "daemon.start.first_token_ms     from fork to the first token\n"
+	  "daemon.idle.cpu_percent         of one CPU, with a client that\n"
+	  "                                does nothing\n" },
 	{ "return", bench_return, "4K tokens that come back from disk",
 	  "paging.return4k.compute_ms      to the first token, computed\n"
 	  "paging.return4k.return_ms       the same, found on disk\n"

@@ -274,6 +274,18 @@ START_TEST(json_is_one_object)
 }
 END_TEST
 
+START_TEST(start_prints_its_lines)
+{
+	static const char *const names[] = { "daemon.start.first_token_ms",
+					     "daemon.idle.cpu_percent", NULL };
+
+	if (!has_daemon(1))
+		return;
+	ck_assert_int_eq(kvbench("start --quick"), 0);
+	lines(names);
+}
+END_TEST
+
 START_TEST(without_onednn_the_baseline_is_skipped_by_name)
 {
 	ck_assert_int_eq(
@@ -354,6 +366,7 @@ static Suite *suite(void)
 	tcase_set_timeout(t, TIMEOUT_S);
 	tcase_add_test(t, usage_errors_exit_2_and_help_0);
 	tcase_add_test(t, linear_prints_its_lines);
+	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);

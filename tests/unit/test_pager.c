@@ -32,6 +32,11 @@ struct shadow {
 	uint32_t seed[8]; /* 0: never written */
 };
 
+static int all_zero(const char *p, size_t n)
+{
+	return !p[0] && !memcmp(p, p + 1, n - 1);
+}
+
 static void touch(struct rig_mem *r, struct shadow *s)
 {
 	struct page_run run = { .range = s->r, .first = rnd(s->n), .n = 1 };
@@ -43,6 +48,9 @@ static void touch(struct rig_mem *r, struct shadow *s)
 	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
 	if (*seed)
 		ck_assert(rig_mem_holds(&run, *seed));
+	else /* whoever had the frame before */
+		ck_assert(
+			all_zero(range_addr(s->r) + run.first * bytes, bytes));
 	if (run.flags) {
 		*seed = rnd(1u << 30) + 1;
 		rig_mem_fill(&run, *seed);

@@ -6,7 +6,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/fault.h"
@@ -123,6 +125,26 @@ int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		return -errno;
 	*out = p;
 	return 0;
+}
+
+int kio_sys_userfaultfd(int flags)
+{
+	int ret = kio_fault("sys.userfaultfd");
+
+	if (ret)
+		return ret;
+	ret = (int)syscall(SYS_userfaultfd, flags | O_CLOEXEC);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_uffd(int fd, unsigned long request, void *arg)
+{
+	int ret = kio_fault("sys.uffd");
+
+	if (ret)
+		return ret;
+	RETRY(ret, ioctl(fd, request, arg));
+	return ret < 0 ? -errno : ret;
 }
 
 int kio_sys_munmap(void *at, size_t n_bytes)

@@ -26,6 +26,9 @@ int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
+/* userfaultfd(2); and its ioctls, "sys.uffd": -EAGAIN is not retried here. */
+int kio_sys_userfaultfd(int flags);
+int kio_sys_uffd(int fd, unsigned long request, void *arg);
 /*
  * Tests put a disk of their own below pread, pwrite and fdatasync: NULL is the
  * kernel's. Set while no other thread runs in io.

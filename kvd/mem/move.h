@@ -16,6 +16,7 @@
 /* Space of one page size. */
 struct tier {
 	struct tier *next;
+	uint32_t id; /* from 1, of the pager */
 	size_t page_bytes;
 	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
 	struct space *space;

@@ -349,6 +349,43 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 		page_fetch(pg, WANT_PREFETCH);
 }
 
+/* ---- for maps of clients -------------------------------------------------------- */
+
+int range_file(const struct range *r, struct range_file *out)
+{
+	const int fd = space_share_fd(r->tier->space);
+
+	if (fd < 0)
+		return fd;
+	*out = (struct range_file){ .fd = fd,
+				    .id = r->tier->id,
+				    .off_bytes =
+					    r->first * r->tier->page_bytes };
+	return 0;
+}
+
+uint32_t page_hold(struct range *r, uint32_t first, uint32_t n)
+{
+	uint32_t i = 0;
+
+	for (; i < n && first + i < r->n_pages; i++) {
+		if (!page_resident(&r->pages[first + i]))
+			break;
+		pin(&r->pages[first + i]);
+	}
+	/* on its way back: nobody has to fail for want of these frames */
+	r->pager->n_ops += i;
+	return i;
+}
+
+void page_let_go(struct range *r, uint32_t first, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		unpin(&r->pages[first + i]);
+	r->pager->n_ops -= n;
+	pager_make_room(r->pager);
+}
+
 /* ---- what became of a page ------------------------------------------------------------ */
 
 /* PAGE_WRITE of those who waited. */

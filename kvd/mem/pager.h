@@ -180,6 +180,25 @@ void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs);
 void page_prefetch(struct pager *p, const struct page_run *runs,
 		   uint32_t n_runs);
 
+/*
+ * For maps of clients (uffd.h). The file behind r: a read-only descriptor (the
+ * pager's), where page 0 lies in it, and the number of the file (> 0, of this
+ * pager). -errno when there is no such descriptor.
+ */
+struct range_file {
+	int fd;
+	uint32_t id;
+	uint64_t off_bytes;
+};
+int range_file(const struct range *r, struct range_file *out);
+/*
+ * Pin those pages from first on, at most n, that are resident already, for a
+ * moment and without a reservation: nobody may wait for anything of the pager's
+ * while holding them. Returns how many; page_let_go() undoes it.
+ */
+uint32_t page_hold(struct range *r, uint32_t first, uint32_t n);
+void page_let_go(struct range *r, uint32_t first, uint32_t n);
+
 /* ---- what there is ---------------------------------------------------------- */
 
 struct pager_info {

@@ -41,5 +41,8 @@ int space_map(struct space *s, uint64_t first, uint64_t n_pages);
 int space_drop(struct space *s, uint64_t first, uint64_t n_pages);
 /* st_blocks of the file, in bytes. */
 uint64_t space_file_bytes(const struct space *s);
+/* The file opened anew for reading only, to be passed to a client; the space's own.
+ * -errno when it cannot be had. */
+int space_share_fd(const struct space *s);
 
 #endif

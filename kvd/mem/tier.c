@@ -37,6 +37,7 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
 		 space_kind(t->space));
 	t->next = p->tiers;
+	t->id = t->next ? t->next->id + 1 : 1;
 	p->tiers = t;
 	*out = t;
 	return 0;

@@ -29,6 +29,7 @@ struct extent {
 
 struct space {
 	int fd;
+	int share_fd; /* read-only, or -errno */
 	char *base;
 	size_t page_bytes;
 	uint64_t n_pages;
@@ -131,6 +132,15 @@ static int map_file(struct space *s)
 	return 0;
 }
 
+/* While we may still open it: later the daemon may be another user. */
+static void open_share(struct space *s)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
+	s->share_fd = kio_sys_open(path, O_RDONLY, 0);
+}
+
 /* Wishes: what cannot be had is said once and done without. */
 static void place(struct space *s, const struct space_conf *c)
 {
@@ -160,6 +170,7 @@ int space_open(struct space **out, const struct space_conf *conf)
 	s->page_bytes = conf->page_bytes;
 	s->free = calloc(16, sizeof(*s->free));
 	s->n_room = 16;
+	s->share_fd = -EBADF;
 	ret = s->free ? open_file(s, conf) : -ENOMEM;
 	if (ret) {
 		free(s->free);
@@ -171,6 +182,7 @@ int space_open(struct space **out, const struct space_conf *conf)
 		space_close(s);
 		return ret;
 	}
+	open_share(s);
 	place(s, conf);
 	s->free[0] = (struct extent){ 0, s->n_pages };
 	s->n_free = 1;
@@ -185,6 +197,8 @@ void space_close(struct space *s)
 	if (s->base)
 		(void)kio_sys_munmap(s->base, s->n_pages * s->page_bytes);
 	close(s->fd);
+	if (s->share_fd >= 0)
+		close(s->share_fd);
 	free(s->free);
 	free(s);
 }
@@ -294,4 +308,9 @@ uint64_t space_file_bytes(const struct space *s)
 	struct stat st;
 
 	return kio_sys_fstat(s->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+int space_share_fd(const struct space *s)
+{
+	return s->share_fd;
 }

@@ -128,6 +128,8 @@ static int new_tenant(struct parse *p, const char *name)
 	t->disk_bytes = 1ull << 30;
 	t->weight = 100;
 	t->max_sequences = 1024;
+	t->max_maps = 4096;
+	t->map = CONF_MAP_AUTO;
 	t->max_requests = 64;
 	t->max_sessions = 64;
 	t->persist = CONF_PERSIST_AUTO;

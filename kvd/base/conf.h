@@ -19,6 +19,7 @@
 #define CONF_NAME_MAX	 64
 #define CONF_PATH_MAX	 108 /* sun_path */
 
+enum conf_map { CONF_MAP_NO, CONF_MAP_COPY, CONF_MAP_AUTO };
 enum conf_persist { CONF_PERSIST_NO, CONF_PERSIST_REQUEST, CONF_PERSIST_AUTO };
 
 struct conf_tenant {
@@ -37,6 +38,9 @@ struct conf_tenant {
 	uint32_t max_sequences; /* sequences = 1024 */
 	uint32_t max_requests; /* requests = 64: in flight */
 	uint32_t max_sessions; /* sessions = 64: connections */
+	uint32_t max_maps; /* maps = 4096: segments mapped by clients */
+	/* map = auto: files are shared, else copied; copy; no */
+	int map; /* enum conf_map */
 	/* persist = auto: what can be reused; request: what clients ask for; no */
 	int persist; /* enum conf_persist */
 	char policy[16]; /* policy = NAME; not given: that of [kvd] */

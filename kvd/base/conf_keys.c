@@ -377,6 +377,10 @@ static const struct key tenant_keys[] = {
 	  LIMIT_MAX, "1 to 1048576", NULL, 0 },
 	{ "sessions", set_u32, offsetof(struct conf_tenant, max_sessions), 1,
 	  LIMIT_MAX, "1 to 1048576", NULL, 0 },
+	{ "maps", set_u32, offsetof(struct conf_tenant, max_maps), 1, LIMIT_MAX,
+	  "1 to 1048576", NULL, 0 },
+	{ "map", set_choice, offsetof(struct conf_tenant, map), 0, 0,
+	  "no, copy or auto", "no copy auto", 0 },
 };
 
 static const struct key store_keys[] = {

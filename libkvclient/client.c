@@ -185,6 +185,7 @@ static int alive_new(struct kvc *c)
  * there and something else may be in its place. */
 static void disconnect(struct kvc *c)
 {
+	kvc_maps_lost(c);
 	if (c->map && kvc_usable(c))
 		(void)munmap(c->map, c->map_bytes); /* our own arguments */
 	if (c->sock >= 0)
@@ -295,6 +296,7 @@ void kvc_close(struct kvc *c)
 		return;
 	if (kvc_usable(c) && c->slots)
 		kvc_slots_fail(c, -ECANCELED);
+	kvc_maps_free(c);
 	disconnect(c);
 	if (c->alive)
 		(void)munmap((void *)(uintptr_t)c->alive, sizeof(uint32_t));

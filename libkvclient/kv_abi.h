@@ -30,13 +30,14 @@
 
 #define KV_MAGIC     0x3144564bu /* "KVD1" */
 #define KV_ABI_MAJOR 1
-#define KV_ABI_MINOR 1
+#define KV_ABI_MINOR 2
 
 #define KV_FEATURE_ATTEND   (1ull << 0) /* sequences and attention */
 #define KV_FEATURE_GENERATE (1ull << 1) /* a hosted model */
 #define KV_FEATURE_ADMIN    (1ull << 2) /* this peer may administer */
 #define KV_FEATURE_REPAIR   (1ull << 4) /* chunks may be repaired */
 #define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
+#define KV_FEATURE_MAP	    (1ull << 4) /* KV_OP_MAP; kv_ctl on the socket */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -122,6 +123,9 @@ enum kv_op {
 	KV_OP_APPEND = 8, /* arg0 kv_attend_item[arg1], arg2 layer */
 	KV_OP_ATTEND = 9, /* arg0 kv_attend_item[arg1], arg2 layer */
 	KV_OP_SEQ_INFO = 10, /* seq, arg0 off of kv_seq_info [D] */
+	KV_OP_MAP = 11, /* seq, arg0 off of kv_map -> res entries */
+	KV_OP_MAP_AT = 12, /* arg0 map, arg1 address: its faults are answered */
+	KV_OP_UNMAP = 13, /* arg0 map */
 	/* ---- hosted models ---- */
 	KV_OP_GENERATE = 16, /* arg0 off of kv_generate */
 	KV_OP_CANCEL = 17, /* arg0 user_data of a request in flight */
@@ -213,6 +217,71 @@ struct kv_seq_info { /* [D] */
 	uint64_t _rsvd[4];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_seq_info) == 64, "kv_seq_info is ABI");
+
+/*
+ * Map the sealed tokens of a sequence. Each segment is one run of bytes in a file
+ * (or, with KV_MAP_COPY, in nothing: the client's memory is anonymous and filled by
+ * the daemon), at file_off, n_bytes long. The client maps it at an address of its
+ * choice, registers that with its userfaultfd, and says KV_OP_MAP_AT. Element x of
+ * head h of token t (counted in the segment) of layer l lies at
+ *
+ *   (t / page_tokens * n_groups + l / page_layers) * page_bytes +
+ *   ((((l % page_layers) * 2 + v) * n_kv_heads + h) * page_tokens +
+ *    t % page_tokens) * head_dim * elem_bytes + x * elem_bytes
+ *
+ * with v = 0 for K, 1 for V, and n_groups = ceil(n_layers / page_layers).
+ */
+#define KV_MAP_COPY 1u
+struct kv_map {
+	uint64_t entries_off; /* [C] kv_map_entry[n_entries], written by [D] */
+	uint32_t n_entries; /* [C] room [D] how many there are */
+	uint32_t flags; /* [C] 0 [D] KV_MAP_COPY */
+	uint64_t
+		skip_off; /* [C] uint64_t[n_skip], written by [D]: bit t % 64 of
+			      word t / 64 is set: token t is hidden */
+	uint64_t n_skip; /* [C] room in words [D] how many there are */
+	uint64_t n_tokens; /* [D] sealed, from here on */
+	uint64_t page_bytes;
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	uint64_t _rsvd[4];
+};
+KV_STATIC_ASSERT(sizeof(struct kv_map) == 104, "kv_map is ABI");
+
+struct kv_map_entry { /* [D] tokens of one segment, in order of the sequence */
+	uint32_t map; /* of the segment: the same in all its entries */
+	uint32_t space; /* kv_ctl.id of the file; KV_MAP_COPY: 0 */
+	uint64_t file_off;
+	uint64_t n_bytes;
+	uint32_t from; /* first token, counted in the segment */
+	uint32_t n_tokens;
+	int64_t pos; /* of the first token, in the sequence */
+	int64_t base_pos; /* by which its key was rotated, if at all */
+	uint64_t _rsvd[2];
+};
+KV_STATIC_ASSERT(sizeof(struct kv_map_entry) == 64, "kv_map_entry is ABI");
+
+/*
+ * The only messages after the handshake, with KV_FEATURE_MAP, each with one
+ * descriptor (KV_CTL_LOST: none).
+ */
+enum kv_ctl_kind {
+	/* [C] a userfaultfd, before the first KV_OP_MAP */
+	KV_CTL_FAULTS = 1,
+	/* [D] a file for reading, before the first answer that names it */
+	KV_CTL_SPACE = 2,
+	/* [D] these pages cannot be had, and the kernel has no UFFDIO_POISON:
+	 * the client makes them fault, then wakes who waits */
+	KV_CTL_LOST = 3,
+};
+struct kv_ctl {
+	uint32_t magic; /* KV_MAGIC */
+	uint32_t kind;
+	uint32_t id; /* of the space */
+	uint32_t _pad;
+	uint64_t addr, n_bytes; /* KV_CTL_LOST */
+};
+KV_STATIC_ASSERT(sizeof(struct kv_ctl) == 32, "kv_ctl is ABI");
 
 enum kv_part_kind {
 	KV_PART_TEXT = 0, /* off, len: UTF-8; tokenized by itself */

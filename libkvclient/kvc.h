@@ -25,6 +25,7 @@ struct kvc_slot {
 
 /* A block of the arena; lies 64 bytes before what kvc_alloc() returned. */
 struct kvc_block;
+struct kvc_maps; /* map.c */
 
 struct kvc {
 	pthread_mutex_t lock;
@@ -57,6 +58,7 @@ struct kvc {
 	struct kvc_req *delivering; /* (A) on_cqe of it is running */
 	struct kvc_block *free_list; /* (arena_lock) */
 	volatile uint32_t *alive;
+	struct kvc_maps *maps; /* (lock) from the first kvc_map() on */
 };
 
 /* 1 when this process may use c. */
@@ -70,6 +72,10 @@ int kvc_slots_new(struct kvc *c);
 /* End the session: all requests in flight are delivered err. No other thread
  * is inside. */
 void kvc_slots_fail(struct kvc *c, int err);
+/* map.c: this connection ends: nothing of its maps can be read any more. */
+void kvc_maps_lost(struct kvc *c);
+/* And they are unmapped, and forgotten. */
+void kvc_maps_free(struct kvc *c);
 /* arena.c: the whole arena becomes one free block. */
 void kvc_arena_reset(struct kvc *c);
 /* kvc_alloc() with its reason: -EAGAIN, -EMSGSIZE, -ECONNRESET, -EPERM. */

@@ -117,6 +117,70 @@ int kvc_append(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 int kvc_attend(struct kvc *c, struct kv_attend_item *items, uint32_t n,
 	       uint32_t layer, uint16_t flags);
 
+/* ---- maps --------------------------------------------------------------- */
+
+/* Tokens [from, from + n_tokens) of one segment. */
+struct kvc_map_entry {
+	const char *addr; /* of the segment's first page */
+	uint32_t from, n_tokens;
+	int64_t pos; /* of the first of these tokens, in the sequence */
+	int64_t base_pos; /* by which its key was rotated, if at all: so a query
+			     at position p is rotated by p - pos + base_pos */
+};
+struct kvc_map { /* read only; the library's until kvc_unmap() */
+	const struct kvc_map_entry *entries; /* in order of the tokens */
+	uint32_t n_entries;
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	uint64_t page_bytes;
+	uint64_t n_tokens;
+	const uint64_t *skip; /* [(n_tokens + 63) / 64]: bit t % 64 of word
+				 t / 64: token t is hidden */
+};
+/*
+ * Map the sealed tokens of seq (kvc_seq_seal() first for all of them) as plain
+ * read-only memory. Touching what is on disk brings it in; what is evicted
+ * meanwhile is brought in again. The map goes on when the sequence is changed or
+ * freed: it shows the tokens as they were. It costs address space only: no pin; the
+ * segments stay until kvc_unmap() or the end of the session.
+ *
+ * -ENOTSUP the daemon, the tenant, or this process may not use userfaultfd; -EDQUOT
+ * the tenant's maps are used up; -EBUSY a call that uses seq is in flight, or not
+ * all layers hold the same tokens; -ENOENT.
+ *
+ * A touch waits for the page. It is SIGBUS when the page cannot be read (its bytes
+ * fail their check), and SIGSEGV when the session has ended (daemon lost, or
+ * kvc_reconnect()); nobody ever reads zeros instead. A system call that is given
+ * such memory may return -EFAULT where a touch would wait. fork(): the child does
+ * not have the memory. A first map starts one thread, which blocks all signals.
+ */
+int kvc_map(struct kvc *c, int seq, struct kvc_map **out);
+/* No thread touches it any more. NULL is fine; -EPERM in a child of fork().
+ * kvc_close() does it for all. */
+int kvc_unmap(struct kvc *c, struct kvc_map *map);
+/*
+ * K (v = 0) or V (v = 1) of kv head h of token i of the entry, layer l: head_dim
+ * elements; those of the tokens that follow lie behind, up to the end of the page
+ * (i + from a multiple of page_tokens).
+ */
+static inline const void *kvc_map_row(const struct kvc_map *m,
+				      const struct kvc_map_entry *e, uint32_t l,
+				      int v, uint32_t h, uint32_t i)
+{
+	const uint32_t t = e->from + i;
+	const uint64_t n_groups =
+		(m->n_layers + m->page_layers - 1) / m->page_layers;
+	const uint64_t page =
+		t / m->page_tokens * n_groups + l / m->page_layers;
+	const uint64_t plane =
+		(uint64_t)(l % m->page_layers) * 2 + (v ? 1u : 0u);
+	const uint64_t row = (plane * m->n_kv_heads + h) * m->page_tokens +
+			     t % m->page_tokens;
+
+	return e->addr + page * m->page_bytes +
+	       row * m->head_dim * m->elem_bytes;
+}
+
 /* ---- hosted models ----------------------------------------------------- */
 struct kvc_part {
 	uint32_t kind; /* enum kv_part_kind */

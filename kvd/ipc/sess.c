@@ -1,7 +1,7 @@
 /*
  * sess.c - one client: its channel, its requests in flight, all it holds
  *
- * Its end comes by the control socket (EOF, or any message: none is allowed),
+ * Its end comes by the control socket (EOF, or a message that is none of kv_ctl's),
  * by the pidfd of the process that connected (a forked child may hold the
  * socket), by nonsense in the ring, or because the daemon stops. Loop thread.
  */
@@ -188,8 +188,12 @@ static void sock_ready(struct loop_fd *f, uint32_t events)
 {
 	struct sess *s = container_of(f, struct sess, sock);
 
-	sess_close(s, events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR) ? -ECONNRESET
-								  : -EPROTO);
+	int ret = -ECONNRESET;
+
+	if (!(events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)))
+		ret = sess_read_ctl(s);
+	if (ret < 0)
+		sess_close(s, ret);
 }
 
 static void pidfd_ready(struct loop_fd *f, uint32_t events)

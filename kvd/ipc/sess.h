@@ -53,6 +53,7 @@ struct sess_req {
 		struct sess_attend attend;
 		struct sess_chunk chunk;
 		struct serve_persist persist;
+		struct wait unmap;
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
@@ -82,6 +83,8 @@ struct sess {
 	struct loop_timer stall;
 	struct loop_call free_call;
 	int closing, serve_closed;
+	struct serve_map_events map_events;
+	uint64_t spaces_sent; /* bit i: the client has file i */
 	struct wait closed;
 };
 
@@ -138,6 +141,14 @@ int op_chunk_put(struct sess *s, const struct kv_sqe *e);
 int op_persist(struct sess *s, const struct kv_sqe *e);
 int op_tokenize(struct sess *s, const struct kv_sqe *e);
 int op_detokenize(struct sess *s, const struct kv_sqe *e);
+/*
+ * op_map.c: a message on the control socket. 1 taken, 0 there is none, -EPROTO it is
+ * not one of ours, -ECONNRESET.
+ */
+int sess_read_ctl(struct sess *s);
+int op_map(struct sess *s, const struct kv_sqe *e);
+int op_map_at(struct sess *s, const struct kv_sqe *e);
+int op_unmap(struct sess *s, const struct kv_sqe *e);
 /* admin.c */
 int op_query(struct sess *s, const struct kv_sqe *e);
 

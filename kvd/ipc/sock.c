@@ -196,7 +196,11 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	if (t->persist != CONF_PERSIST_NO && t->disk_bytes)
 		a->features |= KV_FEATURE_PERSIST;
 	a->tenant = serve_tenant_find(ipc->serve, t->name);
-	return a->tenant ? 0 : -EACCES;
+	if (!a->tenant)
+		return -EACCES;
+	if (serve_map_mode(a->tenant))
+		a->features |= KV_FEATURE_MAP;
+	return 0;
 }
 
 /* A good hello: make the session and pass its descriptors. */

@@ -81,6 +81,8 @@ static json_t *tenant_object(struct serve_tenant *t)
 	set_int(o, "sessions", t->n_sessions);
 	set_int(o, "sequences", t->n_sequences);
 	set_int(o, "requests", t->n_requests);
+	set_int(o, "maps", t->maps.n);
+	set_int(o, "faults_total", stat_read(t->maps.st_faults));
 	set_int(o, "segments", segment_pool_n(t->pool));
 	set_int(o, "lost_pages_total", i.n_lost_total);
 	if (t->persist) {

@@ -137,6 +137,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	prefix_init(&t->prefix);
 	chunk_init(&t->chunks);
 	tenant_stats(t);
+	tenant_open_maps(t);
 	ret = pager_new(&t->pager, &pc);
 	if (ret)
 		return ret;
@@ -154,6 +155,7 @@ static void tenant_free(struct serve_tenant *t)
 	segment_pool_free(t->pool);
 	if (t->pager)
 		pager_free(t->pager);
+	tenant_close_maps(t);
 	prefix_fini(&t->prefix);
 	chunk_fini(&t->chunks);
 	free(t);
@@ -283,6 +285,7 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	kern_init(KERN_ISA_AMX);
 	if (err_len)
 		err[0] = 0;
+	serve_probe_maps(s);
 	ret = start_parts(s, err, err_len);
 	if (ret) {
 		if (err_len && !err[0])
@@ -413,6 +416,7 @@ void serve_session_close(struct serve_session *ss, struct wait *w)
 	gen_cancel_session(ss);
 	attend_cancel_session(ss);
 	persist_cancel_session(ss);
+	map_cancel_session(ss);
 	look_closed(ss);
 }
 

@@ -111,6 +111,62 @@ int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 int serve_seq_shape(struct serve_session *ss, uint32_t seq, size_t *row_q_bytes,
 		    size_t *row_kv_bytes);
 
+/* ---- maps: sealed KV in a client's own memory ------------------------------ */
+
+/* What can be had by clients of t: 0 nothing, else as enum conf_map. */
+int serve_map_mode(const struct serve_tenant *t);
+
+struct serve_map_events {
+	/* The descriptor misbehaves: end the session with -EPROTO. */
+	void (*broken)(struct serve_map_events *e);
+	/* The kernel cannot poison: the client must see to these bytes itself. */
+	void (*lost)(struct serve_map_events *e, uint64_t addr, uint64_t n);
+};
+/*
+ * The session's userfaultfd, once. On success fd is serve's, and e stays until the
+ * session is closed. -EALREADY, -ENOTSUP, -EINVAL it is none, -errno.
+ */
+int serve_map_faults(struct serve_session *ss, int fd,
+		     struct serve_map_events *e);
+
+struct serve_map_entry { /* as struct kv_map_entry */
+	uint32_t map, space;
+	uint64_t file_off, n_bytes;
+	uint32_t from, n_tokens;
+	int64_t pos, base_pos;
+};
+struct serve_map {
+	/* in */
+	struct serve_map_entry *entries; /* [n_room] */
+	uint32_t n_room;
+	uint64_t *skip; /* [n_skip_room] zeros */
+	uint64_t n_skip_room;
+	/* out; the numbers with -EMSGSIZE too */
+	uint32_t n_entries;
+	int copy;
+	uint64_t n_skip, n_tokens, page_bytes;
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+};
+/*
+ * One map per segment, each with a reference until it is unmapped or the session
+ * ends. 0; -EMSGSIZE too little room, -ENOENT, -EBUSY, -EDQUOT the tenant's maps are
+ * used up, -ENOTSUP, -ENXIO no serve_map_faults() before, -EAGAIN a session of the
+ * tenant is ending and may still work on its maps, -ENOMEM: then nothing is mapped. A map costs no memory and no pin.
+ */
+int serve_map_seq(struct serve_session *ss, uint32_t seq, struct serve_map *m);
+/* The client's memory for it; -ENOENT, -EALREADY, -EINVAL not whole pages or not
+ * apart from others. */
+int serve_map_at(struct serve_session *ss, uint32_t map, uint64_t addr);
+/*
+ * Nothing is done to the client's memory any more once this is over: 1 it is; 0 the
+ * wait will be told 0; -ENOENT. Before, its addresses must not be used for anything
+ * else. w stays until told; NULL: nobody asks.
+ */
+int serve_unmap(struct serve_session *ss, uint32_t map, struct wait *w);
+/* The read-only descriptor of a space that an entry named; borrowed. -ENOENT. */
+int serve_map_space(struct serve_session *ss, uint32_t space);
+
 /* ---- hosted models -------------------------------------------------------- */
 
 enum serve_part_kind { SERVE_PART_TEXT, SERVE_PART_TOKENS, SERVE_PART_CHUNK };

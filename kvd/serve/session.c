@@ -192,8 +192,7 @@ int serve_seq_free(struct serve_session *ss, uint32_t seq)
 	return 0;
 }
 
-/* All layers hold the same tokens, and none is still to be copied. */
-static int settled(const struct session_seq *s)
+int session_seq_settled(const struct session_seq *s)
 {
 	for (uint32_t l = 0; l < s->seq.layout.n_layers; l++)
 		if (s->layer_tokens[l] != s->seq.n_tokens)
@@ -208,7 +207,7 @@ int serve_seq_fork(struct serve_session *ss, uint32_t seq)
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || !settled(s))
+	if (s->n_busy || !session_seq_settled(s))
 		return -EBUSY;
 	handle = new_seq(ss, s->geometry, s->max_tokens, &f);
 	if (handle < 0)
@@ -229,7 +228,7 @@ int serve_seq_seal(struct serve_session *ss, uint32_t seq)
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || !settled(s))
+	if (s->n_busy || !session_seq_settled(s))
 		return -EBUSY;
 	seq_seal(&s->seq);
 	tenant_kick(ss->tenant); /* its open segment had room to spare */

@@ -49,6 +49,15 @@ struct serve_tenant {
 	int kicked;
 	uint32_t n_sessions, n_sequences, n_requests;
 	uint32_t n_uncounted; /* that wait for a place among n_requests */
+	struct tenant_maps {
+		struct uffd *uffd; /* from the first map on */
+		uint32_t n; /* segments mapped, of all sessions */
+		uint32_t
+			n_ending; /* sessions whose descriptor is not closed yet */
+		uint32_t n_overtaken; /* faults, since somebody waits */
+		struct stat *st_n, *st_faults, *st_resolved, *st_poisoned,
+			*st_ns;
+	} maps;
 	uint32_t n_active; /* requests that hold a reservation */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
@@ -92,6 +101,7 @@ struct serve {
 	struct serve_tenant *tenants[CONF_MAX_TENANTS];
 	uint32_t n_tenants;
 	int draining;
+	int can_map; /* UFFD_CAN_*, or -errno */
 	struct wait *drained;
 	struct loop_call drain_call;
 	uint64_t start_ns;
@@ -121,6 +131,7 @@ struct serve_session {
 	struct list requests; /* gens: their session_node */
 	struct list attends; /* attend calls */
 	struct list persists; /* persist calls */
+	struct session_maps *maps; /* NULL: none yet */
 	uint32_t n_requests; /* of all kinds */
 	struct wait *closing;
 	struct loop_call close_call;
@@ -142,6 +153,8 @@ void serve_look_drained(struct serve *s);
 void session_free_seqs(struct serve_session *ss);
 /* The sequence with this handle, or NULL. */
 struct session_seq *session_seq_find(struct serve_session *ss, uint32_t handle);
+/* All layers hold the same tokens, and none is still to be copied. */
+int session_seq_settled(const struct session_seq *s);
 /* gen.c: cancel every generation of ss. */
 void gen_cancel_session(struct serve_session *ss);
 /* attend.c: end what of ss still waits for memory. */
@@ -152,6 +165,13 @@ uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
 		      uint64_t *reserved);
 /* check.c: walk the invariants now and then. */
 void serve_check_start(struct serve *s);
+
+/* map.c */
+void serve_probe_maps(struct serve *s);
+void tenant_open_maps(struct serve_tenant *t);
+void tenant_close_maps(struct serve_tenant *t);
+/* End faults and maps; the session stays open until that is done. */
+void map_cancel_session(struct serve_session *ss);
 
 /* persist.c */
 int tenant_open_persist(struct serve_tenant *t);

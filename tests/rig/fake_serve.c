@@ -188,6 +188,50 @@ int serve_seq_fork(struct serve_session *ss, uint32_t seq)
 	return ret;
 }
 
+int serve_map_mode(const struct serve_tenant *t)
+{
+	(void)t;
+	return CONF_MAP_NO;
+}
+
+int serve_map_faults(struct serve_session *ss, int fd,
+		     struct serve_map_events *e)
+{
+	(void)ss;
+	(void)fd;
+	(void)e;
+	return -ENOTSUP;
+}
+
+int serve_map_seq(struct serve_session *ss, uint32_t seq, struct serve_map *m)
+{
+	(void)m;
+	return known(ss, seq) ? -ENOTSUP : -ENOENT;
+}
+
+int serve_map_at(struct serve_session *ss, uint32_t map, uint64_t addr)
+{
+	(void)ss;
+	(void)map;
+	(void)addr;
+	return -ENOENT;
+}
+
+int serve_unmap(struct serve_session *ss, uint32_t map, struct wait *w)
+{
+	(void)w;
+	(void)ss;
+	(void)map;
+	return -ENOENT;
+}
+
+int serve_map_space(struct serve_session *ss, uint32_t space)
+{
+	(void)ss;
+	(void)space;
+	return -ENOENT;
+}
+
 int serve_seq_seal(struct serve_session *ss, uint32_t seq)
 {
 	return known(ss, seq) ? 0 : -ENOENT;

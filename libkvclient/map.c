@@ -1,0 +1,676 @@
+/*
+ * map.c - sealed KV as plain read-only memory
+ *
+ * A segment is an area: a private read-only mapping of the daemon's file (or
+ * anonymous memory), registered with the session's userfaultfd, whose other end the
+ * daemon holds. A page that is not there, or not yet, stops whoever touches it until
+ * the daemon maps it.
+ *
+ *  (1) No area is ever plain: it is registered before its address is told, and when
+ *      the daemon is lost it is made PROT_NONE before it is unregistered, which wakes
+ *      who waits. So nobody reads zeros and nobody waits for ever.
+ *  (2) A thread of the library watches the control socket from the first map on.
+ *  (3) Areas are not inherited by fork() (MADV_DONTFORK), nor part of a core.
+ *
+ * Any thread. The lock covers all of struct kvc_maps; no call to the daemon is made
+ * under it.
+ */
+#include "libkvclient/kvc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
+#define MAX_SPACES  64u
+#define ROOM_FIRST  64u /* entries */
+#define SKIP_FIRST  1024u /* words: 64K tokens */
+#define NAPS_MAX    5000u
+#define WATCH_STACK (64u << 10)
+
+struct area {
+	char *addr;
+	uint64_t n_bytes;
+	uint32_t id; /* the daemon's */
+	uint32_t epoch; /* of the connection that it belongs to */
+};
+
+/* What kvc_map() returned, and what only we know of it. */
+struct mapping {
+	struct kvc_map pub;
+	struct mapping *next; /* (lock) */
+	struct area *areas;
+	uint32_t n_areas; /* (lock) while it is in the list */
+};
+
+struct kvc_maps {
+	pthread_mutex_t lock;
+	struct mapping *list; /* (lock) */
+	/* of this connection, (lock) */
+	int uffd; /* -1: none */
+	int lost; /* the daemon is gone */
+	int spaces[MAX_SPACES]; /* descriptors, -1 */
+	int stop; /* eventfd: ends the watcher */
+	int watching;
+	pthread_t watcher;
+	int sock; /* (I) for the watcher: kvc.sock */
+};
+
+static void lock(struct kvc_maps *ms)
+{
+	(void)pthread_mutex_lock(&ms->lock); /* cannot fail: plain mutex */
+}
+
+static void unlock(struct kvc_maps *ms)
+{
+	(void)pthread_mutex_unlock(&ms->lock);
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		(void)close(*fd); /* nothing can be lost */
+	*fd = -1;
+}
+
+/* ---- areas --------------------------------------------------------------- */
+
+/* (1): from here on a touch is SIGSEGV, now and for whoever waits. */
+static void area_shut(const struct kvc_maps *ms, const struct area *a)
+{
+	struct uffdio_range r = { (uint64_t)(uintptr_t)a->addr, a->n_bytes };
+
+	/* PROT_NONE splits nothing: it cannot fail for want of anything; if it did,
+	 * waiting is better than zeros */
+	if (!mprotect(a->addr, a->n_bytes, PROT_NONE))
+		(void)ioctl(ms->uffd, UFFDIO_UNREGISTER, &r);
+}
+
+static void shut_all_locked(struct kvc_maps *ms)
+{
+	if (!ms->lost && ms->uffd >= 0)
+		for (struct mapping *m = ms->list; m; m = m->next)
+			for (uint32_t i = 0; i < m->n_areas; i++)
+				area_shut(ms, &m->areas[i]);
+	ms->lost = 1;
+}
+
+/* Pages that cannot be had, on a kernel without UFFDIO_POISON: behind the end of an
+ * empty file lies SIGBUS. */
+static void area_lose_locked(struct kvc_maps *ms, uint64_t addr, uint64_t n)
+{
+	struct uffdio_range r = { addr, n };
+	const int fd = memfd_create("kvc-lost", MFD_CLOEXEC);
+	void *at = (void *)(uintptr_t)addr, *p = MAP_FAILED;
+
+	if (fd >= 0)
+		p = mmap(at, n, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (p == MAP_FAILED)
+		(void)mprotect(at, n, PROT_NONE); /* then it is SIGSEGV */
+	else
+		(void)madvise(at, n, MADV_DONTFORK); /* as it was */
+	if (fd >= 0)
+		(void)close(fd); /* the mapping keeps it */
+	(void)ioctl(ms->uffd, UFFDIO_WAKE, &r);
+}
+
+static int is_ours(const struct kvc_maps *ms, uint64_t addr, uint64_t n)
+{
+	for (struct mapping *m = ms->list; m; m = m->next)
+		for (uint32_t i = 0; i < m->n_areas; i++) {
+			const uint64_t at =
+				(uint64_t)(uintptr_t)m->areas[i].addr;
+
+			if (addr >= at && n <= m->areas[i].n_bytes &&
+			    addr - at <= m->areas[i].n_bytes - n)
+				return 1;
+		}
+	return 0;
+}
+
+static int area_map(struct kvc_maps *ms, struct area *a,
+		    const struct kv_map_entry *e, int copy)
+{
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	const int fd = copy || e->space >= MAX_SPACES ? -1
+						      : ms->spaces[e->space];
+	void *p;
+
+	if (!copy && fd < 0)
+		return -EPROTO;
+	p = mmap(NULL, e->n_bytes, PROT_READ,
+		 MAP_PRIVATE | MAP_NORESERVE | (copy ? MAP_ANONYMOUS : 0), fd,
+		 copy ? 0 : (off_t)e->file_off);
+	if (p == MAP_FAILED)
+		return -errno;
+	reg.range.start = (uint64_t)(uintptr_t)p;
+	reg.range.len = e->n_bytes;
+	if (!copy)
+		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	if (madvise(p, e->n_bytes, MADV_DONTFORK) ||
+	    madvise(p, e->n_bytes, MADV_DONTDUMP) ||
+	    ioctl(ms->uffd, UFFDIO_REGISTER, &reg)) {
+		const int err = -errno;
+
+		(void)munmap(p, e->n_bytes); /* nobody knows of it */
+		return err;
+	}
+	/* wishes: one fault fills a page of the daemon's */
+	(void)madvise(p, e->n_bytes, MADV_NOHUGEPAGE);
+	a->addr = p;
+	a->n_bytes = e->n_bytes;
+	return 0;
+}
+
+/* ---- the control socket --------------------------------------------------- */
+
+static void take_message_locked(struct kvc_maps *ms, const struct kv_ctl *c,
+				int fd)
+{
+	if (c->kind == KV_CTL_SPACE && fd >= 0 && c->id < MAX_SPACES &&
+	    ms->spaces[c->id] < 0) {
+		ms->spaces[c->id] = fd;
+		return;
+	}
+	if (fd >= 0)
+		(void)close(fd); /* not asked for */
+	if (c->kind == KV_CTL_LOST && is_ours(ms, c->addr, c->n_bytes))
+		area_lose_locked(ms, c->addr, c->n_bytes);
+}
+
+/* Read what is there: 0, or -ECONNRESET. */
+static int read_ctl_locked(struct kvc_maps *ms)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} ctl;
+	struct kv_ctl c;
+	ssize_t n;
+
+	for (;;) {
+		struct iovec iov = { &c, sizeof(c) };
+		struct msghdr msg = { .msg_iov = &iov,
+				      .msg_iovlen = 1,
+				      .msg_control = ctl.buf,
+				      .msg_controllen = sizeof(ctl.buf) };
+		struct cmsghdr *m;
+		int fd = -1;
+
+		n = recvmsg(ms->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return errno == EAGAIN ? 0 : -ECONNRESET;
+		m = CMSG_FIRSTHDR(&msg);
+		if (m && m->cmsg_level == SOL_SOCKET &&
+		    m->cmsg_type == SCM_RIGHTS &&
+		    m->cmsg_len == CMSG_LEN(sizeof(int)))
+			memcpy(&fd, CMSG_DATA(m), sizeof(fd));
+		if (n == 0)
+			return -ECONNRESET;
+		if (n == (ssize_t)sizeof(c) && c.magic == KV_MAGIC)
+			take_message_locked(ms, &c, fd);
+		else if (fd >= 0)
+			(void)close(fd); /* of a message we do not know */
+	}
+}
+
+static void *watch(void *arg)
+{
+	struct kvc_maps *ms = arg;
+	struct pollfd p[2] = { { .fd = ms->sock, .events = POLLIN | POLLRDHUP },
+			       { .fd = ms->stop, .events = POLLIN } };
+	int ret = 0;
+
+	while (!ret) {
+		if (poll(p, 2, -1) < 0 && errno != EINTR)
+			ret = -errno;
+		if (p[1].revents)
+			return NULL;
+		lock(ms);
+		if (p[0].revents & POLLIN)
+			ret = read_ctl_locked(ms);
+		if (p[0].revents & (POLLHUP | POLLRDHUP | POLLERR))
+			ret = -ECONNRESET;
+		if (ret)
+			shut_all_locked(ms);
+		unlock(ms);
+	}
+	return NULL;
+}
+
+/* The application's signals are not for this thread. */
+static int start_watcher(struct kvc_maps *ms)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int ret;
+
+	ms->stop = eventfd(0, EFD_CLOEXEC);
+	if (ms->stop < 0)
+		return -errno;
+	(void)sigfillset(&all); /* cannot fail */
+	(void)pthread_attr_init(&attr); /* cannot fail here */
+	(void)pthread_attr_setstacksize(&attr, WATCH_STACK); /* or more */
+	(void)pthread_sigmask(SIG_SETMASK, &all, &old); /* cannot fail */
+	ret = -pthread_create(&ms->watcher, &attr, watch, ms);
+	(void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+	(void)pthread_attr_destroy(&attr);
+	ms->watching = !ret;
+	return ret;
+}
+
+/* ---- the session's side ------------------------------------------------------ */
+
+static int open_uffd(int *out)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	const int flags = O_CLOEXEC | O_NONBLOCK;
+	int fd = (int)syscall(SYS_userfaultfd, flags);
+
+	if (fd < 0) /* without privileges: user mode only */
+		fd = (int)syscall(SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY);
+	if (fd < 0)
+		return errno == EMFILE || errno == ENFILE || errno == ENOMEM
+			       ? -errno
+			       : -ENOTSUP;
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		(void)close(fd); /* nothing is registered */
+		return -ENOTSUP;
+	}
+	*out = fd;
+	return 0;
+}
+
+static int send_uffd(struct kvc_maps *ms)
+{
+	struct kv_ctl c = { .magic = KV_MAGIC, .kind = KV_CTL_FAULTS };
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} ctl = { { 0 } };
+	struct iovec iov = { &c, sizeof(c) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = ctl.buf,
+			      .msg_controllen = sizeof(ctl.buf) };
+	struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
+
+	m->cmsg_level = SOL_SOCKET;
+	m->cmsg_type = SCM_RIGHTS;
+	m->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(m), &ms->uffd, sizeof(int));
+	return sendmsg(ms->sock, &msg, MSG_NOSIGNAL) < 0 ? -ECONNRESET : 0;
+}
+
+/* The first map of a connection: descriptor, watcher. */
+static int begin_locked(struct kvc *c, struct kvc_maps *ms)
+{
+	int ret;
+
+	if (ms->lost)
+		return -ECONNRESET;
+	if (ms->uffd >= 0)
+		return 0;
+	ms->sock = c->sock;
+	ret = open_uffd(&ms->uffd);
+	if (ret)
+		return ret;
+	ret = send_uffd(ms);
+	if (!ret)
+		ret = start_watcher(ms);
+	if (ret) {
+		/* the daemon has it: only a new session gets another */
+		close_fd(&ms->stop);
+		close_fd(&ms->uffd);
+		ms->lost = 1;
+	}
+	return ret;
+}
+
+static int maps_get(struct kvc *c, struct kvc_maps **out)
+{
+	struct kvc_maps *ms;
+	int ret = 0;
+
+	(void)pthread_mutex_lock(&c->lock); /* cannot fail: plain mutex */
+	ms = c->maps;
+	if (!ms) {
+		ms = calloc(1, sizeof(*ms));
+		if (ms) {
+			(void)pthread_mutex_init(&ms->lock, NULL); /* no attr */
+			ms->uffd = ms->stop = -1;
+			memset(ms->spaces, -1, sizeof(ms->spaces));
+			c->maps = ms;
+		}
+	}
+	(void)pthread_mutex_unlock(&c->lock);
+	if (!ms)
+		return -ENOMEM;
+	lock(ms);
+	ret = begin_locked(c, ms);
+	unlock(ms);
+	*out = ms;
+	return ret;
+}
+
+void kvc_maps_lost(struct kvc *c)
+{
+	struct kvc_maps *ms = c->maps;
+	const uint64_t one = 1;
+
+	if (!ms)
+		return;
+	if (ms->watching && kvc_usable(c)) {
+		(void)!write(ms->stop, &one, sizeof(one)); /* cannot fail */
+		(void)pthread_join(ms->watcher, NULL); /* it ends */
+	}
+	ms->watching = 0;
+	if (kvc_usable(c)) { /* else nothing of it is in this process */
+		lock(ms);
+		shut_all_locked(ms);
+		unlock(ms);
+	}
+	close_fd(&ms->stop);
+	close_fd(&ms->uffd);
+	for (uint32_t i = 0; i < MAX_SPACES; i++)
+		close_fd(&ms->spaces[i]);
+	ms->lost = 0;
+}
+
+static void mapping_free(struct mapping *m)
+{
+	free((void *)(uintptr_t)m->pub.entries);
+	free((void *)(uintptr_t)m->pub.skip);
+	free(m->areas);
+	free(m);
+}
+
+void kvc_maps_free(struct kvc *c)
+{
+	struct kvc_maps *ms = c->maps;
+	struct mapping *m;
+
+	if (!ms)
+		return;
+	kvc_maps_lost(c);
+	while ((m = ms->list)) {
+		ms->list = m->next;
+		for (uint32_t i = 0; kvc_usable(c) && i < m->n_areas; i++)
+			(void)munmap(m->areas[i].addr, m->areas[i].n_bytes);
+		mapping_free(m);
+	}
+	free(ms);
+	c->maps = NULL;
+}
+
+/* ---- mapping a sequence -------------------------------------------------------- */
+
+/* The daemon's answer, in the arena. */
+struct answer {
+	struct kv_map *map;
+	struct kv_map_entry *entries;
+	uint64_t *skip;
+};
+
+static void answer_free(struct kvc *c, struct answer *a)
+{
+	kvc_free(c, a->map);
+	kvc_free(c, a->entries);
+	kvc_free(c, a->skip);
+	memset(a, 0, sizeof(*a));
+}
+
+static int answer_new(struct kvc *c, struct answer *a, uint32_t n_entries,
+		      uint64_t n_skip)
+{
+	void *p[3] = { NULL, NULL, NULL };
+	int ret;
+
+	ret = kvc_arena_take(c, sizeof(*a->map), &p[0]);
+	if (!ret)
+		ret = kvc_arena_take(c, n_entries * sizeof(*a->entries), &p[1]);
+	if (!ret)
+		ret = kvc_arena_take(c, n_skip * sizeof(uint64_t), &p[2]);
+	a->map = p[0];
+	a->entries = p[1];
+	a->skip = p[2];
+	if (ret) {
+		answer_free(c, a);
+		return ret;
+	}
+	*a->map = (struct kv_map){ .entries_off = kvc_off(c, a->entries),
+				   .n_entries = n_entries,
+				   .skip_off = kvc_off(c, a->skip),
+				   .n_skip = n_skip };
+	return 0;
+}
+
+/* A connection of ours is still being ended by the daemon. */
+static int nap(uint32_t *n_naps)
+{
+	const struct timespec t = { .tv_nsec = 1000000 };
+
+	(void)nanosleep(&t, NULL); /* shorter is fine */
+	return ++*n_naps < NAPS_MAX;
+}
+
+/* Ask, with as much room as it takes; entries, or -errno: then a is empty. */
+static int ask(struct kvc *c, int seq, struct answer *a)
+{
+	struct kv_sqe e = { .opcode = KV_OP_MAP, .seq = (uint32_t)seq };
+	uint32_t n_entries = ROOM_FIRST;
+	uint64_t n_skip = SKIP_FIRST;
+	uint32_t n_naps = 0;
+	int ret;
+
+	for (;;) {
+		ret = answer_new(c, a, n_entries, n_skip);
+		if (ret)
+			return ret;
+		e.arg[0] = kvc_off(c, a->map);
+		ret = kvc_call(c, &e);
+		if (ret >= 0)
+			return ret;
+		n_entries = a->map->n_entries;
+		n_skip = a->map->n_skip;
+		answer_free(c, a);
+		if (ret != -EMSGSIZE && !(ret == -EAGAIN && nap(&n_naps)))
+			return ret;
+	}
+}
+
+static int call_map_at(struct kvc *c, const struct area *a)
+{
+	struct kv_sqe e = { .opcode = KV_OP_MAP_AT,
+			    .arg = { a->id, (uint64_t)(uintptr_t)a->addr } };
+
+	return kvc_call(c, &e);
+}
+
+static void call_unmap(struct kvc *c, uint32_t id)
+{
+	struct kv_sqe e = { .opcode = KV_OP_UNMAP, .arg = { id } };
+
+	(void)kvc_call(c, &e); /* the end of the session does it too */
+}
+
+static struct area *area_find(struct mapping *m, uint32_t id)
+{
+	for (uint32_t i = m->n_areas; i-- > 0;)
+		if (m->areas[i].id == id)
+			return &m->areas[i];
+	return NULL;
+}
+
+/* An area for the entry's segment; its address is not told to the daemon yet. */
+static int add_area(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
+		    const struct kv_map_entry *e, int copy)
+{
+	struct area *a = &m->areas[m->n_areas];
+	int ret;
+
+	a->id = e->map;
+	a->epoch = c->epoch;
+	lock(ms);
+	ret = ms->lost ? -ECONNRESET : read_ctl_locked(ms);
+	if (!ret)
+		ret = area_map(ms, a, e, copy);
+	if (!ret)
+		m->n_areas++; /* from here on it is shut with the others */
+	unlock(ms);
+	return ret ? ret : call_map_at(c, a);
+}
+
+static int fill(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
+		const struct answer *a, uint32_t n)
+{
+	struct kvc_map_entry *out = calloc(n + 1, sizeof(*out));
+	const int copy = a->map->flags & KV_MAP_COPY;
+	int ret = 0;
+
+	m->pub.entries = out;
+	if (!out)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n && !ret; i++) {
+		const struct kv_map_entry *e = &a->entries[i];
+		struct area *area = area_find(m, e->map);
+
+		if (!area) {
+			ret = add_area(c, ms, m, e, copy);
+			area = &m->areas[m->n_areas - 1];
+		}
+		if (ret)
+			break;
+		out[i] = (struct kvc_map_entry){ .addr = area->addr,
+						 .from = e->from,
+						 .n_tokens = e->n_tokens,
+						 .pos = e->pos,
+						 .base_pos = e->base_pos };
+		m->pub.n_entries++;
+	}
+	return ret;
+}
+
+static int mapping_new(const struct answer *a, uint32_t n, struct mapping **out)
+{
+	const struct kv_map *k = a->map;
+	struct mapping *m = calloc(1, sizeof(*m));
+	uint64_t *skip;
+
+	if (!m)
+		return -ENOMEM;
+	m->areas = calloc(n + 1, sizeof(*m->areas));
+	m->pub.skip = skip = malloc((k->n_skip + 1) * sizeof(*skip));
+	if (!m->areas || !skip) {
+		mapping_free(m);
+		return -ENOMEM;
+	}
+	memcpy(skip, a->skip, k->n_skip * sizeof(*skip));
+	m->pub.n_tokens = k->n_tokens;
+	m->pub.page_bytes = k->page_bytes;
+	m->pub.n_layers = k->n_layers;
+	m->pub.n_kv_heads = k->n_kv_heads;
+	m->pub.head_dim = k->head_dim;
+	m->pub.elem_bytes = k->elem_bytes;
+	m->pub.page_tokens = k->page_tokens;
+	m->pub.page_layers = k->page_layers;
+	*out = m;
+	return 0;
+}
+
+/* Out of the list, out of memory, out of the daemon. */
+static void mapping_end(struct kvc *c, struct kvc_maps *ms, struct mapping *m)
+{
+	struct mapping **at;
+
+	lock(ms);
+	for (at = &ms->list; *at && *at != m; at = &(*at)->next)
+		;
+	if (*at)
+		*at = m->next;
+	for (uint32_t i = 0; i < m->n_areas; i++) {
+		if (!ms->lost && ms->uffd >= 0 && m->areas[i].epoch == c->epoch)
+			area_shut(ms, &m->areas[i]); /* wakes who waits */
+	}
+	unlock(ms);
+	for (uint32_t i = 0; i < m->n_areas; i++) {
+		/* the daemon first: its work must not meet another mapping */
+		if (m->areas[i].epoch == c->epoch)
+			call_unmap(c, m->areas[i].id);
+		(void)munmap(m->areas[i].addr, m->areas[i].n_bytes);
+	}
+	mapping_free(m);
+}
+
+static void unmap_told(struct kvc *c, const struct answer *a, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		call_unmap(c, a->entries[i].map);
+}
+
+int kvc_map(struct kvc *c, int seq, struct kvc_map **out)
+{
+	struct kvc_maps *ms;
+	struct mapping *m;
+	struct answer a;
+	int n, ret;
+
+	if (!kvc_usable(c))
+		return -EPERM;
+	if (!c->map)
+		return -ECONNRESET;
+	if (!(c->features & KV_FEATURE_MAP))
+		return -ENOTSUP;
+	ret = maps_get(c, &ms);
+	if (ret)
+		return ret;
+	n = ask(c, seq, &a);
+	if (n < 0)
+		return n;
+	ret = mapping_new(&a, (uint32_t)n, &m);
+	if (ret) {
+		unmap_told(c, &a, (uint32_t)n);
+		answer_free(c, &a);
+		return ret;
+	}
+	lock(ms);
+	m->next = ms->list;
+	ms->list = m;
+	unlock(ms);
+	ret = fill(c, ms, m, &a, (uint32_t)n);
+	if (ret) {
+		mapping_end(c, ms, m);
+		unmap_told(c, &a, (uint32_t)n); /* those without an area */
+	} else {
+		*out = &m->pub;
+	}
+	answer_free(c, &a);
+	return ret;
+}
+
+int kvc_unmap(struct kvc *c, struct kvc_map *map)
+{
+	if (!kvc_usable(c))
+		return -EPERM;
+	if (map)
+		mapping_end(c, c->maps,
+			    (struct mapping *)((char *)map -
+					       offsetof(struct mapping, pub)));
+	return 0;
+}

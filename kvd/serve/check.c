@@ -3,8 +3,8 @@
  *
  *  (1) A tenant's counters are the sums over its sessions, gens and calls.
  *  (2) Segments, sequences and pages keep their own (segment.h, seq.h, pager.h).
- *  (3) Who holds a reservation is counted active, and nobody else; the sum of what
- *      they hold is what the pager has reserved.
+ *  (3) Who holds a reservation is counted active, and nobody else but faults (map.h);
+ *      the sum of what they hold is what the pager has reserved.
  *
  * In a debug build the daemon walks them once a second.
  */
@@ -17,6 +17,7 @@
 struct sums {
 	uint32_t n_sessions, n_sequences, n_requests, n_uncounted, n_active;
 	uint64_t reserved;
+	struct map_sums maps;
 };
 
 static void check_gen(const struct gen *g, struct sums *s)
@@ -56,6 +57,7 @@ static void check_session(struct serve_session *ss, struct sums *s)
 		n++;
 	}
 	n += attend_check(ss, &s->n_active, &s->reserved);
+	map_check(ss, &s->maps);
 	list_for_each(l, &ss->persists)
 		n++;
 	assert(n <= ss->n_requests);
@@ -82,8 +84,9 @@ static void check_tenant(struct serve_tenant *t)
 		persist_check(t->persist);
 	pager_check(t->pager);
 	pager_info(t->pager, &info);
-	assert(s.reserved == info.reserved_bytes);
-	assert(info.pinned_bytes <= info.reserved_bytes);
+	assert(s.maps.n_maps == t->maps.n);
+	assert(s.reserved + s.maps.reserved == info.reserved_bytes);
+	assert(info.pinned_bytes <= info.reserved_bytes + s.maps.held);
 }
 
 void serve_check(struct serve *s)

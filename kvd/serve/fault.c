@@ -376,3 +376,21 @@ void fault_cancel_map(struct segmap *m)
 	}
 	m->n_faults--;
 }
+
+void fault_check(const struct session_maps *sm, struct map_sums *s)
+{
+	const uint32_t before = s->n_faults;
+
+	list_for_each(n, &sm->faults) {
+		const struct fault *f = list_entry(n, struct fault, node);
+		const size_t page = f->map->seg->layout.page_bytes;
+
+		assert(f->state == FAULT_WANT || f->state == FAULT_JOB ||
+		       (!f->reserved && !f->held));
+		assert(!f->held || !f->reserved);
+		s->n_faults++;
+		s->reserved += f->reserved;
+		s->held += f->held * page;
+	}
+	assert(s->n_faults - before == sm->n_faults);
+}

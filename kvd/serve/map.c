@@ -471,3 +471,18 @@ void map_cancel_session(struct serve_session *ss)
 	sm->peer.closed = 1;
 	maps_look_closed(sm);
 }
+
+void map_check(const struct serve_session *ss, struct map_sums *s)
+{
+	const struct session_maps *sm = ss->maps;
+
+	if (!sm)
+		return;
+	s->n_maps += sm->n_all;
+	for (uint32_t i = 1; i < sm->n_all; i++)
+		assert(sm->all[i - 1]->id < sm->all[i]->id);
+	for (uint32_t i = 1; i < sm->n_placed; i++)
+		assert(sm->placed[i - 1]->addr + sm->placed[i - 1]->n_bytes <=
+		       sm->placed[i]->addr);
+	fault_check(sm, s);
+}

@@ -45,5 +45,7 @@ void maps_look_closed(struct session_maps *sm);
 void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns);
 /* Nobody waits for the faults of m any more; those at work end by themselves. */
 void fault_cancel_map(struct segmap *m);
+/* map_check()'s part. */
+void fault_check(const struct session_maps *sm, struct map_sums *s);
 
 #endif

@@ -170,6 +170,13 @@ void serve_check_start(struct serve *s);
 void serve_probe_maps(struct serve *s);
 void tenant_open_maps(struct serve_tenant *t);
 void tenant_close_maps(struct serve_tenant *t);
+/* What ss has: asserts; adds to them. n_active does not count faults. */
+struct map_sums {
+	uint32_t n_maps, n_faults;
+	uint64_t reserved;
+	uint64_t held; /* pinned without a reservation (page_hold()) */
+};
+void map_check(const struct serve_session *ss, struct map_sums *s);
 /* End faults and maps; the session stays open until that is done. */
 void map_cancel_session(struct serve_session *ss);
 

@@ -305,6 +305,23 @@ void segment_pages(const struct segment *s, uint32_t from, uint32_t to,
 	run->flags = 0;
 }
 
+void segment_kind(struct segment *s, uint32_t from, uint32_t n,
+		  const struct kind_facts *f)
+{
+	const uint32_t page = s->layout.page_tokens;
+	const uint32_t n_groups = s->layout.n_groups;
+	struct kind_facts at = *f;
+
+	at.page_tokens = page;
+	for (uint32_t i = from / page; i < KV_DIV_UP(from + n, page); i++) {
+		const uint64_t ahead = f->at_token + (uint64_t)i * page;
+
+		at.at_token = ahead > from ? ahead - from : 0;
+		range_class(s->range, i * n_groups, n_groups,
+			    page_kind_of(&at));
+	}
+}
+
 static void check_one(struct segment *s, void *arg)
 {
 	uint64_t *bytes = arg;

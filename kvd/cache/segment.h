@@ -25,6 +25,7 @@
 #include <stdint.h>
 #include "kvd/base/list.h"
 #include "kvd/base/map.h"
+#include "kvd/mem/kind.h"
 #include "kvd/mem/pager.h"
 
 #define SEGMENT_BLOCK 32u /* tokens of a tile of the attention grid */
@@ -130,6 +131,12 @@ static inline size_t layout_head_bytes(const struct kv_layout *g)
 /* Pages [first, first + n) that hold tokens [from, to) of all layers. */
 void segment_pages(const struct segment *s, uint32_t from, uint32_t to,
 		   struct page_run *run);
+/*
+ * Tell the pager what kind of use tokens [from, from + n) had. f is of the request;
+ * f->at_token is the position of `from` in it, f->page_tokens is filled in here.
+ */
+void segment_kind(struct segment *s, uint32_t from, uint32_t n,
+		  const struct kind_facts *f);
 /* Asserts (1) to (3). */
 void segment_pool_check(struct segment_pool *p);
 

@@ -11,7 +11,7 @@
 
 #include "kvd/mem/evict.h"
 
-#define EVICT_GUARD_SLACK  0.02 /* of the shadow's hits */
+#define EVICT_GUARD_SLACK  0.01 /* of the shadow's hits */
 #define EVICT_GUARD_WINDOW 4.0 /* uses, in nodes held */
 #define EVICT_GUARD_MIN	   256.0
 

@@ -19,6 +19,7 @@ struct kind_facts {
 };
 
 enum page_kind {
+	KIND_UNKNOWN,
 	KIND_TAIL, /* not full: only the same prompt again would find it */
 	KIND_FRESH, /* computed; nothing but the root was found before it */
 	KIND_FRESH_2K,
@@ -32,7 +33,7 @@ enum page_kind {
 	KIND_N,
 };
 
-static inline enum page_kind kind_of(const struct kind_facts *f)
+static inline enum page_kind page_kind_of(const struct kind_facts *f)
 {
 	const uint64_t added = f->n_tokens > f->found_tokens
 				       ? f->n_tokens - f->found_tokens

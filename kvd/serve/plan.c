@@ -573,6 +573,22 @@ static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
 		persist_add(g->tenant->persist, e->seg);
 }
 
+/* What the pager's policy may know of this request's pages. */
+static void tell_kinds(struct gen *g)
+{
+	struct kind_facts f = { .n_tokens = g->n_all,
+				.found_tokens = g->n_prefix,
+				.root_tokens = SEGMENT_BLOCK };
+
+	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
+		const struct seq_entry *e = &g->seq.entries[i];
+
+		f.at_token = (uint64_t)e->pos;
+		if (!e->seg->is_chunk)
+			segment_kind(e->seg, e->from, e->n, &f);
+	}
+}
+
 void gen_index(struct gen *g)
 {
 	const struct gen_part *last = &g->parts[g->n_parts - 1];
@@ -582,6 +598,7 @@ void gen_index(struct gen *g)
 	g->n_all -= (g->n_all - last->first) % SEGMENT_BLOCK;
 	seq_truncate(&g->seq, g->n_all);
 	seq_seal(&g->seq);
+	tell_kinds(g);
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
 		struct seq_entry *e = &g->seq.entries[i];
 

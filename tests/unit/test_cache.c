@@ -8,6 +8,7 @@
 #include "kvd/cache/chunk.h"
 #include "kvd/cache/prefix.h"
 #include "kvd/cache/seq.h"
+#include "kvd/mem/page.h"
 #include "tests/rig/rig_mem.h"
 
 static struct rig_mem *mem;
@@ -229,6 +230,26 @@ START_TEST(a_prefix_is_found_tile_by_tile)
 }
 END_TEST
 
+/* Tokens [32, 96) of a segment are tokens [64, 128) of a prompt of 110, of which 96
+ * were found. */
+START_TEST(pages_have_the_kind_of_their_use)
+{
+	const struct kind_facts f = { .n_tokens = 110,
+				      .found_tokens = 96,
+				      .root_tokens = 32,
+				      .at_token = 64 };
+	static const enum page_kind want[] = { KIND_UNKNOWN, KIND_FOUND,
+					       KIND_TAIL, KIND_UNKNOWN };
+	struct segment *s;
+
+	ck_assert_int_eq(segment_new(pool, &layout, 128, 0, &s), 0);
+	segment_kind(s, 32, 64, &f);
+	for (uint32_t i = 0; i < range_n_pages(s->range); i++)
+		ck_assert_int_eq(s->range->pages[i].evict.kind, want[i / 2]);
+	segment_put(s);
+}
+END_TEST
+
 START_TEST(a_chunk_is_found_by_its_tokens)
 {
 	const uint64_t model[2] = { 1, 2 };
@@ -294,6 +315,7 @@ int main(void)
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
+	tcase_add_test(t, pages_have_the_kind_of_their_use);
 	tcase_add_test(t, a_chunk_is_found_by_its_tokens);
 	tcase_add_test(t, a_map_forgets_nothing);
 	suite_add_tcase(s, t);

@@ -638,23 +638,23 @@ START_TEST(kinds)
 				.root_tokens = 100,
 				.page_tokens = 100 };
 
-	ck_assert_int_eq(kind_of(&f), KIND_FRESH);
+	ck_assert_int_eq(page_kind_of(&f), KIND_FRESH);
 	f.at_token = 950;
-	ck_assert_int_eq(kind_of(&f), KIND_TAIL);
+	ck_assert_int_eq(page_kind_of(&f), KIND_TAIL);
 	f.at_token = 500;
 	f.found_tokens = 600;
-	ck_assert_int_eq(kind_of(&f), KIND_FOUND);
+	ck_assert_int_eq(page_kind_of(&f), KIND_FOUND);
 	f.at_token = 600;
-	ck_assert_int_eq(kind_of(&f), KIND_MORE);
+	ck_assert_int_eq(page_kind_of(&f), KIND_MORE);
 	f.n_tokens = 100000;
-	ck_assert_int_eq(kind_of(&f), KIND_MORE_4K);
+	ck_assert_int_eq(page_kind_of(&f), KIND_MORE_4K);
 	f.at_token = 0;
-	ck_assert_int_eq(kind_of(&f), KIND_FOUND_2K);
+	ck_assert_int_eq(page_kind_of(&f), KIND_FOUND_2K);
 	f.found_tokens = 0;
-	ck_assert_int_eq(kind_of(&f), KIND_FRESH_32K);
+	ck_assert_int_eq(page_kind_of(&f), KIND_FRESH_32K);
 	ck_assert_int_le(KIND_N, (int)EVICT_KINDS);
 	f.found_tokens = UINT64_MAX;
-	ck_assert_int_eq(kind_of(&f), KIND_FOUND);
+	ck_assert_int_eq(page_kind_of(&f), KIND_FOUND);
 }
 END_TEST
 

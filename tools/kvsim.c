@@ -33,6 +33,8 @@ static const struct option options[] = {
 	{ "bits", required_argument, NULL, 'b' },
 	{ "flip", required_argument, NULL, 'f' },
 	{ "ends", required_argument, NULL, 'e' },
+	{ "one-shot", required_argument, NULL, 'o' },
+	{ "end-delay", required_argument, NULL, 'D' },
 	{ "false-ends", required_argument, NULL, 'E' },
 	{ "queue", required_argument, NULL, 'q' },
 	{ "seed", required_argument, NULL, 'S' },
@@ -64,6 +66,8 @@ static void usage(FILE *f)
 	      "  --bits perfect      discard bits of Belady's algorithm\n"
 	      "  --flip P            that share of those bits is wrong\n"
 	      "  --ends P            that share of conversations tell their end\n"
+	      "  --end-delay S       that many seconds after the last turn (0)\n"
+	      "  --one-shot P        that share of those of one turn tell at once\n"
 	      "  --false-ends P      that share of other turns say so wrongly\n"
 	      "  --queue N           N requests ahead are known\n"
 	      "  --seed N            of whatever is drawn (1)\n"
@@ -167,6 +171,13 @@ static int parse_option(struct args *a, int c, const char *s)
 		return parse_share(s, &a->sim.flip);
 	case 'e':
 		return parse_share(s, &a->sim.ends);
+	case 'o':
+		return parse_share(s, &a->sim.one_shot);
+	case 'D':
+		if (parse_u64(s, UINT32_MAX, &a->sim.end_delay_ms))
+			return -EINVAL;
+		a->sim.end_delay_ms *= 1000;
+		return 0;
 	case 'E':
 		return parse_share(s, &a->sim.false_ends);
 	case 'q':

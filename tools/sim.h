@@ -75,6 +75,8 @@ struct sim_opts {
 	enum sim_bits bits; /* the discard bit of each access */
 	double flip; /* share of those bits that are wrong */
 	double ends; /* share of conversations whose end is told */
+	double one_shot; /* share of those of one turn that are told to be */
+	uint64_t end_delay_ms; /* that long after the last turn */
 	double false_ends; /* share of other turns that are told to be the end */
 	uint32_t queue; /* requests known ahead */
 	uint64_t seed;

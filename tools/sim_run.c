@@ -22,6 +22,9 @@
  * 32 * 4096 * position). */
 #define ATTENTION_EQUAL_TOKENS 30000.0f
 #define GAIN_HIT	       20.0f /* CFO 0: 1 / 0.05 */
+#define SEEN		       UINT32_MAX
+
+enum { TOLD = 1, TOLD_AT_ONCE }; /* told[] */
 
 struct sim {
 	const struct sim_trace *t;
@@ -78,13 +81,19 @@ static void draw_ends(struct sim *s)
 	uint64_t seed = s->opts.seed ^ 0xe4d5;
 
 	memset(s->conv_last, 0, t->n_convs * sizeof(*s->conv_last));
+	for (size_t i = 0; i < t->n_requests; i++)
+		s->conv_last[t->requests[i].conv]++;
 	for (size_t i = t->n_requests; i-- > 0;) {
-		uint32_t *seen = &s->conv_last[t->requests[i].conv];
-		const double p = *seen ? s->opts.false_ends : s->opts.ends;
+		uint32_t *turns = &s->conv_last[t->requests[i].conv];
+		const int last = *turns < SEEN, one = *turns == 1;
 
-		*seen = 1;
-		s->told[i] = sim_random(&seed) < p ||
-			     t->requests[i].flags & TRACE_ONE_SHOT;
+		if (last)
+			*turns = SEEN;
+		s->told[i] = sim_random(&seed) <
+			     (last ? s->opts.ends : s->opts.false_ends);
+		if ((sim_random(&seed) < s->opts.one_shot && one) ||
+		    t->requests[i].flags & TRACE_ONE_SHOT)
+			s->told[i] = TOLD_AT_ONCE;
 	}
 }
 
@@ -252,16 +261,28 @@ static void run_request(struct sim *s, size_t i, struct sim_result *out)
 		if (s->opts.bits == SIM_BITS_NONE)
 			hint = hint_now(s, b[j]);
 		f.at_token = (uint64_t)j * f.page_tokens;
-		hit = access_block(s, r->first + j, (uint8_t)kind_of(&f), hint,
-				   f.at_token);
+		hit = access_block(s, r->first + j, (uint8_t)page_kind_of(&f),
+				   hint, f.at_token);
 		run &= hit;
 		out->n_hits += (uint64_t)hit;
 		out->n_usable += (uint64_t)run;
 	}
 	s->request_prev[i] = s->conv_last[r->conv];
 	s->conv_last[r->conv] = (uint32_t)i + 1;
-	if (s->told[i])
+	if (s->told[i] == TOLD_AT_ONCE)
 		conv_ends(s, r->conv);
+}
+
+/* What was to be told by now, unless the conversation has gone on since. */
+static void tell_ends(struct sim *s, size_t *next, size_t n, uint64_t now_ms)
+{
+	const struct sim_request *r = s->t->requests;
+
+	for (; *next < n && r[*next].time_ms + s->opts.end_delay_ms <= now_ms;
+	     (*next)++)
+		if (s->told[*next] == TOLD &&
+		    s->conv_last[r[*next].conv] == *next + 1)
+			conv_ends(s, r[*next].conv);
 }
 
 static void reset(struct sim *s)
@@ -285,7 +306,7 @@ static int run(struct sim *s, const struct evict_policy *p,
 	const struct sim_trace *t = s->t;
 	const size_t ahead = KV_MIN((size_t)s->opts.queue, t->n_requests);
 	struct timespec a, b;
-	size_t end = 0;
+	size_t end = 0, tell = 0;
 	int ret;
 
 	memset(out, 0, sizeof(*out));
@@ -300,6 +321,7 @@ static int run(struct sim *s, const struct evict_policy *p,
 	for (size_t i = 0; i < t->n_requests; i++) {
 		for (; end < t->n_ends && t->ends[end].before <= i; end++)
 			conv_ends(s, t->ends[end].conv);
+		tell_ends(s, &tell, i, t->requests[i].time_ms);
 		if (ahead && i + ahead < t->n_requests)
 			queue_move(s, i + ahead, 1);
 		if (ahead)

@@ -116,6 +116,15 @@ int frame_write(struct journal *j)
 	return 0;
 }
 
+/*
+ * Whatever a failed flush says (-ENOSPC, too): what was written before it may be lost,
+ * and the next one would not tell.
+ */
+int journal_flush(struct journal *j)
+{
+	return kio_sys_fdatasync(j->fd) ? -EIO : 0;
+}
+
 /* ---- superblocks ---------------------------------------------------------- */
 
 int sb_write_both(int fd, struct sb *sb)
@@ -245,7 +254,7 @@ static int fill_other(struct journal *j, uint64_t *offs)
 	j->prev_crc = 0;
 	ret = copy_live(j, &w, offs);
 	if (!ret)
-		ret = kio_sys_fdatasync(j->fd);
+		ret = journal_flush(j);
 	free(w.buf);
 	if (!ret)
 		return 0;

@@ -231,14 +231,14 @@ static int work(struct journal *j, struct batch *b)
 
 	mark_dels(j, b);
 	if (b->puts)
-		ret = kio_sys_fdatasync(j->fd); /* the pages */
+		ret = journal_flush(j); /* the pages */
 	if (!ret)
 		ret = make_room(j, b);
 	if (!ret)
 		ret = frame_write(j);
 	if (!ret)
-		ret = kio_sys_fdatasync(j->fd);
-	/* only what says so leaves the log as it was */
+		ret = journal_flush(j);
+	/* these two leave the log as it was */
 	return ret && ret != -ENOSPC && ret != -ENOMEM ? -EIO : ret;
 }
 

@@ -297,6 +297,8 @@ uint64_t frame_bytes(const struct journal *j); /* so far, with its header */
 uint64_t frame_room(const struct journal *j); /* and on disk */
 /* 0, -ENOSPC, -errno. One without records is not written. */
 int frame_write(struct journal *j);
+/* 0 or -EIO. */
+int journal_flush(struct journal *j);
 /*
  * Live records to the other area. 0; -ENOSPC, -ENOMEM: the old area goes on; else the
  * journal has failed (it may be that a superblock names the new area, so nothing may

@@ -50,6 +50,7 @@ static int on_found(void *ctx, const struct kio_record *f)
 {
 	struct rig_store *r = ctx;
 	struct rig_record *x;
+	uint32_t n_wrong = 0;
 
 	if (r->n_found == r->room) {
 		r->room = r->room ? 2 * r->room : 64;
@@ -71,7 +72,8 @@ static int on_found(void *ctx, const struct kio_record *f)
 	memcpy(x->places, f->places, f->n_pages * sizeof(*f->places));
 	memcpy(x->meta, f->meta, f->meta_bytes);
 	for (uint32_t i = 0; i < x->meta_bytes; i++)
-		ck_assert_int_eq(x->meta[i], (char)(x->id + i));
+		n_wrong += x->meta[i] != (char)(x->id + i);
+	ck_assert_uint_eq(n_wrong, 0);
 	return r->verdict;
 }
 
@@ -103,6 +105,13 @@ void rig_store_close(struct rig_store *r)
 	/* what the store does behind holds the file: see that it ends */
 	kio_engine_free(r->engine);
 	ck_assert_int_eq(kio_engine_new(&r->engine, r->kind, 8), 0);
+}
+
+void rig_store_poll(struct rig_store *r)
+{
+	kio_engine_submit(r->engine);
+	(void)kio_engine_reap(r->engine);
+	(void)kio_store_reap(r->store);
 }
 
 void rig_store_turn(struct rig_store *r)

@@ -44,6 +44,7 @@ int rig_store_open(struct rig_store *r, uint64_t bytes, uint32_t flags);
 void rig_store_close(struct rig_store *r);
 /* Submit, sleep shortly if nothing came, reap. */
 void rig_store_turn(struct rig_store *r);
+void rig_store_poll(struct rig_store *r); /* without sleeping */
 
 /* Take slots for a record of that shape: 0, or what alloc said (then none). */
 int rig_store_take(struct rig_store *r, struct rig_record *x, uint64_t id,

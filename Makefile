@@ -48,7 +48,8 @@ KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)
 KVSIM   := tools/kvsim.c tools/trace.c $(wildcard tools/sim_*.c)
 KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)
 
-all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/kvsim $(B)/libkvclient.so $(B)/libkvclient.a
+all: $(B)/kvd $(B)/kvctl $(B)/kvbench $(B)/kvsim $(B)/kvfsck \
+     $(B)/libkvclient.so $(B)/libkvclient.a
 
 ifeq ($(SAN),fuzz)
 WARN   :=
@@ -88,6 +89,8 @@ $(B)/tests/kvbench-plain: $(call obj,$(filter-out tools/bench_dnnl.c,$(KVBENCH))
 			  $(B)/libcore.a $(B)/libkvclient.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) -DNO_DNNL -o $@ tools/bench_dnnl.c $^ $(LIBS)
+$(B)/kvfsck: $(call obj,tools/kvfsck.c) $(B)/libcore.a
+	$(Q)$(CC) $(ALLC) -o $@ $^ -luring -ljansson -pthread
 $(B)/kvsim: $(call obj,$(KVSIM)) $(B)/libcore.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/librig.a: $(call obj,$(RIG))
@@ -149,7 +152,7 @@ install: all
 	$(D)/share/man/man1 $(D)/share/man/man3 $(D)/share/man/man5 \
 	$(D)/share/man/man8 $(D)/lib/systemd/system $(D)/lib/sysusers.d \
 	$(D)/share/doc/kvd
-	install -m 755 $(B)/kvd $(D)/sbin/
+	install -m 755 $(B)/kvd $(B)/kvfsck $(D)/sbin/
 	install -m 755 $(B)/kvctl $(B)/kvbench $(B)/kvsim $(D)/bin/
 	install -m 644 libkvclient/kvclient.h libkvclient/kv_abi.h $(D)/include/
 	install -m 644 $(B)/libkvclient.a $(D)/lib/
@@ -164,7 +167,7 @@ install: all
 	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
 	install -m 644 docs/kvd.conf.example README.md LICENSE $(D)/share/doc/kvd/
 uninstall:
-	rm -f $(D)/sbin/kvd $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
+	rm -f $(D)/sbin/kvd $(D)/sbin/kvfsck $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \
 	$(D)/lib/pkgconfig/kvclient.pc $(D)/lib/systemd/system/kvd.service \
 	$(D)/lib/sysusers.d/kvd.conf
@@ -174,7 +177,7 @@ uninstall:
 clean:
 	rm -rf build
 help:
-	@echo "make            build/kvd, kvctl, kvbench, kvsim, libkvclient.so and .a"
+	@echo "make            build/kvd, kvctl, kvbench, kvsim, kvfsck, libkvclient.so and .a"
 	@echo "make demo       the main job, front to back (installs what is missing)"
 	@echo "make check      all tests; check-long: longer versions"
 	@echo "make bench      kvbench: figures against this machine's limits"

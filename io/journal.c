@@ -190,9 +190,9 @@ static void unbuild(struct batch *b)
 	b->more_bads = NULL;
 }
 
-static int mostly_dead(const struct journal *j)
+static int wants_compaction(const struct journal *j)
 {
-	return j->pos > 2 * j->live_bytes + COMPACT_SLACK;
+	return j->must_compact || j->pos > 2 * j->live_bytes + COMPACT_SLACK;
 }
 
 /* The frame of b, and room for it; a compaction leaves the deleted records out. */
@@ -200,13 +200,14 @@ static int make_room(struct journal *j, struct batch *b)
 {
 	int ret = build(j, b);
 
-	if (ret ||
-	    (!mostly_dead(j) && j->pos + frame_room(j) <= j->sb.index_bytes))
+	if (ret || (!wants_compaction(j) &&
+		    j->pos + frame_room(j) <= j->sb.index_bytes))
 		return ret;
 	unbuild(b);
 	ret = journal_compact(j);
 	if (ret)
 		return ret;
+	j->must_compact = 0;
 	b->in_frame = 0;
 	return build(j, b);
 }
@@ -430,6 +431,7 @@ int journal_start(struct journal *j, int fd, const struct sb *sb,
 	j->seq = x->seq;
 	j->prev_crc = x->prev_crc;
 	j->serial = x->serial;
+	j->must_compact = j->again = !!x->n_beyond;
 	ret = kio_sys_eventfd();
 	if (ret < 0)
 		return ret;

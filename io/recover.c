@@ -299,6 +299,26 @@ static int take_frame(struct loader *l, const struct frame *f)
 	return ret;
 }
 
+/*
+ * A frame is written when the one before is on the medium. So behind what a crash
+ * left there is never one of this life that is later than the next: where there is,
+ * the log was damaged, and what those frames say is lost. Looked for as far as the
+ * area has been read.
+ */
+static void look_beyond(struct loader *l)
+{
+	struct index_image *x = l->x;
+
+	for (uint64_t at = x->end + KIO_BLOCK_BYTES;
+	     at + KIO_BLOCK_BYTES <= l->have; at += KIO_BLOCK_BYTES) {
+		const struct frame *f = (const struct frame *)(x->base + at);
+
+		x->n_beyond += f->magic == FRAME_MAGIC &&
+			       f->epoch == x->epoch && f->salt == l->sb->salt &&
+			       f->seq > x->seq + 1 && f->n_bytes <= FRAME_MAX;
+	}
+}
+
 int index_load(int fd, const struct sb *sb, struct index_image *x)
 {
 	struct loader l = { .fd = fd, .sb = sb, .x = x };
@@ -329,6 +349,7 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 		index_unload(x);
 		return ret;
 	}
+	look_beyond(&l);
 	for (uint64_t i = 0; i < x->n_entries; i++)
 		if (x->entries[i].n_bytes)
 			x->entries[n++] = x->entries[i];

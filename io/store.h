@@ -68,7 +68,10 @@ enum {
 struct kio_store_report {
 	uint64_t n_records, n_pages, n_bad_slots;
 	uint64_t n_refused; /* records that contradict others or the layout */
-	uint64_t n_frames, index_bytes, torn_bytes;
+	uint64_t n_frames, index_bytes;
+	uint64_t
+		torn_bytes; /* of a frame that a crash cut off: nobody was told */
+	uint64_t n_lost_frames; /* behind a damaged one: records are lost */
 	uint64_t epoch, open_ns;
 	int formatted; /* the store is new */
 };

@@ -334,6 +334,7 @@ static int load(struct finder *f, struct sb *sb, int readonly)
 	f->rep->index_bytes = x.end;
 	f->rep->torn_bytes = x.torn_bytes;
 	f->rep->n_refused = x.n_malformed;
+	f->rep->n_lost_frames = x.n_beyond;
 	f->rep->epoch = sb->epoch;
 	s->put_max_bytes = index_frame_limit(sb);
 	ret = find_all(f);

@@ -53,6 +53,10 @@ struct sb { /* one block; crc over it all with crc = 0 */
 	uint8_t rsvd[4096 - 112]; /* 0 */
 };
 static_assert(sizeof(struct sb) == KIO_BLOCK_BYTES, "on disk");
+static_assert(offsetof(struct sb, crc) == 12, "on disk");
+static_assert(offsetof(struct sb, generation) == 32, "on disk");
+static_assert(offsetof(struct sb, epoch) == 80, "on disk");
+static_assert(offsetof(struct sb, salt) == 96, "on disk");
 static_assert(offsetof(struct sb, rsvd) == 112, "on disk");
 
 struct frame { /* then records, then zeros up to a block */
@@ -67,6 +71,8 @@ struct frame { /* then records, then zeros up to a block */
 	uint32_t rsvd; /* 0 */
 };
 static_assert(sizeof(struct frame) == 48, "on disk");
+static_assert(offsetof(struct frame, seq) == 24, "on disk");
+static_assert(offsetof(struct frame, prev) == 40, "on disk");
 
 enum { REC_PUT = 1, REC_DEL = 2, REC_BAD = 3 };
 
@@ -201,6 +207,7 @@ struct index_image {
 	uint64_t seq, epoch;
 	uint32_t prev_crc;
 	uint64_t n_frames;
+	uint64_t n_beyond; /* frames behind a damaged one: lost */
 	uint64_t n_malformed; /* records in whole frames */
 	struct entry *entries; /* [n_entries] PUT and BAD, by serial */
 	uint64_t n_entries;
@@ -238,6 +245,7 @@ struct journal {
 	/* deletions taken: not durable, in order */
 	struct entry *dels_now, **dels_now_end;
 	int again; /* there is more to do */
+	int must_compact; /* the log is damaged: away from there */
 
 	pthread_t thread;
 	int started;

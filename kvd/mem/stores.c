@@ -149,6 +149,12 @@ static int open_disk(struct stores *s, uint32_t i)
 		 (unsigned long long)rep.n_records,
 		 (unsigned long long)rep.n_pages, (double)rep.open_ns / 1e6,
 		 rep.torn_bytes ? ", torn end of log cut off" : "");
+	if (rep.n_lost_frames || rep.n_refused)
+		log_warn("store",
+			 "%s: index damaged: %llu frames of it lost, %llu "
+			 "records refused",
+			 d->path, (unsigned long long)rep.n_lost_frames,
+			 (unsigned long long)rep.n_refused);
 	d->commit_fd.fd = kio_store_event_fd(d->store);
 	d->commit_fd.events = EPOLLIN;
 	d->commit_fd.ready = commit_ready;

@@ -284,6 +284,7 @@ static void open_again(void)
 
 	ck_assert_msg(!ret, "open: %s", strerror(-ret));
 	ck_assert_uint_eq(rep.n_refused, 0);
+	ck_assert_uint_eq(rep.n_lost_frames, 0);
 	kio_store_check(t.store);
 	for (uint32_t i = 0; i < MAX_RECORDS; i++) {
 		struct record *r = &t.records[i];

@@ -320,6 +320,24 @@ START_TEST(a_tail_of_the_same_life_is_not_believed)
 }
 END_TEST
 
+/* In the middle: what follows is lost, and said to be; once. */
+START_TEST(damage_in_the_log_is_told)
+{
+	make(6);
+	damage(INDEX_OFF + 2 * KIO_BLOCK_BYTES + (uint64_t)_i);
+	open_ok();
+	ck_assert_uint_eq(r.n_found, 2);
+	ck_assert_uint_eq(r.report.n_lost_frames, 3);
+	rig_store_add(&r, &x[7], 8, 1, 0);
+	rig_store_close(&r);
+	open_ok();
+	ck_assert_uint_eq(r.n_found, 3);
+	ck_assert_uint_eq(r.report.n_lost_frames, 0);
+	ck_assert_uint_eq(r.report.epoch, 2);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(a_cut_file_loses_only_what_was_cut)
 {
 	make(1);
@@ -394,6 +412,7 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, a_torn_frame_is_the_end_of_the_log, 0, 49);
 	tcase_add_loop_test(tc, frames_of_other_lives_are_not_believed, 0, 2);
 	tcase_add_test(tc, a_tail_of_the_same_life_is_not_believed);
+	tcase_add_loop_test(tc, damage_in_the_log_is_told, 0, 49);
 	tcase_add_loop_test(tc, a_cut_file_loses_only_what_was_cut, 0, 2);
 	tcase_add_test(tc, it_grows_and_is_limited);
 	suite_add_tcase(s, tc);

@@ -23,6 +23,7 @@ allowed() {
 	kvd/ipc/*) echo 'kvd/ipc|kvd/serve|kvd/base|libkvclient|io/base' ;;
 	tools/kvbench.c | tools/bench*)
 		echo 'tools|libkvclient|kernels|io|kvd/base|kvd/mem' ;;
+	tools/kvfsck.c) echo 'tools|io' ;;
 	tools/kvsim.c | tools/sim*)
 		echo 'tools|kvd/mem|kvd/base|io/base' ;;
 	tools/*) echo 'tools|libkvclient' ;;

@@ -43,7 +43,13 @@ UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/%,$(call src,tests/unit))
 SWEEP   := $(patsubst tests/sweep/%.c,$(B)/tests/%,$(call src,tests/sweep))
 CRASH   := $(patsubst tests/crash/%.c,$(B)/tests/%,$(call src,tests/crash))
 E2E     := $(patsubst tests/e2e/%.c,$(B)/tests/%,$(call src,tests/e2e))
-TESTS   := $(UNIT) $(SWEEP) $(CRASH) $(E2E)
+# the long ones first; with tsan those that have threads
+TESTS   := $(E2E) $(CRASH) $(SWEEP) $(UNIT)
+ifeq ($(SAN),tsan)
+TESTS   := $(filter $(patsubst %,$(B)/tests/test_%,pool stat loop log ipc ring \
+	   serve attend random kill transport hostile),$(TESTS))
+export TSAN_OPTIONS ?= suppressions=tests/tsan.supp
+endif
 KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)
 KVSIM   := tools/kvsim.c tools/trace.c $(wildcard tools/sim_*.c)
 KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)

@@ -40,16 +40,26 @@ one() {
 b=$1
 limit=${TEST_TIMEOUT:-600}
 [ "${KVD_LONG:-0}" = 1 ] && limit=3600
+# limits say that a test hangs, not that the machine is slow
+export CK_DEFAULT_TIMEOUT="${CK_DEFAULT_TIMEOUT:-60}"
+case $b in
+*/asan | */ubsan | */tsan)
+	limit=$((4 * limit))
+	export CK_TIMEOUT_MULTIPLIER="${CK_TIMEOUT_MULTIPLIER:-5}"
+	;;
+esac
 export KVD_BIN="$b/kvd" KVCTL_BIN="$b/kvctl" KVBENCH_BIN="$b/kvbench"
 if [ "$2" = -one ]; then
 	one "$3"
 	exit 0
 fi
 shift
+begin=$(date +%s)
 for t in "$@"; do
 	rm -f "$b/tests/$(basename "$t").log.counts"
 done
 printf '%s\n' "$@" | xargs -n 1 -P "${TEST_JOBS:-$(nproc)}" "$0" "$b" -one
+echo "$# test binaries in $(($(date +%s) - begin)) s"
 for t in "$@"; do
 	cat "$b/tests/$(basename "$t").log.counts" || echo 0 1 0
 done | awk '{ p += $1; f += $2; s += $3 }

@@ -4,6 +4,7 @@
 #include <check.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -114,6 +115,8 @@ static void *produce(void *arg)
 
 			(void)kv_ring_publish(&e, n < left ? n : left);
 			i += n < left ? n : left;
+		} else {
+			(void)sched_yield();
 		}
 	}
 	return NULL;
@@ -137,6 +140,8 @@ START_TEST(two_threads_pass_everything_in_order)
 			ck_assert_uint_eq(slots[kv_ring_slot(&e, (uint32_t)i)],
 					  next++);
 		kv_ring_consume(&e, (uint32_t)n);
+		if (!n)
+			(void)sched_yield();
 	}
 	(void)pthread_join(t, NULL);
 	free(r);

@@ -661,7 +661,7 @@ int main(void)
 	tcase_add_test(t, no_decode_waits_longer_than_a_slice);
 	tcase_add_test(t, windows_hold_up_nobody);
 	tcase_add_test(t, a_step_in_windows_can_be_cancelled);
-	tcase_set_timeout(t, 60);
+	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

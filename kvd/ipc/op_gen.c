@@ -15,7 +15,7 @@
 #define MAX_PARTS     1024u
 #define MAX_STOP_TEXT 1024u
 #define MAX_BYTES     (4u << 20) /* of texts and tokens of one request */
-#define MAX_TOKENIZE  (1u << 20) /* bytes; it runs on the loop thread */
+#define MAX_TOKENIZE  (1u << 20) /* bytes; detokenizing is done at once */
 #define MAX_NEW	      (1u << 20) /* tokens of one generation */
 
 /* A name field must end inside. */
@@ -478,13 +478,55 @@ static int read_tokenize(struct sess *s, const struct kv_sqe *e,
 	return 0;
 }
 
+static void text_told(struct wait *w, int ret)
+{
+	struct serve_text *t = container_of(w, struct serve_text, wait);
+	struct sess_text *st = container_of(t, struct sess_text, text);
+	struct sess_req *r = container_of(st, struct sess_req, u.text);
+
+	(void)ret; /* n says it all */
+	if (!r->sess->closing && t->n > 0)
+		memcpy(r->sess->ch.arena + st->tokens_off, t->tokens,
+		       KV_MIN((uint64_t)t->n, t->max) * sizeof(*t->tokens));
+	sess_req_end(r, clamp(t->n), 0, 0);
+}
+
+/* The copy: model, tokens, text. */
+struct text_copy {
+	char model[32];
+	uint32_t tokens[];
+};
+
+static int read_text(struct sess_req *r, const struct kv_tokenize *q)
+{
+	struct serve_text *t = &r->u.text.text;
+	const size_t room = KV_MIN(q->n_tokens, q->text_bytes + 2);
+	struct text_copy *c;
+	void *p;
+	int ret;
+
+	ret = sess_req_copy(
+		r, sizeof(*c) + room * sizeof(uint32_t) + q->text_bytes, &p);
+	if (ret)
+		return ret;
+	c = p;
+	memcpy(c->model, q->model, sizeof(c->model));
+	chan_copy(c->tokens + room, r->sess->ch.arena + q->text_off,
+		  q->text_bytes);
+	t->wait.done = text_told;
+	t->model = c->model;
+	t->tokens = c->tokens;
+	t->max = room;
+	t->text = (const char *)(c->tokens + room);
+	t->len = q->text_bytes;
+	r->u.text.tokens_off = q->tokens_off;
+	return 0;
+}
+
 int op_tokenize(struct sess *s, const struct kv_sqe *e)
 {
 	struct kv_tokenize q;
-	uint32_t *ids;
-	char *text;
-	size_t room;
-	int64_t n;
+	struct sess_req *r;
 	int ret;
 
 	ret = read_tokenize(s, e, &q);
@@ -492,18 +534,14 @@ int op_tokenize(struct sess *s, const struct kv_sqe *e)
 		return ret;
 	if (q.text_bytes > MAX_TOKENIZE)
 		return -EINVAL;
-	room = KV_MIN(q.n_tokens, q.text_bytes + 2);
-	text = malloc(KV_ALIGN_UP(q.text_bytes, 8) + room * sizeof(*ids) + 8);
-	if (!text)
-		return -ENOMEM;
-	ids = (uint32_t *)(text + KV_ALIGN_UP(q.text_bytes, 8));
-	chan_copy(text, s->ch.arena + q.text_off, q.text_bytes);
-	n = serve_tokenize(s->ss, q.model, text, q.text_bytes, ids, room);
-	if (n > 0)
-		memcpy(s->ch.arena + q.tokens_off, ids,
-		       KV_MIN((uint64_t)n, room) * sizeof(*ids));
-	free(text);
-	return clamp(n);
+	r = sess_req_begin(s, e);
+	ret = read_text(r, &q);
+	if (!ret)
+		ret = serve_tokenize(s->ss, &r->u.text.text);
+	if (!ret)
+		return DISPATCH_LATER;
+	sess_req_drop(r);
+	return ret;
 }
 
 int op_detokenize(struct sess *s, const struct kv_sqe *e)

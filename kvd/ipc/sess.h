@@ -39,6 +39,11 @@ struct sess_chunk {
 	uint64_t off; /* of kv_chunk_put */
 };
 
+struct sess_text {
+	struct serve_text text;
+	uint64_t tokens_off;
+};
+
 /* A request in flight; of a table that the session allocates at its start. */
 struct sess_req {
 	struct list node; /* sess.free or sess.inflight */
@@ -52,6 +57,7 @@ struct sess_req {
 		struct sess_gen gen;
 		struct sess_attend attend;
 		struct sess_chunk chunk;
+		struct sess_text text;
 		struct serve_persist persist;
 		struct wait unmap;
 		struct {

@@ -42,6 +42,7 @@ void gen_free(struct gen *g)
 {
 	list_del(&g->session_node);
 	repair_free(g);
+	gen_free_parts(g);
 	free(g->tokens);
 	free(g->parts);
 	free(g->runs);
@@ -155,6 +156,7 @@ struct gen *gen_new(struct serve_tenant *t, struct serve_model *m)
 	list_init(&g->waiter.node);
 	list_init(&g->chunk_waiters);
 	list_init(&g->end_call.node);
+	g->state = GEN_CHUNKS;
 	list_init(&g->want.node);
 	list_init(&g->want.call.node);
 	return g;

@@ -1,6 +1,7 @@
 /*
  * gen.h - one generation (or one chunk to compute), from parts to tokens
  *
+ * (TEXTS, when they are long, comes first: a worker makes tokens of them)
  *   CHUNKS --all there--> ADMIT --reserved--> WANT --pinned--> READY <--> STEP
  *     |                     |                   |                |         |
  *     +---------------------+-------------------+-- failed, cancelled, done: END
@@ -20,6 +21,7 @@
 #include "kvd/serve/tenant.h"
 
 enum gen_state {
+	GEN_TEXTS,
 	GEN_CHUNKS,
 	GEN_ADMIT,
 	GEN_WANT,
@@ -67,6 +69,10 @@ struct gen {
 	uint32_t n_retries;
 	struct loop_call end_call;
 
+	struct serve_part *in; /* [n_in] as asked for; the worker's in TEXTS */
+	uint32_t n_in;
+	int in_err;
+	struct loop_work encode;
 	uint32_t *tokens; /* [n_prompt + max_tokens] */
 	uint32_t n_prompt, n_all, max_tokens;
 	struct gen_part *parts;
@@ -140,7 +146,14 @@ int gen_plan(struct gen *g); /* tokens and parts are known: find, count */
 void gen_unplan(struct gen *g); /* give back all references */
 int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */
 void gen_index(struct gen *g); /* keep what was computed, for reuse */
+/* From parts of tokens and chunks. */
 int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n);
+/* text.c: copy the parts; -EINVAL too much text, -ENOMEM. */
+int gen_take_parts(struct gen *g, const struct serve_part *parts, uint32_t n);
+uint64_t gen_text_bytes(const struct gen *g);
+/* Texts of the parts to tokens, into in and in_err. Any thread. */
+void gen_encode(struct loop_work *w);
+void gen_free_parts(struct gen *g);
 /* Have the part's chunk computed; -ENOMEM: then nobody does it. */
 int gen_start_chunk(struct gen *waiter, struct gen_part *part);
 

@@ -24,25 +24,11 @@ static uint32_t gen_flags(const struct gen *g)
 
 /* ---- tokens ------------------------------------------------------------- */
 
-static int64_t part_length(const struct tokenizer *tok,
-			   const struct serve_part *p)
-{
-	if (p->kind == SERVE_PART_TOKENS)
-		return (int64_t)p->n_tokens;
-	return tokenizer_encode(tok, p->text, p->text_len, NULL, 0);
-}
-
 static int part_tokens(struct gen *g, const struct serve_part *p, uint32_t *out,
 		       size_t n)
 {
-	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
 	const uint32_t n_vocab = llama_shape(g->model->llama)->n_vocab;
-	int64_t got;
 
-	if (p->kind == SERVE_PART_TEXT) {
-		got = tokenizer_encode(tok, p->text, p->text_len, out, n);
-		return got < 0 ? (int)got : 0;
-	}
 	for (size_t i = 0; i < n; i++) {
 		if (p->tokens[i] >= n_vocab)
 			return -EINVAL;
@@ -73,7 +59,7 @@ static int chunk_by_id(struct gen *g, const struct serve_part *p,
 static int measure_part(struct gen *g, const struct serve_part *p,
 			struct gen_part *part)
 {
-	int64_t n;
+	uint64_t n;
 
 	part->gen = g;
 	list_init(&part->waiting);
@@ -82,11 +68,8 @@ static int measure_part(struct gen *g, const struct serve_part *p,
 		return -EINVAL;
 	if (p->kind == SERVE_PART_CHUNK)
 		return chunk_by_id(g, p, part);
-	n = part_length(llama_tokenizer(g->model->llama), p);
-	if (n < 0)
-		return (int)n;
-	n += p->flags & SERVE_PART_BOS ? 1 : 0;
-	if (n > (int64_t)llama_shape(g->model->llama)->n_ctx)
+	n = (uint64_t)p->n_tokens + (p->flags & SERVE_PART_BOS ? 1 : 0);
+	if (n > llama_shape(g->model->llama)->n_ctx)
 		return -EINVAL;
 	part->n = (uint32_t)n;
 	part->reuse = p->flags & SERVE_PART_REUSE && n ? 1 : 0;

@@ -7,17 +7,8 @@
 #include <string.h>
 #include "kvd/serve/gen.h"
 
-#define MAX_TOKENS (1u << 20)
-
-static struct serve_model *find_model(struct serve *s, const char *name)
-{
-	if (!*name && s->n_models == 1)
-		return &s->models[0];
-	for (uint32_t i = 0; i < s->n_models; i++)
-		if (!strcmp(s->models[i].conf->name, name))
-			return &s->models[i];
-	return NULL;
-}
+#define MAX_TOKENS   (1u << 20)
+#define INLINE_BYTES 512u /* of text: some 100 us, as long as a thread hop */
 
 static int sampling_ok(const struct serve_gen *r)
 {
@@ -41,17 +32,75 @@ static int prepare_out(struct gen *g)
 	r->tokens = calloc(n + 1, sizeof(*r->tokens));
 	g->text = calloc(1, 64);
 	g->n_text_room = g->text ? 64 : 0;
+	return r->tokens && g->text ? 0 : -ENOMEM;
+}
+
+static void clear_out(struct serve_gen *r)
+{
+	r->tokens = NULL;
 	r->text = NULL;
 	r->logits = NULL;
 	r->n_out = r->n_text = r->n_vocab = r->end = 0;
 	memset(&r->stats, 0, sizeof(r->stats));
-	return r->tokens && g->text ? 0 : -ENOMEM;
+}
+
+/* The texts have become tokens: -EINVAL, -ENOENT, -ENOMEM, or it can begin. */
+static int texts_known(struct gen *g)
+{
+	int ret = g->in_err;
+
+	if (!ret)
+		ret = gen_tokenize(g, g->in, g->n_in);
+	if (ret)
+		return ret;
+	if (g->req)
+		return prepare_out(g);
+	g->put->id[0] = g->parts[0].chunk.w[0];
+	g->put->id[1] = g->parts[0].chunk.w[1];
+	return 0;
+}
+
+static void encoded(struct loop_work *w)
+{
+	struct gen *g = container_of(w, struct gen, encode);
+	int ret = g->cancelled ? -ECANCELED : texts_known(g);
+
+	if (ret)
+		gen_end(g, ret);
+	else
+		gen_resume(g);
+}
+
+/* Short texts at once, longer ones on a worker. After an error g is as it was. */
+static int begin(struct gen *g)
+{
+	const int later = gen_text_bytes(g) > INLINE_BYTES;
+	struct serve_session *ss = g->session;
+	int ret;
+
+	if (!later) {
+		gen_encode(&g->encode);
+		ret = texts_known(g);
+		if (ret)
+			return ret;
+	}
+	list_push(&ss->requests, &g->session_node);
+	session_request_begin(ss);
+	if (!later) {
+		gen_resume(g);
+		return 0;
+	}
+	g->state = GEN_TEXTS;
+	g->encode.run = gen_encode;
+	g->encode.done = encoded;
+	loop_work_start(ss->tenant->serve->loop, &g->encode);
+	return 0;
 }
 
 int serve_generate(struct serve_session *ss, struct serve_gen *r)
 {
 	struct serve_tenant *t = ss->tenant;
-	struct serve_model *m = find_model(t->serve, r->model);
+	struct serve_model *m = serve_model_find(t->serve, r->model);
 	struct gen *g;
 	int ret;
 
@@ -72,31 +121,35 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 	g->session = ss;
 	g->req = r;
 	g->max_tokens = r->flags & SERVE_GEN_SCORE ? 0 : r->max_tokens;
-	ret = gen_tokenize(g, r->parts, r->n_parts);
-	if (!ret)
-		ret = prepare_out(g);
-	if (ret) {
-		gen_unplan(g);
-		free(r->tokens);
-		r->tokens = NULL;
-		gen_free(g);
-		return ret;
-	}
 	r->priv = g;
-	list_push(&ss->requests, &g->session_node);
-	session_request_begin(ss);
-	stat_add(t->st_requests, 1);
+	clear_out(r);
 	t->n_uncounted++;
 	if (!r->may_wait)
 		gen_count(g);
-	gen_resume(g);
-	return 0;
+	ret = gen_take_parts(g, r->parts, r->n_parts);
+	if (!ret)
+		ret = begin(g);
+	if (!ret) {
+		stat_add(t->st_requests, 1);
+		return 0;
+	}
+	if (g->counted)
+		t->n_requests--;
+	else
+		t->n_uncounted--;
+	free(r->tokens);
+	r->tokens = NULL;
+	r->priv = NULL;
+	gen_unplan(g);
+	gen_free(g);
+	return ret;
 }
 
 static void gen_cancel(struct gen *g)
 {
 	g->cancelled = 1;
-	if (g->state != GEN_STEP && g->state != GEN_END)
+	if (g->state != GEN_STEP && g->state != GEN_TEXTS &&
+	    g->state != GEN_END)
 		gen_end(g, -ECANCELED);
 }
 
@@ -123,7 +176,7 @@ void gen_cancel_session(struct serve_session *ss)
 int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 {
 	struct serve_tenant *t = ss->tenant;
-	struct serve_model *m = find_model(t->serve, p->model);
+	struct serve_model *m = serve_model_find(t->serve, p->model);
 	struct serve_part part = p->part;
 	struct gen *g;
 	int ret;
@@ -140,19 +193,16 @@ int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 	part.flags = SERVE_PART_REUSE;
 	g->session = ss;
 	g->put = p;
-	ret = gen_tokenize(g, &part, 1);
+	p->priv = g;
+	ret = gen_take_parts(g, &part, 1);
+	if (!ret)
+		ret = begin(g);
 	if (ret) {
+		p->priv = NULL;
 		gen_unplan(g);
 		gen_free(g);
-		return ret;
 	}
-	p->id[0] = g->parts[0].chunk.w[0];
-	p->id[1] = g->parts[0].chunk.w[1];
-	p->priv = g;
-	list_push(&ss->requests, &g->session_node);
-	session_request_begin(ss);
-	gen_resume(g);
-	return 0;
+	return ret;
 }
 
 int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
@@ -162,25 +212,4 @@ int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
 
 	tenant_kick(ss->tenant); /* there is more room now */
 	return ret;
-}
-
-int64_t serve_tokenize(struct serve_session *ss, const char *model,
-		       const char *text, size_t len, uint32_t *out, size_t max)
-{
-	struct serve_model *m = find_model(ss->tenant->serve, model);
-
-	return m ? tokenizer_encode(llama_tokenizer(m->llama), text, len, out,
-				    max)
-		 : -ENOENT;
-}
-
-int64_t serve_detokenize(struct serve_session *ss, const char *model,
-			 const uint32_t *tokens, size_t n, char *out,
-			 size_t max)
-{
-	struct serve_model *m = find_model(ss->tenant->serve, model);
-
-	return m ? tokenizer_decode(llama_tokenizer(m->llama), tokens, n, out,
-				    max)
-		 : -ENOENT;
 }

@@ -26,6 +26,7 @@
 
 struct serve;
 struct serve_tenant;
+struct tokenizer;
 struct serve_session;
 
 /*
@@ -181,6 +182,7 @@ struct serve_part { /* daemon memory, copied from the arena before */
 	const uint32_t *tokens;
 	size_t n_tokens;
 	uint64_t id[2];
+	int own; /* serve's */
 };
 
 struct serve_token { /* layout of struct kv_token */
@@ -274,9 +276,22 @@ struct serve_persist {
  */
 int serve_persist(struct serve_session *ss, struct serve_persist *p);
 
+/* Text to tokens, on a worker; memory is the caller's until told. */
+struct serve_text {
+	struct wait wait; /* told 0: see n */
+	const char *model;
+	const char *text;
+	size_t len;
+	uint32_t *tokens; /* [max] */
+	size_t max;
+	int64_t n; /* out: in all, at most max are written; or -errno */
+	struct loop_work work; /* serve's, as the rest */
+	struct serve_session *session;
+	const struct tokenizer *tokenizer;
+};
+/* -ENOENT no such model. It is not cancelled, and holds its session open. */
+int serve_tokenize(struct serve_session *ss, struct serve_text *t);
 /* Returns the count in all, at most max are written; -ENOENT no such model. */
-int64_t serve_tokenize(struct serve_session *ss, const char *model,
-		       const char *text, size_t len, uint32_t *out, size_t max);
 int64_t serve_detokenize(struct serve_session *ss, const char *model,
 			 const uint32_t *tokens, size_t n, char *out,
 			 size_t max);

@@ -149,6 +149,9 @@ void session_request_end(struct serve_session *ss);
 /* A request or chunk job has gone: is the daemon drained? */
 void serve_look_drained(struct serve *s);
 
+/* text.c: NULL no such model. */
+struct serve_model *serve_model_find(struct serve *s, const char *name);
+
 /* session.c */
 void session_free_seqs(struct serve_session *ss);
 /* The sequence with this handle, or NULL. */

@@ -44,6 +44,7 @@ struct job {
 	struct serve_attend *attend;
 	struct serve_gen *gen;
 	struct serve_chunk_put *put;
+	struct serve_text *text;
 	int cancelled;
 };
 
@@ -341,6 +342,7 @@ static void job_run(struct loop_call *c)
 	const int err = j->cancelled ? -ECANCELED : 0;
 	struct serve_attend *a = j->attend;
 	struct serve_chunk_put *p = j->put;
+	struct serve_text *t = j->text;
 	struct serve_gen *g = j->gen;
 
 	if (g && !err && !gen_step(j)) {
@@ -352,6 +354,8 @@ static void job_run(struct loop_call *c)
 	job_end(j);
 	if (a)
 		a->wait.done(&a->wait, err);
+	if (t)
+		t->wait.done(&t->wait, 0);
 	if (g)
 		gen_finish(g, err ? err : (int)g->n_out);
 	if (p) {
@@ -450,14 +454,17 @@ int serve_persist(struct serve_session *ss, struct serve_persist *p)
 	return -ENOTSUP;
 }
 
-int64_t serve_tokenize(struct serve_session *ss, const char *model,
-		       const char *text, size_t len, uint32_t *out, size_t max)
+int serve_tokenize(struct serve_session *ss, struct serve_text *t)
 {
-	(void)ss;
-	(void)model;
-	for (size_t i = 0; i < len && i < max; i++)
-		out[i] = (unsigned char)text[i];
-	return (int64_t)len;
+	struct job *j = job_new(ss);
+
+	if (!j)
+		return -EDQUOT;
+	for (size_t i = 0; i < t->len && i < t->max; i++)
+		t->tokens[i] = (unsigned char)t->text[i];
+	t->n = (int64_t)t->len;
+	j->text = t;
+	return 0;
 }
 
 int64_t serve_detokenize(struct serve_session *ss, const char *model,

@@ -235,6 +235,111 @@ START_TEST(a_score_cancelled_halfway_has_its_text)
 }
 END_TEST
 
+/* ---- texts ------------------------------------------------------------------ */
+
+struct text {
+	struct serve_text t;
+	int told;
+};
+
+static void text_told(struct wait *w, int ret)
+{
+	ck_assert_int_eq(ret, 0);
+	container_of(container_of(w, struct serve_text, wait), struct text, t)
+		->told++;
+}
+
+static char *letters(size_t n)
+{
+	char *s = malloc(n + 1);
+
+	ck_assert_ptr_nonnull(s);
+	for (size_t i = 0; i < n; i++)
+		s[i] = (char)(i % 7 == 6 ? ' ' : 'a' + i * i % 26);
+	s[n] = 0;
+	return s;
+}
+
+static struct rig_gen *say(struct rig_serve *r, const char *s, size_t n,
+			   int want)
+{
+	struct rig_gen *g = rig_gen_new();
+
+	g->parts[g->gen.n_parts++] = (struct serve_part){
+		.kind = SERVE_PART_TEXT, .text = s, .text_len = n
+	};
+	ck_assert_int_eq(rig_gen_start(g, r->session), want);
+	return g;
+}
+
+/* Long texts go by a worker: the same tokens, and the request begins later. */
+START_TEST(long_texts_are_the_same_tokens)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
+	const size_t n = 3000;
+	char *s = letters(n);
+	uint32_t *tokens = malloc((n + 2) * sizeof(*tokens));
+	struct text t = { .t = { .wait.done = text_told,
+				 .model = "m0",
+				 .text = s,
+				 .len = n,
+				 .tokens = tokens,
+				 .max = n + 2 } };
+	struct rig_gen *a, *b = rig_gen_new();
+
+	ck_assert_int_eq(serve_tokenize(r->session, &t.t), 0);
+	ck_assert(!t.told);
+	ck_assert(rig_serve_until(r, &t.told));
+	ck_assert_int_gt(t.t.n, 1000);
+	a = say(r, s, n, 0);
+	ck_assert_uint_eq(a->gen.stats.n_prompt, 0);
+	ck_assert(rig_serve_until(r, &a->told));
+	rig_gen_part(b, tokens, (size_t)t.t.n, 0);
+	ck_assert_int_eq(rig_gen_start(b, r->session), 0);
+	ck_assert(rig_serve_until(r, &b->told));
+	ck_assert_int_eq(a->ret, 8);
+	ck_assert_uint_eq(a->gen.stats.n_prompt, (uint64_t)t.t.n);
+	ck_assert_uint_gt(b->gen.stats.n_prefix, (uint64_t)t.t.n - 64);
+	ck_assert(!memcmp(a->tokens, b->tokens, 8 * sizeof(a->tokens[0])));
+	free(a);
+	free(b);
+	free(s);
+	free(tokens);
+	rig_serve_close(r);
+}
+END_TEST
+
+START_TEST(texts_may_be_too_long_or_cancelled)
+{
+	struct rig_serve *r =
+		rig_serve_open((struct rig_serve_options){ .n_ctx = 256 });
+	char *s = letters(256 * 255 + 1);
+	struct serve_session *other = rig_serve_join(r);
+	struct rig_gen *g[4];
+
+	g[0] = say(r, s, 256 * 255 + 1, -EINVAL); /* whatever it says */
+	g[1] = say(r, s, 4000, 0); /* is found out by counting */
+	ck_assert(rig_serve_until(r, &g[1]->told));
+	ck_assert_int_eq(g[1]->ret, -EINVAL);
+	g[2] = say(r, s, 600, 0);
+	serve_cancel(r->session, &g[2]->gen);
+	ck_assert(!g[2]->told);
+	ck_assert(rig_serve_until(r, &g[2]->told));
+	ck_assert_int_eq(g[2]->ret, -ECANCELED);
+	g[3] = rig_gen_new();
+	g[3]->parts[0] = g[2]->parts[0];
+	g[3]->gen.n_parts = 1;
+	ck_assert_int_eq(rig_gen_start(g[3], other), 0);
+	rig_serve_leave(r, other);
+	ck_assert_int_eq(g[3]->told, 1);
+	ck_assert_int_eq(g[3]->ret, -ECANCELED);
+	for (int i = 0; i < 4; i++)
+		free(g[i]);
+	free(s);
+	rig_serve_close(r);
+}
+END_TEST
+
 /* ---- stop strings --------------------------------------------------------- */
 
 START_TEST(a_stop_string_over_two_tokens_is_never_shown)
@@ -658,6 +763,8 @@ int main(void)
 	tcase_add_test(t, an_append_that_waits_can_be_cancelled);
 	tcase_add_test(t, a_cut_behind_a_cancelled_append_goes);
 	tcase_add_test(t, draining_takes_no_new_attention);
+	tcase_add_test(t, long_texts_are_the_same_tokens);
+	tcase_add_test(t, texts_may_be_too_long_or_cancelled);
 	tcase_add_test(t, no_decode_waits_longer_than_a_slice);
 	tcase_add_test(t, windows_hold_up_nobody);
 	tcase_add_test(t, a_step_in_windows_can_be_cancelled);

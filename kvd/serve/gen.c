@@ -514,13 +514,37 @@ static int gen_admit(struct gen *g)
 	return ret;
 }
 
+/* Room for what comes out: not before, as any number of requests may wait. */
+static int room_for_out(struct gen *g)
+{
+	struct serve_gen *r = g->req;
+	const uint32_t n = r->flags & SERVE_GEN_SCORE
+				   ? g->parts[g->n_parts - 1].n
+				   : g->max_tokens;
+	uint32_t *t;
+
+	if (r->tokens) /* it began before */
+		return 0;
+	t = realloc(g->tokens,
+		    ((size_t)g->n_prompt + g->max_tokens + 1) * sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	g->tokens = t;
+	g->text = calloc(1, 64);
+	g->n_text_room = g->text ? 64 : 0;
+	r->tokens = calloc((size_t)n + 1, sizeof(*r->tokens));
+	return g->text && r->tokens ? 0 : -ENOMEM;
+}
+
 static int gen_retry(struct waiter *w)
 {
 	struct gen *g = container_of(w, struct gen, waiter);
-	const int ret = gen_admit(g);
+	int ret = gen_admit(g);
 
 	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
+	if (!ret && g->req)
+		ret = room_for_out(g);
 	list_del(&g->waiter.node);
 	if (ret) {
 		gen_end(g, ret);

@@ -73,7 +73,7 @@ struct gen {
 	uint32_t n_in;
 	int in_err;
 	struct loop_work encode;
-	uint32_t *tokens; /* [n_prompt + max_tokens] */
+	uint32_t *tokens; /* [n_prompt], from admission on + max_tokens */
 	uint32_t n_prompt, n_all, max_tokens;
 	struct gen_part *parts;
 	uint32_t n_parts;

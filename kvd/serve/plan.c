@@ -150,7 +150,7 @@ int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
 	if (ret || !sum)
 		return ret ? ret : -EINVAL;
 	g->n_prompt = g->n_all = (uint32_t)sum;
-	g->tokens = calloc(sum + g->max_tokens + 1, sizeof(*g->tokens));
+	g->tokens = calloc(sum + 1, sizeof(*g->tokens));
 	if (!g->tokens)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < n && !ret; i++)

@@ -22,19 +22,6 @@ static int sampling_ok(const struct serve_gen *r)
 	       (r->max_tokens || r->flags & SERVE_GEN_SCORE);
 }
 
-static int prepare_out(struct gen *g)
-{
-	struct serve_gen *r = g->req;
-	uint32_t n = g->max_tokens;
-
-	if (r->flags & SERVE_GEN_SCORE)
-		n = g->parts[g->n_parts - 1].n;
-	r->tokens = calloc(n + 1, sizeof(*r->tokens));
-	g->text = calloc(1, 64);
-	g->n_text_room = g->text ? 64 : 0;
-	return r->tokens && g->text ? 0 : -ENOMEM;
-}
-
 static void clear_out(struct serve_gen *r)
 {
 	r->tokens = NULL;
@@ -51,10 +38,8 @@ static int texts_known(struct gen *g)
 
 	if (!ret)
 		ret = gen_tokenize(g, g->in, g->n_in);
-	if (ret)
+	if (ret || g->req)
 		return ret;
-	if (g->req)
-		return prepare_out(g);
 	g->put->id[0] = g->parts[0].chunk.w[0];
 	g->put->id[1] = g->parts[0].chunk.w[1];
 	return 0;

@@ -4,6 +4,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,6 +159,43 @@ START_TEST(who_does_not_wait_takes_no_place_of_one_that_does)
 	}
 	free(t);
 	rig_serve_close(r);
+}
+END_TEST
+
+static size_t heap_bytes(void)
+{
+	const struct mallinfo2 m = mallinfo2();
+
+	return m.uordblks + m.hblkhd;
+}
+
+/* The room for what they ask for comes when they run. */
+START_TEST(requests_that_wait_hold_little)
+{
+	struct rig_serve *r =
+		rig_serve_open((struct rig_serve_options){ .max_requests = 1 });
+	uint32_t *t = ids(20, 3);
+	struct rig_gen *g[100];
+	size_t before;
+
+	for (int i = 0; i < 100; i++) {
+		g[i] = rig_gen_new();
+		rig_gen_part(g[i], t, 20, 0);
+		g[i]->gen.max_tokens = 4000;
+		g[i]->gen.may_wait = 1;
+	}
+	before = heap_bytes();
+	for (int i = 0; i < 100; i++)
+		ck_assert_int_eq(rig_gen_start(g[i], r->session), 0);
+	for (int i = 0; i < 10; i++)
+		rig_serve_turn(r);
+	ck_assert_uint_lt(heap_bytes(), before + 100 * 4000 * 4);
+	rig_serve_close(r);
+	for (int i = 0; i < 100; i++) {
+		ck_assert_int_eq(g[i]->ret, -ECANCELED);
+		free(g[i]);
+	}
+	free(t);
 }
 END_TEST
 
@@ -755,6 +793,7 @@ int main(void)
 	tcase_add_test(t, a_chunk_belongs_to_its_model);
 	tcase_add_test(t, who_waits_for_a_place_is_not_in_the_way);
 	tcase_add_test(t, who_does_not_wait_takes_no_place_of_one_that_does);
+	tcase_add_test(t, requests_that_wait_hold_little);
 	tcase_add_test(t, scores_do_not_depend_on_what_is_cached);
 	tcase_add_test(t, scores_come_with_any_batch);
 	tcase_add_test(t, a_score_cancelled_halfway_has_its_text);

@@ -37,6 +37,7 @@ struct attend {
 	struct attn_item *work; /* of the round */
 	uint32_t n_work;
 	uint32_t *work_item; /* index of its item */
+	uint32_t n_items_room; /* of these three */
 	uint32_t i_item, row; /* mode ONE: where it stands */
 	int one_by_one;
 	int in_line;
@@ -51,7 +52,7 @@ struct attend {
 
 static void round_begin(struct attend *a);
 
-/* ---- end ------------------------------------------------------------------ */
+/* ---- items ---------------------------------------------------------------- */
 
 static void item_fail(struct attend *a, uint32_t i, int err)
 {
@@ -78,6 +79,85 @@ static void item_done(struct attend *a, uint32_t i)
 	it->s = NULL;
 }
 
+/* ---- memory of calls: kept, so that there is none to allocate in the long run */
+
+#define KEPT_CALLS 64u
+#define KEPT_RUNS  4096u
+
+static void attend_free(struct attend *a)
+{
+	free(a->items);
+	free(a->work);
+	free(a->work_item);
+	free(a->runs);
+	free(a);
+}
+
+static void attend_put(struct serve *s, struct attend *a)
+{
+	if (s->n_free_attends == KEPT_CALLS || a->n_room > KEPT_RUNS) {
+		attend_free(a);
+		return;
+	}
+	s->n_free_attends++;
+	list_push_front(&s->free_attends, &a->node);
+}
+
+void attend_free_all(struct serve *s)
+{
+	struct list *n;
+
+	while ((n = list_pop(&s->free_attends)))
+		attend_free(list_entry(n, struct attend, node));
+	s->n_free_attends = 0;
+}
+
+static int items_room(struct attend *a, uint32_t n)
+{
+	if (n <= a->n_items_room)
+		return 0;
+	free(a->items);
+	free(a->work);
+	free(a->work_item);
+	a->items = malloc(n * sizeof(*a->items));
+	a->work = malloc(n * sizeof(*a->work));
+	a->work_item = malloc(n * sizeof(*a->work_item));
+	a->n_items_room = a->items && a->work && a->work_item ? n : 0;
+	return a->n_items_room ? 0 : -ENOMEM;
+}
+
+/* One with room for n items, all else zero; -ENOMEM. */
+static int attend_get(struct serve *s, uint32_t n, struct attend **out)
+{
+	struct list *l = list_pop(&s->free_attends);
+	struct attend *a, was = { 0 };
+
+	if (l) {
+		a = list_entry(l, struct attend, node);
+		was = *a;
+		s->n_free_attends--;
+	} else {
+		a = malloc(sizeof(*a));
+		if (!a)
+			return -ENOMEM;
+	}
+	*a = (struct attend){ .items = was.items,
+			      .work = was.work,
+			      .work_item = was.work_item,
+			      .n_items_room = was.n_items_room,
+			      .runs = was.runs,
+			      .n_room = was.n_room };
+	if (items_room(a, n)) {
+		attend_free(a);
+		return -ENOMEM;
+	}
+	memset(a->items, 0, n * sizeof(*a->items));
+	*out = a;
+	return 0;
+}
+
+/* ---- end ------------------------------------------------------------------ */
+
 static void tell(struct loop_call *c)
 {
 	struct attend *a = container_of(c, struct attend, call);
@@ -88,11 +168,7 @@ static void tell(struct loop_call *c)
 	for (uint32_t i = 0; i < r->n_items && !ret; i++)
 		ret = r->items[i].res;
 	list_del(&a->node);
-	free(a->items);
-	free(a->work);
-	free(a->work_item);
-	free(a->runs);
-	free(a);
+	attend_put(ss->tenant->serve, a);
 	r->priv = NULL;
 	r->wait.done(&r->wait, ret);
 	tenant_kick(ss->tenant);
@@ -508,24 +584,15 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 {
 	struct serve_tenant *t = ss->tenant;
 	struct attend *a;
+	int ret;
 
 	if (t->serve->draining)
 		return -ESHUTDOWN;
 	if (!r->n_items || r->n_items > SERVE_MAX_ITEMS)
 		return -EINVAL;
-	a = calloc(1, sizeof(*a));
-	if (!a)
-		return -ENOMEM;
-	a->items = calloc(r->n_items, sizeof(*a->items));
-	a->work = calloc(r->n_items, sizeof(*a->work));
-	a->work_item = calloc(r->n_items, sizeof(*a->work_item));
-	if (!a->items || !a->work || !a->work_item) {
-		free(a->items);
-		free(a->work);
-		free(a->work_item);
-		free(a);
-		return -ENOMEM;
-	}
+	ret = attend_get(t->serve, r->n_items, &a);
+	if (ret)
+		return ret;
 	a->ss = ss;
 	a->req = r;
 	list_init(&a->node);

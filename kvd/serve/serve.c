@@ -280,6 +280,7 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	accounts_init(&s->accounts, conf->memory_bytes, conf->disk_bytes);
 	list_init(&s->drain_call.node);
 	list_init(&s->check_timer.node);
+	list_init(&s->free_attends);
 	for (int i = 0; i < N_LANES; i++)
 		attn_scratch_init(&s->lanes[i].scratch);
 	kern_init(KERN_ISA_AMX);
@@ -307,6 +308,7 @@ void serve_free(struct serve *s)
 	if (!s)
 		return;
 	loop_timer_cancel(s->loop, &s->check_timer);
+	attend_free_all(s);
 	for (int i = 0; i < N_LANES; i++) {
 		engine_free(s->lanes[i].engine);
 		batch_free(s->lanes[i].batch);

@@ -106,6 +106,8 @@ struct serve {
 	struct loop_call drain_call;
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
+	struct list free_attends; /* attend.c: of earlier calls */
+	uint32_t n_free_attends;
 	struct loop_timer check_timer; /* check.c: debug builds */
 };
 
@@ -163,6 +165,7 @@ void gen_cancel_session(struct serve_session *ss);
 /* attend.c: end what of ss still waits for memory. */
 void attend_cancel_session(struct serve_session *ss);
 
+void attend_free_all(struct serve *s);
 /* attend.c: how many calls ss has; adds what they hold. */
 uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
 		      uint64_t *reserved);

@@ -539,8 +539,10 @@ static int room_for_out(struct gen *g)
 static int gen_retry(struct waiter *w)
 {
 	struct gen *g = container_of(w, struct gen, waiter);
-	int ret = gen_admit(g);
+	int ret = -ECANCELED; /* a chunk that nobody waits for any more */
 
+	if (g->session || !list_empty(&g->chunk_waiters))
+		ret = gen_admit(g);
 	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
 	if (!ret && g->req)

@@ -35,7 +35,7 @@ struct rig_serve *rig_serve_open(struct rig_serve_options o);
 void rig_serve_close(struct rig_serve *r);
 /* One turn, then serve_check(). */
 void rig_serve_turn(struct rig_serve *r);
-/* Turn until *flag; 1, or 0 after ten seconds. */
+/* Turn until *flag; 1, or 0 after two minutes. */
 int rig_serve_until(struct rig_serve *r, const int *flag);
 struct serve_session *rig_serve_join(struct rig_serve *r);
 /* Close and wait; asserts that it ends. */

@@ -108,6 +108,27 @@ START_TEST(a_chunk_belongs_to_its_model)
 }
 END_TEST
 
+START_TEST(chunks_of_a_cancelled_request_are_not_computed)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
+	uint32_t *t = ids(3000, 13);
+	struct rig_gen *g = rig_gen_new();
+	const uint64_t steps = rig_serve_steps();
+
+	for (int i = 0; i < 6; i++)
+		rig_gen_part(g, t + 500 * i, 500, SERVE_PART_REUSE);
+	rig_gen_part(g, t, 10, 0);
+	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
+	serve_cancel(r->session, &g->gen);
+	ck_assert(rig_serve_until(r, &g->told));
+	ck_assert_int_eq(g->ret, -ECANCELED);
+	rig_serve_close(r); /* waits for chunks too */
+	ck_assert_uint_eq(rig_serve_steps(), steps);
+	free(g);
+	free(t);
+}
+END_TEST
+
 /* ---- the line --------------------------------------------------------------- */
 
 /* The one that is counted stands behind the other, which waits for its end. */
@@ -791,6 +812,7 @@ int main(void)
 
 	tcase_add_test(t, a_chunk_may_be_longer_than_a_segment);
 	tcase_add_test(t, a_chunk_belongs_to_its_model);
+	tcase_add_test(t, chunks_of_a_cancelled_request_are_not_computed);
 	tcase_add_test(t, who_waits_for_a_place_is_not_in_the_way);
 	tcase_add_test(t, who_does_not_wait_takes_no_place_of_one_that_does);
 	tcase_add_test(t, requests_that_wait_hold_little);

@@ -229,3 +229,27 @@ int rig_gen_start(struct rig_gen *g, struct serve_session *ss)
 {
 	return serve_generate(ss, &g->gen);
 }
+
+uint32_t *rig_ids(size_t n, uint64_t seed)
+{
+	uint32_t *t = malloc((n + 1) * sizeof(*t));
+
+	ck_assert_ptr_nonnull(t);
+	for (size_t i = 0; i < n; i++)
+		t[i] = 3 + (uint32_t)(rig_random(&seed) % 300);
+	return t;
+}
+
+struct rig_gen *rig_score(struct rig_serve *r, const uint32_t *t, size_t n,
+			  size_t n_empty, const uint32_t *last, size_t n_last)
+{
+	struct rig_gen *g = rig_gen_new();
+
+	g->gen.flags = SERVE_GEN_SCORE;
+	rig_gen_part(g, t, n, 0);
+	for (size_t i = 0; i < n_empty; i++)
+		rig_gen_part(g, t, 0, 0);
+	rig_gen_part(g, last, n_last, 0);
+	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
+	return g;
+}

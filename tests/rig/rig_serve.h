@@ -61,6 +61,11 @@ struct rig_gen {
 struct rig_gen *rig_gen_new(void);
 void rig_gen_part(struct rig_gen *g, const uint32_t *tokens, size_t n,
 		  uint32_t flags);
+/* n token ids of any vocabulary, the same for the same seed; the caller's. */
+uint32_t *rig_ids(size_t n, uint64_t seed);
+/* Begin to score last behind t and some empty parts; asserts. */
+struct rig_gen *rig_score(struct rig_serve *r, const uint32_t *t, size_t n,
+			  size_t n_empty, const uint32_t *last, size_t n_last);
 /* What serve_generate() returned. */
 int rig_gen_start(struct rig_gen *g, struct serve_session *ss);
 

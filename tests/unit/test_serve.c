@@ -8,30 +8,15 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "kvd/serve/gen.h"
-#include "tests/rig/rig_gguf.h"
+#include "kernels/kern.h"
 #include "tests/rig/rig_serve.h"
-
-static uint64_t state = 5;
-
-/* n token ids, the same for the same seed. */
-static uint32_t *ids(size_t n, uint64_t seed)
-{
-	uint32_t *t = malloc((n + 1) * sizeof(*t));
-
-	ck_assert_ptr_nonnull(t);
-	state = seed;
-	for (size_t i = 0; i < n; i++)
-		t[i] = 3 + (uint32_t)(rig_random(&state) % 300);
-	return t;
-}
 
 /* ---- chunks ------------------------------------------------------------- */
 
 START_TEST(a_chunk_may_be_longer_than_a_segment)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
-	uint32_t *chunk = ids(2500, 11), *ask = ids(10, 12);
+	uint32_t *chunk = rig_ids(2500, 11), *ask = rig_ids(10, 12);
 	struct rig_gen *a[3];
 
 	for (int i = 0; i < 3; i++) {
@@ -111,7 +96,7 @@ END_TEST
 START_TEST(chunks_of_a_cancelled_request_are_not_computed)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
-	uint32_t *t = ids(3000, 13);
+	uint32_t *t = rig_ids(3000, 13);
 	struct rig_gen *g = rig_gen_new();
 	const uint64_t steps = rig_serve_steps();
 
@@ -137,7 +122,7 @@ START_TEST(who_waits_for_a_place_is_not_in_the_way)
 	struct rig_serve *r =
 		rig_serve_open((struct rig_serve_options){ .max_requests = 1 });
 	struct rig_gen *waits = rig_gen_new(), *counted = rig_gen_new();
-	uint32_t *t = ids(20, 3);
+	uint32_t *t = rig_ids(20, 3);
 
 	rig_gen_part(counted, t, 10, SERVE_PART_REUSE);
 	rig_gen_part(counted, t, 10, 0);
@@ -161,7 +146,7 @@ START_TEST(who_does_not_wait_takes_no_place_of_one_that_does)
 	struct rig_serve *r =
 		rig_serve_open((struct rig_serve_options){ .max_requests = 2 });
 	struct rig_gen *g[3];
-	uint32_t *t = ids(20, 3);
+	uint32_t *t = rig_ids(20, 3);
 
 	for (int i = 0; i < 3; i++) {
 		g[i] = rig_gen_new();
@@ -195,7 +180,7 @@ START_TEST(requests_that_wait_hold_little)
 {
 	struct rig_serve *r =
 		rig_serve_open((struct rig_serve_options){ .max_requests = 1 });
-	uint32_t *t = ids(20, 3);
+	uint32_t *t = rig_ids(20, 3);
 	struct rig_gen *g[100];
 	size_t before;
 
@@ -222,31 +207,16 @@ END_TEST
 
 /* ---- scores --------------------------------------------------------------------- */
 
-static struct rig_gen *score(struct rig_serve *r, const uint32_t *t, size_t n,
-			     size_t n_empty, const uint32_t *last,
-			     size_t n_last)
-{
-	struct rig_gen *g = rig_gen_new();
-
-	g->gen.flags = SERVE_GEN_SCORE;
-	rig_gen_part(g, t, n, 0);
-	for (size_t i = 0; i < n_empty; i++)
-		rig_gen_part(g, t, 0, 0);
-	rig_gen_part(g, last, n_last, 0);
-	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
-	return g;
-}
-
 START_TEST(scores_do_not_depend_on_what_is_cached)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
-	uint32_t *t = ids(64, 21), *last = ids(70, 22);
-	struct rig_gen *a = score(r, t, 64, 2, last, 70), *b;
+	uint32_t *t = rig_ids(64, 21), *last = rig_ids(70, 22);
+	struct rig_gen *a = rig_score(r, t, 64, 2, last, 70), *b;
 
 	ck_assert(rig_serve_until(r, &a->told));
 	ck_assert_int_eq(a->ret, 70);
 	ck_assert(!isnan(a->tokens[0].logprob));
-	b = score(r, t, 64, 2, last, 70);
+	b = rig_score(r, t, 64, 2, last, 70);
 	ck_assert(rig_serve_until(r, &b->told));
 	ck_assert_uint_gt(b->gen.stats.n_prefix, 0);
 	ck_assert(!memcmp(a->tokens, b->tokens, 70 * sizeof(a->tokens[0])));
@@ -262,8 +232,8 @@ START_TEST(scores_come_with_any_batch)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
 		.prefill_slice = 1, .max_batch = 1 });
-	uint32_t *t = ids(20, 23);
-	struct rig_gen *g = score(r, t, 10, 0, t + 10, 10);
+	uint32_t *t = rig_ids(20, 23);
+	struct rig_gen *g = rig_score(r, t, 10, 0, t + 10, 10);
 
 	ck_assert(rig_serve_until(r, &g->told));
 	ck_assert_int_eq(g->ret, 10);
@@ -276,8 +246,8 @@ END_TEST
 START_TEST(a_score_cancelled_halfway_has_its_text)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
-	uint32_t *t = ids(2000, 24);
-	struct rig_gen *g = score(r, t, 10, 0, t + 10, 1990);
+	uint32_t *t = rig_ids(2000, 24);
+	struct rig_gen *g = rig_score(r, t, 10, 0, t + 10, 1990);
 	const uint64_t from = rig_serve_steps();
 
 	while (rig_serve_steps() < from + 6)
@@ -404,7 +374,7 @@ END_TEST
 START_TEST(a_stop_string_over_two_tokens_is_never_shown)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
-	uint32_t *t = ids(20, 31);
+	uint32_t *t = rig_ids(20, 31);
 	struct rig_gen *a = rig_gen_new(), *b = rig_gen_new();
 	char stop[3] = "";
 	uint32_t at = 0;
@@ -654,155 +624,6 @@ START_TEST(draining_takes_no_new_attention)
 }
 END_TEST
 
-/* ---- steps --------------------------------------------------------------- */
-
-#define SLICE 32u
-
-/* Of each step, every decode has a row; of prefill there is a slice at most. */
-START_TEST(no_decode_waits_longer_than_a_slice)
-{
-	struct rig_serve *r = rig_serve_open(
-		(struct rig_serve_options){ .prefill_slice = SLICE });
-	struct rig_gen *d[3], *p[2];
-	uint32_t *t = ids(2000, 41), had[3];
-	uint64_t steps, rows;
-
-	for (int i = 0; i < 3; i++) {
-		d[i] = rig_gen_new();
-		rig_gen_part(d[i], t + i, 20, 0);
-		d[i]->gen.max_tokens = 2000;
-		ck_assert_int_eq(rig_gen_start(d[i], r->session), 0);
-		while (!d[i]->n_out)
-			rig_serve_turn(r);
-	}
-	for (int i = 0; i < 2; i++) {
-		p[i] = rig_gen_new();
-		rig_gen_part(p[i], t + 100 * i, 1800, 0);
-		ck_assert_int_eq(rig_gen_start(p[i], r->session), 0);
-	}
-	for (int i = 0; i < 3; i++)
-		had[i] = d[i]->n_out;
-	steps = rig_serve_steps();
-	rows = rig_serve_rows();
-	while (!p[1]->n_out) {
-		const uint64_t before = rig_serve_steps();
-		const uint64_t rows_before = rig_serve_rows();
-
-		rig_serve_turn(r);
-		ck_assert_uint_le(rig_serve_steps() - before, 1);
-		ck_assert_uint_le(rig_serve_rows() - rows_before, SLICE + 4);
-		for (int i = 0; i < 3; i++) /* one may be under way */
-			ck_assert_uint_le(rig_serve_steps() - steps,
-					  d[i]->n_out - had[i] + 2);
-	}
-	ck_assert_uint_ge(rig_serve_steps() - steps, 2 * 1800 / SLICE);
-	ck_assert_uint_ge(rig_serve_rows() - rows, 2 * 1800);
-	rig_serve_close(r); /* ends them */
-	for (int i = 0; i < 3; i++)
-		free(d[i]);
-	free(p[0]);
-	free(p[1]);
-	free(t);
-}
-END_TEST
-
-#define BIG  5000u
-#define MANY 200u
-
-static struct rig_gen *start_big(struct rig_serve *r, const uint32_t *t)
-{
-	return score(r, t, 10, 0, t + 10, BIG - 10);
-}
-
-static struct rig_gen *start_small(struct rig_serve *r, const uint32_t *t)
-{
-	struct rig_gen *g = rig_gen_new();
-
-	rig_gen_part(g, t, 20, 0);
-	g->gen.max_tokens = MANY;
-	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
-	return g;
-}
-
-/* Tokens of g that come while a step of big is under way. */
-static uint32_t tokens_meanwhile(struct rig_serve *r, struct rig_gen *big,
-				 struct rig_gen *g)
-{
-	uint32_t sum = 0;
-
-	while (!g->told && !big->told) {
-		const struct gen *b = big->gen.priv;
-		const uint32_t had = big->gen.n_out, had_small = g->n_out;
-		const int stepping = b->state == GEN_STEP;
-
-		rig_serve_turn(r);
-		if (stepping && !big->told && b->state == GEN_STEP &&
-		    big->gen.n_out == had)
-			sum += g->n_out - had_small;
-	}
-	return sum;
-}
-
-/* The sequence of BIG tokens is some times its budget. */
-START_TEST(windows_hold_up_nobody)
-{
-	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
-		.n_ctx = 8192, .memory_bytes = 1 << 20 });
-	uint32_t *t = ids(BIG, 51);
-	struct rig_gen *big = start_big(r, t), *small, *same[2];
-
-	while (!big->gen.n_out)
-		rig_serve_turn(r);
-	small = start_small(r, t + 50);
-	ck_assert_uint_gt(tokens_meanwhile(r, big, small), 0);
-	ck_assert(rig_serve_until(r, &small->told));
-	ck_assert(rig_serve_until(r, &big->told));
-	ck_assert_int_eq(big->ret, BIG - 10);
-	ck_assert_int_eq(small->ret, MANY);
-	ck_assert_uint_gt(big->gen.stats.n_read_back, BIG / 32);
-	rig_serve_close(r);
-	/* the same bits when all is resident */
-	r = rig_serve_open((struct rig_serve_options){ .n_ctx = 8192 });
-	same[0] = start_big(r, t);
-	same[1] = start_small(r, t + 50);
-	ck_assert(rig_serve_until(r, &same[0]->told));
-	ck_assert(rig_serve_until(r, &same[1]->told));
-	ck_assert_uint_eq(same[0]->gen.stats.n_read_back, 0);
-	ck_assert(!memcmp(big->tokens, same[0]->tokens,
-			  (BIG - 10) * sizeof(big->tokens[0])));
-	ck_assert(!memcmp(small->tokens, same[1]->tokens,
-			  MANY * sizeof(small->tokens[0])));
-	rig_serve_close(r);
-	free(big);
-	free(small);
-	free(same[0]);
-	free(same[1]);
-	free(t);
-}
-END_TEST
-
-/* It has some thousand windows to go: their end is not waited for. */
-START_TEST(a_step_in_windows_can_be_cancelled)
-{
-	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
-		.n_ctx = 8192, .memory_bytes = 1 << 20 });
-	uint32_t *t = ids(BIG, 52);
-	struct rig_gen *big = start_big(r, t);
-	uint64_t steps;
-
-	while (big->gen.n_out < 3000)
-		rig_serve_turn(r);
-	steps = rig_serve_steps();
-	serve_cancel(r->session, &big->gen);
-	ck_assert(rig_serve_until(r, &big->told));
-	ck_assert_int_eq(big->ret, -ECANCELED);
-	ck_assert_uint_le(rig_serve_steps(), steps + 1);
-	free(big);
-	free(t);
-	rig_serve_close(r);
-}
-END_TEST
-
 int main(void)
 {
 	Suite *s = suite_create("serve");
@@ -826,9 +647,6 @@ int main(void)
 	tcase_add_test(t, draining_takes_no_new_attention);
 	tcase_add_test(t, long_texts_are_the_same_tokens);
 	tcase_add_test(t, texts_may_be_too_long_or_cancelled);
-	tcase_add_test(t, no_decode_waits_longer_than_a_slice);
-	tcase_add_test(t, windows_hold_up_nobody);
-	tcase_add_test(t, a_step_in_windows_can_be_cancelled);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -251,7 +251,8 @@ int gen_start_chunk(struct gen *waiter, struct gen_part *part)
 			return -ENOMEM;
 		g->state = GEN_ADMIT;
 		g->waiter.retry = gen_retry;
-		tenant_wait_front(waiter->tenant, &g->waiter);
+		g->waiter.since_ns = waiter->t_start;
+		tenant_wait(waiter->tenant, &g->waiter);
 		tenant_kick(waiter->tenant);
 	}
 	list_push(&g->chunk_waiters, &part->waiting);
@@ -581,6 +582,7 @@ void gen_resume(struct gen *g)
 	}
 	g->state = GEN_ADMIT;
 	g->waiter.retry = gen_retry;
+	g->waiter.since_ns = g->session ? g->t_start : g->waiter.since_ns;
 	tenant_wait(g->tenant, &g->waiter);
 	tenant_kick(g->tenant);
 }

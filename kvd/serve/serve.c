@@ -17,11 +17,19 @@
 
 void tenant_wait(struct serve_tenant *t, struct waiter *w)
 {
-	list_push(&t->waiting, &w->node);
+	struct list *at = t->waiting.prev;
+
+	if (!w->since_ns)
+		w->since_ns = clock_ns();
+	while (at != &t->waiting &&
+	       list_entry(at, struct waiter, node)->since_ns > w->since_ns)
+		at = at->prev;
+	list_push_front(at, &w->node);
 }
 
 void tenant_wait_front(struct serve_tenant *t, struct waiter *w)
 {
+	w->since_ns = 0; /* nobody is sorted before it */
 	list_push_front(&t->waiting, &w->node);
 }
 

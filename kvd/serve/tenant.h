@@ -68,6 +68,7 @@ struct serve_tenant {
 /* Somebody who waits for memory or a place of the tenant. */
 struct waiter {
 	struct list node;
+	uint64_t since_ns; /* its request came (0: now): the line's order */
 	/*
 	 * Try again; 0: it left the list (it went on or ended); -EAGAIN: it waits
 	 * for memory, nobody may overtake it; -EBUSY: for the end of a request,
@@ -139,8 +140,12 @@ struct serve_session {
 	struct loop_call close_call;
 };
 
-/* Stand in line of t; told by retry(). At the front: before all others. */
+/*
+ * Stand in line of t; told by retry(). A chunk stands where the request stands that
+ * wants it, so nobody gets ahead of others by asking for chunks.
+ */
 void tenant_wait(struct serve_tenant *t, struct waiter *w);
+/* Before all others: what is small and short, and not without end. */
 void tenant_wait_front(struct serve_tenant *t, struct waiter *w);
 /* Something was given back: the line moves on a later turn. */
 void tenant_kick(struct serve_tenant *t);

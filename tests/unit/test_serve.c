@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kernels/kern.h"
+#include "kvd/serve/gen.h"
 #include "tests/rig/rig_serve.h"
 
 /* ---- chunks ------------------------------------------------------------- */
@@ -202,6 +203,45 @@ START_TEST(requests_that_wait_hold_little)
 		free(g[i]);
 	}
 	free(t);
+}
+END_TEST
+
+/* A chunk of the last, though it would fit now, is not computed before the second. */
+START_TEST(nobody_gets_ahead_by_asking_for_chunks)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
+		.memory_bytes = 1 << 20, .disk_bytes = 16 << 20 });
+	uint32_t *t = rig_ids(2000, 61);
+	struct rig_gen *g[3];
+	const struct gen *b, *c;
+
+	for (int i = 0; i < 3; i++)
+		g[i] = rig_gen_new();
+	rig_gen_part(g[0], t, 1000, 0);
+	rig_gen_part(g[1], t + 1000, 900, 0);
+	rig_gen_part(g[2], t, 40, SERVE_PART_REUSE);
+	rig_gen_part(g[2], t, 10, 0);
+	g[0]->gen.max_tokens = 700; /* 870 of 1,024 KiB */
+	g[1]->gen.max_tokens = 400;
+	for (int i = 0; i < 3; i++)
+		ck_assert_int_eq(rig_gen_start(g[i], r->session), 0);
+	b = g[1]->gen.priv;
+	c = g[2]->gen.priv;
+	while (!g[0]->told && !g[2]->told) {
+		rig_serve_turn(r);
+		if (!g[0]->told && b->state == GEN_ADMIT)
+			ck_assert_int_eq(c->state, GEN_CHUNKS);
+	}
+	ck_assert_int_eq(g[0]->ret, 700);
+	ck_assert(!g[2]->told);
+	for (int i = 1; i < 3; i++) {
+		ck_assert(rig_serve_until(r, &g[i]->told));
+		ck_assert_int_ge(g[i]->ret, 0);
+	}
+	for (int i = 0; i < 3; i++)
+		free(g[i]);
+	free(t);
+	rig_serve_close(r);
 }
 END_TEST
 
@@ -636,6 +676,7 @@ int main(void)
 	tcase_add_test(t, chunks_of_a_cancelled_request_are_not_computed);
 	tcase_add_test(t, who_waits_for_a_place_is_not_in_the_way);
 	tcase_add_test(t, who_does_not_wait_takes_no_place_of_one_that_does);
+	tcase_add_test(t, nobody_gets_ahead_by_asking_for_chunks);
 	tcase_add_test(t, requests_that_wait_hold_little);
 	tcase_add_test(t, scores_do_not_depend_on_what_is_cached);
 	tcase_add_test(t, scores_come_with_any_batch);

@@ -288,12 +288,11 @@ static void write_end(struct page_op *op)
 
 	if (op->drop_after)
 		account_left(&p->account, bytes);
-	if (op->ret) {
+	if (op->ret && op->ret != -ECANCELED) {
 		log_write_error(p, pg, op->ret);
 		pg->retry_ns = clock_ns() + RETRY_NS;
 	}
-	if (op->ret || pg->rewritten) {
-		pg->rewritten = 0;
+	if (op->ret) {
 		page_release_slot(pg);
 		page_set_state(pg, PAGE_DIRTY);
 	} else {
@@ -320,8 +319,8 @@ static void write_crc_done(struct loop_work *w)
 	struct page_op *op = container_of(w, struct page_op, work);
 	struct page *pg = op->page;
 
-	if (pg->rewritten || pg->doomed) { /* not worth the trip */
-		pg->rewritten = 1;
+	if (pg->doomed) { /* not worth the trip */
+		op->ret = -ECANCELED;
 		write_end(op);
 		return;
 	}

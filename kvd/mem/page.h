@@ -2,15 +2,16 @@
  * page.h - a page, its states, a range of pages; inside kvd/mem
  *
  *   EMPTY --map--> DIRTY --write--> WRITING --> CLEAN --drop--> DROPPING --> LOWER
- *                    ^                 |          |                            |
- *                    +--- PAGE_WRITE --+----------+                          read
+ *                    ^                            |                            |
+ *                    +--------- PAGE_WRITE -------+                          read
  *                                                                              |
  *                                          CLEAN <-- READING <-----------------+
  *                                          LOST  <--/ (check or read failed)
  *
  *  (1) has_frame() states are charged to the pager's memory, one page each.
  *  (2) slot >= 0 in CLEAN, DROPPING, LOWER, READING, and in WRITING.
- *  (3) A page with an operation in flight (busy) belongs to it; others only pin.
+ *  (3) A page with an operation in flight (busy) belongs to it; others only pin. In
+ *      WRITING others read its bytes too; who wants to write waits for the end.
  *  (4) In the policy's hands: DIRTY or CLEAN, not pinned, not busy.
  *  (5) waiters are the wants that miss the page; it has pins for each.
  */
@@ -45,7 +46,6 @@ struct page {
 	uint8_t state;
 	uint8_t busy;
 	uint8_t in_policy;
-	uint8_t rewritten; /* PAGE_WRITE came while WRITING */
 	uint8_t doomed; /* trimmed away or freed while busy */
 	uint8_t charged;
 	uint8_t prio; /* of the line it stands in */

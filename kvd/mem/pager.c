@@ -226,9 +226,8 @@ static void unpin(struct page *pg)
 /* Bytes change from now on: what the lower tier has is old. */
 static void begin_write(struct page *pg)
 {
-	if (pg->state == PAGE_WRITING) {
-		pg->rewritten = 1;
-	} else if (pg->state == PAGE_CLEAN) {
+	assert(pg->state == PAGE_DIRTY || pg->state == PAGE_CLEAN);
+	if (pg->state == PAGE_CLEAN) {
 		assert(!pg->range->durable);
 		page_release_slot(pg);
 		page_set_state(pg, PAGE_DIRTY);
@@ -289,6 +288,13 @@ static int add_wait(struct page *pg, struct page_want *w)
 	return 0;
 }
 
+/* Nobody writes into a page while its bytes are read for the lower tier. */
+static int must_wait(const struct page *pg, uint32_t flags)
+{
+	return !page_resident(pg) ||
+	       (flags & PAGE_WRITE && pg->state == PAGE_WRITING);
+}
+
 int page_want(struct pager *p, struct page_want *w)
 {
 	struct page *pg;
@@ -306,9 +312,9 @@ int page_want(struct pager *p, struct page_want *w)
 		n++;
 		if (pg->state == PAGE_LOST)
 			ret = pg->lost_err;
-		else if (!page_resident(pg))
+		else if (must_wait(pg, w->runs[pg_r].flags))
 			ret = add_wait(pg, w);
-		if (!ret && w->runs[pg_r].flags & PAGE_WRITE)
+		else if (w->runs[pg_r].flags & PAGE_WRITE)
 			begin_write(pg);
 	}
 	if (ret) {

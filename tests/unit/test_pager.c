@@ -363,6 +363,49 @@ START_TEST(a_cancelled_want_holds_nothing)
 }
 END_TEST
 
+static int told, told_ret;
+
+static void on_told(struct wait *w, int ret)
+{
+	(void)w;
+	told++;
+	told_ret = ret;
+}
+
+/* No thread changes bytes that another one reads for the disk. */
+START_TEST(a_writer_waits_for_the_end_of_the_write)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 1);
+	struct page_run run = { range, 0, 1, 0 };
+	struct page_run out = { range, 0, 1, PAGE_WRITE };
+	struct page_want reader = { .runs = &run, .n_runs = 1 };
+	struct page_want writer = { .wait.done = on_told,
+				    .runs = &out,
+				    .n_runs = 1 };
+
+	told = 0;
+	ck_assert_int_eq(page_write_back(&range->pages[0]), 0);
+	ck_assert_int_eq(page_want(r->pager, &reader), 1);
+	page_unpin(r->pager, &run, 1);
+	ck_assert_int_eq(page_want(r->pager, &writer), 0);
+	ck_assert_int_eq(range->pages[0].state, PAGE_WRITING);
+	while (!told)
+		rig_mem_turn(r);
+	ck_assert_int_eq(told_ret, 0);
+	ck_assert_int_eq(range->pages[0].state, PAGE_DIRTY);
+	ck_assert_int_eq(range->pages[0].slot, -1);
+	rig_mem_fill(&out, 77);
+	page_unpin(r->pager, &out, 1);
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	ck_assert(rig_mem_holds(&run, 77));
+	page_unpin(r->pager, &run, 1);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("pager");
@@ -381,6 +424,7 @@ int main(void)
 	tcase_add_test(t, reservations_are_bounded);
 	tcase_add_loop_test(t, failures_are_answers, 0, 5);
 	tcase_add_test(t, a_cancelled_want_holds_nothing);
+	tcase_add_test(t, a_writer_waits_for_the_end_of_the_write);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

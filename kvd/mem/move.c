@@ -1,10 +1,17 @@
 /*
  * move.c - carry pages between frames and slots; see move.h and page.h
  *
- * One operation at a time for a page. Each step runs on a worker (fallocate,
+ * One operation (struct move, op.h) carries a run: pages of one range that follow each
+ * other, and whose slots do where the disk is involved. So a run costs one
+ * fallocate, one read or write, one hole. Each step runs on a worker (fallocate,
  * punch, checksum) or in the storage engine, then comes back to the loop.
+ *
+ *  (1) A page is in one operation at most, from page_begin() to page_end().
+ *  (2) A run that could not be read or mapped is done again page by page, so that
+ *      one bad block costs one page. What failed to be written goes alone next time.
+ *  (3) Writes and drops are gathered in lines and leave on the next turn, as runs.
  */
-#include "kvd/mem/move.h"
+#include "kvd/mem/op.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -15,254 +22,184 @@
 #include "kvd/base/log.h"
 #include "kvd/mem/stores.h"
 
-#define RETRY_NS 1000000000u /* a page whose write failed rests so long */
-#define LOG_NS	 1000000000u
-
-enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB };
-
-struct page_op {
-	struct loop_work work;
-	struct kio_req req;
-	struct page *page;
-	enum op_kind kind;
-	int ret;
-	uint32_t crc;
-	int drop_after;
-	uint64_t start_ns;
-	struct page_scrub *scrub; /* OP_SCRUB */
-	uint32_t want_crc;
-};
-
-static void op_end(struct page_op *op);
-
-/* ---- accounts ------------------------------------------------------------- */
-
-void page_set_state(struct page *pg, enum page_state s)
-{
-	struct range *r = pg->range;
-	const int was = page_resident(pg);
-
-	r->pager->n_state[pg->state]--;
-	r->pager->n_state[s]++;
-	r->n_lower -= pg->state == PAGE_LOWER;
-	r->n_lost -= pg->state == PAGE_LOST;
-	if (pg->state == PAGE_CLEAN)
-		r->pager->clean_bytes -= r->tier->page_bytes;
-	if (s == PAGE_CLEAN)
-		r->pager->clean_bytes += r->tier->page_bytes;
-	pg->state = (uint8_t)s;
-	r->n_lower += s == PAGE_LOWER;
-	r->n_lost += s == PAGE_LOST;
-	if (was != page_resident(pg))
-		r->n_resident += was ? UINT32_MAX : 1u;
-}
-
-static void charge(struct page *pg)
-{
-	struct pager *p = pg->range->pager;
-
-	pg->charged = 1;
-	account_charge(&p->account, ACCOUNT_MEMORY, pg->range->tier->page_bytes,
-		       clock_ns());
-	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
-}
-
-static void uncharge(struct page *pg)
-{
-	struct pager *p = pg->range->pager;
-
-	pg->charged = 0;
-	account_uncharge(&p->account, ACCOUNT_MEMORY,
-			 pg->range->tier->page_bytes, clock_ns());
-	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
-}
-
-static struct kio_store *disk_of(const struct page *pg)
-{
-	return stores_disk(pg->range->pager->conf.stores, pg->range->i_disk);
-}
-
-/* The disk of the range: chosen with its first slot. */
-static int pick_disk(struct range *r)
-{
-	int i;
-
-	if (r->has_disk)
-		return 0;
-	i = stores_pick(r->pager->conf.stores,
-			(uint64_t)r->n_pages * r->tier->page_bytes);
-	if (i < 0) /* not the whole range: then as much as there is */
-		i = stores_pick(r->pager->conf.stores, r->tier->page_bytes);
-	if (i < 0)
-		return i;
-	r->i_disk = (uint32_t)i;
-	r->has_disk = 1;
-	return 0;
-}
-
-static int take_slot(struct page *pg)
-{
-	const size_t bytes = pg->range->tier->page_bytes;
-	struct pager *p = pg->range->pager;
-	int64_t slot;
-	int ret;
-
-	if (!p->conf.stores || account_room(&p->account, ACCOUNT_DISK) < bytes)
-		return -ENOSPC;
-	ret = pick_disk(pg->range);
-	if (ret)
-		return ret;
-	slot = kio_store_alloc(disk_of(pg), bytes);
-	if (slot < 0)
-		return (int)slot;
-	pg->slot = slot;
-	pager_charge_slots(p, bytes);
-	return 0;
-}
-
-static void slot_gone(struct page *pg)
-{
-	pg->slot = -1;
-	pager_uncharge_slots(pg->range->pager, pg->range->tier->page_bytes);
-}
-
-void page_release_slot(struct page *pg)
-{
-	if (pg->slot < 0)
-		return;
-	if (!pg->range->durable) /* else a record still names it */
-		kio_store_release(disk_of(pg), (uint64_t)pg->slot,
-				  pg->range->tier->page_bytes);
-	slot_gone(pg);
-}
-
-/* What is there is not what was written: nobody writes there again. */
-static void quarantine_slot(struct page *pg)
-{
-	kio_store_quarantine(disk_of(pg), (uint64_t)pg->slot,
-			     pg->range->tier->page_bytes);
-	slot_gone(pg);
-}
+#define RETRY_NS   1000000000u /* a page whose write failed rests so long */
+#define LOG_NS	   1000000000u
+#define RUN_BYTES  (2u << 20) /* of a read or write */
+#define DROP_BYTES (16u << 20)
 
 /* ---- steps on workers ---------------------------------------------------------- */
 
 static void work_map(struct loop_work *w)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
+	struct move *op = container_of(w, struct move, work);
 	struct range *r = op->page->range;
 
-	op->ret = space_map(r->tier->space, r->first + page_index(op->page), 1);
+	op->ret = space_map(r->tier->space, r->first + page_index(op->page),
+			    op->n);
 }
 
 static void work_drop(struct loop_work *w)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
+	struct move *op = container_of(w, struct move, work);
 	struct range *r = op->page->range;
 
-	op->ret =
-		space_drop(r->tier->space, r->first + page_index(op->page), 1);
+	op->ret = space_drop(r->tier->space, r->first + page_index(op->page),
+			     op->n);
 }
 
 static void work_crc(struct loop_work *w)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
+	struct move *op = container_of(w, struct move, work);
+	const size_t bytes = op->page->range->tier->page_bytes;
 
-	op->crc = kio_crc32c(0, page_addr(op->page),
-			     op->page->range->tier->page_bytes);
+	for (uint32_t i = 0; i < op->n; i++)
+		op->crc[i] = kio_crc32c(0, page_addr(op->page + i), bytes);
 }
 
-static void start_work(struct page_op *op, void (*run)(struct loop_work *w),
-		       void (*done)(struct loop_work *w))
+/* ---- a run that failed ----------------------------------------------------- */
+
+/*
+ * Go on page by page from a step that failed for the run. 0, or -ENOMEM: then it
+ * has failed. n_ops and n_busy go over to the parts.
+ */
+static int op_split(struct move *op, void (*go)(struct move *one))
 {
-	op->work.run = run;
-	op->work.done = done;
-	loop_work_start(op->page->range->pager->conf.loop, &op->work);
-}
+	struct move *one[op->n];
+	uint32_t i;
 
-static struct page_op *op_begin(struct page *pg, enum op_kind kind)
-{
-	struct page_op *op = calloc(1, sizeof(*op));
-
-	if (!op)
-		return NULL;
-	assert(!pg->busy);
-	policy_remove(pg);
-	op->page = pg;
-	op->kind = kind;
-	op->start_ns = clock_ns();
-	pg->busy = 1;
-	pg->range->n_busy++;
-	pg->range->pager->n_ops++;
-	return op;
-}
-
-static void op_io(struct page_op *op, void (*done)(struct kio_req *r))
-{
-	struct page *pg = op->page;
-
-	op->req.buf = page_addr(pg);
-	op->req.block = (uint64_t)pg->slot;
-	op->req.n_bytes = pg->range->tier->page_bytes;
-	op->req.done = done;
-	stores_begin(pg->range->pager->conf.stores, pg->range->i_disk,
-		     op->req.n_bytes);
-}
-
-static void op_io_end(struct page_op *op)
-{
-	stores_end(op->page->range->pager->conf.stores, op->page->range->i_disk,
-		   op->req.n_bytes);
-	op->ret = op->req.ret;
+	for (i = 0; i < op->n; i++) {
+		one[i] = op_new(op->page + i, 1, op->kind);
+		if (!one[i])
+			break;
+		one[i]->prio = op->prio;
+		one[i]->start_ns = op->start_ns;
+	}
+	if (i < op->n) {
+		while (i--)
+			free(one[i]);
+		return -ENOMEM;
+	}
+	for (i = 0; i < op->n; i++)
+		go(one[i]);
+	free(op);
+	return 0;
 }
 
 /* ---- dropping ------------------------------------------------------------------- */
 
-static void drop_done(struct loop_work *w)
+static void drop_end(struct page *pg, int err)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
-	struct page *pg = op->page;
 	struct pager *p = pg->range->pager;
 
 	account_left(&p->account, pg->range->tier->page_bytes);
-	if (op->ret) { /* the frame is still there: so is the page */
-		log_warn("move", "%s: punching a hole: %s", p->name,
-			 strerror(-op->ret));
+	if (err) { /* the frame is still there: so is the page */
 		pg->retry_ns = clock_ns() + RETRY_NS;
 		if (pg->state == PAGE_DROPPING)
 			page_set_state(pg, PAGE_CLEAN);
 	} else {
-		uncharge(pg);
+		page_uncharge(pg);
 		if (pg->state == PAGE_DROPPING) {
 			page_set_state(pg, PAGE_LOWER);
 			p->n_evicted_total++;
 			stat_add(p->st_evicted, 1);
 		}
 	}
-	op_end(op);
+	page_end(pg, OP_DROP, err);
+}
+
+static void drop_done(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+
+	if (op->ret)
+		log_warn("move", "%s: punching a hole: %s",
+			 op->page->range->pager->name, strerror(-op->ret));
+	for (uint32_t i = 0; i < op->n; i++)
+		drop_end(op->page + i, op->ret);
+	op_free(op);
+}
+
+/* ---- lines of pages about to move ----------------------------------------------- */
+
+static void line_push(struct list *line, struct page *pg)
+{
+	assert(list_empty(&pg->starved));
+	pg->prio = WANT_PRIOS; /* it does not wait for room */
+	list_push(line, &pg->starved);
+	pager_make_room(pg->range->pager);
+}
+
+static struct page *line_first(struct list *line)
+{
+	struct list *n = list_first(line);
+
+	return n ? list_entry(n, struct page, starved) : NULL;
+}
+
+/* The first page of the line and those behind it that go along; 0: none. */
+static uint32_t line_run(struct list *line, size_t most_bytes,
+			 int (*along)(const struct page *pg, uint32_t n),
+			 struct page **out)
+{
+	struct page *pg = line_first(line), *next;
+	uint32_t n = 0;
+
+	*out = pg;
+	if (!pg)
+		return 0;
+	do {
+		list_del(&pg[n++].starved);
+		next = line_first(line);
+	} while (next && next->range == pg->range && next == pg + n &&
+		 (n + 1) * pg->range->tier->page_bytes <= most_bytes &&
+		 along(pg, n));
+	return n;
+}
+
+/* No memory for the operation: they stay in line. */
+static void line_undo(struct list *line, struct page *pg, uint32_t n)
+{
+	while (n--)
+		list_push_front(line, &pg[n].starved);
 }
 
 /* Take the frame; the state says what is left (LOWER, EMPTY or LOST). */
-static int start_drop(struct page *pg)
+void page_queue_drop(struct page *pg)
 {
-	struct page_op *op = op_begin(pg, OP_DROP);
+	struct pager *p = pg->range->pager;
 
-	if (!op)
-		return -ENOMEM;
-	account_leave(&pg->range->pager->account, pg->range->tier->page_bytes);
-	start_work(op, work_drop, drop_done);
-	return 0;
+	page_begin(pg);
+	account_leave(&p->account, pg->range->tier->page_bytes);
+	line_push(&p->drops, pg);
 }
 
-/* Let a clean page go to the lower tier. */
-int page_drop(struct page *pg)
+static int always(const struct page *pg, uint32_t n)
 {
-	int ret;
+	(void)pg;
+	(void)n;
+	return 1;
+}
 
+static void send_drops(struct pager *p)
+{
+	struct page *pg;
+	uint32_t n;
+
+	while ((n = line_run(&p->drops, DROP_BYTES, always, &pg))) {
+		struct move *op = op_new(pg, n, OP_DROP);
+
+		if (!op) {
+			line_undo(&p->drops, pg, n);
+			return;
+		}
+		op_work(op, work_drop, drop_done);
+	}
+}
+
+void page_drop(struct page *pg)
+{
 	page_set_state(pg, PAGE_DROPPING);
-	ret = start_drop(pg);
-	if (ret)
-		page_set_state(pg, PAGE_CLEAN);
-	return ret;
+	page_queue_drop(pg);
 }
 
 /* ---- writing ------------------------------------------------------------------------ */
@@ -280,13 +217,14 @@ static void log_write_error(struct pager *p, const struct page *pg, int err)
 		 strerror(-err));
 }
 
-static void write_end(struct page_op *op)
+static void write_page_end(struct move *op, uint32_t i)
 {
-	struct page *pg = op->page;
+	struct page *pg = op->page + i;
 	struct pager *p = pg->range->pager;
 	const size_t bytes = pg->range->tier->page_bytes;
 
-	if (op->drop_after)
+	p->writing_bytes -= bytes;
+	if (pg->to_go)
 		account_left(&p->account, bytes);
 	if (op->ret && op->ret != -ECANCELED) {
 		log_write_error(p, pg, op->ret);
@@ -296,19 +234,27 @@ static void write_end(struct page_op *op)
 		page_release_slot(pg);
 		page_set_state(pg, PAGE_DIRTY);
 	} else {
-		pg->crc = op->crc;
+		pg->crc = op->crc[i];
+		pg->retry_ns = 0;
 		page_set_state(pg, PAGE_CLEAN);
 		p->n_written_total++;
 		p->written_bytes_total += bytes;
 		stat_add(p->st_written, 1);
 		stat_add(p->st_written_bytes, bytes);
 	}
-	op_end(op);
+	page_end(pg, OP_WRITE, op->ret);
+}
+
+static void write_end(struct move *op)
+{
+	for (uint32_t i = 0; i < op->n; i++)
+		write_page_end(op, i);
+	op_free(op);
 }
 
 static void write_done(struct kio_req *r)
 {
-	struct page_op *op = container_of(r, struct page_op, req);
+	struct move *op = container_of(r, struct move, req);
 
 	op_io_end(op);
 	write_end(op);
@@ -316,36 +262,59 @@ static void write_done(struct kio_req *r)
 
 static void write_crc_done(struct loop_work *w)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
-	struct page *pg = op->page;
+	struct move *op = container_of(w, struct move, work);
+	uint32_t n_doomed = 0;
 
-	if (pg->doomed) { /* not worth the trip */
+	for (uint32_t i = 0; i < op->n; i++)
+		n_doomed += op->page[i].doomed;
+	if (n_doomed == op->n) { /* not worth the trip */
 		op->ret = -ECANCELED;
 		write_end(op);
 		return;
 	}
 	op_io(op, write_done);
-	kio_store_write(disk_of(pg), &op->req);
 }
 
-static int start_write(struct page *pg, int drop_after)
+static int writes_along(const struct page *pg, uint32_t n)
 {
-	struct page_op *op;
-	int ret = take_slot(pg);
+	const int64_t blocks = (int64_t)(pg->range->tier->page_bytes / 4096);
+
+	return pg[n].slot == pg[n - 1].slot + blocks && !pg->retry_ns &&
+	       !pg[n].retry_ns && pg[n].to_go == pg->to_go;
+}
+
+static void send_writes(struct pager *p)
+{
+	struct page *pg;
+	uint32_t n;
+
+	while ((n = line_run(&p->writes, RUN_BYTES, writes_along, &pg))) {
+		struct move *op = op_new(pg, n, OP_WRITE);
+
+		if (!op) {
+			line_undo(&p->writes, pg, n);
+			return;
+		}
+		op->prio = pg->to_go ? WANT_NEXT : WANT_BACKGROUND;
+		op_work(op, work_crc, write_crc_done);
+	}
+}
+
+static int start_write(struct page *pg, int to_go)
+{
+	struct pager *p = pg->range->pager;
+	const size_t bytes = pg->range->tier->page_bytes;
+	const int ret = page_take_slot(pg);
 
 	if (ret)
 		return ret;
-	op = op_begin(pg, OP_WRITE);
-	if (!op) {
-		page_release_slot(pg);
-		return -ENOMEM;
-	}
-	op->drop_after = drop_after;
-	if (drop_after)
-		account_leave(&pg->range->pager->account,
-			      pg->range->tier->page_bytes);
+	page_begin(pg);
 	page_set_state(pg, PAGE_WRITING);
-	start_work(op, work_crc, write_crc_done);
+	p->writing_bytes += bytes;
+	pg->to_go = (uint8_t)to_go;
+	if (to_go)
+		account_leave(&p->account, bytes);
+	line_push(&p->writes, pg);
 	return 0;
 }
 
@@ -359,233 +328,156 @@ int page_write_out(struct page *pg)
 	return start_write(pg, 1);
 }
 
+void pager_send(struct pager *p)
+{
+	send_drops(p);
+	send_writes(p);
+}
+
 /* ---- mapping and reading ---------------------------------------------------------------- */
 
 /* A frame that did not get its bytes: give it back and say why. */
-static void fetch_failed(struct page_op *op, int lost)
+static void fetch_failed(struct page *pg, enum op_kind kind, int err, int lost)
 {
-	struct page *pg = op->page;
 	struct pager *p = pg->range->pager;
 
 	if (lost) {
-		quarantine_slot(pg);
-		pg->lost_err = op->ret;
+		page_quarantine_slot(pg);
+		pg->lost_err = err;
 		page_set_state(pg, PAGE_LOST);
 		stat_add(p->st_lost, 1);
 		log_warn(
 			"move", "%s: page %llu disk->host: %s, lost", p->name,
 			(unsigned long long)(pg->range->first + page_index(pg)),
-			op->ret == -EBADMSG ? "checksum differs"
-					    : strerror(-op->ret));
+			err == -EBADMSG ? "checksum differs" : strerror(-err));
 	} else {
 		page_set_state(pg, pg->slot >= 0 ? PAGE_LOWER : PAGE_EMPTY);
 	}
-	op_end(op);
+	page_end(pg, kind, err);
 }
 
-static void read_crc_done(struct loop_work *w)
+static void page_read(struct page *pg, uint64_t ns)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
-	struct page *pg = op->page;
 	struct pager *p = pg->range->pager;
 
-	if (op->crc != pg->crc) {
-		op->ret = -EBADMSG;
-		fetch_failed(op, 1);
-		return;
-	}
 	page_set_state(pg, PAGE_CLEAN);
 	p->n_read_total++;
 	p->read_bytes_total += pg->range->tier->page_bytes;
 	stat_add(p->st_read, 1);
 	stat_add(p->st_read_bytes, pg->range->tier->page_bytes);
-	stat_observe(p->st_page_in, clock_ns() - op->start_ns);
-	tier_note_restore(pg->range->tier, clock_ns() - op->start_ns);
-	op_end(op);
+	stat_observe(p->st_page_in, ns);
+	page_end(pg, OP_READ, 0);
+}
+
+static void read_crc_done(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+	const uint64_t ns = clock_ns() - op->start_ns;
+
+	tier_note_restore(op->page->range->tier, ns / op->n);
+	for (uint32_t i = 0; i < op->n; i++) {
+		struct page *pg = op->page + i;
+
+		if (op->crc[i] == pg->crc)
+			page_read(pg, ns);
+		else
+			fetch_failed(pg, OP_READ, -EBADMSG, 1);
+	}
+	op_free(op);
+}
+
+static void read_done(struct kio_req *r);
+
+static void read_one(struct move *op)
+{
+	op_io(op, read_done);
 }
 
 static void read_done(struct kio_req *r)
 {
-	struct page_op *op = container_of(r, struct page_op, req);
+	struct move *op = container_of(r, struct move, req);
 
 	op_io_end(op);
-	if (op->ret)
-		fetch_failed(op, 1);
-	else
-		start_work(op, work_crc, read_crc_done);
+	if (!op->ret) {
+		op_work(op, work_crc, read_crc_done);
+		return;
+	}
+	if (op->n > 1 && !op_split(op, read_one))
+		return;
+	for (uint32_t i = 0; i < op->n; i++)
+		fetch_failed(op->page + i, OP_READ, op->ret, op->n == 1);
+	op_free(op);
+}
+
+static void map_done(struct loop_work *w);
+
+static void map_one(struct move *op)
+{
+	op_work(op, work_map, map_done);
+}
+
+static void map_failed(struct move *op)
+{
+	if (op->ret == -ENOMEM || op->ret == -EFBIG)
+		op->ret = -ENOSPC;
+	if (op->n > 1 && !op_split(op, map_one))
+		return;
+	for (uint32_t i = 0; i < op->n; i++)
+		fetch_failed(op->page + i, op->kind, op->ret, 0);
+	op_free(op);
 }
 
 static void map_done(struct loop_work *w)
 {
-	struct page_op *op = container_of(w, struct page_op, work);
-	struct page *pg = op->page;
-	struct pager *p = pg->range->pager;
+	struct move *op = container_of(w, struct move, work);
+	struct pager *p = op->page->range->pager;
 
 	if (op->ret) {
-		if (op->ret == -ENOMEM || op->ret == -EFBIG)
-			op->ret = -ENOSPC;
-		fetch_failed(op, 0);
+		map_failed(op);
 		return;
 	}
-	p->n_mapped_total++;
-	stat_add(p->st_mapped, 1);
-	if (op->kind == OP_MAP) {
-		page_set_state(pg, PAGE_DIRTY);
-		op_end(op);
+	p->n_mapped_total += op->n;
+	stat_add(p->st_mapped, op->n);
+	if (op->kind == OP_READ) {
+		op_io(op, read_done);
 		return;
 	}
-	op_io(op, read_done);
-	kio_store_read(disk_of(pg), &op->req);
+	for (uint32_t i = 0; i < op->n; i++) {
+		page_set_state(op->page + i, PAGE_DIRTY);
+		page_end(op->page + i, OP_MAP, 0);
+	}
+	op_free(op);
 }
 
-int page_start_fetch(struct page *pg)
+int page_fetches_along(const struct page *pg, uint32_t n)
+{
+	const size_t bytes = pg->range->tier->page_bytes;
+
+	if (page_index(pg) + n >= pg->range->n_pages || pg[n].busy ||
+	    pg[n].state != pg->state || (n + 1) * bytes > RUN_BYTES)
+		return 0;
+	return pg->state == PAGE_EMPTY ||
+	       pg[n].slot == pg[n - 1].slot + (int64_t)(bytes / 4096);
+}
+
+int page_start_fetch(struct page *pg, uint32_t n, enum want_prio prio)
 {
 	const int lower = pg->state == PAGE_LOWER;
-	struct page_op *op = op_begin(pg, lower ? OP_READ : OP_MAP);
+	struct move *op = op_new(pg, n, lower ? OP_READ : OP_MAP);
 
 	if (!op)
 		return -ENOMEM;
-	charge(pg);
-	page_set_state(pg, lower ? PAGE_READING : PAGE_MAPPING);
-	start_work(op, work_map, map_done);
+	op->prio = prio;
+	for (uint32_t i = 0; i < n; i++) {
+		page_begin(pg + i);
+		page_charge(pg + i);
+		page_set_state(pg + i, lower ? PAGE_READING : PAGE_MAPPING);
+	}
+	op_work(op, work_map, map_done);
 	return 0;
 }
 
-/* ---- looking after what is on disk ------------------------------------------------------ */
-
-int page_can_scrub(const struct page *pg)
-{
-	return pg->slot >= 0 && !pg->busy && !pg->doomed &&
-	       list_empty(&pg->starved) && /* about to be fetched */
-	       !pg->range->persist && /* its places are being written down */
-	       list_empty(&pg->starved) && /* about to be read anyway */
-	       (pg->state == PAGE_LOWER || pg->state == PAGE_CLEAN);
-}
-
-/* The place is bad. What is in memory is good, and goes to another one. */
-static void scrub_failed(struct page_op *op)
-{
-	struct page *pg = op->page;
-	struct range *r = pg->range;
-	struct pager *p = r->pager;
-
-	log_warn("scrub", "%s: page %llu on disk: %s, %s", p->name,
-		 (unsigned long long)(r->first + page_index(pg)),
-		 op->ret == -EBADMSG ? "checksum differs" : strerror(-op->ret),
-		 pg->charged ? "kept in host" : "lost");
-	quarantine_slot(pg);
-	if (!pg->charged) {
-		pg->lost_err = op->ret;
-		page_set_state(pg, PAGE_LOST);
-		stat_add(p->st_lost, 1);
-	} else {
-		durable_forget(r);
-		page_set_state(pg, PAGE_DIRTY);
-	}
-}
-
-static void scrub_end(struct page_op *op)
-{
-	struct page *pg = op->page;
-	struct page_scrub *s = op->scrub;
-	struct pager *p = pg->range->pager;
-	/* written meanwhile: that place is nobody's concern any more */
-	const int same = pg->slot == (int64_t)op->req.block;
-	const int bad = op->ret && same && !pg->doomed;
-
-	if (bad)
-		scrub_failed(op);
-	else
-		op->ret = 0;
-	s->done(s, op->ret);
-	if (bad && !pg->range->freed && p->conf.damaged)
-		p->conf.damaged(p->conf.ctx, pg->range);
-	op_end(op);
-}
-
-static void work_scrub(struct loop_work *w)
-{
-	struct page_op *op = container_of(w, struct page_op, work);
-
-	op->crc = kio_crc32c(0, op->scrub->buf, op->scrub->n_bytes);
-}
-
-static void scrub_crc_done(struct loop_work *w)
-{
-	struct page_op *op = container_of(w, struct page_op, work);
-
-	op->ret = op->crc == op->want_crc ? 0 : -EBADMSG;
-	scrub_end(op);
-}
-
-static void scrub_read(struct kio_req *r)
-{
-	struct page_op *op = container_of(r, struct page_op, req);
-
-	op_io_end(op);
-	if (op->ret)
-		scrub_end(op);
-	else
-		start_work(op, work_scrub, scrub_crc_done);
-}
-
-int page_scrub_start(struct page *pg, struct page_scrub *s)
-{
-	struct page_op *op = op_begin(pg, OP_SCRUB);
-
-	if (!op)
-		return -ENOMEM;
-	op->scrub = s;
-	op->want_crc = pg->crc;
-	op_io(op, scrub_read);
-	op->req.buf = s->buf;
-	kio_store_read(disk_of(pg), &op->req);
-	return 0;
-}
-
-/* ---- the end of an operation ----------------------------------------------------------------- */
-
-static void settle(struct page *pg, const struct page_op *op)
-{
-	if (pg->doomed || pg->range->freed) {
-		page_discard(pg);
-		return;
-	}
-	if (op->ret && (op->kind == OP_READ || op->kind == OP_MAP)) {
-		if (pg->charged) /* the frame of a page that is not there */
-			(void)start_drop(pg); /* retried by the next end */
-		page_failed(pg, op->ret);
-		return;
-	}
-	if (op->drop_after && pg->state == PAGE_CLEAN && !pg->n_pins &&
-	    pager_should_drop(pg->range->pager) && !page_drop(pg))
-		return;
-	if (pg->state == PAGE_LOST) { /* the scrubber was first */
-		page_failed(pg, pg->lost_err);
-		return;
-	}
-	if (page_resident(pg))
-		page_arrived(pg, op->kind == OP_READ);
-	else if (pg->n_pins && !list_empty(&pg->waiters))
-		page_fetch(pg, WANT_STEP);
-}
-
-static void op_end(struct page_op *op)
-{
-	struct page *pg = op->page;
-	struct range *r = pg->range;
-	struct pager *p = r->pager;
-
-	pg->busy = 0;
-	p->n_ops--;
-	settle(pg, op);
-	if (op->kind == OP_WRITE)
-		durable_page_written(pg, op->ret);
-	free(op);
-	r->n_busy--;
-	range_look_freed(r);
-	pager_make_room(p);
-}
+/* ---- letting go -------------------------------------------------------------------------------- */
 
 void page_discard(struct page *pg)
 {
@@ -600,8 +492,8 @@ void page_discard(struct page *pg)
 	p->policy->forget(p->policy_state, &pg->evict);
 	page_release_slot(pg);
 	page_set_state(pg, PAGE_EMPTY);
-	if (pg->charged && start_drop(pg))
-		log_warn("move", "%s: no memory to free a page", p->name);
+	if (pg->charged)
+		page_queue_drop(pg);
 }
 
 void range_look_freed(struct range *r)

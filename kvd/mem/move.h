@@ -12,6 +12,7 @@
 #include "kvd/base/stat.h"
 #include "kvd/mem/account.h"
 #include "kvd/mem/page.h"
+#include "kvd/mem/stores.h"
 
 /* Space of one page size. */
 struct tier {
@@ -34,7 +35,10 @@ struct pager {
 	struct accounts own; /* conf.accounts NULL: a pool for itself */
 	uint64_t pinned_bytes;
 	uint64_t clean_bytes; /* in PAGE_CLEAN */
-	uint32_t n_ops;
+	uint32_t n_ops; /* pages in operations */
+	uint64_t writing_bytes;
+	struct list drops, writes; /* page.starved: about to start */
+	struct stores_flow flow;
 	int keep_records; /* the daemon stops */
 	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
@@ -54,28 +58,20 @@ void tier_note_restore(struct tier *t, uint64_t ns);
 void policy_add(struct page *pg); /* if it may go now */
 void policy_remove(struct page *pg); /* if it was there */
 void policy_hint(struct page *pg); /* its hint or kind is new */
-/* There is room for it: charge and go. -ENOMEM. */
-int page_start_fetch(struct page *pg);
-/* Let a clean page go to the lower tier. -ENOMEM. */
-int page_drop(struct page *pg);
+/* There is room for n pages from pg on: charge and go. -ENOMEM. */
+int page_start_fetch(struct page *pg, uint32_t n, enum want_prio prio);
+/* 1: pg[n] can come in one operation with the n pages before it. */
+int page_fetches_along(const struct page *pg, uint32_t n);
+/* Let a clean page go to the lower tier. */
+void page_drop(struct page *pg);
 /* Write a dirty page; dropped after if somebody still lacks room. -errno. */
 int page_write_out(struct page *pg);
+/* Start what page_drop(), page_write_out() and page_write_back() gathered. */
+void pager_send(struct pager *p);
 /* Nobody wants its bytes any more: frame and slot go back. */
 void page_discard(struct page *pg);
 /* Write a dirty page that nobody changes; it stays where it is. -errno. */
 int page_write_back(struct page *pg);
-/*
- * Read the page's place on disk into buf and compare. done() 0, -EBADMSG or the
- * error of the read; then the page is LOST, or dirty if it is in memory, and
- * pager_conf.damaged was called. -ENOMEM.
- */
-struct page_scrub {
-	void *buf; /* [n_bytes], 4 KiB aligned; the caller's */
-	uint64_t n_bytes;
-	void (*done)(struct page_scrub *s, int ret);
-};
-int page_can_scrub(const struct page *pg);
-int page_scrub_start(struct page *pg, struct page_scrub *s);
 /* durable.c: a write of the page has ended. */
 void durable_page_written(struct page *pg, int ret);
 /* durable.c: the range is freed: so is its record. */

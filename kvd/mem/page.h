@@ -38,7 +38,7 @@ enum page_state {
 struct page {
 	struct range *range;
 	struct evict_node evict;
-	struct list starved; /* waits for room: in a line of the pager */
+	struct list starved; /* in a line of the pager: for room, or to move */
 	struct list waiters; /* struct page_wait */
 	int64_t slot;
 	uint32_t crc;
@@ -48,7 +48,8 @@ struct page {
 	uint8_t in_policy;
 	uint8_t doomed; /* trimmed away or freed while busy */
 	uint8_t charged;
-	uint8_t prio; /* of the line it stands in */
+	uint8_t prio; /* of the line for room it stands in; else WANT_PRIOS */
+	uint8_t to_go; /* WRITING: dropped after, if still asked for */
 	int lost_err;
 	uint64_t retry_ns; /* not a victim before (a write failed) */
 };

@@ -351,7 +351,7 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 
 	(void)p;
 	EACH_PAGE(pg, runs, n_runs)
-	if (pg->state == PAGE_LOWER)
+	if (pg->state == PAGE_LOWER || pg->state == PAGE_EMPTY)
 		page_fetch(pg, WANT_PREFETCH);
 }
 

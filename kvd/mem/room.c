@@ -19,7 +19,7 @@
 #include "kvd/mem/move.h"
 #include "kvd/mem/stores.h"
 
-#define CLEAN_AHEAD 8u /* writes ahead at most in flight, each pager */
+#define CLEAN_AHEAD (8u << 20) /* bytes being written ahead, each pager */
 #define FREE_PART   64u /* low mark: this part of a budget is free */
 #define FREE_MOST   (16ull << 20) /* and no more than so much */
 #define RETRY_NS    2000000u /* for slots whose deletion is not durable yet */
@@ -79,7 +79,7 @@ void page_fetch(struct page *pg, enum want_prio prio)
 
 void page_unstarve(struct page *pg)
 {
-	if (list_empty(&pg->starved))
+	if (list_empty(&pg->starved) || pg->prio == WANT_PRIOS)
 		return;
 	list_del(&pg->starved);
 	if (pg->prio < WANT_PREFETCH)
@@ -103,11 +103,20 @@ int pager_starved(const struct pager *p)
 	return p->account.demand != 0;
 }
 
-static void start(struct page *pg)
+/* Bring in pg, and what follows it and waits too, as far as there is room. */
+static void start(struct page *pg, uint64_t room)
 {
+	const enum want_prio prio = pg->prio;
+	const size_t bytes = bytes_of(pg);
+	uint32_t n = 1;
+
 	page_unstarve(pg);
-	if (page_start_fetch(pg))
-		page_failed(pg, -ENOMEM);
+	while ((n + 1) * bytes <= room && page_fetches_along(pg, n) &&
+	       !list_empty(&pg[n].starved))
+		page_unstarve(&pg[n++]);
+	if (page_start_fetch(pg, n, prio))
+		while (n--)
+			page_failed(&pg[n], -ENOMEM);
 }
 
 static void serve(struct accounts *as)
@@ -118,8 +127,10 @@ static void serve(struct accounts *as)
 	while ((a = account_neediest(as))) {
 		struct page *pg = first_of(pager_of(a), 0, WANT_PREFETCH);
 
-		if (account_room(a, ACCOUNT_MEMORY) >= bytes_of(pg))
-			start(pg);
+		const uint64_t room = account_room(a, ACCOUNT_MEMORY);
+
+		if (room >= bytes_of(pg))
+			start(pg, room);
 		else if (account_limit_room(a, ACCOUNT_MEMORY) < bytes_of(pg))
 			a->passed = as->round;
 		else
@@ -137,9 +148,11 @@ static void serve_spare(struct accounts *as, uint64_t keep_free)
 		struct page *pg;
 
 		while ((pg = first_of(p, WANT_PREFETCH, WANT_PRIOS))) {
-			if (account_room(&p->account, ACCOUNT_MEMORY) >=
-			    bytes_of(pg) + keep_free)
-				start(pg);
+			const uint64_t room =
+				account_room(&p->account, ACCOUNT_MEMORY);
+
+			if (room >= bytes_of(pg) + keep_free)
+				start(pg, room - keep_free);
 			else
 				page_unstarve(pg);
 		}
@@ -148,8 +161,14 @@ static void serve_spare(struct accounts *as, uint64_t keep_free)
 
 /* ---- victims ------------------------------------------------------------------ */
 
+static int drop(struct page *pg)
+{
+	page_drop(pg);
+	return 0;
+}
+
 /* One page on its way down; 0, -ENOENT nobody can go, or why not. */
-static int evict_one(struct pager *p, uint64_t now)
+static int evict(struct pager *p, uint64_t now)
 {
 	struct evict_node *n;
 	struct list failed, *i;
@@ -163,7 +182,7 @@ static int evict_one(struct pager *p, uint64_t now)
 		if (pg->retry_ns > now)
 			ret = -EIO;
 		else if (pg->state == PAGE_CLEAN)
-			ret = page_drop(pg);
+			ret = drop(pg);
 		else
 			ret = page_write_out(pg);
 		if (ret)
@@ -174,16 +193,22 @@ static int evict_one(struct pager *p, uint64_t now)
 	return ret;
 }
 
+static uint64_t beyond(uint64_t n, uint64_t have)
+{
+	return n > have ? n - have : 0;
+}
+
 /* Demand of p beyond what its own limit lets it have or is leaving. */
-static int limit_short(const struct pager *p)
+static uint64_t limit_short(const struct pager *p)
 {
 	const struct account *a = &p->account;
 
-	return a->demand > account_limit_room(a, ACCOUNT_MEMORY) + a->leaving;
+	return beyond(a->demand,
+		      account_limit_room(a, ACCOUNT_MEMORY) + a->leaving);
 }
 
 /* All demand that limits allow, beyond what is free or leaving. */
-static int pool_short(struct accounts *as, uint64_t keep_free)
+static uint64_t pool_short(struct accounts *as, uint64_t keep_free)
 {
 	uint64_t need = keep_free;
 	struct pager *p;
@@ -192,8 +217,8 @@ static int pool_short(struct accounts *as, uint64_t keep_free)
 	need += KV_MIN(p->account.demand,
 		       account_limit_room(&p->account, ACCOUNT_MEMORY) +
 			       p->account.leaving);
-	return need > as->bytes[ACCOUNT_MEMORY] - as->used[ACCOUNT_MEMORY] +
-			      as->leaving;
+	return beyond(need, as->bytes[ACCOUNT_MEMORY] -
+				    as->used[ACCOUNT_MEMORY] + as->leaving);
 }
 
 int pager_should_drop(const struct pager *p)
@@ -210,7 +235,7 @@ static int make_own(struct pager *p, uint64_t now)
 	int ret = 0;
 
 	while (!ret && limit_short(p))
-		ret = evict_one(p, now);
+		ret = evict(p, now);
 	return ret;
 }
 
@@ -224,7 +249,7 @@ static int make_pool(struct accounts *as, uint64_t now, uint64_t keep_free)
 		a = account_victim(as, ACCOUNT_MEMORY);
 		if (!a)
 			return err ? err : -ENOENT;
-		ret = evict_one(pager_of(a), now);
+		ret = evict(pager_of(a), now);
 		if (ret) {
 			a->passed = as->round;
 			err = err && ret == -ENOENT ? err : ret;
@@ -321,19 +346,21 @@ static uint64_t free_mark(const struct pager *p, uint64_t budget)
 	return mark >= most ? mark : 0;
 }
 
-/* The next to go is clean: if it is not, write it. It stays where it is. */
-static void write_next(struct pager *p, uint64_t now)
+/* The next to go is clean: if it is not, write it. It stays where it is. 1: done. */
+static int write_next(struct pager *p, uint64_t now)
 {
 	struct evict_node *n = p->policy->victim(p->policy_state);
 	struct page *pg;
 
 	if (!n)
-		return;
+		return 0;
 	pg = container_of(n, struct page, evict);
 	pg->in_policy = 0;
-	if (pg->state == PAGE_CLEAN || pg->retry_ns > now ||
-	    page_write_back(pg))
-		policy_add(pg);
+	if (pg->state == PAGE_DIRTY && pg->retry_ns <= now &&
+	    !page_write_back(pg))
+		return 1;
+	policy_add(pg);
+	return 0;
 }
 
 static void write_ahead(struct pager *p, uint64_t now)
@@ -344,8 +371,8 @@ static void write_ahead(struct pager *p, uint64_t now)
 	if (!p->conf.disk_bytes || !p->conf.stores || p->account.demand ||
 	    s->used < budget / 8 * 7 || p->clean_bytes > budget / 8)
 		return;
-	for (uint32_t n = p->n_ops; n < CLEAN_AHEAD; n++)
-		write_next(p, now);
+	while (p->writing_bytes < CLEAN_AHEAD && write_next(p, now))
+		;
 }
 
 static void free_ahead(struct pager *p, uint64_t now)
@@ -357,7 +384,7 @@ static void free_ahead(struct pager *p, uint64_t now)
 	    account_limit_room(a, ACCOUNT_MEMORY) + a->leaving >= mark)
 		return;
 	while (account_limit_room(a, ACCOUNT_MEMORY) + a->leaving < 2 * mark)
-		if (evict_one(p, now))
+		if (evict(p, now))
 			return;
 }
 
@@ -433,6 +460,7 @@ static void room_turn(struct loop_call *c)
 {
 	struct accounts *as = container_of(c, struct accounts, room_call);
 	const uint64_t now = clock_ns();
+	struct pager *p;
 	uint64_t mark;
 
 	as->room_queued = 0;
@@ -441,6 +469,8 @@ static void room_turn(struct loop_call *c)
 		mark = ahead(as, now);
 		serve_spare(as, mark == UINT64_MAX ? 0 : mark);
 	}
+	EACH_PAGER(p, as)
+	pager_send(p);
 	tell_reservable(as);
 }
 

@@ -11,9 +11,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "io/crc.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
-#include "kvd/mem/move.h"
+#include "kvd/mem/op.h"
 #include "kvd/mem/stores.h"
 
 #define PAUSE_NS  60000000000ull /* between two passes */
@@ -31,6 +32,99 @@ struct scrub {
 	struct scrub_info info;
 	struct stat *st_bytes, *st_bad;
 };
+
+/* ---- one page --------------------------------------------------------------- */
+
+int page_can_scrub(const struct page *pg)
+{
+	return pg->slot >= 0 && !pg->busy && !pg->doomed &&
+	       list_empty(&pg->starved) && /* about to be fetched */
+	       !pg->range->persist && /* its places are being written down */
+	       (pg->state == PAGE_LOWER || pg->state == PAGE_CLEAN);
+}
+
+/* The place is bad. What is in memory is good, and goes to another one. */
+static void scrub_failed(struct page *pg, int err)
+{
+	struct range *r = pg->range;
+	struct pager *p = r->pager;
+
+	log_warn("scrub", "%s: page %llu on disk: %s, %s", p->name,
+		 (unsigned long long)(r->first + page_index(pg)),
+		 err == -EBADMSG ? "checksum differs" : strerror(-err),
+		 pg->charged ? "kept in host" : "lost");
+	page_quarantine_slot(pg);
+	if (!pg->charged) {
+		pg->lost_err = err;
+		page_set_state(pg, PAGE_LOST);
+		stat_add(p->st_lost, 1);
+	} else {
+		durable_forget(r);
+		page_set_state(pg, PAGE_DIRTY);
+	}
+}
+
+static void scrub_end(struct move *op)
+{
+	struct page *pg = op->page;
+	struct page_scrub *s = op->scrub;
+	struct pager *p = pg->range->pager;
+	/* written meanwhile: that place is nobody's concern any more */
+	const int same = pg->slot == (int64_t)op->req.block;
+	const int bad = op->ret && same && !pg->doomed;
+
+	if (bad)
+		scrub_failed(pg, op->ret);
+	else
+		op->ret = 0;
+	s->done(s, op->ret);
+	if (bad && !pg->range->freed && p->conf.damaged)
+		p->conf.damaged(p->conf.ctx, pg->range);
+	page_end(pg, OP_SCRUB, op->ret);
+	op_free(op);
+}
+
+static void work_scrub(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+
+	op->crc[0] = kio_crc32c(0, op->scrub->buf, op->scrub->n_bytes);
+}
+
+static void scrub_crc_done(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+
+	op->ret = op->crc[0] == op->scrub->crc ? 0 : -EBADMSG;
+	scrub_end(op);
+}
+
+static void scrub_read(struct kio_req *r)
+{
+	struct move *op = container_of(r, struct move, req);
+
+	op_io_end(op);
+	if (op->ret)
+		scrub_end(op);
+	else
+		op_work(op, work_scrub, scrub_crc_done);
+}
+
+int page_scrub_start(struct page *pg, struct page_scrub *s)
+{
+	struct move *op = op_new(pg, 1, OP_SCRUB);
+
+	if (!op)
+		return -ENOMEM;
+	page_begin(pg);
+	op->scrub = s;
+	op->prio = WANT_BACKGROUND;
+	s->crc = pg->crc;
+	op_io(op, scrub_read);
+	return 0;
+}
+
+/* ---- one after the other ----------------------------------------------------- */
 
 static void later(struct scrub *s, uint64_t ns)
 {

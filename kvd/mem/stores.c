@@ -14,16 +14,23 @@
 #include "kvd/base/rate.h"
 
 #define SAMPLE_BYTES (4u << 20)
+#define WINDOW_BYTES (16u << 20) /* in the engine at once: some ms of work */
+#define QUANTUM	     (1u << 20) /* for a turn of weight 100 */
+#define LEAST_EVERY  8u /* this often the least urgent goes first */
 #define PRIOR_RATE   1e9 /* bytes a second, before anything was measured */
 #define BUSY_TRIES   100
 #define BUSY_US	     20000u
 
 struct disk {
+	struct stores *stores;
 	char *path;
 	struct kio_engine *engine;
 	struct kio_store *store;
 	struct loop_fd io_fd, commit_fd;
-	uint32_t n_busy;
+	struct list lanes; /* with requests: struct stores_lane.node */
+	uint32_t n_sent; /* in the engine */
+	uint64_t sent_bytes;
+	uint32_t n_busy; /* and those that wait here */
 	uint64_t busy_bytes; /* queued or in flight */
 	uint64_t busy_since; /* what was done since then */
 	uint64_t done_bytes;
@@ -40,13 +47,87 @@ struct stores {
 	uint32_t i_opening;
 };
 
+/* ---- by weight ------------------------------------------------------------- */
+
+void stores_flow_init(struct stores_flow *f, uint32_t weight)
+{
+	memset(f, 0, sizeof(*f));
+	f->weight = weight ? weight : 1;
+	for (uint32_t i = 0; i < STORES_MAX; i++) {
+		list_init(&f->lanes[i].node);
+		f->lanes[i].flow = f;
+	}
+}
+
+/* The request of the lane that goes next, by urgency; its prio. */
+static uint32_t lane_next(const struct stores_lane *l)
+{
+	const int least = l->n_sent % LEAST_EVERY == LEAST_EVERY - 1;
+	uint32_t best = STORES_PRIOS;
+
+	for (uint32_t i = 0; i < STORES_PRIOS; i++)
+		if (l->first[i] && (least || best == STORES_PRIOS))
+			best = i;
+	return best;
+}
+
+static void lane_push(struct stores_lane *l, uint32_t prio, struct kio_req *r)
+{
+	r->next = NULL;
+	if (l->first[prio])
+		l->last[prio]->next = r;
+	else
+		l->first[prio] = r;
+	l->last[prio] = r;
+}
+
+static void send(struct disk *d, struct stores_lane *l, uint32_t prio)
+{
+	struct kio_req *r = l->first[prio];
+
+	l->first[prio] = r->next;
+	l->credit -= r->n_bytes;
+	l->n_sent++;
+	if (lane_next(l) == STORES_PRIOS) {
+		list_del(&l->node);
+		l->credit = 0;
+	}
+	d->n_sent++;
+	d->sent_bytes += r->n_bytes;
+	if (r->op == KIO_OP_READ)
+		kio_store_read(d->store, r);
+	else
+		kio_store_write(d->store, r);
+}
+
+/* Keep the engine busy, no more. */
+static void pump(struct stores *s, struct disk *d)
+{
+	struct list *n;
+
+	while (d->sent_bytes < WINDOW_BYTES && d->n_sent < s->conf.depth &&
+	       (n = list_first(&d->lanes))) {
+		struct stores_lane *l = list_entry(n, struct stores_lane, node);
+		const uint32_t prio = lane_next(l);
+
+		if (l->first[prio]->n_bytes <= l->credit) {
+			send(d, l, prio);
+			continue;
+		}
+		l->credit += (uint64_t)QUANTUM / 100 * l->flow->weight;
+		list_del(n); /* the next one's turn */
+		list_push(&d->lanes, n);
+	}
+	kio_engine_submit(d->engine);
+}
+
 static void io_ready(struct loop_fd *f, uint32_t events)
 {
 	struct disk *d = container_of(f, struct disk, io_fd);
 
 	(void)events;
 	kio_engine_reap(d->engine);
-	kio_engine_submit(d->engine);
+	pump(d->stores, d);
 }
 
 static void commit_ready(struct loop_fd *f, uint32_t events)
@@ -61,7 +142,7 @@ static int submit_all(struct loop_poller *p)
 	struct stores *s = container_of(p, struct stores, poller);
 
 	for (uint32_t i = 0; i < s->conf.n; i++)
-		kio_engine_submit(s->disks[i].engine);
+		pump(s, &s->disks[i]);
 	return 0;
 }
 
@@ -97,6 +178,8 @@ int stores_new(struct stores **out, const struct stores_conf *conf)
 	s->poller.arm = submit_all;
 	list_init(&s->poller.node);
 	for (uint32_t i = 0; i < conf->n && !ret; i++) {
+		s->disks[i].stores = s;
+		list_init(&s->disks[i].lanes);
 		s->disks[i].path = strdup(conf->disks[i].path);
 		ret = s->disks[i].path ? start_engine(s, &s->disks[i])
 				       : -ENOMEM;
@@ -280,26 +363,47 @@ uint64_t stores_pending(const struct stores *s)
 	return n;
 }
 
-void stores_begin(struct stores *s, uint32_t i, uint64_t bytes)
+static void begin(struct stores *s, uint32_t i, struct stores_flow *f,
+		  uint32_t prio, struct kio_req *r)
 {
 	struct disk *d = &s->disks[i];
+	struct stores_lane *l = &f->lanes[i];
 
 	if (!d->n_busy++) {
 		d->busy_since = clock_ns();
 		d->done_bytes = 0;
 	}
-	d->busy_bytes += bytes;
+	d->busy_bytes += r->n_bytes;
+	lane_push(l, KV_MIN(prio, STORES_PRIOS - 1), r);
+	if (list_empty(&l->node))
+		list_push(&d->lanes, &l->node);
 }
 
-void stores_end(struct stores *s, uint32_t i, uint64_t bytes)
+void stores_read(struct stores *s, uint32_t i, struct stores_flow *f,
+		 uint32_t prio, struct kio_req *r)
+{
+	r->op = KIO_OP_READ;
+	begin(s, i, f, prio, r);
+}
+
+void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
+		  uint32_t prio, struct kio_req *r)
+{
+	r->op = KIO_OP_WRITE;
+	begin(s, i, f, prio, r);
+}
+
+void stores_end(struct stores *s, uint32_t i, const struct kio_req *r)
 {
 	struct disk *d = &s->disks[i];
 	uint64_t now;
 
-	assert(d->n_busy && d->busy_bytes >= bytes);
+	assert(d->n_sent && d->sent_bytes >= r->n_bytes);
+	d->n_sent--;
+	d->sent_bytes -= r->n_bytes;
 	d->n_busy--;
-	d->busy_bytes -= bytes;
-	d->done_bytes += bytes;
+	d->busy_bytes -= r->n_bytes;
+	d->done_bytes += r->n_bytes;
 	if (d->n_busy && d->done_bytes < SAMPLE_BYTES)
 		return;
 	now = clock_ns();
@@ -318,7 +422,7 @@ uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes)
 void stores_turn(struct stores *s)
 {
 	for (uint32_t i = 0; i < s->conf.n; i++) {
-		kio_engine_submit(s->disks[i].engine);
+		pump(s, &s->disks[i]);
 		(void)kio_engine_reap(s->disks[i].engine);
 		if (s->disks[i].store && !s->conf.scratch)
 			(void)kio_store_reap(s->disks[i].store);

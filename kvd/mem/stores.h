@@ -11,6 +11,7 @@
 #define KVD_MEM_STORES_H
 
 #include "io/store.h"
+#include "kvd/base/list.h"
 #include "kvd/base/loop.h"
 
 #define STORES_MAX 8u
@@ -52,9 +53,35 @@ int stores_scratch(const struct stores *s);
 int stores_pick(struct stores *s, uint64_t bytes);
 /* Bytes of slots that come back when a deletion is durable. */
 uint64_t stores_pending(const struct stores *s);
-/* A request of disk i for so many bytes was queued or has ended. */
-void stores_begin(struct stores *s, uint32_t i, uint64_t bytes);
-void stores_end(struct stores *s, uint32_t i, uint64_t bytes);
+/*
+ * The requests of one pager. They wait here, not in the engine, while more than
+ * the disk needs to be busy is in flight, and go by weight: deficit round robin over
+ * pagers (Shreedhar and Varghese 1995), in a pager by urgency. So the flood of one is
+ * no wait for the others.
+ */
+#define STORES_PRIOS 4u
+
+struct stores_flow {
+	uint32_t weight;
+	struct stores_lane { /* of one disk */
+		struct list node; /* of the disk's, while it has requests */
+		struct stores_flow *flow;
+		struct kio_req *first[STORES_PRIOS], *last[STORES_PRIOS];
+		uint64_t
+			credit; /* bytes it may send before the next one's turn */
+		uint32_t n_sent;
+	} lanes[STORES_MAX];
+};
+void stores_flow_init(struct stores_flow *f, uint32_t weight);
+/*
+ * Read or write r (buf, block, n_bytes, done) on disk i. done() calls stores_end()
+ * first. prio: 0 is most urgent; the least urgent is served now and then anyway.
+ */
+void stores_read(struct stores *s, uint32_t i, struct stores_flow *f,
+		 uint32_t prio, struct kio_req *r);
+void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
+		  uint32_t prio, struct kio_req *r);
+void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
 /*
  * How long reading bytes from disk i would take now: behind what is queued there,
  * at the rate of late.

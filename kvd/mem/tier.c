@@ -108,6 +108,9 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	p->conf = *conf;
 	snprintf(p->name, sizeof(p->name), "%s", conf->name);
 	list_init(&p->ranges);
+	list_init(&p->drops);
+	list_init(&p->writes);
+	stores_flow_init(&p->flow, conf->weight);
 	for (int i = 0; i < WANT_PRIOS; i++)
 		list_init(&p->starved[i]);
 	p->policy = evict_find(conf->policy);

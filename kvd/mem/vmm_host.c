@@ -291,8 +291,17 @@ int space_free(struct space *s, uint64_t first, uint64_t n_pages)
 
 int space_map(struct space *s, uint64_t first, uint64_t n_pages)
 {
-	return kio_sys_fallocate(s->fd, 0, (off_t)(first * s->page_bytes),
-				 (off_t)(n_pages * s->page_bytes));
+	const size_t off = first * s->page_bytes, n = n_pages * s->page_bytes;
+	const int ret = kio_sys_fallocate(s->fd, 0, (off_t)off, (off_t)n);
+
+	/*
+	 * Zeroed and in the page table here, on a worker: else the loop thread
+	 * does it while it submits the read, or an engine thread at its first
+	 * store. Where the kernel cannot, they do.
+	 */
+	if (!ret)
+		(void)madvise(s->base + off, n, MADV_POPULATE_WRITE);
+	return ret;
 }
 
 int space_drop(struct space *s, uint64_t first, uint64_t n_pages)

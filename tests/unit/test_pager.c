@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "io/fault.h"
-#include "kvd/mem/move.h"
+#include "kvd/mem/op.h"
 #include "tests/rig/rig_mem.h"
 
 #define PAGE	 8192u

@@ -1,0 +1,225 @@
+/*
+ * op.c - an operation over a run of pages: begin, steps, end; see op.h
+ */
+#include "kvd/mem/op.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/mem/stores.h"
+
+/* ---- accounts ------------------------------------------------------------- */
+
+void page_set_state(struct page *pg, enum page_state s)
+{
+	struct range *r = pg->range;
+	const int was = page_resident(pg);
+
+	r->pager->n_state[pg->state]--;
+	r->pager->n_state[s]++;
+	r->n_lower -= pg->state == PAGE_LOWER;
+	r->n_lost -= pg->state == PAGE_LOST;
+	if (pg->state == PAGE_CLEAN)
+		r->pager->clean_bytes -= r->tier->page_bytes;
+	if (s == PAGE_CLEAN)
+		r->pager->clean_bytes += r->tier->page_bytes;
+	pg->state = (uint8_t)s;
+	r->n_lower += s == PAGE_LOWER;
+	r->n_lost += s == PAGE_LOST;
+	if (was != page_resident(pg))
+		r->n_resident += was ? UINT32_MAX : 1u;
+}
+
+void page_charge(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	pg->charged = 1;
+	account_charge(&p->account, ACCOUNT_MEMORY, pg->range->tier->page_bytes,
+		       clock_ns());
+	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
+}
+
+void page_uncharge(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	pg->charged = 0;
+	account_uncharge(&p->account, ACCOUNT_MEMORY,
+			 pg->range->tier->page_bytes, clock_ns());
+	stat_set(p->st_mapped_bytes, pager_used(p, ACCOUNT_MEMORY));
+}
+
+static struct kio_store *disk_of(const struct page *pg)
+{
+	return stores_disk(pg->range->pager->conf.stores, pg->range->i_disk);
+}
+
+/* The disk of the range: chosen with its first slot. */
+static int pick_disk(struct range *r)
+{
+	int i;
+
+	if (r->has_disk)
+		return 0;
+	i = stores_pick(r->pager->conf.stores,
+			(uint64_t)r->n_pages * r->tier->page_bytes);
+	if (i < 0) /* not the whole range: then as much as there is */
+		i = stores_pick(r->pager->conf.stores, r->tier->page_bytes);
+	if (i < 0)
+		return i;
+	r->i_disk = (uint32_t)i;
+	r->has_disk = 1;
+	return 0;
+}
+
+int page_take_slot(struct page *pg)
+{
+	const size_t bytes = pg->range->tier->page_bytes;
+	struct pager *p = pg->range->pager;
+	int64_t slot;
+	int ret;
+
+	if (!p->conf.stores || account_room(&p->account, ACCOUNT_DISK) < bytes)
+		return -ENOSPC;
+	ret = pick_disk(pg->range);
+	if (ret)
+		return ret;
+	slot = kio_store_alloc(disk_of(pg), bytes);
+	if (slot < 0)
+		return (int)slot;
+	pg->slot = slot;
+	pager_charge_slots(p, bytes);
+	return 0;
+}
+
+static void slot_gone(struct page *pg)
+{
+	pg->slot = -1;
+	pager_uncharge_slots(pg->range->pager, pg->range->tier->page_bytes);
+}
+
+void page_release_slot(struct page *pg)
+{
+	if (pg->slot < 0)
+		return;
+	if (!pg->range->durable) /* else a record still names it */
+		kio_store_release(disk_of(pg), (uint64_t)pg->slot,
+				  pg->range->tier->page_bytes);
+	slot_gone(pg);
+}
+
+void page_quarantine_slot(struct page *pg)
+{
+	kio_store_quarantine(disk_of(pg), (uint64_t)pg->slot,
+			     pg->range->tier->page_bytes);
+	slot_gone(pg);
+}
+
+void op_work(struct move *op, void (*run)(struct loop_work *w),
+	     void (*done)(struct loop_work *w))
+{
+	op->work.run = run;
+	op->work.done = done;
+	loop_work_start(op->page->range->pager->conf.loop, &op->work);
+}
+
+void page_begin(struct page *pg)
+{
+	assert(!pg->busy);
+	policy_remove(pg);
+	pg->busy = 1;
+	pg->range->n_busy++;
+	pg->range->pager->n_ops++;
+}
+
+struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind)
+{
+	struct move *op = calloc(1, sizeof(*op) + n * sizeof(op->crc[0]));
+
+	if (!op)
+		return NULL;
+	op->page = pg;
+	op->n = n;
+	op->kind = kind;
+	op->start_ns = clock_ns();
+	return op;
+}
+
+void op_io(struct move *op, void (*done)(struct kio_req *r))
+{
+	struct page *pg = op->page;
+	struct pager *p = pg->range->pager;
+
+	op->req = (struct kio_req){
+		.buf = op->kind == OP_SCRUB ? op->scrub->buf : page_addr(pg),
+		.block = (uint64_t)pg->slot,
+		.n_bytes = op->n * pg->range->tier->page_bytes,
+		.done = done,
+	};
+	if (op->kind != OP_WRITE)
+		stores_read(p->conf.stores, pg->range->i_disk, &p->flow,
+			    op->prio, &op->req);
+	else
+		stores_write(p->conf.stores, pg->range->i_disk, &p->flow,
+			     op->prio, &op->req);
+}
+
+void op_io_end(struct move *op)
+{
+	const struct range *r = op->page->range;
+
+	stores_end(r->pager->conf.stores, r->i_disk, &op->req);
+	op->ret = op->req.ret;
+}
+
+/* ---- the end of an operation ------------------------------------------------- */
+
+/* A page of kind's operation has let go; err: why it failed. */
+static void settle(struct page *pg, enum op_kind kind, int err)
+{
+	if (pg->doomed || pg->range->freed) {
+		page_discard(pg);
+		return;
+	}
+	if (err && (kind == OP_READ || kind == OP_MAP)) {
+		if (pg->charged) /* the frame of a page that is not there */
+			page_queue_drop(pg);
+		page_failed(pg, err);
+		return;
+	}
+	if (kind == OP_WRITE && pg->to_go && pg->state == PAGE_CLEAN &&
+	    !pg->n_pins && pager_should_drop(pg->range->pager)) {
+		page_drop(pg);
+		return;
+	}
+	if (pg->state == PAGE_LOST) { /* the scrubber was first */
+		page_failed(pg, pg->lost_err);
+		return;
+	}
+	if (page_resident(pg))
+		page_arrived(pg, kind == OP_READ);
+	else if (pg->n_pins && !list_empty(&pg->waiters))
+		page_fetch(pg, WANT_STEP);
+}
+
+void page_end(struct page *pg, enum op_kind kind, int err)
+{
+	pg->busy = 0;
+	pg->range->pager->n_ops--;
+	settle(pg, kind, err);
+	if (kind == OP_WRITE)
+		durable_page_written(pg, err);
+}
+
+void op_free(struct move *op)
+{
+	struct range *r = op->page->range;
+	struct pager *p = r->pager;
+
+	r->n_busy -= op->n;
+	free(op);
+	range_look_freed(r);
+	pager_make_room(p);
+}

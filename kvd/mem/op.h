@@ -1,0 +1,71 @@
+/*
+ * op.h - an operation over a run of pages, as its kinds see it; inside kvd/mem
+ *
+ *   page_begin() for each page, op_new() -> steps -> page_end() each, op_free()
+ *
+ * A step runs on a worker (op_work()) or in the storage engine (op_io()) and comes
+ * back to the loop.
+ */
+#ifndef KVD_MEM_OP_H
+#define KVD_MEM_OP_H
+
+#include "io/store.h"
+#include "kvd/base/loop.h"
+#include "kvd/mem/move.h"
+
+enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB };
+
+/*
+ * scrub.c: read the page's place on disk into buf and compare. done() 0, -EBADMSG
+ * or the error of the read; then the page is LOST, or dirty if it is in memory, and
+ * pager_conf.damaged was called. -ENOMEM.
+ */
+struct page_scrub {
+	void *buf; /* [n_bytes], 4 KiB aligned; the caller's */
+	uint64_t n_bytes;
+	uint32_t crc;
+	void (*done)(struct page_scrub *s, int ret);
+};
+
+int page_can_scrub(const struct page *pg);
+int page_scrub_start(struct page *pg, struct page_scrub *s);
+
+struct move {
+	struct loop_work work;
+	struct kio_req req;
+	struct page *page; /* the first of n */
+	uint32_t n;
+	enum op_kind kind;
+	int ret;
+	uint32_t prio; /* of its request */
+	uint64_t start_ns;
+	struct page_scrub *scrub; /* SCRUB */
+	uint32_t crc[]; /* [n] */
+};
+
+/* From now on the page belongs to an operation. */
+void page_begin(struct page *pg);
+/* An operation over n pages that have begun; NULL: no memory. */
+struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind);
+void op_work(struct move *op, void (*run)(struct loop_work *w),
+	     void (*done)(struct loop_work *w));
+/* Read or write the run; done() calls op_io_end(), which sets op->ret. */
+void op_io(struct move *op, void (*done)(struct kio_req *r));
+void op_io_end(struct move *op);
+/*
+ * A page of kind's operation has let go; err: why it failed. Whoever waits is
+ * told. The range stays until op_free().
+ */
+void page_end(struct page *pg, enum op_kind kind, int err);
+void op_free(struct move *op);
+
+/* Frames and slots: the books. -ENOSPC, -errno of the store. */
+void page_charge(struct page *pg);
+void page_uncharge(struct page *pg);
+int page_take_slot(struct page *pg);
+/* What is there is not what was written: nobody writes there again. */
+void page_quarantine_slot(struct page *pg);
+/* Its frame is to go, whatever state it is in. */
+void page_queue_drop(struct page *pg);
+
+#endif

@@ -51,6 +51,7 @@ int bench_ring(struct bench *b);
 int bench_attention(struct bench *b);
 int bench_linear(struct bench *b);
 int bench_paging(struct bench *b);
+int bench_store(struct bench *b);
 int bench_decode(struct bench *b);
 int bench_start(struct bench *b);
 int bench_rag(struct bench *b);

@@ -48,6 +48,14 @@ static const struct command {
 	  "                                block and file size\n"
 	  "paging.resident.ns              want and unpin of a resident page\n"
 	  "paging.resident.syscalls        0: it was done under seccomp\n" },
+	{ "store", bench_store, "the page store on a file in --dir",
+	  "store.restart_1m_ms             open with a million records, cold\n"
+	  "store.record_bytes              of the index, for each of them\n"
+	  "store.persist.{p50_ms,p99_ms}   one page written and acknowledged\n"
+	  "store.write_amplification       80 % full, random replacement\n"
+	  "store.write_amplification.kernel  the same by /proc/self/io\n"
+	  "store.metadata_ratio            index over pages, percent\n"
+	  "store.full                      durable over the room, percent\n" },
 	{ "decode", bench_decode, "a hosted model, --model, by the daemon",
 	  "decode.single.{tokens_per_s,read_ratio}\n"
 	  "decode.batch8.tokens_per_s      eight requests at once\n"

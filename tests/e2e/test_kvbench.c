@@ -138,6 +138,26 @@ START_TEST(what_returns_from_disk_is_found)
 }
 END_TEST
 
+START_TEST(a_store_is_opened_and_used)
+{
+	static const char *const names[] = { "store.persist.p50_ms",
+					     "store.persist.p99_ms",
+					     "store.restart_1m_ms",
+					     "store.record_bytes",
+					     "store.metadata_ratio",
+					     "store.full",
+					     NULL };
+
+	ck_assert_int_eq(kvbench("store --quick"), 0);
+	for (size_t i = 0; names[i]; i++)
+		ck_assert(line(names[i]) > 0);
+	/* counts, not times */
+	ck_assert(line("store.write_amplification") > 1);
+	ck_assert(line("store.write_amplification") <= 1.3);
+	ck_assert(line("store.full") > 75);
+}
+END_TEST
+
 START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 {
 	static const char *const names[] = {
@@ -369,6 +389,7 @@ static Suite *suite(void)
 	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);
+	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
 	tcase_add_test(t, what_returns_from_disk_is_found);
 	tcase_add_test(t, json_is_one_object);

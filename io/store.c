@@ -336,7 +336,7 @@ static int name_slots(struct kio_store *s, const struct kio_commit *c)
 
 static int put_ok(struct kio_store *s, const struct kio_commit *c)
 {
-	if (s->scratch)
+	if (s->scratch || s->no_puts)
 		return -ENOTSUP;
 	if (!c->n_pages || c->meta_bytes > FRAME_MAX ||
 	    put_bytes(c->n_pages, c->meta_bytes) > s->put_max_bytes)

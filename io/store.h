@@ -42,7 +42,8 @@ struct kio_place {
 struct kio_store_conf {
 	/*
 	 * A file, made if missing (0600), or a block device. SCRATCH: a name
-	 * beside which a file is made; what is at path is not touched.
+	 * beside which a file is made; what is at path is not touched. A
+	 * device becomes a store of which the records are orphans.
 	 */
 	const char *path;
 	uint64_t bytes; /* of a file; 0: as it is, a device: all of it */

@@ -177,6 +177,21 @@ static int claim_device(struct kio_store *s, const char *path)
 	return open_direct(s, path, O_RDWR | O_EXCL | O_NOFOLLOW);
 }
 
+/*
+ * A device cannot be had beside itself, and what is on it may be worth keeping: it
+ * is opened as a store, of which the records are orphans and none is put.
+ */
+static void scratch_on_device(struct finder *f, const char *path)
+{
+	struct stat st;
+
+	if (!f->store->scratch || stat(path, &st) || !S_ISBLK(st.st_mode))
+		return;
+	f->store->scratch = 0;
+	f->store->no_puts = 1;
+	f->found = NULL;
+}
+
 static int open_file(struct kio_store *s, const struct kio_store_conf *conf,
 		     uint64_t *have)
 {
@@ -351,6 +366,7 @@ int store_open(struct finder *f, const struct kio_store_conf *conf)
 	struct sb sb, both[2];
 	int valid[2], ret;
 
+	scratch_on_device(f, conf->path);
 	ret = open_file(s, conf, &f->have_bytes);
 	if (ret)
 		return ret;

@@ -342,6 +342,7 @@ struct kio_store {
 	int i_fixed;
 	int direct;
 	int scratch;
+	int no_puts; /* scratch on a device: a store, but nothing is put */
 	int is_device;
 	struct slots slots;
 	struct journal journal;

@@ -137,9 +137,25 @@ int kio_sys_userfaultfd(int flags)
 	return ret < 0 ? -errno : ret;
 }
 
+static const char *uffd_point(unsigned long request)
+{
+	switch (_IOC_NR(request)) {
+	case 0x02:
+		return "sys.uffd.wake";
+	case 0x03:
+		return "sys.uffd.copy";
+	case 0x07:
+		return "sys.uffd.continue";
+	case 0x08:
+		return "sys.uffd.poison";
+	default:
+		return "sys.uffd.api";
+	}
+}
+
 int kio_sys_uffd(int fd, unsigned long request, void *arg)
 {
-	int ret = kio_fault("sys.uffd");
+	int ret = kio_fault(uffd_point(request));
 
 	if (ret)
 		return ret;

@@ -26,7 +26,8 @@ int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
-/* userfaultfd(2); and its ioctls, "sys.uffd": -EAGAIN is not retried here. */
+/* userfaultfd(2); and its ioctls, "sys.uffd.continue", .copy, .poison, .wake, .api:
+ * -EAGAIN is not retried here. */
 int kio_sys_userfaultfd(int flags);
 int kio_sys_uffd(int fd, unsigned long request, void *arg);
 /*

@@ -43,6 +43,8 @@ struct fault {
 };
 
 static void fault_begin(struct fault *f);
+static void poison(struct fault *f);
+static void wake_all(struct fault *f);
 
 /* ---- the end of a fault ------------------------------------------------------------ */
 
@@ -101,6 +103,15 @@ static void fault_cancel(struct fault *f)
 	fault_free(f);
 }
 
+/* A poor moment: again in a while. */
+static void fault_rest(struct fault *f)
+{
+	struct serve *s = f->map->of->ss->tenant->serve;
+
+	f->state = FAULT_REST;
+	loop_timer_set(s->loop, &f->timer, clock_ns() + RETRY_NS);
+}
+
 static void cannot_poison(struct fault *f)
 {
 	struct session_maps *sm = f->map->of;
@@ -109,32 +120,61 @@ static void cannot_poison(struct fault *f)
 		sm->events->lost(sm->events, f->job.addr, f->job.n_bytes);
 }
 
+/* What the client is left with: the kernel's answer is of no use to it. */
+static int worth_retrying(struct fault *f, int ret)
+{
+	return ret && ret != -ENOENT && ret != -ESRCH && !f->map->gone &&
+	       !f->map->of->closing;
+}
+
+/* 1: f goes on. */
+static int after_job(struct fault *f, enum uffd_kind kind, int ret)
+{
+	struct segmap *m = f->map;
+	struct tenant_maps *tm = &m->of->ss->tenant->maps;
+
+	if (kind == UFFD_POISON) {
+		stat_add(tm->st_poisoned, 1);
+		if (worth_retrying(f, ret))
+			cannot_poison(f);
+		return 0;
+	}
+	if (kind != UFFD_WAKE) {
+		give_back(f);
+		unreserve(f);
+	}
+	if (f->run.n > 1 && worth_retrying(f, ret) && kind != UFFD_WAKE) {
+		wake_all(f);
+		return 1;
+	}
+	f->run.n = 1;
+	if (worth_retrying(f, ret)) {
+		log_debug("map", "session %u: map %u: %s", m->of->ss->id, m->id,
+			  strerror(-ret));
+		if (f->n_retries++ < N_RETRIES)
+			fault_rest(f);
+		else
+			poison(f);
+		return 1;
+	}
+	stat_add(tm->st_resolved, !ret && kind != UFFD_WAKE);
+	if (!f->again || m->gone || m->of->closing)
+		return 0;
+	f->again = 0;
+	f->start_ns = clock_ns();
+	fault_begin(f);
+	return 1;
+}
+
 static void job_done(struct uffd_job *j)
 {
 	struct fault *f = container_of(j, struct fault, job);
-	struct session_maps *sm = f->map->of;
-	struct tenant_maps *tm = &sm->ss->tenant->maps;
+	struct stat *st = f->map->of->ss->tenant->maps.st_ns;
+	const uint64_t ns = clock_ns() - f->start_ns;
 
-	if (j->kind == UFFD_POISON) {
-		stat_add(tm->st_poisoned, 1);
-		if (j->ret == -EINVAL || j->ret == -ENOTTY)
-			cannot_poison(f);
-	} else {
-		give_back(f);
-		unreserve(f);
-		stat_add(tm->st_resolved, !j->ret);
-	}
-	if (j->ret && j->ret != -ENOENT && j->ret != -ESRCH)
-		log_debug("map", "session %u: map %u: %s", sm->ss->id,
-			  f->map->id, strerror(-j->ret));
-	stat_observe(tm->st_ns, clock_ns() - f->start_ns);
-	if (f->again && !sm->closing && !f->map->gone) {
-		f->again = 0;
-		f->run.n = 1;
-		f->start_ns = clock_ns();
-		fault_begin(f);
+	if (after_job(f, j->kind, j->ret))
 		return;
-	}
+	stat_observe(st, ns);
 	fault_free(f);
 }
 
@@ -154,9 +194,7 @@ static void start_job(struct fault *f, enum uffd_kind kind, uint32_t n_must)
 		.n_bytes = n_must * page,
 		.src = range_addr(m->seg->range) + f->run.first * page,
 	};
-	if (kind == UFFD_POISON)
-		f->job.src = NULL;
-	else
+	if (kind == UFFD_CONTINUE || kind == UFFD_COPY)
 		f->job.n_ahead =
 			((f->held ? f->held : f->run.n) - n_must) * page;
 	uffd_start(&f->job);
@@ -175,6 +213,15 @@ static void poison(struct fault *f)
 	start_job(f, UFFD_POISON, 1);
 }
 
+/*
+ * Not all of a run could be had. Others may wait for any page of it: who does is told
+ * again, one page at a time (the next fault is not where the last run ended).
+ */
+static void wake_all(struct fault *f)
+{
+	start_job(f, UFFD_WAKE, f->run.n);
+}
+
 static void rest_over(struct loop_timer *t)
 {
 	fault_begin(container_of(t, struct fault, timer));
@@ -183,17 +230,12 @@ static void rest_over(struct loop_timer *t)
 /* It did not come. Alone it may still be had; without room later. */
 static void fault_failed(struct fault *f, int err)
 {
-	struct serve *s = f->map->of->ss->tenant->serve;
-
 	unreserve(f);
 	if (f->run.n > 1) {
-		f->run.n = 1;
-		f->map->window = 1;
-		fault_begin(f);
+		wake_all(f);
 	} else if ((err == -ENOSPC || err == -ENOMEM) &&
 		   f->n_retries++ < N_RETRIES) {
-		f->state = FAULT_REST;
-		loop_timer_set(s->loop, &f->timer, clock_ns() + RETRY_NS);
+		fault_rest(f);
 	} else {
 		log_warn("map", "session %u: map %u, page %u: %s, poisoned",
 			 f->map->of->ss->id, f->map->id, f->run.first,

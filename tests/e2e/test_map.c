@@ -7,34 +7,18 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <seccomp.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "libkvclient/kvclient.h"
 #include "tests/rig/daemon.h"
 #include "tests/rig/questions.h"
-
-#define LAYERS	 3u
-#define KV_HEADS 2u
-#define HEAD_DIM 64u
-#define ROW	 (KV_HEADS * HEAD_DIM) /* floats of a token */
-#define STEP	 128u
+#include "tests/rig/rig_map.h"
 
 #define CONF "[tenant a]\nuid = %u\nmemory = 1M\ndisk = 48M\n%s"
-
-/* What stands in element x of token t: different everywhere, and for each salt. */
-static float value(uint32_t salt, uint32_t l, int v, uint32_t t, uint32_t x)
-{
-	uint32_t n = (((salt * 7 + l) * 2 + (uint32_t)v) * 65536 + t) * ROW + x;
-
-	n = (n ^ n >> 15) * 2654435761u;
-	return (float)(n >> 9) + 1.0f; /* never 0 */
-}
 
 static struct rig_daemon *start(const char *more)
 {
@@ -45,123 +29,6 @@ static struct rig_daemon *start(const char *more)
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	return d;
-}
-
-static struct kvc *join(const char *socket)
-{
-	const struct kvc_options opt = { .socket = socket };
-	struct kvc *c;
-
-	ck_assert_int_eq(kvc_open(&c, &opt), 0);
-	return c;
-}
-
-static int geometry(struct kvc *c)
-{
-	const struct kv_geometry g = { .n_layers = LAYERS,
-				       .n_heads = KV_HEADS,
-				       .n_kv_heads = KV_HEADS,
-				       .head_dim = HEAD_DIM,
-				       .type = KV_F32,
-				       .page_layers = 2 };
-	const int ret = kvc_geometry(c, &g);
-
-	ck_assert_int_gt(ret, 0);
-	return ret;
-}
-
-static void append_layer(struct kvc *c, int seq, uint32_t salt, uint32_t from,
-			 uint32_t n, uint32_t l)
-{
-	struct kv_attend_item *it = kvc_alloc(c, sizeof(*it));
-	float *k = kvc_alloc(c, n * ROW * sizeof(float));
-	float *v = kvc_alloc(c, n * ROW * sizeof(float));
-
-	ck_assert(it && k && v);
-	for (uint32_t i = 0; i < n * ROW; i++) {
-		k[i] = value(salt, l, 0, from + i / ROW, i % ROW);
-		v[i] = value(salt, l, 1, from + i / ROW, i % ROW);
-	}
-	*it = (struct kv_attend_item){ .seq = (uint32_t)seq,
-				       .n_tokens = n,
-				       .pos = from,
-				       .q_off = KV_NO_OFF,
-				       .k_off = kvc_off(c, k),
-				       .v_off = kvc_off(c, v),
-				       .o_off = KV_NO_OFF };
-	ck_assert_int_eq(kvc_append(c, it, 1, l, KV_SQE_WAIT), 0);
-	kvc_free(c, it);
-	kvc_free(c, k);
-	kvc_free(c, v);
-}
-
-static void append(struct kvc *c, int seq, uint32_t salt, uint32_t from,
-		   uint32_t n)
-{
-	for (; n; from += STEP) {
-		const uint32_t m = n < STEP ? n : STEP;
-
-		for (uint32_t l = 0; l < LAYERS; l++)
-			append_layer(c, seq, salt, from, m, l);
-		n -= m;
-	}
-}
-
-/* A sealed sequence of n tokens. */
-static int sequence(struct kvc *c, uint32_t salt, uint32_t n)
-{
-	const int seq = kvc_seq_new(c, geometry(c), 0);
-
-	ck_assert_int_gt(seq, 0);
-	append(c, seq, salt, 0, n);
-	ck_assert_int_eq(kvc_seq_seal(c, seq), 0);
-	return seq;
-}
-
-/* 1 if token i of the entry is what was appended, all layers. */
-static int token_ok(const struct kvc_map *m, const struct kvc_map_entry *e,
-		    uint32_t salt, uint32_t i)
-{
-	for (uint32_t l = 0; l < LAYERS; l++)
-		for (int v = 0; v < 2; v++)
-			for (uint32_t h = 0; h < KV_HEADS; h++) {
-				const float *row =
-					kvc_map_row(m, e, l, v, h, i);
-
-				for (uint32_t x = 0; x < HEAD_DIM; x++)
-					if (row[x] !=
-					    value(salt, l, v,
-						  (uint32_t)e->pos + i,
-						  h * HEAD_DIM + x))
-						return 0;
-			}
-	return 1;
-}
-
-static void check_all(const struct kvc_map *m, uint32_t salt, uint32_t n)
-{
-	uint32_t sum = 0;
-
-	for (uint32_t i = 0; i < m->n_entries; i++) {
-		const struct kvc_map_entry *e = &m->entries[i];
-
-		ck_assert_int_eq(e->pos, sum);
-		for (uint32_t t = 0; t < e->n_tokens; t++)
-			ck_assert_msg(token_ok(m, e, salt, t), "token %u",
-				      sum + t);
-		sum += e->n_tokens;
-	}
-	ck_assert_uint_eq(sum, n);
-	ck_assert_uint_eq(m->n_tokens, n);
-}
-
-static struct kvc_map *map(struct kvc *c, int seq)
-{
-	struct kvc_map *m = NULL;
-	const int ret = kvc_map(c, seq, &m);
-
-	ck_assert_msg(!ret, "kvc_map: %s", strerror(-ret));
-	return m;
 }
 
 /* Until the tenant's number is what it should become. */
@@ -200,8 +67,8 @@ static void *read_at_random(void *arg)
 
 		r->seed = r->seed * 1664525 + 1013904223;
 		e = &r->m->entries[(r->seed >> 8) % r->m->n_entries];
-		r->n_bad += !token_ok(r->m, e, r->salt,
-				      (r->seed >> 16) % e->n_tokens);
+		r->n_bad += !rig_token_ok(r->m, e, r->salt,
+					  (r->seed >> 16) % e->n_tokens);
 	}
 	return NULL;
 }
@@ -209,14 +76,15 @@ static void *read_at_random(void *arg)
 static void main_path(const char *more)
 {
 	struct rig_daemon *d = start(more);
-	struct kvc *c = join(d->socket);
-	const int seq = sequence(c, 1, 4000), other = sequence(c, 2, 3000);
-	struct kvc_map *m = map(c, seq), *o = map(c, other);
+	struct kvc *c = rig_join(d->socket);
+	const int seq = rig_sequence(c, 1, 4000),
+		  other = rig_sequence(c, 2, 3000);
+	struct kvc_map *m = rig_map(c, seq), *o = rig_map(c, other);
 	struct reader r[4];
 
 	ck_assert_uint_gt(m->n_entries, 1);
-	check_all(m, 1, 4000);
-	check_all(o, 2, 3000);
+	rig_check_map(m, 1, 4000);
+	rig_check_map(o, 2, 3000);
 	ck_assert_uint_gt(rig_counter(c, "tenants", "a", "faults_total"), 10);
 	for (uint32_t i = 0; i < 4; i++) {
 		r[i] = (struct reader){ .m = i % 2 ? o : m,
@@ -226,16 +94,16 @@ static void main_path(const char *more)
 						read_at_random, &r[i]),
 				 0);
 	}
-	append(c, other, 2, 3000, 500); /* evicts under their hands */
+	rig_append(c, other, 2, 3000, 500); /* evicts under their hands */
 	for (int i = 0; i < 4; i++) {
 		pthread_join(r[i].thread, NULL);
 		ck_assert_uint_eq(r[i].n_bad, 0);
 	}
-	check_all(m, 1, 4000);
+	rig_check_map(m, 1, 4000);
 	ck_assert_uint_gt(rig_counter(c, "pages", "a", "evicted_total"), 100);
 	/* the sequence goes, what is mapped stays */
 	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
-	check_all(m, 1, 4000);
+	rig_check_map(m, 1, 4000);
 	wait_for(c, "pages", "pinned_bytes", 0);
 	wait_for(c, "tenants", "reserved_bytes", 0);
 	ck_assert_int_eq(kvc_unmap(c, m), 0);
@@ -261,14 +129,14 @@ END_TEST
 START_TEST(entries_tell_positions_and_skips)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
-	const int seq = sequence(c, 3, 1100);
+	struct kvc *c = rig_join(d->socket);
+	const int seq = rig_sequence(c, 3, 1100);
 	struct kvc_map *m, *f;
 	int fork_seq;
 
 	ck_assert_int_eq(kvc_seq_skip(c, seq, 5, 70), 0);
 	ck_assert_int_eq(kvc_seq_skip(c, seq, 1030, 1031), 0);
-	m = map(c, seq);
+	m = rig_map(c, seq);
 	for (uint32_t t = 0; t < 1100; t++)
 		ck_assert_uint_eq(m->skip[t / 64] >> t % 64 & 1,
 				  (t >= 5 && t < 70) || t == 1030);
@@ -277,14 +145,14 @@ START_TEST(entries_tell_positions_and_skips)
 	/* a fork shares the segments; its open tail is not mapped yet */
 	fork_seq = kvc_seq_fork(c, seq);
 	ck_assert_int_gt(fork_seq, 0);
-	append(c, fork_seq, 3, 1100, 200);
-	f = map(c, fork_seq);
+	rig_append(c, fork_seq, 3, 1100, 200);
+	f = rig_map(c, fork_seq);
 	ck_assert_uint_lt(f->n_tokens, 1300);
 	ck_assert_int_eq(kvc_unmap(c, f), 0);
 	ck_assert_int_eq(kvc_seq_seal(c, fork_seq), 0);
-	f = map(c, fork_seq);
-	check_all(f, 3, 1300);
-	check_all(m, 3, 1100);
+	f = rig_map(c, fork_seq);
+	rig_check_map(f, 3, 1300);
+	rig_check_map(m, 3, 1100);
 	ck_assert_int_eq(kvc_map(c, fork_seq + 12345, &m), -ENOENT);
 	stop(d, c); /* unmaps */
 }
@@ -293,65 +161,37 @@ END_TEST
 START_TEST(half_appended_is_busy)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
-	const int seq = sequence(c, 3, 64);
+	struct kvc *c = rig_join(d->socket);
+	const int seq = rig_sequence(c, 3, 64);
 	struct kvc_map *m;
 
-	append_layer(c, seq, 3, 64, 10, 0);
+	rig_append_layer(c, seq, 3, 64, 10, 0);
 	ck_assert_int_eq(kvc_map(c, seq, &m), -EBUSY);
-	append_layer(c, seq, 3, 64, 10, 1);
-	append_layer(c, seq, 3, 64, 10, 2);
+	rig_append_layer(c, seq, 3, 64, 10, 1);
+	rig_append_layer(c, seq, 3, 64, 10, 2);
 	ck_assert_int_eq(kvc_map(c, seq, &m), 0);
-	check_all(m, 3, 64);
+	rig_check_map(m, 3, 64);
 	stop(d, c);
 }
 END_TEST
 
 /* ---- what a touch can meet ------------------------------------------------------ */
 
-static sigjmp_buf jump;
-static volatile sig_atomic_t caught;
-
-static void on_signal(int sig)
-{
-	caught = sig;
-	siglongjmp(jump, 1);
-}
-
-static void catch_signals(void)
-{
-	const struct sigaction sa = { .sa_handler = on_signal,
-				      .sa_flags = SA_NODEFER };
-
-	ck_assert(!sigaction(SIGBUS, &sa, NULL) &&
-		  !sigaction(SIGSEGV, &sa, NULL));
-}
-
-/* 0 it is right, 1 it is wrong, or the signal. */
-static int touch(const struct kvc_map *m, const struct kvc_map_entry *e,
-		 uint32_t salt, uint32_t i)
-{
-	caught = 0;
-	if (sigsetjmp(jump, 0))
-		return caught;
-	return !token_ok(m, e, salt, i);
-}
-
 START_TEST(a_child_does_not_inherit)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
-	struct kvc_map *m = map(c, sequence(c, 4, 300));
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 4, 300));
 	pid_t pid;
 	int status;
 
-	check_all(m, 4, 300);
-	catch_signals();
+	rig_check_map(m, 4, 300);
+	rig_catch_signals();
 	pid = fork();
 	ck_assert_int_ge(pid, 0);
 	if (!pid) {
 		struct kvc_map *x;
-		int bad = touch(m, &m->entries[0], 4, 7) != SIGSEGV;
+		int bad = rig_touch(m, &m->entries[0], 4, 7) != SIGSEGV;
 
 		bad |= kvc_map(c, 1, &x) != -EPERM;
 		bad |= kvc_unmap(c, m) != -EPERM;
@@ -360,50 +200,30 @@ START_TEST(a_child_does_not_inherit)
 	}
 	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
 	ck_assert_int_eq(status, 0);
-	check_all(m, 4, 300); /* the parent's goes on */
+	rig_check_map(m, 4, 300); /* the parent's goes on */
 	stop(d, c);
 }
 END_TEST
 
-/* Flip bits all over the daemon's store. */
-static void damage(const struct rig_daemon *d)
-{
-	char path[128], byte;
-	off_t end;
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/state/kvd.store", d->dir);
-	fd = open(path, O_RDWR);
-	ck_assert_int_ge(fd, 0);
-	end = lseek(fd, 0, SEEK_END);
-	for (off_t at = 777; at < end; at += 65536) {
-		ck_assert_int_eq(pread(fd, &byte, 1, at), 1);
-		byte ^= 16;
-		ck_assert_int_eq(pwrite(fd, &byte, 1, at), 1);
-	}
-	ck_assert_int_eq(fsync(fd), 0);
-	close(fd);
-}
-
 static void lying_disk(const char *more)
 {
 	struct rig_daemon *d = start(more);
-	struct kvc *c = join(d->socket);
-	struct kvc_map *m = map(c, sequence(c, 5, 3000));
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 5, 3000));
 	int n[65] = { 0 };
 
-	damage(d);
-	catch_signals();
+	rig_damage(d->dir);
+	rig_catch_signals();
 	for (int round = 0; round < 2; round++)
 		for (uint32_t i = 0; i < m->n_entries; i++)
 			for (uint32_t t = 0; t < m->entries[i].n_tokens; t++)
-				n[touch(m, &m->entries[i], 5, t)]++;
+				n[rig_touch(m, &m->entries[i], 5, t)]++;
 	ck_assert_int_eq(n[1], 0); /* never other bytes */
 	ck_assert_int_eq(n[SIGSEGV], 0);
 	ck_assert_int_gt(n[SIGBUS], 100);
 	ck_assert_int_eq(n[0] + n[SIGBUS], 6000);
 	/* others go on */
-	check_all(map(c, sequence(c, 6, 100)), 6, 100);
+	rig_check_map(rig_map(c, rig_sequence(c, 6, 100)), 6, 100);
 	stop(d, c);
 }
 
@@ -422,8 +242,8 @@ END_TEST
 START_TEST(a_system_call_gets_it_or_efault)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
-	struct kvc_map *m = map(c, sequence(c, 7, 2000));
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 7, 2000));
 	int pfd[2];
 	char *copy = malloc(4096);
 
@@ -438,7 +258,7 @@ START_TEST(a_system_call_gets_it_or_efault)
 		ck_assert_int_eq(read(pfd[0], copy, (size_t)ret), ret);
 		ck_assert(!memcmp(copy, m->entries[i].addr, (size_t)ret));
 	}
-	check_all(m, 7, 2000);
+	rig_check_map(m, 7, 2000);
 	free(copy);
 	stop(d, c);
 }
@@ -458,13 +278,13 @@ static pid_t reading_client(const char *socket, int say)
 	ck_assert_int_ge(pid, 0);
 	if (pid)
 		return pid;
-	c = join(socket);
-	m = map(c, sequence(c, 8, 2500));
-	catch_signals();
+	c = rig_join(socket);
+	m = rig_map(c, rig_sequence(c, 8, 2500));
+	rig_catch_signals();
 	(void)!write(say, "x", 1);
 	for (uint32_t i = 0; !ret; i = (i + 1) % m->n_entries)
 		for (uint32_t t = 0; !ret && t < m->entries[i].n_tokens; t += 9)
-			ret = touch(m, &m->entries[i], 8, t);
+			ret = rig_touch(m, &m->entries[i], 8, t);
 	if (ret == 1)
 		_exit(99);
 	/* the end of the session is told as ever, and the map can be ended */
@@ -543,8 +363,8 @@ END_TEST
 START_TEST(a_killed_client_costs_nothing)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
-	struct kvc_map *m = map(c, sequence(c, 9, 600));
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 9, 600));
 
 	for (int i = 0; i < 6; i++) {
 		const pid_t pid = begin_reading(d->socket);
@@ -552,7 +372,7 @@ START_TEST(a_killed_client_costs_nothing)
 		usleep((useconds_t)(1000 + 7000 * i));
 		kill(pid, SIGKILL);
 		ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
-		check_all(m, 9, 600);
+		rig_check_map(m, 9, 600);
 	}
 	wait_for(c, "tenants", "sessions", 1);
 	wait_for(c, "tenants", "maps", m->n_entries);
@@ -565,18 +385,19 @@ END_TEST
 START_TEST(reconnect_ends_the_maps)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
+	struct kvc *c = rig_join(d->socket);
 	struct kvc_map *old, *m;
 
-	catch_signals();
+	rig_catch_signals();
 	for (int i = 0; i < 20; i++) {
-		old = map(c, sequence(c, 10, 500));
-		ck_assert_int_eq(touch(old, &old->entries[0], 10, 3), 0);
+		old = rig_map(c, rig_sequence(c, 10, 500));
+		ck_assert_int_eq(rig_touch(old, &old->entries[0], 10, 3), 0);
 		ck_assert_int_eq(kvc_reconnect(c), 0);
-		ck_assert_int_eq(touch(old, &old->entries[0], 10, 3), SIGSEGV);
+		ck_assert_int_eq(rig_touch(old, &old->entries[0], 10, 3),
+				 SIGSEGV);
 		ck_assert_int_eq(kvc_unmap(c, old), 0);
-		m = map(c, sequence(c, 11, 700));
-		check_all(m, 11, 700);
+		m = rig_map(c, rig_sequence(c, 11, 700));
+		rig_check_map(m, 11, 700);
 		ck_assert_int_eq(kvc_unmap(c, m), 0);
 	}
 	stop(d, c);
@@ -600,12 +421,12 @@ static void forbid_userfaultfd(void)
 START_TEST(a_client_that_may_not)
 {
 	struct rig_daemon *d = start("");
-	struct kvc *c = join(d->socket);
+	struct kvc *c = rig_join(d->socket);
 	struct kvc_map *m;
 	int seq;
 
 	forbid_userfaultfd();
-	seq = sequence(c, 12, 100);
+	seq = rig_sequence(c, 12, 100);
 	ck_assert(kvc_features(c) & KV_FEATURE_MAP);
 	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
 	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
@@ -624,12 +445,12 @@ START_TEST(a_daemon_that_may_not)
 
 	forbid_userfaultfd();
 	d = start("");
-	c = join(d->socket);
+	c = rig_join(d->socket);
 	log = rig_daemon_log(d);
 	ck_assert_ptr_nonnull(strstr(log, "clients cannot map"));
 	free(log);
 	ck_assert(!(kvc_features(c) & KV_FEATURE_MAP));
-	seq = sequence(c, 12, 1000);
+	seq = rig_sequence(c, 12, 1000);
 	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
 	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
 	stop(d, c);
@@ -639,11 +460,11 @@ END_TEST
 START_TEST(a_tenant_that_may_not)
 {
 	struct rig_daemon *d = start("map = no\n");
-	struct kvc *c = join(d->socket);
+	struct kvc *c = rig_join(d->socket);
 	struct kvc_map *m;
 
 	ck_assert(!(kvc_features(c) & KV_FEATURE_MAP));
-	ck_assert_int_eq(kvc_map(c, sequence(c, 12, 100), &m), -ENOTSUP);
+	ck_assert_int_eq(kvc_map(c, rig_sequence(c, 12, 100), &m), -ENOTSUP);
 	stop(d, c);
 }
 END_TEST
@@ -651,19 +472,20 @@ END_TEST
 START_TEST(maps_have_a_quota)
 {
 	struct rig_daemon *d = start("maps = 5\n");
-	struct kvc *c = join(d->socket), *o = join(d->socket);
-	const int seq = sequence(c, 13, 32), many = sequence(c, 14, 4000);
+	struct kvc *c = rig_join(d->socket), *o = rig_join(d->socket);
+	const int seq = rig_sequence(c, 13, 32),
+		  many = rig_sequence(c, 14, 4000);
 	struct kvc_map *m[5], *x;
 
 	for (int i = 0; i < 5; i++)
-		m[i] = map(c, seq);
+		m[i] = rig_map(c, seq);
 	ck_assert_int_eq(kvc_map(c, seq, &x), -EDQUOT);
-	ck_assert_int_eq(kvc_map(o, sequence(o, 13, 32), &x), -EDQUOT);
+	ck_assert_int_eq(kvc_map(o, rig_sequence(o, 13, 32), &x), -EDQUOT);
 	ck_assert_int_eq(kvc_unmap(c, m[2]), 0);
 	ck_assert_int_eq(kvc_map(c, many, &x), -EDQUOT); /* all or nothing */
-	m[2] = map(c, seq);
+	m[2] = rig_map(c, seq);
 	for (int i = 0; i < 5; i++)
-		check_all(m[i], 13, 32);
+		rig_check_map(m[i], 13, 32);
 	kvc_close(o);
 	stop(d, c);
 }

@@ -56,6 +56,7 @@ int bench_decode(struct bench *b);
 int bench_start(struct bench *b);
 int bench_rag(struct bench *b);
 int bench_return(struct bench *b);
+int bench_fault(struct bench *b);
 
 /* ---- results ------------------------------------------------------------ */
 

@@ -56,6 +56,10 @@ static const struct command {
 	  "store.write_amplification.kernel  the same by /proc/self/io\n"
 	  "store.metadata_ratio            index over pages, percent\n"
 	  "store.full                      durable over the room, percent\n" },
+	{ "fault", bench_fault, "touching KV that is mapped and not there",
+	  "paging.fault.{p50_us,p99_us}       resident: a touch that faults\n"
+	  "paging.fault.disk.{p50_us,p99_us}  the same, 64 KiB from disk\n"
+	  "paging.fault.disk.scan_gb_s        the whole map, in order\n" },
 	{ "decode", bench_decode, "a hosted model, --model, by the daemon",
 	  "decode.single.{tokens_per_s,read_ratio}\n"
 	  "decode.batch8.tokens_per_s      eight requests at once\n"

@@ -174,6 +174,21 @@ START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 }
 END_TEST
 
+START_TEST(faults_are_timed)
+{
+	static const char *const names[] = {
+		"paging.fault.p50_us",	       "paging.fault.p99_us",
+		"paging.fault.disk.p50_us",    "paging.fault.disk.p99_us",
+		"paging.fault.disk.scan_gb_s", NULL
+	};
+
+	ck_assert_int_eq(kvbench("fault --quick"), 0);
+	for (size_t i = 0; names[i]; i++)
+		ck_assert(line(names[i]) > 0);
+	ck_assert(line("paging.fault.p50_us") <= line("paging.fault.p99_us"));
+}
+END_TEST
+
 START_TEST(ring_prints_its_lines)
 {
 	static const char *const names[] = {
@@ -391,6 +406,7 @@ static Suite *suite(void)
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
+	tcase_add_test(t, faults_are_timed);
 	tcase_add_test(t, what_returns_from_disk_is_found);
 	tcase_add_test(t, json_is_one_object);
 	tcase_add_test(t, ring_prints_its_lines);

@@ -68,6 +68,59 @@ START_TEST(budgets_and_bad_calls_are_refused)
 }
 END_TEST
 
+/* An append that may wait, for room that only this client could give. */
+START_TEST(a_call_that_waits_can_be_cancelled)
+{
+	struct rig_daemon *d;
+	char conf[256];
+	struct kvc_options opt = { 0 };
+	const struct kv_geometry g = {
+		.n_layers = 1, .n_heads = 4, .n_kv_heads = 4, .head_dim = 64
+	};
+	struct kvc_req r = { 0 };
+	struct kv_attend_item *it;
+	struct kv_seq_info info;
+	struct kv_sqe e;
+	struct kvc *c;
+	int geo, seq, ret = 0;
+	char *buf;
+
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 1M\ndisk = 1M\n", getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	opt.socket = d->socket;
+	ck_assert_int_eq(kvc_open(&c, &opt), 0);
+	geo = kvc_geometry(c, &g);
+	seq = kvc_seq_new(c, geo, 0);
+	ck_assert_int_gt(kvc_seq_new(c, geo, 0), 0); /* it could be freed */
+	it = kvc_alloc(c, sizeof(*it));
+	buf = kvc_alloc(c, 128 * 1024);
+	memset(buf, 0, 128 * 1024);
+	memset(it, 0, sizeof(*it));
+	it->seq = (uint32_t)seq;
+	it->n_tokens = 128;
+	it->q_off = it->o_off = KV_NO_OFF;
+	it->k_off = it->v_off = kvc_off(c, buf);
+	for (; !ret; it->pos += ret ? 0 : 128)
+		ret = kvc_append(c, it, 1, 0, 0);
+	ck_assert_int_eq(ret, -EDQUOT);
+	e = (struct kv_sqe){ .opcode = KV_OP_APPEND,
+			     .flags = KV_SQE_WAIT,
+			     .arg = { kvc_off(c, it), 1, 0 } };
+	ck_assert_int_eq(kvc_submit(c, &e, &r), 0);
+	ck_assert_int_eq(kvc_wait(c, &r, 50), -ETIMEDOUT);
+	ck_assert_int_eq(kvc_cancel(c, &r), 0);
+	ck_assert_int_eq(kvc_wait(c, &r, 10000), -ECANCELED);
+	ck_assert_int_eq(it->res, -ECANCELED);
+	ck_assert_int_eq(kvc_seq_info(c, seq, &info), 0);
+	ck_assert_uint_eq(info.n_tokens, it->pos);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("attend");
@@ -81,6 +134,7 @@ int main(void)
 	}
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, budgets_and_bad_calls_are_refused);
+	tcase_add_test(t, a_call_that_waits_can_be_cancelled);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -72,7 +72,7 @@ struct gen {
 	struct serve_part *in; /* [n_in] as asked for; the worker's in TEXTS */
 	uint32_t n_in;
 	int in_err;
-	struct loop_work encode;
+	struct text_job encode;
 	uint32_t *tokens; /* [n_prompt], from admission on + max_tokens */
 	uint32_t n_prompt, n_all, max_tokens;
 	struct gen_part *parts;
@@ -152,7 +152,7 @@ int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n);
 int gen_take_parts(struct gen *g, const struct serve_part *parts, uint32_t n);
 uint64_t gen_text_bytes(const struct gen *g);
 /* Texts of the parts to tokens, into in and in_err. Any thread. */
-void gen_encode(struct loop_work *w);
+void gen_encode(struct text_job *t);
 void gen_free_parts(struct gen *g);
 /* Have the part's chunk computed; -ENOMEM: then nobody does it. */
 int gen_start_chunk(struct gen *waiter, struct gen_part *part);

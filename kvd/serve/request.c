@@ -45,9 +45,9 @@ static int texts_known(struct gen *g)
 	return 0;
 }
 
-static void encoded(struct loop_work *w)
+static void encoded(struct text_job *t)
 {
-	struct gen *g = container_of(w, struct gen, encode);
+	struct gen *g = container_of(t, struct gen, encode);
 	int ret = g->cancelled ? -ECANCELED : texts_known(g);
 
 	if (ret)
@@ -56,7 +56,7 @@ static void encoded(struct loop_work *w)
 		gen_resume(g);
 }
 
-/* Short texts at once, longer ones on a worker. After an error g is as it was. */
+/* Short texts at once, longer ones on a thread of their own. After an error g is as it was. */
 static int begin(struct gen *g)
 {
 	const int later = gen_text_bytes(g) > INLINE_BYTES;
@@ -78,7 +78,7 @@ static int begin(struct gen *g)
 	g->state = GEN_TEXTS;
 	g->encode.run = gen_encode;
 	g->encode.done = encoded;
-	loop_work_start(ss->tenant->serve->loop, &g->encode);
+	text_start(ss->tenant, &g->encode);
 	return 0;
 }
 
@@ -133,6 +133,10 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 static void gen_cancel(struct gen *g)
 {
 	g->cancelled = 1;
+	if (g->state == GEN_TEXTS && !list_empty(&g->encode.node)) {
+		list_del(&g->encode.node); /* its turn has not come */
+		g->state = GEN_CHUNKS;
+	}
 	if (g->state != GEN_STEP && g->state != GEN_TEXTS &&
 	    g->state != GEN_END)
 		gen_end(g, -ECANCELED);

@@ -141,6 +141,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	list_init(&t->sessions);
 	list_init(&t->waiting);
 	list_init(&t->chunk_jobs);
+	list_init(&t->texts);
 	list_init(&t->kick.node);
 	prefix_init(&t->prefix);
 	chunk_init(&t->chunks);
@@ -236,6 +237,7 @@ static int open_lanes(struct serve *s, unsigned int n_threads)
 					  KV_MAX(n_threads / 2, 1u) };
 	int ret = 0;
 
+	ret = engine_new(&s->text_engine, s->loop, 1, 0);
 	for (int i = 0; i < N_LANES && !ret; i++) {
 		struct lane *l = &s->lanes[i];
 
@@ -317,6 +319,7 @@ void serve_free(struct serve *s)
 		return;
 	loop_timer_cancel(s->loop, &s->check_timer);
 	attend_free_all(s);
+	engine_free(s->text_engine);
 	for (int i = 0; i < N_LANES; i++) {
 		engine_free(s->lanes[i].engine);
 		batch_free(s->lanes[i].batch);

@@ -23,6 +23,7 @@
 #include "kvd/base/list.h"
 #include "kvd/base/loop.h"
 #include "kvd/base/wait.h"
+#include "kvd/serve/engine.h"
 
 struct serve;
 struct serve_tenant;
@@ -276,7 +277,15 @@ struct serve_persist {
  */
 int serve_persist(struct serve_session *ss, struct serve_persist *p);
 
-/* Text to tokens, on a worker; memory is the caller's until told. */
+/* A text in line for the thread of tokenizers: serve's. */
+struct text_job {
+	struct engine_job job;
+	struct list node;
+	struct serve_tenant *tenant;
+	void (*run)(struct text_job *t); /* that thread */
+	void (*done)(struct text_job *t); /* loop */
+};
+/* Text to tokens, on a thread; memory is the caller's until told. */
 struct serve_text {
 	struct wait wait; /* told 0: see n */
 	const char *model;
@@ -285,7 +294,7 @@ struct serve_text {
 	uint32_t *tokens; /* [max] */
 	size_t max;
 	int64_t n; /* out: in all, at most max are written; or -errno */
-	struct loop_work work; /* serve's, as the rest */
+	struct text_job job; /* serve's, as the rest */
 	struct serve_session *session;
 	const struct tokenizer *tokenizer;
 };

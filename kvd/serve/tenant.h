@@ -44,6 +44,7 @@ struct serve_tenant {
 	struct scrub *scrub; /* NULL: off, or no disk */
 	struct list sessions;
 	struct list waiting; /* gens and attends: waiter.node */
+	struct list texts; /* text_job.node: in line */
 	struct list chunk_jobs; /* gens that compute a chunk */
 	struct loop_call kick; /* look at waiting again */
 	int kicked;
@@ -107,6 +108,9 @@ struct serve {
 	struct loop_call drain_call;
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
+	struct engine *text_engine; /* text.c */
+	uint32_t text_turn; /* whose text was last */
+	int text_running;
 	struct list free_attends; /* attend.c: of earlier calls */
 	uint32_t n_free_attends;
 	struct loop_timer check_timer; /* check.c: debug builds */
@@ -157,6 +161,8 @@ void session_request_end(struct serve_session *ss);
 void serve_look_drained(struct serve *s);
 
 /* text.c: NULL no such model. */
+/* Run t in its turn; its memory stays until t->done(). */
+void text_start(struct serve_tenant *tenant, struct text_job *t);
 struct serve_model *serve_model_find(struct serve *s, const char *name);
 
 /* session.c */

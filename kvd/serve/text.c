@@ -1,8 +1,10 @@
 /*
- * text.c - text to tokens: what is long, on a worker
+ * text.c - text to tokens: what is long, on a thread of its own
  *
  * Tokenizers do not change, so any thread may use them; what it reads and writes
- * belongs to the request, which does not end meanwhile.
+ * belongs to the request, which does not end meanwhile. Not on the loop's workers:
+ * pages wait for those. Tenants take turns, one text each, so that nobody waits for
+ * more than one text of each other tenant.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,6 +21,49 @@ struct serve_model *serve_model_find(struct serve *s, const char *name)
 		if (!strcmp(s->models[i].conf->name, name))
 			return &s->models[i];
 	return NULL;
+}
+
+/* ---- turns ------------------------------------------------------------------ */
+
+static void next_text(struct serve *s)
+{
+	struct list *n = NULL;
+
+	for (uint32_t i = 0; i < s->n_tenants && !n; i++) {
+		s->text_turn = (s->text_turn + 1) % s->n_tenants;
+		n = list_pop(&s->tenants[s->text_turn]->texts);
+	}
+	s->text_running = !!n;
+	if (n)
+		engine_start(s->text_engine,
+			     &list_entry(n, struct text_job, node)->job);
+}
+
+static void job_run(struct engine_job *j, struct pool *pool)
+{
+	struct text_job *t = container_of(j, struct text_job, job);
+
+	(void)pool;
+	t->run(t);
+}
+
+static void job_done(struct engine_job *j)
+{
+	struct text_job *t = container_of(j, struct text_job, job);
+
+	next_text(t->tenant->serve);
+	t->done(t); /* it may be gone now */
+}
+
+void text_start(struct serve_tenant *tenant, struct text_job *t)
+{
+	t->tenant = tenant;
+	t->job.run = job_run;
+	t->job.done = job_done;
+	list_init(&t->node);
+	list_push(&tenant->texts, &t->node);
+	if (!tenant->serve->text_running)
+		next_text(tenant->serve);
 }
 
 /* ---- parts of a request ---------------------------------------------------- */
@@ -68,9 +113,9 @@ static int encode_part(const struct tokenizer *tok, struct serve_part *p)
 	return 0;
 }
 
-void gen_encode(struct loop_work *w)
+void gen_encode(struct text_job *t)
 {
-	struct gen *g = container_of(w, struct gen, encode);
+	struct gen *g = container_of(t, struct gen, encode);
 	const struct tokenizer *tok = llama_tokenizer(g->model->llama);
 
 	for (uint32_t i = 0; i < g->n_in && !g->in_err; i++)
@@ -88,17 +133,17 @@ void gen_free_parts(struct gen *g)
 
 /* ---- calls that only ask --------------------------------------------------- */
 
-static void text_run(struct loop_work *w)
+static void text_run(struct text_job *j)
 {
-	struct serve_text *t = container_of(w, struct serve_text, work);
+	struct serve_text *t = container_of(j, struct serve_text, job);
 
 	t->n = tokenizer_encode(t->tokenizer, t->text, t->len, t->tokens,
 				t->max);
 }
 
-static void text_done(struct loop_work *w)
+static void text_done(struct text_job *j)
 {
-	struct serve_text *t = container_of(w, struct serve_text, work);
+	struct serve_text *t = container_of(j, struct serve_text, job);
 	struct serve_session *ss = t->session;
 
 	t->wait.done(&t->wait, 0);
@@ -113,10 +158,10 @@ int serve_tokenize(struct serve_session *ss, struct serve_text *t)
 		return -ENOENT;
 	t->session = ss;
 	t->tokenizer = llama_tokenizer(m->llama);
-	t->work.run = text_run;
-	t->work.done = text_done;
+	t->job.run = text_run;
+	t->job.done = text_done;
 	session_request_begin(ss);
-	loop_work_start(ss->tenant->serve->loop, &t->work);
+	text_start(ss->tenant, &t->job);
 	return 0;
 }
 

@@ -384,17 +384,21 @@ START_TEST(texts_may_be_too_long_or_cancelled)
 		rig_serve_open((struct rig_serve_options){ .n_ctx = 256 });
 	char *s = letters(256 * 255 + 1);
 	struct serve_session *other = rig_serve_join(r);
-	struct rig_gen *g[4];
+	struct rig_gen *g[5];
 
 	g[0] = say(r, s, 256 * 255 + 1, -EINVAL); /* whatever it says */
 	g[1] = say(r, s, 4000, 0); /* is found out by counting */
 	ck_assert(rig_serve_until(r, &g[1]->told));
 	ck_assert_int_eq(g[1]->ret, -EINVAL);
 	g[2] = say(r, s, 600, 0);
+	g[4] = say(r, s, 600, 0); /* stands behind it */
 	serve_cancel(r->session, &g[2]->gen);
-	ck_assert(!g[2]->told);
+	serve_cancel(r->session, &g[4]->gen);
+	ck_assert(!g[2]->told && !g[4]->told);
 	ck_assert(rig_serve_until(r, &g[2]->told));
+	ck_assert(rig_serve_until(r, &g[4]->told));
 	ck_assert_int_eq(g[2]->ret, -ECANCELED);
+	ck_assert_int_eq(g[4]->ret, -ECANCELED);
 	g[3] = rig_gen_new();
 	g[3]->parts[0] = g[2]->parts[0];
 	g[3]->gen.n_parts = 1;
@@ -402,7 +406,7 @@ START_TEST(texts_may_be_too_long_or_cancelled)
 	rig_serve_leave(r, other);
 	ck_assert_int_eq(g[3]->told, 1);
 	ck_assert_int_eq(g[3]->ret, -ECANCELED);
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		free(g[i]);
 	free(s);
 	rig_serve_close(r);

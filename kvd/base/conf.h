@@ -79,6 +79,7 @@ struct conf {
 	gid_t admin_gid; /* admin_group = NAME|GID */
 	int has_admin_gid;
 	char policy[16]; /* policy = density: which page goes down next */
+	int recompute; /* recompute = auto|no: may a hit on disk be computed */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
 	char log_level[16]; /* log_level = info */

@@ -318,6 +318,8 @@ static const struct key kvd_keys[] = {
 	  "1 to 4096 rows", NULL, 0 },
 	{ "admin_group", set_admin, 0, 0, 0,
 	  "the name or number of a group, not 65534", NULL, 0 },
+	{ "recompute", set_choice, offsetof(struct conf, recompute), 0, 0,
+	  "auto or no", "no auto", 0 },
 	{ "scrub", set_size, offsetof(struct conf, scrub_bytes), 0, 1ull << 40,
 	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,

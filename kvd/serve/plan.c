@@ -319,7 +319,9 @@ static int choose_prefix(struct gen *g)
 	c.compute = c.load + room;
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		weigh_part(g, &g->parts[i], &c);
-	cut = c.sum ? cost_cut(c.load, c.compute, c.n) : c.n;
+	cut = c.sum && g->tenant->serve->conf->recompute
+		      ? cost_cut(c.load, c.compute, c.n)
+		      : c.n;
 	stat_add(g->tenant->st_loaded, c.sum && cut ? 1 : 0);
 	stat_add(g->tenant->st_recomputed, cut < c.n ? 1 : 0);
 	for (uint32_t i = 0; i < g->n_parts; i++) {

@@ -38,6 +38,7 @@ static struct rig_daemon *start(const char *persist)
 	struct rig_daemon *d;
 
 	snprintf(conf, sizeof(conf),
+		 "recompute = no\n"
 		 "[model m]\npath = %s/models/rag-mini.gguf\n"
 		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 128M\n%s",
 		 rig_data_dir(), getuid(), persist);

@@ -2,11 +2,14 @@
  * store_alloc.c - zones and slots: which are free; see store_priv.h
  *
  *  (1) A zone with page_bytes 0 has no used slot and counts in n_free.
- *  (2) A zone of a class is in its list exactly while it has a free slot.
+ *  (2) A zone of a class is listed (open) exactly while it has a free slot.
  *  (3) A bit is set from alloc until release; for a deferred slot until it ripens;
  *      for a bad one for ever.
  *  (4) Named slots are used ones: a record says, or may say, that its bytes are
  *      there. They are given out again when that record is gone for good.
+ *
+ * The lowest zone with a free slot is filled first, and the lowest free zone opened:
+ * what comes and goes stays below, so that zones above come free whole.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -58,6 +61,11 @@ void slots_fini(struct slots *m)
 
 /* ---- classes ------------------------------------------------------------------ */
 
+static uint32_t n_words(const struct slots *m)
+{
+	return m->n_zones / 64 + 1;
+}
+
 static struct zone_class *class_of(struct slots *m, uint32_t page_bytes)
 {
 	struct zone_class *c = m->classes;
@@ -66,14 +74,25 @@ static struct zone_class *class_of(struct slots *m, uint32_t page_bytes)
 		c = c->next;
 	if (c)
 		return c;
-	c = calloc(1, sizeof(*c));
+	c = calloc(1, sizeof(*c) + n_words(m) * sizeof(c->open[0]));
 	if (!c)
 		return NULL;
 	c->page_bytes = page_bytes;
-	c->first = NO_ZONE;
 	c->next = m->classes;
 	m->classes = c;
 	return c;
+}
+
+static uint32_t first_open(const struct slots *m, struct zone_class *c)
+{
+	for (uint32_t w = c->hint / 64; w < n_words(m); w++)
+		if (c->open[w]) {
+			c->hint =
+				w * 64 + (uint32_t)__builtin_ctzll(c->open[w]);
+			return c->hint;
+		}
+	c->hint = m->n_zones;
+	return NO_ZONE;
 }
 
 static void list_zone(struct slots *m, struct zone_class *c, uint32_t i)
@@ -83,12 +102,9 @@ static void list_zone(struct slots *m, struct zone_class *c, uint32_t i)
 	if (z->listed || i >= m->n_usable)
 		return;
 	z->listed = 1;
-	z->prev = NO_ZONE;
-	z->next = c->first;
 	c->n_free_slots += z->n_slots - z->n_used;
-	if (c->first != NO_ZONE)
-		m->zones[c->first].prev = i;
-	c->first = i;
+	c->open[i / 64] |= 1ull << i % 64;
+	c->hint = KV_MIN(c->hint, i);
 }
 
 static void unlist_zone(struct slots *m, struct zone_class *c, uint32_t i)
@@ -99,12 +115,7 @@ static void unlist_zone(struct slots *m, struct zone_class *c, uint32_t i)
 		return;
 	z->listed = 0;
 	c->n_free_slots -= z->n_slots - z->n_used;
-	if (z->prev != NO_ZONE)
-		m->zones[z->prev].next = z->next;
-	else
-		c->first = z->next;
-	if (z->next != NO_ZONE)
-		m->zones[z->next].prev = z->prev;
+	c->open[i / 64] &= ~(1ull << i % 64);
 }
 
 static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
@@ -205,8 +216,9 @@ int64_t slots_alloc(struct slots *m, uint32_t page_bytes)
 	c = class_of(m, page_bytes);
 	if (!c)
 		return -ENOMEM;
-	if (c->first != NO_ZONE)
-		return take_free(m, c, c->first);
+	i = first_open(m, c);
+	if (i != NO_ZONE)
+		return take_free(m, c, i);
 	i = free_zone(m);
 	if (i == NO_ZONE)
 		return -ENOSPC;
@@ -393,10 +405,14 @@ static void class_check(const struct slots *m, const struct zone_class *c)
 {
 	uint64_t n = 0;
 
-	for (uint32_t i = c->first; i != NO_ZONE; i = m->zones[i].next) {
-		assert(m->zones[i].listed);
-		assert(m->zones[i].page_bytes == c->page_bytes);
-		n += m->zones[i].n_slots - m->zones[i].n_used;
+	for (uint32_t i = 0; i < m->n_zones; i++) {
+		const struct zone *z = &m->zones[i];
+		const int is_open = (int)(c->open[i / 64] >> i % 64 & 1);
+
+		assert(is_open ==
+		       (z->listed && z->page_bytes == c->page_bytes));
+		assert(!is_open || i >= c->hint);
+		n += is_open ? z->n_slots - z->n_used : 0;
 	}
 	assert(n == c->n_free_slots);
 }

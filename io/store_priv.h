@@ -135,7 +135,6 @@ struct entry {
 struct zone {
 	uint32_t page_bytes; /* 0: free */
 	uint32_t n_slots, n_used, n_bad;
-	uint32_t prev, next; /* zones of the class with free slots */
 	uint8_t listed, backed, punching;
 	uint64_t *bits; /* used (or pending, or bad) */
 	uint64_t *named; /* a record names it, or may */
@@ -144,8 +143,9 @@ struct zone {
 struct zone_class {
 	uint32_t page_bytes;
 	uint64_t n_free_slots; /* in listed zones */
-	uint32_t first; /* zone with free slots, or NO_ZONE */
+	uint32_t hint; /* no zone below is open */
 	struct zone_class *next;
+	uint64_t open[]; /* a bit for each zone of it with free slots */
 };
 #define NO_ZONE UINT32_MAX
 

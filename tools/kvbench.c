@@ -54,7 +54,9 @@ static const struct command {
 	  "store.persist.{p50_ms,p99_ms}   one page written and acknowledged\n"
 	  "store.write_amplification       80 % full, random replacement\n"
 	  "store.write_amplification.kernel  the same by /proc/self/io\n"
-	  "store.metadata_ratio            index over pages, percent\n"
+	  "store.metadata_ratio            live index over pages, percent\n"
+	  "store.index_ratio               with what is dead and not yet\n"
+	  "                                compacted (4 MiB are never)\n"
 	  "store.full                      durable over the room, percent\n" },
 	{ "fault", bench_fault, "touching KV that is mapped and not there",
 	  "paging.fault.{p50_us,p99_us}       resident: a touch that faults\n"

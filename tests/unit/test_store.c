@@ -108,6 +108,31 @@ START_TEST(a_zone_that_is_empty_takes_any_size)
 }
 END_TEST
 
+START_TEST(what_lies_low_is_filled_first)
+{
+	static int64_t at[20];
+	int64_t back;
+
+	init(0);
+	open_ok(SMALL, 0);
+	for (int i = 0; i < 20; i++) /* five zones of four */
+		at[i] = kio_store_alloc(r.store, 1u << 20);
+	for (int i = 2; i < 20; i += 4) /* a hole in each */
+		kio_store_release(r.store, (uint64_t)at[i], 1u << 20);
+	for (int i = 2; i < 10; i += 4) {
+		back = kio_store_alloc(r.store, 1u << 20);
+		ck_assert_int_eq(back, at[i]);
+	}
+	/* the last zone came free: the next size takes it, or one behind it */
+	for (int i = 16; i < 20; i++)
+		if (i != 18)
+			kio_store_release(r.store, (uint64_t)at[i], 1u << 20);
+	ck_assert_int_eq(kio_store_alloc(r.store, 4096), at[16]);
+	kio_store_check(r.store);
+	rig_store_fini(&r);
+}
+END_TEST
+
 /* ---- records ---------------------------------------------------------------- */
 
 START_TEST(records_survive)
@@ -406,6 +431,7 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, pages_are_written_and_read, 0, 4);
 	tcase_add_test(tc, a_full_store_says_so);
 	tcase_add_test(tc, a_zone_that_is_empty_takes_any_size);
+	tcase_add_test(tc, what_lies_low_is_filled_first);
 	tcase_add_loop_test(tc, records_survive, 0, 4);
 	tcase_add_test(tc, slots_of_records_are_taken_after_a_restart);
 	tcase_add_test(tc, what_is_put_must_be_given_out_and_unnamed);

@@ -408,9 +408,9 @@ KV_STATIC_ASSERT(sizeof(struct kv_tokenize) == 80, "kv_tokenize is ABI");
 /*
  * Questions about the daemon, answered as JSON: "version", "status", "models";
  * for administrators also "tenants", "stores", "sessions", "sequences", "segments",
- * "chunks", "pages", "metrics" (Prometheus text), "trace", "drain", "stop". Others get
- * -EACCES. A client that is no administrator sees its own tenant's "sequences",
- * "segments", "chunks" and "pages". res = bytes of the answer, even past the
+ * "chunks", "pages", "usage", "metrics" (Prometheus text), "trace", "drain", "stop".
+ * Others get -EACCES. A client that is no administrator sees its own tenant's
+ * "sequences", "segments", "chunks", "pages" and "usage". res = bytes of the answer, even past the
  * room.
  */
 struct kv_query { /* [C] */

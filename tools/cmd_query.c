@@ -99,6 +99,23 @@ int cmd_query(struct kvc *c, const char *what, const char *arg)
 	return EXIT_DONE;
 }
 
+static int run_tenants(struct kvc *c, int argc, char **argv)
+{
+	const char *what = "tenants", *name = "";
+
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--usage"))
+			what = "usage";
+		else if (!strcmp(argv[i], "--json"))
+			continue;
+		else if (argv[i][0] == '-' || name[0])
+			return EXIT_USAGE;
+		else
+			name = argv[i];
+	}
+	return cmd_query(c, what, name);
+}
+
 static int run(struct kvc *c, int argc, char **argv)
 {
 	const char *arg = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
@@ -110,7 +127,8 @@ static int run(struct kvc *c, int argc, char **argv)
 
 const struct cmd cmd_queries[] = {
 	{ "status", "", "the daemon: version, arithmetic, sessions", run, 0 },
-	{ "tenants", "[NAME]", "budgets and what is used of them", run, 0 },
+	{ "tenants", "[--usage] [NAME]",
+	  "budgets, shares, what is used of them", run_tenants, 0 },
 	{ "sessions", "", "connected clients", run, 0 },
 	{ "sequences", "[TENANT]", "sequences of clients", run, 0 },
 	{ "segments", "[TENANT]", "runs of tokens with their pages", run, 0 },

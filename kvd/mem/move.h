@@ -35,6 +35,7 @@ struct pager {
 	struct accounts own; /* conf.accounts NULL: a pool for itself */
 	uint64_t pinned_bytes;
 	uint64_t clean_bytes; /* in PAGE_CLEAN */
+	uint64_t policy_bytes; /* in the policy's hands */
 	uint32_t n_ops; /* pages in operations */
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
@@ -46,7 +47,8 @@ struct pager {
 		read_bytes_total, written_bytes_total;
 	struct stat *st_mapped, *st_evicted, *st_read, *st_written,
 		*st_read_bytes, *st_written_bytes, *st_lost, *st_write_errors,
-		*st_mapped_bytes, *st_slot_bytes, *st_page_in;
+		*st_mapped_bytes, *st_slot_bytes, *st_byte_s[ACCOUNT_TIERS],
+		*st_page_in;
 	uint64_t logged_ns;
 };
 
@@ -57,6 +59,7 @@ void page_release_slot(struct page *pg);
 void tier_note_restore(struct tier *t, uint64_t ns);
 void policy_add(struct page *pg); /* if it may go now */
 void policy_remove(struct page *pg); /* if it was there */
+void policy_taken(struct page *pg); /* victim() gave it */
 void policy_hint(struct page *pg); /* its hint or kind is new */
 /* There is room for n pages from pg on: charge and go. -ENOMEM. */
 int page_start_fetch(struct page *pg, uint32_t n, enum want_prio prio);
@@ -86,6 +89,7 @@ void page_unstarve(struct page *pg);
 int pager_should_drop(const struct pager *p);
 void pager_make_room(struct pager *p);
 void accounts_make_room(struct accounts *as);
+void pager_stat_usage(struct pager *p, uint64_t now_ns);
 uint64_t pager_used(const struct pager *p, enum account_tier t);
 void pager_charge_slots(struct pager *p, uint64_t bytes);
 void pager_uncharge_slots(struct pager *p, uint64_t bytes);

@@ -169,7 +169,14 @@ void policy_add(struct page *pg)
 	if (pg->range->tier->ns_per_byte > 0 && !pg->range->cost_given)
 		pg->evict.cost = pg->range->tier->ns_per_byte;
 	pg->in_policy = 1;
+	p->policy_bytes += pg->range->tier->page_bytes;
 	p->policy->add(p->policy_state, &pg->evict);
+}
+
+void policy_taken(struct page *pg)
+{
+	pg->in_policy = 0;
+	pg->range->pager->policy_bytes -= pg->range->tier->page_bytes;
 }
 
 void policy_remove(struct page *pg)
@@ -178,7 +185,7 @@ void policy_remove(struct page *pg)
 
 	if (!pg->in_policy)
 		return;
-	pg->in_policy = 0;
+	policy_taken(pg);
 	p->policy->remove(p->policy_state, &pg->evict);
 }
 
@@ -446,6 +453,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->disk_bytes = p->conf.disk_bytes;
 	out->mapped_bytes = pager_used(p, ACCOUNT_MEMORY);
 	out->pinned_bytes = p->pinned_bytes;
+	out->evictable_bytes = p->policy_bytes;
 	out->reserved_bytes = p->account.reserved;
 	out->slot_bytes = pager_used(p, ACCOUNT_DISK);
 	out->n_empty = p->n_state[PAGE_EMPTY];

@@ -203,6 +203,7 @@ void page_let_go(struct range *r, uint32_t first, uint32_t n);
 
 struct pager_info {
 	uint64_t memory_bytes, mapped_bytes, pinned_bytes, reserved_bytes;
+	uint64_t evictable_bytes; /* of mapped: whatever could go now */
 	uint64_t disk_bytes, slot_bytes;
 	uint64_t n_empty, n_dirty, n_clean, n_lower, n_in_flight, n_lost;
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
@@ -210,6 +211,15 @@ struct pager_info {
 	uint64_t file_bytes; /* st_blocks * 512 of the space files */
 };
 void pager_info(struct pager *p, struct pager_info *out);
+/* The account: of memory [0] and disk [1]. */
+struct pager_usage {
+	uint32_t weight;
+	struct pager_usage_tier {
+		uint64_t limit, floor, share, used;
+		double byte_seconds; /* since the start */
+	} tiers[2];
+};
+void pager_usage(struct pager *p, struct pager_usage *out);
 /* Walk every invariant; asserts. st_blocks of the space files equals the sum
  * of the pages with frames (only when nothing is in flight). Debug and tests. */
 void pager_check(struct pager *p);

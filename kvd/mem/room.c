@@ -178,7 +178,7 @@ static int evict(struct pager *p, uint64_t now)
 	list_init(&failed);
 	while (ret && (n = p->policy->victim(p->policy_state))) {
 		pg = container_of(n, struct page, evict);
-		pg->in_policy = 0;
+		policy_taken(pg);
 		if (pg->retry_ns > now)
 			ret = -EIO;
 		else if (pg->state == PAGE_CLEAN)
@@ -355,7 +355,7 @@ static int write_next(struct pager *p, uint64_t now)
 	if (!n)
 		return 0;
 	pg = container_of(n, struct page, evict);
-	pg->in_policy = 0;
+	policy_taken(pg);
 	if (pg->state == PAGE_DIRTY && pg->retry_ns <= now &&
 	    !page_write_back(pg))
 		return 1;
@@ -470,7 +470,10 @@ static void room_turn(struct loop_call *c)
 		serve_spare(as, mark == UINT64_MAX ? 0 : mark);
 	}
 	EACH_PAGER(p, as)
-	pager_send(p);
+	{
+		pager_send(p);
+		pager_stat_usage(p, now);
+	}
 	tell_reservable(as);
 }
 

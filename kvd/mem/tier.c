@@ -75,6 +75,14 @@ static void pager_stats(struct pager *p)
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
 		*list[i].st = stat_get(list[i].kind, list[i].name, list[i].help,
 				       "tenant", p->name, 1);
+	for (int t = 0; t < ACCOUNT_TIERS; t++)
+		p->st_byte_s[t] = stat_get(
+			STAT_COUNTER,
+			t == ACCOUNT_MEMORY ? "kvd_memory_byte_seconds_total"
+					    : "kvd_disk_byte_seconds_total",
+			t == ACCOUNT_MEMORY ? "Bytes of frames times seconds"
+					    : "Bytes of slots times seconds",
+			"tenant", p->name, 1);
 	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
 				 "From room to resident, per page", "tenant",
 				 p->name, 1e-9);
@@ -123,6 +131,34 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	pager_stats(p);
 	*out = p;
 	return 0;
+}
+
+void pager_stat_usage(struct pager *p, uint64_t now_ns)
+{
+	for (int t = 0; t < ACCOUNT_TIERS; t++)
+		stat_set(p->st_byte_s[t],
+			 (uint64_t)account_byte_seconds(
+				 &p->account, (enum account_tier)t, now_ns));
+}
+
+void pager_usage(struct pager *p, struct pager_usage *out)
+{
+	const uint64_t now = clock_ns();
+
+	out->weight = p->account.conf.weight;
+	for (int t = 0; t < ACCOUNT_TIERS; t++) {
+		const struct account_side *s = &p->account.side[t];
+
+		out->tiers[t] = (struct pager_usage_tier){
+			.limit = s->limit,
+			.floor = s->floor,
+			.share = s->share,
+			.used = s->used,
+			.byte_seconds = account_byte_seconds(
+				&p->account, (enum account_tier)t, now),
+		};
+	}
+	pager_stat_usage(p, now);
 }
 
 int pager_idle(const struct pager *p)

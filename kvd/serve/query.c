@@ -36,16 +36,30 @@ static void set_id(json_t *o, const char *key, struct map_id id)
 
 /* ---- one object each --------------------------------------------------------- */
 
+static void add_waste(struct segment *s, void *arg)
+{
+	uint64_t *waste = arg;
+
+	*waste += s->bytes - s->n_tokens * kv_layout_token_bytes(&s->layout);
+}
+
 static json_t *page_counts(struct serve_tenant *t)
 {
 	json_t *o = json_object();
 	struct pager_info i;
+	uint64_t waste = 0;
 
 	pager_info(t->pager, &i);
 	set_str(o, "tenant", t->conf->name);
 	set_int(o, "memory_bytes", i.memory_bytes);
 	set_int(o, "mapped_bytes", i.mapped_bytes);
 	set_int(o, "pinned_bytes", i.pinned_bytes);
+	/* frames; in use now; what can go at once; beyond tokens, all tiers */
+	set_int(o, "held_bytes", i.mapped_bytes);
+	set_int(o, "used_bytes", i.pinned_bytes);
+	set_int(o, "reclaimable_bytes", i.evictable_bytes);
+	segment_each(t->pool, add_waste, &waste);
+	set_int(o, "waste_bytes", waste);
 	set_int(o, "empty", i.n_empty);
 	set_int(o, "dirty", i.n_dirty);
 	set_int(o, "clean", i.n_clean);
@@ -61,6 +75,30 @@ static json_t *page_counts(struct serve_tenant *t)
 	set_int(o, "disk_bytes", i.disk_bytes);
 	set_int(o, "slot_bytes", i.slot_bytes);
 	set_int(o, "file_bytes", i.file_bytes);
+	return o;
+}
+
+static json_t *usage_object(struct serve_tenant *t)
+{
+	static const char *const keys[2][5] = {
+		{ "memory_limit", "memory_floor", "memory_share", "memory_used",
+		  "memory_byte_s" },
+		{ "disk_limit", "disk_floor", "disk_share", "disk_used",
+		  "disk_byte_s" },
+	};
+	json_t *o = json_object();
+	struct pager_usage u;
+
+	pager_usage(t->pager, &u);
+	set_str(o, "name", t->conf->name);
+	set_int(o, "weight", u.weight);
+	for (int i = 0; i < 2; i++) {
+		set_int(o, keys[i][0], u.tiers[i].limit);
+		set_int(o, keys[i][1], u.tiers[i].floor);
+		set_int(o, keys[i][2], u.tiers[i].share);
+		set_int(o, keys[i][3], u.tiers[i].used);
+		set_int(o, keys[i][4], (uint64_t)u.tiers[i].byte_seconds);
+	}
 	return o;
 }
 
@@ -284,6 +322,8 @@ static void append_tenant(json_t *array, struct serve_tenant *t,
 		json_array_append_new(array, page_counts(t));
 	} else if (!strcmp(what, "sequences")) {
 		sequence_objects(array, t);
+	} else if (!strcmp(what, "usage")) {
+		json_array_append_new(array, usage_object(t));
 	} else if (!strcmp(what, "tenants")) {
 		json_array_append_new(array, tenant_object(t));
 	} else {
@@ -294,8 +334,8 @@ static void append_tenant(json_t *array, struct serve_tenant *t,
 
 static int known(const char *what)
 {
-	static const char *const lists[] = { "pages", "sequences", "tenants",
-					     "segments", "chunks" };
+	static const char *const lists[] = { "usage",	"pages",    "sequences",
+					     "tenants", "segments", "chunks" };
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(lists); i++)
 		if (!strcmp(what, lists[i]))

@@ -307,7 +307,7 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 
 /*
  * JSON about what: "status" "models" "tenants" "sequences" "segments" "chunks"
- * "pages" "stores". ss NULL: the administrator's view of all tenants; else only that
+ * "pages" "usage" "stores". ss NULL: the administrator's view of all tenants; else only that
  * session's tenant (and "status", "models"; not "stores"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
  */
 int serve_query(struct serve *s, struct serve_session *ss, const char *what,

@@ -67,7 +67,7 @@ START_TEST(lists_are_tables_or_json)
 {
 	static const char *const lists[] = {
 		"status", "tenants", "sessions", "sequences", "segments",
-		"chunks", "pages",   "models",	 "stores"
+		"chunks", "pages",   "models",	 "stores",    "tenants --usage"
 	};
 	char cmd[64];
 
@@ -85,6 +85,10 @@ START_TEST(lists_are_tables_or_json)
 		ck_assert_int_eq(run(cmd), 0);
 		ck_assert_ptr_nonnull(strstr(out, "usage:"));
 	}
+	ck_assert_int_eq(run("tenants --usage --json"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "memory_byte_s"));
+	ck_assert_int_eq(run("pages"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "reclaimable_bytes"));
 	ck_assert_int_eq(run("metrics"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "# TYPE kvd_requests_total"));
 	ck_assert_int_eq(run("top -n 1"), 0);

@@ -5,12 +5,16 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "libkvclient/kvclient.h"
@@ -62,7 +66,7 @@ static void *read_at_random(void *arg)
 {
 	struct reader *r = arg;
 
-	for (int i = 0; i < 1500; i++) {
+	for (int i = 0; i < 700; i++) {
 		const struct kvc_map_entry *e;
 
 		r->seed = r->seed * 1664525 + 1013904223;
@@ -123,6 +127,31 @@ END_TEST
 START_TEST(copies_are_the_same)
 {
 	main_path("map = copy\n");
+}
+END_TEST
+
+/* Pages of 2 MiB: on a tmpfs of huge pages where it can be mounted. */
+START_TEST(huge_pages_too)
+{
+	char conf[256];
+	struct rig_daemon *d;
+	struct kvc_map *m;
+	struct kvc *c;
+
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 8M\ndisk = 256M\n", getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c = rig_join(d->socket);
+	rig_map_page_tokens = 1024;
+	m = rig_map(c, rig_sequence(c, 18, 3000));
+	ck_assert_uint_eq(m->page_bytes, 2u << 20);
+	rig_check_map(m, 18, 3000);
+	rig_append(c, rig_sequence(c, 19, 1024), 19, 1024, 1024);
+	rig_check_map(m, 18, 3000);
+	ck_assert_uint_gt(rig_counter(c, "pages", "a", "evicted_total"), 4);
+	rig_map_page_tokens = 0;
+	stop(d, c);
 }
 END_TEST
 
@@ -469,6 +498,185 @@ START_TEST(a_tenant_that_may_not)
 }
 END_TEST
 
+/* ---- a client without privileges ------------------------------------------------- */
+
+#define STRANGER 4242u
+
+/* What it got can only be read. Returns how many files there were. */
+static int files_are_read_only(void)
+{
+	char path[64], link[128];
+	int n = 0;
+
+	for (int fd = 3; fd < 256; fd++) {
+		ssize_t len;
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		len = readlink(path, link, sizeof(link) - 1);
+		link[len > 0 ? len : 0] = '\0';
+		if (!strstr(link, "memfd:a"))
+			continue;
+		n++;
+		if (open(path, O_RDWR) >= 0 || open(path, O_WRONLY) >= 0 ||
+		    !ftruncate(fd, 0) || !fallocate(fd, 0, 0, 4096) ||
+		    write(fd, "x", 1) >= 0 || !fchmod(fd, 0666) ||
+		    mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			 0) != MAP_FAILED ||
+		    !fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE))
+			return -1;
+	}
+	return n;
+}
+
+static int stranger(const char *socket)
+{
+	struct kvc_map *m;
+	struct kvc *c;
+	int seq, p[2], n_efault = 0;
+
+	if (setgroups(0, NULL) || setresgid(STRANGER, STRANGER, STRANGER) ||
+	    setresuid(STRANGER, STRANGER, STRANGER) ||
+	    prctl(PR_SET_DUMPABLE, 1))
+		return 90;
+	c = rig_join(socket);
+	seq = rig_sequence(c, 15, 2000);
+	m = rig_map(c, seq);
+	if (files_are_read_only() != 1)
+		return 91;
+	if (pipe(p))
+		return 92;
+	for (uint32_t i = 0; i < m->n_entries; i++)
+		if (write(p[1], m->entries[i].addr, 64) < 0)
+			n_efault += errno == EFAULT;
+	if (n_efault != (int)m->n_entries)
+		return 93; /* nothing was touched before */
+	rig_check_map(m, 15, 2000);
+	kvc_close(c);
+	return 0;
+}
+
+START_TEST(a_client_without_privileges)
+{
+	struct rig_daemon *d;
+	int status;
+	pid_t pid;
+
+	if (geteuid()) {
+		printf("a_client_without_privileges: needs root\n");
+		return;
+	}
+	d = rig_daemon_start("[tenant a]\nuid = 4242\nmemory = 1M\n"
+			     "disk = 48M\n");
+	ck_assert_ptr_nonnull(d);
+	pid = fork();
+	if (!pid)
+		_exit(stranger(d->socket));
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
+/* ---- others in line --------------------------------------------------------------- */
+
+struct busy {
+	pthread_t thread;
+	const char *socket;
+	int stop;
+	uint32_t n_done;
+};
+
+/* Attention that needs all the memory there is, again and again. */
+static void *attend_on(void *arg)
+{
+	struct busy *b = arg;
+	struct kvc *c = rig_join(b->socket);
+
+	while (!__atomic_load_n(&b->stop, __ATOMIC_RELAXED)) {
+		const int seq = rig_sequence(c, 16, 640);
+
+		ck_assert_int_eq(kvc_seq_free(c, seq), 0);
+		b->n_done++;
+	}
+	kvc_close(c);
+	return NULL;
+}
+
+START_TEST(faults_and_requests_both_go_on)
+{
+	struct rig_daemon *d = start("");
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 17, 2500));
+	struct busy b[2] = { { .socket = d->socket }, { .socket = d->socket } };
+	struct reader r[3];
+
+	for (int i = 0; i < 2; i++)
+		ck_assert(
+			!pthread_create(&b[i].thread, NULL, attend_on, &b[i]));
+	for (uint32_t i = 0; i < 3; i++) {
+		r[i] = (struct reader){ .m = m, .salt = 17, .seed = 7 + i };
+		ck_assert(!pthread_create(&r[i].thread, NULL, read_at_random,
+					  &r[i]));
+	}
+	for (int i = 0; i < 3; i++) {
+		pthread_join(r[i].thread, NULL);
+		ck_assert_uint_eq(r[i].n_bad, 0);
+	}
+	for (int i = 0; i < 2; i++) {
+		__atomic_store_n(&b[i].stop, 1, __ATOMIC_RELAXED);
+		pthread_join(b[i].thread, NULL);
+		ck_assert_uint_gt(b[i].n_done, 0);
+	}
+	stop(d, c);
+}
+END_TEST
+
+/* Several threads map and unmap: addresses are used again at once. */
+static void *map_on(void *arg)
+{
+	struct reader *r = arg;
+	struct kvc *c = (struct kvc *)(uintptr_t)r->m;
+
+	for (int i = 0; i < 50; i++) {
+		struct kvc_map *m;
+
+		if (kvc_map(c, (int)r->seed, &m)) {
+			r->n_bad++;
+			continue;
+		}
+		for (uint32_t k = 0; k < m->n_entries; k++)
+			for (uint32_t t = 0; t < m->entries[k].n_tokens;
+			     t += 97)
+				r->n_bad += !rig_token_ok(m, &m->entries[k],
+							  r->salt, t);
+		r->n_bad += kvc_unmap(c, m) != 0;
+	}
+	return NULL;
+}
+
+START_TEST(addresses_are_used_again)
+{
+	struct rig_daemon *d = start("");
+	struct kvc *c = rig_join(d->socket);
+	struct reader r[4];
+
+	for (uint32_t i = 0; i < 4; i++) {
+		r[i] = (struct reader){ .m = (const void *)c, .salt = 20 + i };
+		r[i].seed = (uint32_t)rig_sequence(c, 20 + i, 700 + 300 * i);
+	}
+	for (uint32_t i = 0; i < 4; i++)
+		ck_assert(!pthread_create(&r[i].thread, NULL, map_on, &r[i]));
+	for (int i = 0; i < 4; i++) {
+		pthread_join(r[i].thread, NULL);
+		ck_assert_uint_eq(r[i].n_bad, 0);
+	}
+	wait_for(c, "tenants", "maps", 0);
+	stop(d, c);
+}
+END_TEST
+
 START_TEST(maps_have_a_quota)
 {
 	struct rig_daemon *d = start("maps = 5\n");
@@ -505,6 +713,7 @@ int main(void)
 	tcase_set_timeout(t, 300);
 	tcase_add_test(t, what_was_appended_is_read);
 	tcase_add_test(t, copies_are_the_same);
+	tcase_add_test(t, huge_pages_too);
 	tcase_add_test(t, entries_tell_positions_and_skips);
 	tcase_add_test(t, half_appended_is_busy);
 	tcase_add_test(t, a_child_does_not_inherit);
@@ -519,6 +728,9 @@ int main(void)
 	tcase_add_test(t, a_daemon_that_may_not);
 	tcase_add_test(t, a_tenant_that_may_not);
 	tcase_add_test(t, maps_have_a_quota);
+	tcase_add_test(t, a_client_without_privileges);
+	tcase_add_test(t, faults_and_requests_both_go_on);
+	tcase_add_test(t, addresses_are_used_again);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

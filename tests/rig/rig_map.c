@@ -16,6 +16,8 @@
 #define ROW	 (KV_HEADS * HEAD_DIM) /* floats of a token */
 #define STEP	 128u
 
+uint32_t rig_map_page_tokens;
+
 /* What stands in element x of token t: different everywhere, and for each salt. */
 static float value(uint32_t salt, uint32_t l, int v, uint32_t t, uint32_t x)
 {
@@ -32,6 +34,7 @@ static int geometry(struct kvc *c)
 				       .n_kv_heads = KV_HEADS,
 				       .head_dim = HEAD_DIM,
 				       .type = KV_F32,
+				       .page_tokens = rig_map_page_tokens,
 				       .page_layers = 2 };
 	const int ret = kvc_geometry(c, &g);
 

@@ -10,6 +10,8 @@
 #include "libkvclient/kvclient.h"
 
 #define RIG_MAP_LAYERS 3u
+/* Tokens of a page of sequences that are made from now on; 0: 32. */
+extern uint32_t rig_map_page_tokens;
 
 void rig_append_layer(struct kvc *c, int seq, uint32_t salt, uint32_t from,
 		      uint32_t n, uint32_t layer);

@@ -432,8 +432,10 @@ void page_arrived(struct page *pg, int from_lower)
 
 void page_failed(struct page *pg, int err)
 {
+	struct range *r = pg->range;
 	struct list *n;
 
+	r->n_busy++; /* who is told may free the range */
 	while ((n = list_first(&pg->waiters))) {
 		struct page_want *w =
 			list_entry(n, struct page_wait, node)->want;
@@ -442,6 +444,8 @@ void page_failed(struct page *pg, int err)
 		w->n_missing = 0;
 		w->wait.done(&w->wait, err);
 	}
+	r->n_busy--;
+	range_look_freed(r);
 }
 
 /* ---- information ------------------------------------------------------------------------ */

@@ -108,15 +108,20 @@ static void start(struct page *pg, uint64_t room)
 {
 	const enum want_prio prio = pg->prio;
 	const size_t bytes = bytes_of(pg);
+	struct range *r = pg->range;
 	uint32_t n = 1;
 
 	page_unstarve(pg);
 	while ((n + 1) * bytes <= room && page_fetches_along(pg, n) &&
 	       !list_empty(&pg[n].starved))
 		page_unstarve(&pg[n++]);
-	if (page_start_fetch(pg, n, prio))
-		while (n--)
-			page_failed(&pg[n], -ENOMEM);
+	if (!page_start_fetch(pg, n, prio))
+		return;
+	r->n_busy++; /* until all have been told */
+	while (n--)
+		page_failed(&pg[n], -ENOMEM);
+	r->n_busy--;
+	range_look_freed(r);
 }
 
 static void serve(struct accounts *as)

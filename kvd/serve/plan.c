@@ -336,17 +336,29 @@ static int choose_prefix(struct gen *g)
 	return 0;
 }
 
-/* A chunk that was found: 0 when computing it again is faster. */
+/*
+ * Load a chunk that was found? If not, a copy is computed for who waits now, and
+ * the chunk, whose record may be acknowledged, stays and comes up for the next.
+ */
 static int take_chunk(struct gen *g, const struct gen_part *part)
 {
 	const uint64_t ns = load_ns(part->seg, 0, part->n);
 	/* it would stand behind what is waiting to be computed */
 	const int load =
+		!g->tenant->serve->conf->recompute ||
 		cost_load(ns, compute_ns(g, g->model->queued_rows + part->n));
 
 	stat_add(g->tenant->st_loaded, ns && load ? 1 : 0);
 	stat_add(g->tenant->st_recomputed, load ? 0 : 1);
 	return load;
+}
+
+static void prefetch_chunk(struct gen *g, const struct segment *s)
+{
+	struct page_run run;
+
+	segment_pages(s, 0, s->n_tokens, &run);
+	page_prefetch(g->tenant->pager, &run, 1);
 }
 
 int gen_plan(struct gen *g)
@@ -365,12 +377,10 @@ int gen_plan(struct gen *g)
 			part->found = 1;
 			continue;
 		}
-		if (part->seg) { /* who has it keeps it; a new one is made */
-			struct segment *s = part->seg;
-
+		if (part->seg) {
+			prefetch_chunk(g, part->seg);
+			segment_put(part->seg);
 			part->seg = NULL;
-			segment_forget(s);
-			segment_put(s);
 		}
 		stat_add(miss, 1);
 		if (gen_start_chunk(g, part))

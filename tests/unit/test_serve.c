@@ -40,6 +40,60 @@ START_TEST(a_chunk_may_be_longer_than_a_segment)
 }
 END_TEST
 
+/* Ask with one chunk between two texts; how much of it was found. */
+static uint64_t ask_chunk(struct rig_serve *r, uint64_t seed)
+{
+	uint32_t *chunk = rig_ids(1000, seed), *ask = rig_ids(10, 12);
+	struct rig_gen *a = rig_gen_new();
+	uint64_t n;
+
+	rig_gen_part(a, ask, 5, 0);
+	rig_gen_part(a, chunk, 1000, SERVE_PART_REUSE);
+	rig_gen_part(a, ask, 10, 0);
+	ck_assert_int_eq(rig_gen_start(a, r->session), 0);
+	ck_assert(rig_serve_until(r, &a->told));
+	ck_assert_int_ge(a->ret, 0);
+	n = a->gen.stats.n_chunk;
+	free(a);
+	free(chunk);
+	free(ask);
+	return n;
+}
+
+static struct segment *chunk_of(struct rig_serve *r, uint64_t seed)
+{
+	uint32_t *chunk = rig_ids(1000, seed);
+	const struct map_id id =
+		chunk_id(r->serve->models[0].id, chunk, 1000);
+
+	free(chunk);
+	return map_find(&r->tenant->chunks.map, id);
+}
+
+/* It may be acknowledged as durable. */
+START_TEST(a_chunk_that_is_computed_again_is_kept)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
+		.memory_bytes = 3 << 20, .persist = CONF_PERSIST_REQUEST });
+	struct serve_model *m = &r->serve->models[0];
+	struct segment *s;
+
+	ck_assert_uint_eq(ask_chunk(r, 1), 0);
+	s = chunk_of(r, 1);
+	ck_assert_ptr_nonnull(s);
+	for (uint64_t seed = 2; !range_load_ns(s->range, 0, 1); seed++) {
+		ck_assert_uint_lt(seed, 100);
+		ck_assert_uint_eq(ask_chunk(r, seed), 0);
+	}
+	m->prefill = (struct rate){ .units = 1e15, .seconds = 1 };
+	ck_assert_uint_eq(ask_chunk(r, 1), 0);
+	ck_assert_ptr_eq(chunk_of(r, 1), s);
+	m->prefill = (struct rate){ .units = 1e-3, .seconds = 1 };
+	ck_assert_uint_eq(ask_chunk(r, 1), 1000);
+	rig_serve_close(r);
+}
+END_TEST
+
 struct put {
 	struct serve_chunk_put put;
 	int told, ret;
@@ -676,6 +730,7 @@ int main(void)
 	int failed;
 
 	tcase_add_test(t, a_chunk_may_be_longer_than_a_segment);
+	tcase_add_test(t, a_chunk_that_is_computed_again_is_kept);
 	tcase_add_test(t, a_chunk_belongs_to_its_model);
 	tcase_add_test(t, chunks_of_a_cancelled_request_are_not_computed);
 	tcase_add_test(t, who_waits_for_a_place_is_not_in_the_way);

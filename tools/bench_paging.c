@@ -20,7 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,38 +33,45 @@
 #define DEPTH	    16u
 #define N_RESIDENT  200000u
 
+/* So many in flight: 8 MiB of them, or DEPTH. */
+static uint32_t depth_of(size_t block)
+{
+	return (uint32_t)KV_MIN(KV_MAX((8u << 20) / block, 2u), DEPTH);
+}
+
 /* ---- raw ---------------------------------------------------------------- */
 
 struct raw {
 	struct io_uring ring;
 	int fd;
-	char *buf; /* [DEPTH][BLOCK_BYTES] */
-	uint32_t n_blocks;
+	char *buf; /* [depth][block] */
+	size_t block;
+	uint32_t n_blocks, depth;
 };
 
 static int raw_submit(struct raw *r, uint32_t block, uint32_t slot, int write)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
-	char *buf = r->buf + (size_t)slot * BLOCK_BYTES;
-	const uint64_t off = (uint64_t)block * BLOCK_BYTES;
+	char *buf = r->buf + (size_t)slot * r->block;
+	const uint64_t off = (uint64_t)block * r->block;
 
 	if (!sqe)
 		return -EBUSY;
 	if (write)
-		io_uring_prep_write(sqe, r->fd, buf, BLOCK_BYTES, off);
+		io_uring_prep_write(sqe, r->fd, buf, (unsigned)r->block, off);
 	else
-		io_uring_prep_read(sqe, r->fd, buf, BLOCK_BYTES, off);
+		io_uring_prep_read(sqe, r->fd, buf, (unsigned)r->block, off);
 	io_uring_sqe_set_data64(sqe, slot);
 	return 0;
 }
 
-/* Through the whole file, DEPTH in flight; seconds, negative when it failed. */
+/* Through the whole file, r->depth in flight; seconds, negative when it failed. */
 static double raw_pass(struct raw *r, int write)
 {
 	const uint64_t t0 = clock_ns();
 	uint32_t next = 0, n_done = 0;
 
-	while (next < KV_MIN(DEPTH, r->n_blocks)) {
+	while (next < KV_MIN(r->depth, r->n_blocks)) {
 		if (raw_submit(r, next, next, write))
 			return -1;
 		next++;
@@ -76,7 +85,7 @@ static double raw_pass(struct raw *r, int write)
 			return -1;
 		do {
 			slot = (uint32_t)cqe->user_data;
-			if (cqe->res != (int)BLOCK_BYTES)
+			if (cqe->res != (int)r->block)
 				return -1;
 			io_uring_cqe_seen(&r->ring, cqe);
 			n_done++;
@@ -92,7 +101,7 @@ static double raw_gb_s(struct raw *r, int write)
 {
 	const double s = raw_pass(r, write);
 
-	return s < 0 ? s : (double)r->n_blocks * BLOCK_BYTES * 1e-9 / s;
+	return s < 0 ? s : (double)r->n_blocks * (double)r->block * 1e-9 / s;
 }
 
 static double raw_read_run(void *arg)
@@ -127,23 +136,26 @@ static int raw_open(const char *dir)
 	return fd;
 }
 
-static int raw_init(struct raw *r, const char *dir, uint32_t n_blocks)
+static int raw_init(struct raw *r, const char *dir, size_t block,
+		    uint64_t n_bytes)
 {
 	int ret;
 
-	*r = (struct raw){ .n_blocks = n_blocks };
+	*r = (struct raw){ .block = block,
+			   .n_blocks = (uint32_t)(n_bytes / block),
+			   .depth = depth_of(block) };
 	r->fd = raw_open(dir);
 	if (r->fd < 0)
 		return r->fd;
-	r->buf = aligned_alloc(4096, (size_t)DEPTH * BLOCK_BYTES);
-	ret = r->buf ? io_uring_queue_init(DEPTH, &r->ring, 0) : -ENOMEM;
+	r->buf = aligned_alloc(4096, (size_t)r->depth * r->block);
+	ret = r->buf ? io_uring_queue_init(r->depth, &r->ring, 0) : -ENOMEM;
 	if (ret) {
 		free(r->buf);
 		(void)close(r->fd);
 		return ret;
 	}
-	bench_fill_f32((float *)r->buf, DEPTH * BLOCK_BYTES / sizeof(float));
-	if (posix_fallocate(r->fd, 0, (off_t)n_blocks * BLOCK_BYTES) ||
+	bench_fill_f32((float *)r->buf, r->depth * r->block / sizeof(float));
+	if (posix_fallocate(r->fd, 0, (off_t)(r->n_blocks * r->block)) ||
 	    raw_pass(r, 1) < 0) {
 		raw_fini(r);
 		return -ENOSPC;
@@ -168,7 +180,9 @@ struct paging {
 	struct range *range;
 	struct loop_call starter;
 	struct slot slots[DEPTH];
-	uint32_t n_pages;
+	size_t page_bytes;
+	const char *huge;
+	uint32_t n_pages, depth;
 	uint32_t next, n_done, n_read;
 	uint32_t flags; /* PAGE_WRITE while filling */
 	uint32_t mark; /* what is written into each page */
@@ -179,10 +193,10 @@ struct paging {
 /* The page is pinned: use it, let go of it. */
 static void page_there(struct paging *p, struct slot *s)
 {
-	char *at = range_addr(p->range) + (size_t)s->run.first * BLOCK_BYTES;
+	char *at = range_addr(p->range) + (size_t)s->run.first * p->page_bytes;
 
 	if (p->flags & PAGE_WRITE)
-		memset(at, (int)(p->mark + s->run.first), BLOCK_BYTES);
+		memset(at, (int)(p->mark + s->run.first), p->page_bytes);
 	else if (*at != (char)(p->mark + s->run.first))
 		p->err = -EBADMSG;
 	p->n_read += s->want.n_read;
@@ -224,7 +238,7 @@ static void start_wants(struct loop_call *c)
 	int ret;
 
 	p->started = 0;
-	for (uint32_t i = 0; i < DEPTH; i++) {
+	for (uint32_t i = 0; i < p->depth; i++) {
 		struct slot *s = &p->slots[i];
 
 		while (!s->busy && p->next < p->n_pages && !p->err) {
@@ -243,7 +257,7 @@ static void start_wants(struct loop_call *c)
 	}
 }
 
-/* Want every page of the range in order, DEPTH at a time; seconds. */
+/* Want every page of the range in order, p->depth at a time; seconds. */
 static double pager_pass(struct paging *p)
 {
 	const uint64_t t0 = clock_ns();
@@ -264,7 +278,7 @@ static double page_in_run(void *arg)
 
 	p->flags = 0;
 	s = pager_pass(p);
-	return s < 0 ? s : (double)p->n_read * BLOCK_BYTES * 1e-9 / s;
+	return s < 0 ? s : (double)p->n_read * (double)p->page_bytes * 1e-9 / s;
 }
 
 /* A new range in place of the old one; GB/s written back meanwhile. */
@@ -276,7 +290,7 @@ static double page_out_run(void *arg)
 
 	range_free(p->range);
 	p->range = NULL;
-	if (range_new(p->pager, BLOCK_BYTES, p->n_pages, &p->range))
+	if (range_new(p->pager, p->page_bytes, p->n_pages, &p->range))
 		return -1;
 	p->mark++;
 	p->flags = PAGE_WRITE;
@@ -303,16 +317,16 @@ static int paging_start(struct paging *p, const char *dir)
 {
 	struct pager_conf conf = {
 		.name = "bench",
-		.memory_bytes = (uint64_t)p->n_pages / 4 * BLOCK_BYTES,
-		.disk_bytes = (uint64_t)p->n_pages * 3 * BLOCK_BYTES,
-		.huge = "auto",
+		.memory_bytes = (uint64_t)p->n_pages / 4 * p->page_bytes,
+		.disk_bytes = (uint64_t)p->n_pages * 3 * p->page_bytes,
+		.huge = p->huge,
 		.numa_node = -1,
 		.policy = "clock",
 		.loop = p->loop,
 		.stores = p->stores,
 	};
 	struct stores_conf sc = {
-		.loop = p->loop, .depth = DEPTH * 4, .n = 1, .scratch = 1
+		.loop = p->loop, .depth = p->depth * 4, .n = 1, .scratch = 1
 	};
 	char path[4200], err[256];
 	int ret;
@@ -327,17 +341,21 @@ static int paging_start(struct paging *p, const char *dir)
 	if (!ret)
 		ret = stores_open(p->stores, NULL, NULL, err, sizeof(err));
 	if (!ret)
-		ret = pager_reserve(p->pager, (uint64_t)DEPTH * BLOCK_BYTES);
+		ret = pager_reserve(p->pager,
+				    (uint64_t)p->depth * p->page_bytes);
 	return ret;
 }
 
-static int paging_init(struct paging *p, const char *dir, uint32_t n_pages)
+static int paging_init(struct paging *p, const char *dir, size_t page_bytes,
+		       uint64_t n_bytes)
 {
 	int ret = loop_new(&p->loop);
 
 	if (ret)
 		return ret;
-	p->n_pages = n_pages;
+	p->page_bytes = page_bytes;
+	p->n_pages = (uint32_t)(n_bytes / page_bytes);
+	p->depth = depth_of(page_bytes);
 	p->starter.run = start_wants;
 	list_init(&p->starter.node);
 	loop_set_spin(p->loop, 20000);
@@ -437,30 +455,136 @@ static int measure(struct bench *b, struct raw *r, struct paging *p)
 	return 0;
 }
 
-int bench_paging(struct bench *b)
+/* ---- restore: the shapes of frames against each other --------------------- */
+
+/* CPU seconds of this process, kernel and its workers included. */
+static double cpu_s(void)
 {
-	const uint32_t n_pages =
-		(b->quick ? 64u << 20 : 512u << 20) / BLOCK_BYTES;
-	struct paging p = { 0 };
+	struct rusage u;
+
+	(void)getrusage(RUSAGE_SELF, &u); /* cannot fail */
+	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+	       (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
+}
+
+struct restore {
+	struct paging p;
+	double cpu_s, gb; /* of all passes */
+};
+
+static double restore_run(void *arg)
+{
+	struct restore *r = arg;
+	const double before = cpu_s();
+	const double gb_s = page_in_run(&r->p);
+
+	r->cpu_s += cpu_s() - before;
+	r->gb += (double)r->p.n_read * (double)r->p.page_bytes * 1e-9;
+	return gb_s;
+}
+
+/* The raw file by faults of a plain map, its page cache empty before. */
+static double mmap_run(void *arg)
+{
+	struct raw *r = arg;
+	const size_t n = r->n_blocks * r->block;
+	const char *at = mmap(NULL, n, PROT_READ, MAP_SHARED, r->fd, 0);
+	volatile char sum = 0;
+	uint64_t t0;
+
+	if (at == MAP_FAILED)
+		return -1;
+	(void)posix_fadvise(r->fd, 0, 0, POSIX_FADV_DONTNEED);
+	t0 = clock_ns();
+	for (size_t i = 0; i < n; i += 4096)
+		sum = (char)(sum + at[i]);
+	t0 = clock_ns() - t0;
+	(void)munmap((void *)at, n);
+	return (double)n / (double)t0;
+}
+
+/* Lines of one shape; beside: only its rate and CPU, under its name. */
+static int restore_shape(struct bench *b, struct raw *r, size_t page_bytes,
+			 const char *huge, const char *beside)
+{
+	const uint64_t n_bytes = (uint64_t)r->n_blocks * r->block;
+	const unsigned int n = b->quick ? 1 : 3;
+	struct restore x = { .p.huge = huge };
+	struct bench_side in[3] = { { .run = raw_read_run, .arg = r },
+				    { .run = restore_run, .arg = &x },
+				    { .run = mmap_run, .arg = r } };
+	struct bench_side out[2] = { { .run = raw_write_run, .arg = r },
+				     { .run = page_out_run, .arg = &x.p } };
+	int ret = paging_init(&x.p, b->dir, page_bytes, n_bytes);
+
+	if (ret)
+		return ret;
+	loop_set_spin(x.p.loop, 0);
+	ret = bench_rounds(out, 2, n, b->quick ? 1 : 5);
+	x.p.flags = 0;
+	if (!ret && pager_pass(&x.p) < 0)
+		ret = x.p.err ? x.p.err : -EIO;
+	if (!ret)
+		ret = bench_rounds(in, beside[0] ? 2 : 3, n, b->quick ? 1 : 5);
+	if (!ret) {
+		bench_put(b, bench_median(&in[1]), "GB/s",
+			  "paging.restore%s.gb_s", beside);
+		bench_put(b, bench_ratio(&in[1], &in[0]), "x",
+			  "paging.restore%s.raw_ratio", beside);
+		bench_put(b, x.cpu_s / x.gb, "cores",
+			  "paging.restore%s.cores_per_gbs", beside);
+		bench_put(b, bench_ratio(&out[1], &out[0]), "x",
+			  "paging.write%s.raw_ratio", beside);
+	}
+	if (!ret && !beside[0])
+		bench_put(b, bench_ratio(&in[1], &in[2]), "x",
+			  "paging.restore.mmap_ratio");
+	pager_unreserve(x.p.pager, (uint64_t)x.p.depth * page_bytes);
+	paging_fini(&x.p);
+	return ret;
+}
+
+/* 2 MiB folios where they can be had; a memfd with holes beside it. */
+static int restore(struct bench *b)
+{
 	struct raw r;
-	int ret = raw_init(&r, b->dir, n_pages);
+	int ret = raw_init(&r, b->dir, 2u << 20,
+			   b->quick ? 96u << 20 : 512u << 20);
 
 	if (ret)
 		return bench_fail(ret, "paging: raw file in %s", b->dir);
-	ret = paging_init(&p, b->dir, n_pages);
+	ret = restore_shape(b, &r, 2u << 20, "auto", "");
+	if (!ret)
+		ret = restore_shape(b, &r, 2u << 20, "never", ".memfd");
+	if (!ret)
+		ret = restore_shape(b, &r, 256u << 10, "never", ".small");
+	raw_fini(&r);
+	return ret ? bench_fail(ret, "paging: restore") : 0;
+}
+
+int bench_paging(struct bench *b)
+{
+	const uint64_t n_bytes = b->quick ? 64u << 20 : 512u << 20;
+	struct paging p = { .huge = "auto" };
+	struct raw r;
+	int ret = raw_init(&r, b->dir, BLOCK_BYTES, n_bytes);
+
+	if (ret)
+		return bench_fail(ret, "paging: raw file in %s", b->dir);
+	ret = paging_init(&p, b->dir, BLOCK_BYTES, n_bytes);
 	if (ret) {
 		(void)bench_fail(ret, "paging: pager in %s", b->dir);
 		goto out_raw;
 	}
 	bench_note("paging: %s in %s, %u KiB a page, %u in flight",
 		   stores_engine_name(p.stores), b->dir, BLOCK_BYTES >> 10,
-		   DEPTH);
+		   p.depth);
 	ret = measure(b, &r, &p);
 	if (ret)
 		(void)bench_fail(ret, "paging");
-	pager_unreserve(p.pager, (uint64_t)DEPTH * BLOCK_BYTES);
+	pager_unreserve(p.pager, (uint64_t)p.depth * BLOCK_BYTES);
 	paging_fini(&p);
 out_raw:
 	raw_fini(&r);
-	return ret;
+	return ret ? ret : restore(b);
 }

@@ -43,6 +43,7 @@ struct pager {
 	int keep_records; /* the daemon stops */
 	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
+	uint64_t n_map_waits_total;
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total,
 		read_bytes_total, written_bytes_total;
 	struct stat *st_mapped, *st_evicted, *st_read, *st_written,

@@ -288,6 +288,8 @@ static int add_wait(struct page *pg, struct page_want *w)
 
 	if (!pw)
 		return -ENOMEM;
+	if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
+		pg->range->pager->n_map_waits_total++;
 	pw->want = w;
 	list_init(&pw->node);
 	list_push(&pg->waiters, &pw->node);
@@ -466,6 +468,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->n_lower = p->n_state[PAGE_LOWER];
 	out->n_lost = p->n_state[PAGE_LOST];
 	out->n_in_flight = p->n_ops;
+	out->n_map_waits_total = p->n_map_waits_total;
 	out->n_mapped_total = p->n_mapped_total;
 	out->n_evicted_total = p->n_evicted_total;
 	out->n_read_total = p->n_read_total;

@@ -176,7 +176,8 @@ int page_want(struct pager *p, struct page_want *w);
 void page_want_cancel(struct pager *p, struct page_want *w);
 /* Undo a successful want. */
 void page_unpin(struct pager *p, const struct page_run *runs, uint32_t n_runs);
-/* Bring pages up without pinning, WANT_PREFETCH. Best effort. */
+/* Bring pages up (an EMPTY page gets a frame) without pinning, WANT_PREFETCH.
+ * Best effort. */
 void page_prefetch(struct pager *p, const struct page_run *runs,
 		   uint32_t n_runs);
 
@@ -208,6 +209,7 @@ struct pager_info {
 	uint64_t n_empty, n_dirty, n_clean, n_lower, n_in_flight, n_lost;
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
 	uint64_t read_bytes_total, written_bytes_total, n_lost_total;
+	uint64_t n_map_waits_total; /* a want found a page without a frame */
 	uint64_t file_bytes; /* st_blocks * 512 of the space files */
 };
 void pager_info(struct pager *p, struct pager_info *out);

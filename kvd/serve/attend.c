@@ -67,6 +67,22 @@ static void item_fail(struct attend *a, uint32_t i, int err)
 	it->s = NULL;
 }
 
+/* Frames for the tokens that come next, before an append waits for one. */
+static void map_ahead(struct attend *a, const struct seq *q)
+{
+	const struct segment *s = seq_open_segment(q);
+	struct page_run run;
+
+	if (!s || a->req->layer + 1 != q->layout.n_layers)
+		return;
+	segment_pages(
+		s, s->n_tokens,
+		KV_MIN(s->n_tokens + q->layout.page_tokens, s->cap_tokens),
+		&run);
+	if (run.n)
+		page_prefetch(a->ss->tenant->pager, &run, 1);
+}
+
 static void item_done(struct attend *a, uint32_t i)
 {
 	struct attend_item *it = &a->items[i];
@@ -74,6 +90,8 @@ static void item_done(struct attend *a, uint32_t i)
 
 	if (r->k)
 		it->s->layer_tokens[a->req->layer] = r->pos + r->n_tokens;
+	if (r->k)
+		map_ahead(a, &it->s->seq);
 	a->req->items[i].res = 0;
 	it->s->n_busy--;
 	it->s = NULL;

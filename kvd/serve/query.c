@@ -67,6 +67,7 @@ static json_t *page_counts(struct serve_tenant *t)
 	set_int(o, "in_flight", i.n_in_flight);
 	set_int(o, "lost", i.n_lost);
 	set_int(o, "mapped_total", i.n_mapped_total);
+	set_int(o, "map_waits_total", i.n_map_waits_total);
 	set_int(o, "evicted_total", i.n_evicted_total);
 	set_int(o, "read_total", i.n_read_total);
 	set_int(o, "written_total", i.n_written_total);

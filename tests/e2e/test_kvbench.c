@@ -160,10 +160,19 @@ END_TEST
 START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 {
 	static const char *const names[] = {
-		"paging.in.gb_s",	"paging.in.raw_ratio",
-		"paging.raw.gb_s",	"paging.out.gb_s",
-		"paging.out.raw_ratio", "paging.raw.write_gb_s",
-		"paging.resident.ns",	NULL,
+		"paging.in.gb_s",
+		"paging.in.raw_ratio",
+		"paging.raw.gb_s",
+		"paging.out.gb_s",
+		"paging.out.raw_ratio",
+		"paging.raw.write_gb_s",
+		"paging.resident.ns",
+		"paging.restore.raw_ratio",
+		"paging.restore.mmap_ratio",
+		"paging.write.raw_ratio",
+		"paging.restore.cores_per_gbs",
+		"paging.restore.memfd.cores_per_gbs",
+		NULL,
 	};
 
 	ck_assert_int_eq(kvbench("paging --quick"), 0);

@@ -446,8 +446,9 @@ static void check_warm(const struct rig_daemon *d, struct truth *t, int load)
 			continue;
 		ck_assert_int_gt(rig_ask(c, &questions[i], text, &st), 0);
 		ck_assert_str_eq(text, questions[i].answer);
-		ck_assert_msg(!load || n_missed(&st) <= 64, "question %d: %llu of %llu",
-			      i, (unsigned long long)n_missed(&st),
+		ck_assert_msg(!load || n_missed(&st) <= 64,
+			      "question %d: %llu of %llu", i,
+			      (unsigned long long)n_missed(&st),
 			      (unsigned long long)st.n_prompt);
 	}
 	kvc_close(c);

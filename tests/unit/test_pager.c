@@ -406,6 +406,36 @@ START_TEST(a_writer_waits_for_the_end_of_the_write)
 }
 END_TEST
 
+START_TEST(pages_mapped_ahead_make_no_want_wait)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 16 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range;
+	struct page_run run = { .n = 4, .flags = PAGE_WRITE };
+	struct page_want w = { .runs = &run, .n_runs = 1 };
+	struct pager_info info;
+
+	ck_assert_int_eq(range_new(r->pager, PAGE, 12, &range), 0);
+	run.range = range;
+	page_prefetch(r->pager, &run, 1);
+	run.first = 4;
+	page_prefetch(r->pager, &run, 1);
+	rig_mem_settle(r);
+	for (run.first = 0; run.first < 8; run.first += 4) {
+		ck_assert_int_eq(page_want(r->pager, &w), 1);
+		page_unpin(r->pager, &run, 1);
+	}
+	pager_info(r->pager, &info);
+	ck_assert_uint_eq(info.n_map_waits_total, 0);
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	page_unpin(r->pager, &run, 1);
+	pager_info(r->pager, &info);
+	ck_assert_uint_eq(info.n_map_waits_total, 4);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("pager");
@@ -425,6 +455,7 @@ int main(void)
 	tcase_add_loop_test(t, failures_are_answers, 0, 5);
 	tcase_add_test(t, a_cancelled_want_holds_nothing);
 	tcase_add_test(t, a_writer_waits_for_the_end_of_the_write);
+	tcase_add_test(t, pages_mapped_ahead_make_no_want_wait);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

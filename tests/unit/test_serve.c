@@ -63,8 +63,7 @@ static uint64_t ask_chunk(struct rig_serve *r, uint64_t seed)
 static struct segment *chunk_of(struct rig_serve *r, uint64_t seed)
 {
 	uint32_t *chunk = rig_ids(1000, seed);
-	const struct map_id id =
-		chunk_id(r->serve->models[0].id, chunk, 1000);
+	const struct map_id id = chunk_id(r->serve->models[0].id, chunk, 1000);
 
 	free(chunk);
 	return map_find(&r->tenant->chunks.map, id);

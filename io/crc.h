@@ -1,5 +1,5 @@
 /*
- * crc.h - CRC32C (Castagnoli), SSE4.2 where the CPU has it, else a table
+ * crc.h - CRC32C (Castagnoli), by the widest path that the CPU has
  */
 #ifndef IO_CRC_H
 #define IO_CRC_H
@@ -9,7 +9,14 @@
 
 /* Continue crc (0 to start) over n bytes. The usual pre- and post-inversion. */
 uint32_t kio_crc32c(uint32_t crc, const void *buf, size_t n);
-/* The portable path, for the tests. */
-uint32_t kio_crc32c_table(uint32_t crc, const void *buf, size_t n);
+
+/* The paths, narrowest first, and all before crc is taken: for tests and kvbench. */
+struct kio_crc_path {
+	const char *name;
+	uint32_t (*run)(uint32_t crc, const void *buf, size_t n);
+	int usable; /* on this CPU */
+};
+/* Their number; valid for ever. */
+int kio_crc_paths(const struct kio_crc_path **out);
 
 #endif

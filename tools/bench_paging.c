@@ -29,7 +29,7 @@
 #include "kvd/mem/pager.h"
 #include "kvd/mem/stores.h"
 
-#define BLOCK_BYTES (512u << 10)
+#define BLOCK_BYTES (2u << 20) /* that of a 1B-class model */
 #define DEPTH	    16u
 #define N_RESIDENT  200000u
 
@@ -39,21 +39,44 @@ static uint32_t depth_of(size_t block)
 	return (uint32_t)KV_MIN(KV_MAX((8u << 20) / block, 2u), DEPTH);
 }
 
+/* The i-th block to read: all n of them once, far apart, as those of segments lie. */
+static uint32_t scattered(uint32_t i, uint32_t n)
+{
+	uint32_t stride = n * 5 / 8 | 1, a = n, b = stride;
+
+	while (b) { /* gcd */
+		const uint32_t c = a % b;
+
+		a = b;
+		b = c;
+		if (!b && a != 1) { /* the next stride */
+			stride += 2;
+			a = n;
+			b = stride;
+		}
+	}
+	return (uint32_t)((uint64_t)i * stride % n);
+}
+
 /* ---- raw ---------------------------------------------------------------- */
 
 struct raw {
 	struct io_uring ring;
 	int fd;
-	char *buf; /* [depth][block] */
+	/*
+	 * [n_bufs][block]: as much as the pager has memory. A small buffer stays in
+	 * the CPU's cache, which what is read to be kept cannot.
+	 */
+	char *buf;
 	size_t block;
-	uint32_t n_blocks, depth;
+	uint32_t n_blocks, n_bufs, depth;
 };
 
 static int raw_submit(struct raw *r, uint32_t block, uint32_t slot, int write)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
-	char *buf = r->buf + (size_t)slot * r->block;
-	const uint64_t off = (uint64_t)block * r->block;
+	char *buf = r->buf + (size_t)(block % r->n_bufs) * r->block;
+	const uint64_t off = scattered(block, r->n_blocks) * r->block;
 
 	if (!sqe)
 		return -EBUSY;
@@ -147,14 +170,16 @@ static int raw_init(struct raw *r, const char *dir, size_t block,
 	r->fd = raw_open(dir);
 	if (r->fd < 0)
 		return r->fd;
-	r->buf = aligned_alloc(4096, (size_t)r->depth * r->block);
+	r->n_bufs = KV_MAX(r->n_blocks / 4, r->depth);
+	r->buf = aligned_alloc(2u << 20, (size_t)r->n_bufs * r->block);
 	ret = r->buf ? io_uring_queue_init(r->depth, &r->ring, 0) : -ENOMEM;
 	if (ret) {
 		free(r->buf);
 		(void)close(r->fd);
 		return ret;
 	}
-	bench_fill_f32((float *)r->buf, r->depth * r->block / sizeof(float));
+	(void)madvise(r->buf, (size_t)r->n_bufs * r->block, MADV_HUGEPAGE);
+	bench_fill_f32((float *)r->buf, r->n_bufs * r->block / sizeof(float));
 	if (posix_fallocate(r->fd, 0, (off_t)(r->n_blocks * r->block)) ||
 	    raw_pass(r, 1) < 0) {
 		raw_fini(r);
@@ -179,10 +204,11 @@ struct paging {
 	struct pager *pager;
 	struct range *range;
 	struct loop_call starter;
-	struct slot slots[DEPTH];
+	struct slot slots[4 * DEPTH];
 	size_t page_bytes;
 	const char *huge;
-	uint32_t n_pages, depth;
+	uint32_t n_pages;
+	uint32_t depth; /* wants at once: a quarter of them is at the disk */
 	uint32_t next, n_done, n_read;
 	uint32_t flags; /* PAGE_WRITE while filling */
 	uint32_t mark; /* what is written into each page */
@@ -243,8 +269,10 @@ static void start_wants(struct loop_call *c)
 
 		while (!s->busy && p->next < p->n_pages && !p->err) {
 			*s = (struct slot){ .p = p, .busy = 1 };
-			s->run = (struct page_run){ p->range, p->next++, 1,
-						    p->flags };
+			s->run = (struct page_run){
+				p->range, scattered(p->next++, p->n_pages), 1,
+				p->flags
+			};
 			s->want.wait.done = want_told;
 			s->want.runs = &s->run;
 			s->want.n_runs = 1;
@@ -326,7 +354,7 @@ static int paging_start(struct paging *p, const char *dir)
 		.stores = p->stores,
 	};
 	struct stores_conf sc = {
-		.loop = p->loop, .depth = p->depth * 4, .n = 1, .scratch = 1
+		.loop = p->loop, .depth = p->depth / 4, .n = 1, .scratch = 1
 	};
 	char path[4200], err[256];
 	int ret;
@@ -355,7 +383,7 @@ static int paging_init(struct paging *p, const char *dir, size_t page_bytes,
 		return ret;
 	p->page_bytes = page_bytes;
 	p->n_pages = (uint32_t)(n_bytes / page_bytes);
-	p->depth = depth_of(page_bytes);
+	p->depth = 4 * depth_of(page_bytes);
 	p->starter.run = start_wants;
 	list_init(&p->starter.node);
 	loop_set_spin(p->loop, 20000);
@@ -406,7 +434,7 @@ static int resident_is_quiet(struct paging *p, uint32_t i)
 
 static int resident(struct bench *b, struct paging *p)
 {
-	const uint32_t i = p->n_pages - 1; /* wanted last */
+	const uint32_t i = scattered(p->n_pages - 1, p->n_pages);
 	uint64_t t0;
 
 	if (touch_resident(p, i, 1))
@@ -496,8 +524,11 @@ static double mmap_run(void *arg)
 		return -1;
 	(void)posix_fadvise(r->fd, 0, 0, POSIX_FADV_DONTNEED);
 	t0 = clock_ns();
-	for (size_t i = 0; i < n; i += 4096)
-		sum = (char)(sum + at[i]);
+	for (uint32_t i = 0; i < r->n_blocks; i++)
+		for (size_t k = 0; k < r->block; k += 4096)
+			sum = (char)(sum +
+				     at[scattered(i, r->n_blocks) * r->block +
+					k]);
 	t0 = clock_ns() - t0;
 	(void)munmap((void *)at, n);
 	return (double)n / (double)t0;
@@ -576,9 +607,9 @@ int bench_paging(struct bench *b)
 		(void)bench_fail(ret, "paging: pager in %s", b->dir);
 		goto out_raw;
 	}
-	bench_note("paging: %s in %s, %u KiB a page, %u in flight",
+	bench_note("paging: %s in %s, %u KiB a page, %u requests at the disk",
 		   stores_engine_name(p.stores), b->dir, BLOCK_BYTES >> 10,
-		   p.depth);
+		   p.depth / 4);
 	ret = measure(b, &r, &p);
 	if (ret)
 		(void)bench_fail(ret, "paging");

@@ -105,7 +105,6 @@ static int new_model(struct parse *p, const char *name)
 		return fail(p, p->line, "more than %d models", CONF_MAX_MODELS);
 	m = &c->models[c->n_models++];
 	strcpy(m->name, name);
-	m->page_tokens = 32;
 	return 0;
 }
 

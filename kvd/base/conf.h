@@ -50,7 +50,7 @@ struct conf_model {
 	char name[CONF_NAME_MAX];
 	char path[4096];
 	int math_f32; /* math = bf16 | f32 */
-	uint32_t page_tokens; /* page_tokens = 32 */
+	uint32_t page_tokens; /* page_tokens = 0: chosen */
 	uint32_t page_layers; /* page_layers = 0: chosen */
 };
 

@@ -344,8 +344,8 @@ static const struct key model_keys[] = {
 	{ "math", set_choice, offsetof(struct conf_model, math_f32), 0, 0,
 	  "bf16 or f32", "bf16 f32", 0 },
 	{ "page_tokens", set_page_tokens,
-	  offsetof(struct conf_model, page_tokens), 32, 4096,
-	  "a multiple of 32, 32 to 4096", NULL, 0 },
+	  offsetof(struct conf_model, page_tokens), 0, 4096,
+	  "0 (chosen), or a multiple of 32 to 4096", NULL, 0 },
 	{ "page_layers", set_u32, offsetof(struct conf_model, page_layers), 0,
 	  1024, "0 (chosen) to 1024", NULL, 0 },
 };

@@ -27,24 +27,60 @@ static int layout_ok(const struct kv_layout *g)
 	       g->page_tokens <= LAYOUT_MAX && g->page_layers <= g->n_layers;
 }
 
+/* Bytes of K and V of one layer and SEGMENT_BLOCK tokens. */
+static uint64_t block_bytes(const struct kv_layout *g)
+{
+	return 2ull * g->n_kv_heads * SEGMENT_BLOCK * g->head_dim *
+	       g->elem_bytes;
+}
+
+/* The smallest page, of up to four blocks, that whole folios hold; 0: none. */
+static int choose_folios(struct kv_layout *g)
+{
+	uint64_t best = UINT64_MAX;
+
+	for (uint32_t blocks = 1; blocks <= 4; blocks *= 2)
+		for (uint32_t n = g->n_layers; n; n--) {
+			const uint64_t bytes = block_bytes(g) * blocks * n;
+
+			if (g->n_layers % n || bytes % LAYOUT_FOLIO ||
+			    bytes >= best)
+				continue;
+			best = bytes;
+			g->page_tokens = blocks * SEGMENT_BLOCK;
+			g->page_layers = n;
+		}
+	return best <= LAYOUT_MAX_FOLIOS * LAYOUT_FOLIO;
+}
+
+static void choose_small(struct kv_layout *g)
+{
+	uint64_t n;
+
+	if (!g->page_tokens)
+		g->page_tokens = SEGMENT_BLOCK;
+	n = LAYOUT_PAGE_TARGET /
+	    (block_bytes(g) * (g->page_tokens / SEGMENT_BLOCK));
+	if (!g->page_layers)
+		g->page_layers = (uint32_t)KV_MIN(KV_MAX(n, 1u), g->n_layers);
+}
+
 int kv_layout_init(struct kv_layout *g)
 {
-	uint64_t layer_bytes;
+	struct kv_layout f;
 
 	if (!layout_ok(g))
 		return -EINVAL;
-	if (!g->page_tokens)
-		g->page_tokens = SEGMENT_BLOCK;
-	layer_bytes = 2ull * g->n_kv_heads * g->page_tokens * g->head_dim *
-		      g->elem_bytes;
-	if (!g->page_layers) {
-		uint64_t n = LAYOUT_PAGE_TARGET / layer_bytes;
-
-		n = KV_MAX(n, 1u);
-		g->page_layers = (uint32_t)KV_MIN(n, g->n_layers);
-	}
+	f = *g;
+	if (!g->page_tokens && !g->page_layers && choose_folios(&f))
+		*g = f;
+	else
+		choose_small(g);
 	g->n_groups = KV_DIV_UP(g->n_layers, g->page_layers);
-	g->page_bytes = KV_ALIGN_UP(layer_bytes * g->page_layers, 4096);
+	g->page_bytes =
+		KV_ALIGN_UP(block_bytes(g) * (g->page_tokens / SEGMENT_BLOCK) *
+				    g->page_layers,
+			    4096);
 	return 0;
 }
 

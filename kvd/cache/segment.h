@@ -42,10 +42,14 @@ struct kv_layout {
 	size_t page_bytes; /* multiple of 4096 */
 };
 /*
- * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen: 32 tokens,
- * and layers up to LAYOUT_PAGE_TARGET bytes. -EINVAL for shapes out of range.
+ * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen. Both: so
+ * that a page is LAYOUT_MAX_FOLIOS or fewer whole folios, with as few bytes as can
+ * be (docs/benchmarks, 2026-11-21-zen5-paging.md). Else 32 tokens, and layers up to
+ * LAYOUT_PAGE_TARGET bytes. -EINVAL for shapes out of range.
  */
 #define LAYOUT_PAGE_TARGET (1u << 20)
+#define LAYOUT_FOLIO	   (2ull << 20)
+#define LAYOUT_MAX_FOLIOS  2u
 int kv_layout_init(struct kv_layout *g);
 /* Bytes of the pages that hold n_tokens of all layers. */
 uint64_t kv_layout_bytes(const struct kv_layout *g, uint32_t n_tokens);

@@ -35,6 +35,35 @@ static void setup(void)
 	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 16 << 20), 0);
 }
 
+/* What is chosen for models of all sizes: layers, heads, dim; tokens, layers. */
+START_TEST(pages_of_large_models_are_whole_folios)
+{
+	static const uint32_t chosen[][5] = {
+		{ 6, 2, 64, 32, 6 }, /* rag-mini: small */
+		{ 16, 8, 64, 64, 16 }, /* 1B: 2 MiB */
+		{ 28, 8, 128, 128, 4 }, /* 3B: 2 MiB */
+		{ 32, 8, 128, 32, 16 }, /* 8B: 2 MiB */
+		{ 80, 8, 128, 32, 16 }, /* 70B: 2 MiB */
+		{ 22, 4, 64, 32, 22 }, /* no such page */
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(chosen); i++) {
+		struct kv_layout g = { .n_layers = chosen[i][0],
+				       .n_kv_heads = chosen[i][1],
+				       .head_dim = chosen[i][2],
+				       .elem_bytes = 2 };
+
+		ck_assert_int_eq(kv_layout_init(&g), 0);
+		ck_assert_uint_eq(g.page_tokens, chosen[i][3]);
+		ck_assert_uint_eq(g.page_layers, chosen[i][4]);
+		g.page_tokens = 64; /* what is told is kept */
+		g.page_layers = 0;
+		ck_assert_int_eq(kv_layout_init(&g), 0);
+		ck_assert_uint_eq(g.page_tokens, 64);
+	}
+}
+END_TEST
+
 static void teardown(void)
 {
 	segment_pool_check(pool);
@@ -312,6 +341,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, an_address_is_arithmetic);
+	tcase_add_test(t, pages_of_large_models_are_whole_folios);
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);

@@ -119,7 +119,7 @@ START_TEST(defaults)
 	ck_assert_uint_eq(conf.n_stores, 0);
 	ck_assert_uint_eq(conf.n_models, 1);
 	ck_assert_int_eq(conf.models[0].math_f32, 0);
-	ck_assert_uint_eq(conf.models[0].page_tokens, 32);
+	ck_assert_uint_eq(conf.models[0].page_tokens, 0);
 	ck_assert_uint_eq(conf.models[0].page_layers, 0);
 }
 END_TEST
@@ -308,7 +308,7 @@ static const struct {
 	{ "[model m]\nmath = f16\n", ":2: [model m] math" },
 	{ "[model m]\nmath = f32\n" TENANT, ": [model m]: needs path" },
 	{ "[model m]\npage_tokens = 33\n", ":2: [model m] page_tokens" },
-	{ "[model m]\npage_tokens = 0\n", ":2: [model m] page_tokens" },
+	{ "[model m]\npage_tokens = 4128\n", ":2: [model m] page_tokens" },
 	{ "[tenant a]\nuid = 65534\n", ":2: [tenant a] uid" },
 	{ "[tenant a]\ngid = 65534\n", ":2: [tenant a] gid" },
 	{ "[tenant a]\nuid = nobody\n", ":2: [tenant a] uid" },

@@ -57,6 +57,8 @@ int bench_start(struct bench *b);
 int bench_rag(struct bench *b);
 int bench_return(struct bench *b);
 int bench_fault(struct bench *b);
+int bench_reuse(struct bench *b);
+int bench_zipf(struct bench *b);
 
 /* ---- results ------------------------------------------------------------ */
 

@@ -345,7 +345,9 @@ static int paging_start(struct paging *p, const char *dir)
 {
 	struct pager_conf conf = {
 		.name = "bench",
-		.memory_bytes = (uint64_t)p->n_pages / 4 * p->page_bytes,
+		.memory_bytes =
+			KV_MAX((uint64_t)p->n_pages / 4, p->depth * 3ull / 2) *
+			p->page_bytes,
 		.disk_bytes = (uint64_t)p->n_pages * 3 * p->page_bytes,
 		.huge = p->huge,
 		.numa_node = -1,
@@ -595,7 +597,7 @@ static int restore(struct bench *b)
 
 int bench_paging(struct bench *b)
 {
-	const uint64_t n_bytes = b->quick ? 64u << 20 : 512u << 20;
+	const uint64_t n_bytes = (b->quick ? 96u << 20 : 512u << 20);
 	struct paging p = { .huge = "auto" };
 	struct raw r;
 	int ret = raw_init(&r, b->dir, BLOCK_BYTES, n_bytes);

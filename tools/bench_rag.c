@@ -38,13 +38,15 @@ struct kind {
 	uint32_t n, n_right;
 };
 
-/* One mode's results; ms and flops have room for all questions. */
+/* One mode's results; ms, flops and right have room for all questions. */
 struct tally {
 	double *ttft_ms;
+	unsigned char *right; /* answered, and so */
 	double *floor_ms;
 	size_t n;
 	uint32_t n_right, n_failed;
 	uint64_t n_prompt, n_prefix, n_chunk, n_repaired, n_out;
+	uint64_t kv_bytes; /* in memory at the end */
 	struct kind kinds[MAX_KINDS];
 	uint32_t n_kinds;
 };
@@ -58,6 +60,7 @@ struct rag {
 	char name[32]; /* of the mode */
 	uint32_t repair, repair_permille;
 	double floor_ms_per_token; /* 0: not known */
+	void (*report)(struct rag *r, double wall_s);
 	struct tally t;
 };
 
@@ -111,11 +114,11 @@ static int add_item(struct rag *r, const char *line, size_t len)
 	return 0;
 }
 
-static int load_items(struct rag *r)
+static int load_items(struct rag *r, size_t n_default, size_t n_quick)
 {
 	const size_t max = r->b->n_items ? r->b->n_items
-			   : r->b->quick ? N_QUICK
-					 : N_DEFAULT;
+			   : r->b->quick ? n_quick
+					 : n_default;
 	FILE *f = fopen(r->b->file, "re");
 	char *line = NULL;
 	size_t room = 0;
@@ -215,6 +218,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		const struct kv_gen_stats *st = kvc_gen_stats(g);
 
 		right = matches(kvc_gen_text(g), text_of(o, "answer"));
+		t->right[t->n] = (unsigned char)right;
 		t->ttft_ms[t->n] = (double)st->ttft_ns * 1e-6;
 		/* chunks that were missing were computed too, each alone */
 		t->floor_ms[t->n++] =
@@ -292,18 +296,40 @@ static void report(struct rag *r, double wall_s)
 	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions", mode);
 }
 
+/* Bytes of frames of the tenant; 0 when nobody may ask. */
+static uint64_t kv_in_memory(struct kvc *c)
+{
+	json_t *j;
+	char *text;
+	uint64_t n;
+
+	if (kvc_query(c, "pages", NULL, &text) < 0)
+		return 0;
+	j = json_loads(text, 0, NULL);
+	free(text);
+	n = (uint64_t)json_integer_value(
+		json_object_get(json_array_get(j, 0), "mapped_bytes"));
+	json_decref(j);
+	return n;
+}
+
 /* On a daemon of its own, so that no mode finds what another has kept. */
 static int run_mode(struct rag *r)
 {
 	struct kvc_options opt = { .name = "kvbench" };
-	double *room = calloc(2 * r->n_items, sizeof(*room));
+	double *room =
+		calloc(2 * r->n_items + r->n_items / 8 + 1, sizeof(*room));
 	struct bench_daemon d;
 	uint64_t t0;
 	int ret;
 
 	if (!room)
 		return -ENOMEM;
-	r->t = (struct tally){ .ttft_ms = room, .floor_ms = room + r->n_items };
+	r->t = (struct tally){
+		.ttft_ms = room,
+		.floor_ms = room + r->n_items,
+		.right = (unsigned char *)(room + 2 * r->n_items),
+	};
 	ret = bench_daemon_start(r->b, &d, 1);
 	if (ret)
 		goto out_free;
@@ -315,10 +341,11 @@ static int run_mode(struct rag *r)
 	}
 	t0 = clock_ns();
 	ret = ask_all(r);
+	r->t.kv_bytes = kv_in_memory(r->c);
 	if (ret)
 		(void)bench_fail(ret, "rag");
 	else
-		report(r, (double)(clock_ns() - t0) * 1e-9);
+		r->report(r, (double)(clock_ns() - t0) * 1e-9);
 	if (!ret && r->t.n_failed)
 		ret = -EIO;
 	kvc_close(r->c);
@@ -389,8 +416,8 @@ int bench_rag(struct bench *b)
 {
 	const char *word = strcmp(b->mode, "all") ? b->mode
 						  : "full,prefix,chunks";
-	struct rag r = { .b = b };
-	int ret = load_items(&r);
+	struct rag r = { .b = b, .report = report };
+	int ret = load_items(&r, N_DEFAULT, N_QUICK);
 
 	if (ret)
 		return ret;
@@ -405,6 +432,79 @@ int bench_rag(struct bench *b)
 			ret = run_mode(&r);
 		word += len + (word[len] == ',');
 	}
+	free_items(&r);
+	return ret;
+}
+
+/* ---- the steady state ---------------------------------------------------- */
+
+static uint64_t n_computed(const struct tally *t)
+{
+	return t->n_prompt - t->n_prefix - t->n_chunk + t->n_repaired;
+}
+
+static void report_nothing(struct rag *r, double wall_s)
+{
+	(void)r;
+	(void)wall_s;
+}
+
+static void report_part(struct rag *r, const char *name, size_t from, size_t to)
+{
+	uint32_t n_right = 0;
+
+	for (size_t i = from; i < to; i++)
+		n_right += r->t.right[i];
+	bench_put(r->b, percent(n_right, to - from), "%",
+		  "reuse.zipf.%s.exact_match", name);
+	bench_put(r->b, bench_quantile(r->t.ttft_ms + from, to - from, 0.5),
+		  "ms", "reuse.zipf.%s.ttft_p50_ms", name);
+}
+
+static void report_parts(struct rag *r, double wall_s)
+{
+	const size_t n = r->t.n / 4;
+
+	report_part(r, "early", n, 2 * n);
+	report_part(r, "late", r->t.n - n, r->t.n);
+	bench_put(r->b, (double)r->t.n / wall_s, "requests/s",
+		  "reuse.zipf.requests_per_s");
+}
+
+int bench_zipf(struct bench *b)
+{
+	const uint64_t memory = b->memory_bytes;
+	const char *word = strcmp(b->mode, "all") ? b->mode : "chunks";
+	struct rag r = { .b = b, .report = report_nothing };
+	uint64_t plain;
+	int ret = load_items(&r, 2000, 60);
+
+	if (ret)
+		return ret;
+	b->memory_bytes = 4ull << 30; /* all of it, to see how much it is */
+	ret = set_mode(&r, word, strlen(word));
+	if (ret)
+		(void)bench_fail(ret, "zipf: no mode %s", word);
+	if (!ret)
+		ret = run_mode(&r);
+	b->memory_bytes = r.t.kv_bytes / 3;
+	if (!ret)
+		ret = set_mode(&r, "prefix", strlen("prefix"));
+	if (!ret)
+		ret = run_mode(&r);
+	plain = n_computed(&r.t);
+	r.report = report_parts;
+	if (!ret)
+		ret = set_mode(&r, word, strlen(word));
+	if (!ret)
+		ret = run_mode(&r);
+	if (!ret) {
+		bench_put(b, (double)n_computed(&r.t) / (double)plain, "x",
+			  "reuse.zipf.computed_ratio");
+		bench_put(b, (double)b->memory_bytes * 1e-6, "MB",
+			  "reuse.zipf.memory_mb");
+	}
+	b->memory_bytes = memory;
 	free_items(&r);
 	return ret;
 }

@@ -78,6 +78,20 @@ static const struct command {
 	  "paging.return4k.time_ratio      of the two\n"
 	  "paging.return4k.gb_s            bytes of KV over the time\n"
 	  "A model of 1e9 random weights; --quick: one layer of it\n" },
+	{ "reuse", bench_reuse, "first tokens of prompts made of cached chunks",
+	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"
+	  "                                100 tokens: computed, and cached with\n"
+	  "                                15 % of them computed again (blend)\n"
+	  "reuse.{mini,1b}.plain.ttft_speedup  without the repair\n"
+	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
+	  "1b: 1e9 random weights; --quick: two layers of it\n" },
+	{ "zipf", bench_zipf, "FILE.jsonl: the steady state of a chunk cache",
+	  "reuse.zipf.computed_ratio       tokens computed, over those with\n"
+	  "                                prefix reuse alone\n"
+	  "reuse.zipf.{early,late}.{ttft_p50_ms,exact_match}  the quarter after\n"
+	  "                                the first, and the last\n"
+	  "reuse.zipf.memory_mb            a third of the working set\n"
+	  "--mode: the chunk mode, one (chunks)\n" },
 	{ "rag", bench_rag, "FILE.jsonl: questions over chunks, exact match",
 	  "rag.MODE.exact_match            percent; .KIND for each kind\n"
 	  "rag.MODE.{ttft_p50_ms,ttft_p99_ms,tokens_per_s}\n"
@@ -119,8 +133,8 @@ static void usage(FILE *f)
 	      "  --model FILE   GGUF to host (" BENCH_MODEL ")\n"
 	      "  --mode MODE    rag: full, prefix, chunks, SELECTOR@PERCENT, a list of\n"
 	      "                 them with commas, or all (the first three)\n"
-	      "  -n N           rag: the first N questions (100; quick 20)\n"
-	      "  --jobs J       rag: requests in flight (1)\n"
+	      "  -n N           rag, zipf: the first N questions (100, 2000; quick 20, 60)\n"
+	      "  --jobs J       rag, zipf: requests in flight (1)\n"
 	      "  --help         this, or the lines of a subcommand\n",
 	      f);
 }
@@ -216,12 +230,17 @@ static void defaults(struct bench *b)
 		b->dir = "/var/tmp";
 }
 
+static int needs_file(const struct command *c)
+{
+	return c->run == bench_rag || c->run == bench_zipf;
+}
+
 static int run_all(struct bench *b)
 {
 	int ret, first = 0;
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(commands); i++) {
-		if (commands[i].run == bench_rag)
+		if (needs_file(&commands[i]))
 			continue;
 		ret = commands[i].run(b);
 		first = first ? first : ret;
@@ -231,7 +250,7 @@ static int run_all(struct bench *b)
 
 static int run(struct bench *b, const struct command *c, int argc, char **argv)
 {
-	const int is_rag = c && c->run == bench_rag;
+	const int with_file = c && needs_file(c);
 	int ret = parse_options(b, argc, argv);
 
 	if (ret == 1 && c)
@@ -240,13 +259,13 @@ static int run(struct bench *b, const struct command *c, int argc, char **argv)
 		usage(stdout);
 	if (ret)
 		return ret == 1 ? 0 : 2;
-	if (optind < argc && is_rag)
+	if (optind < argc && with_file)
 		b->file = argv[optind++];
 	if (optind < argc) {
 		(void)usage_error("one argument too many", argv[optind]);
 		return 2;
 	}
-	if (is_rag && !b->file) {
+	if (with_file && !b->file) {
 		(void)usage_error("missing", "FILE.jsonl");
 		return 2;
 	}

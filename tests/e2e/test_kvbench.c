@@ -138,6 +138,39 @@ START_TEST(what_returns_from_disk_is_found)
 }
 END_TEST
 
+START_TEST(cached_chunks_are_measured)
+{
+	static const char *const names[] = {
+		"reuse.mini.full_ms",	   "reuse.mini.repaired_ms",
+		"reuse.mini.ttft_speedup", "reuse.mini.plain.ttft_speedup",
+		"reuse.1b.ttft_speedup",   NULL
+	};
+
+	ck_assert_int_eq(kvbench("reuse --quick"), 0);
+	lines(names);
+	ck_assert_ptr_nonnull(strstr(out, "reuse.mini.cold.overhead "));
+}
+END_TEST
+
+START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
+{
+	static const char *const names[] = {
+		"reuse.zipf.early.exact_match",
+		"reuse.zipf.early.ttft_p50_ms",
+		"reuse.zipf.late.exact_match",
+		"reuse.zipf.late.ttft_p50_ms",
+		"reuse.zipf.requests_per_s",
+		"reuse.zipf.memory_mb",
+		NULL,
+	};
+
+	ck_assert_int_eq(kvbench("zipf --quick tests/data/eval/rag-zipf.jsonl"),
+			 0);
+	lines(names);
+	ck_assert(line("reuse.zipf.computed_ratio") < 1);
+}
+END_TEST
+
 START_TEST(a_store_is_opened_and_used)
 {
 	static const char *const names[] = {
@@ -412,6 +445,8 @@ static Suite *suite(void)
 	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);
+	tcase_add_test(t, cached_chunks_are_measured);
+	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);
 	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
 	tcase_add_test(t, faults_are_timed);

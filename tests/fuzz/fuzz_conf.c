@@ -49,7 +49,7 @@ static void check_models(const struct conf *c)
 	must(c->n_models <= CONF_MAX_MODELS);
 	for (uint32_t i = 0; i < c->n_models; i++) {
 		must(c->models[i].name[0] && c->models[i].path[0]);
-		must(c->models[i].page_tokens &&
+		must(c->models[i].page_tokens <= 4096 &&
 		     c->models[i].page_tokens % 32 == 0);
 	}
 }

@@ -1,7 +1,7 @@
 /*
  * main.c - order of start and stop
  *
- *   start: configuration, log, loop, workers, serve, metrics, sockets (who
+ *   start: configuration, log, the GPU's driver, loop, workers, serve, metrics, sockets (who
  *          can connect finds all the rest), privileges, "kvd: ready"
  *   stop:  on SIGTERM, SIGINT or a client's "stop": sockets, sessions, serve,
  *          loop. The second signal ends the process at once.
@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "kernels/cuda_api.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/conf.h"
 #include "kvd/base/log.h"
@@ -40,6 +41,7 @@ struct daemon {
 	struct serve *serve;
 	struct ipc *ipc;
 	struct metrics *metrics;
+	struct cuda_api *cuda; /* NULL: no driver, or not wanted */
 	struct loop_fd signals;
 	struct wait stopped;
 	int all_closed;
@@ -132,12 +134,42 @@ static void raise_limits(void)
 		log_warn("kvd", "RLIMIT_NOFILE: %s", strerror(errno));
 }
 
+/* One line that says which driver there is; none is no error. */
+static void find_gpu(struct daemon *d)
+{
+	const char *lib = d->conf.cuda_library;
+	char why[256], name[96] = "?";
+	size_t n_bytes = 0;
+	int ret, dev;
+
+	if (!strcmp(lib, "no")) {
+		log_info("gpu", "not looked for: cuda_library = no");
+		return;
+	}
+	ret = cuda_api_open(&d->cuda, strcmp(lib, "auto") ? lib : NULL, why,
+			    sizeof(why));
+	if (ret == -ENOENT)
+		log_info("gpu", "none: %s", why);
+	else if (ret)
+		log_warn("gpu", "refused: %s", why);
+	if (ret)
+		return;
+	if (!d->cuda->device_get(&dev, 0) &&
+	    !d->cuda->device_name(name, sizeof(name), dev))
+		(void)d->cuda->device_bytes(&n_bytes, dev);
+	log_info("gpu",
+		 "found: %s, the first is %s with %zu MiB; KV is kept in "
+		 "host memory",
+		 why, name, n_bytes >> 20);
+}
+
 static int start(struct daemon *d)
 {
 	const struct conf *conf = &d->conf;
 	int ret;
 
 	raise_limits();
+	find_gpu(d);
 	ret = loop_new(&d->loop);
 	if (ret)
 		return ret;
@@ -195,6 +227,7 @@ static void stop(struct daemon *d)
 	if (d->signals.fd > 0)
 		(void)close(d->signals.fd); /* only read */
 	loop_free(d->loop);
+	cuda_api_close(d->cuda);
 }
 
 static int run(struct daemon *d)

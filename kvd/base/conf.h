@@ -82,6 +82,7 @@ struct conf {
 	int recompute; /* recompute = auto|no: may a hit on disk be computed */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
+	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */
 	int numa_node; /* numa_node = auto (-1) or a number */

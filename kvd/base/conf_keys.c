@@ -145,6 +145,14 @@ static int set_word(const struct key *k, void *field, const char *value)
 	return which(k, value) < 0 ? -EINVAL : set_string(k, field, value);
 }
 
+/* "auto", "no" or an absolute path: never what LD_LIBRARY_PATH makes of a name. */
+static int set_library(const struct key *k, void *field, const char *value)
+{
+	if (value[0] != '/' && strcmp(value, "auto") && strcmp(value, "no"))
+		return -EINVAL;
+	return set_string(k, field, value);
+}
+
 static int set_node(const struct key *k, void *field, const char *value)
 {
 	uint32_t n;
@@ -326,6 +334,8 @@ static const struct key kvd_keys[] = {
 	  "auto, always or never", "auto always never", 0 },
 	{ "policy", set_word, offsetof(struct conf, policy), 0, 16, POLICIES,
 	  POLICIES, 0 },
+	{ "cuda_library", set_library, offsetof(struct conf, cuda_library), 1,
+	  256, "auto, no or an absolute path", NULL, 0 },
 	{ "log_level", set_word, offsetof(struct conf, log_level), 0, 16,
 	  "error, warn, info or debug", "error warn info debug", 0 },
 	{ "mlock", set_choice, offsetof(struct conf, mlock), 0, 0, "auto or no",

@@ -99,6 +99,7 @@ START_TEST(defaults)
 	ck_assert_int_eq(conf.recompute, 1);
 	ck_assert_uint_eq(conf.scrub_bytes, 4u << 20);
 	ck_assert_str_eq(conf.huge, "auto");
+	ck_assert_str_eq(conf.cuda_library, "auto");
 	ck_assert_str_eq(conf.policy, "density");
 	ck_assert_str_eq(t->policy, "density");
 	ck_assert_str_eq(conf.log_level, "info");
@@ -149,6 +150,7 @@ START_TEST(every_key)
 		"spin_us = 50\narena = 1M\nprefill_slice = 256\nbatch = 8\n"
 		"admin_group = 1234\nhuge = never\npolicy = lru\nlog_level = debug\n"
 		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
+		"cuda_library = /opt/cuda/libcuda.so.1\n"
 		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
 		"page_tokens = 64\npage_layers = 4\n"
 		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
@@ -169,6 +171,7 @@ START_TEST(every_key)
 	ck_assert_int_eq(conf.has_admin_gid, 1);
 	ck_assert_uint_eq(conf.admin_gid, 1234);
 	ck_assert_str_eq(conf.huge, "never");
+	ck_assert_str_eq(conf.cuda_library, "/opt/cuda/libcuda.so.1");
 	ck_assert_str_eq(conf.policy, "lru");
 	ck_assert_str_eq(conf.tenants[0].policy, "gdsf");
 	ck_assert_str_eq(conf.tenants[1].policy, "lru");
@@ -285,6 +288,9 @@ static const struct {
 	{ "[kvd]\nsocket_mode = rw\n", ":2: [kvd] socket_mode" },
 	{ "[kvd]\nhuge = maybe\n", ":2: [kvd] huge" },
 	{ "[kvd]\nhuge = au\n", ":2: [kvd] huge" },
+	{ "[kvd]\ncuda_library = libcuda.so\n", ":2: [kvd] cuda_library" },
+	{ "[kvd]\ncuda_library = ./x.so\n", ":2: [kvd] cuda_library" },
+	{ "[kvd]\ncuda_library =\n", ":2: [kvd] cuda_library" },
 	{ "[kvd]\npolicy = lifo\n", ":2: [kvd] policy" },
 	{ "[kvd]\npolicy = belady\n", ":2: [kvd] policy" },
 	{ TENANT "policy =\n", ":3: [tenant t] policy" },

@@ -1,0 +1,207 @@
+/*
+ * cuda_api.h - the CUDA driver, found at run time
+ *
+ * libcuda is loaded with dlopen(): one binary runs on hosts with and without a
+ * driver. The declarations are our own, of what is used and no more, so that
+ * nothing of the toolkit is needed to build; where <cuda.h> is found,
+ * tests/unit/test_cuda_api.c compares them with it. Only calls whose ABI has been
+ * the same since CUDA 11.2 are named, with the suffix of that version.
+ *
+ * The calls are to be made as the driver documents them; each returns a CUresult,
+ * which kern_errno() turns into -errno. Any thread, after ctx_set() on it.
+ */
+#ifndef KERNELS_CUDA_API_H
+#define KERNELS_CUDA_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CUdeviceptr, CUmemGenericAllocationHandle, CUstream, CUevent, CUfunction ... */
+typedef uint64_t cuda_ptr;
+typedef uint64_t cuda_mem;
+typedef void *cuda_stream;
+typedef void *cuda_event;
+typedef void *cuda_handle; /* a context, module or function */
+
+/* CUresult: those that anything depends on. */
+enum cuda_result {
+	CUDA_OK = 0,
+	CUDA_INVALID_VALUE = 1,
+	CUDA_OUT_OF_MEMORY = 2,
+	CUDA_NOT_INITIALIZED = 3,
+	CUDA_DEINITIALIZED = 4,
+	CUDA_STUB_LIBRARY = 34,
+	CUDA_DEVICE_UNAVAILABLE = 46,
+	CUDA_NO_DEVICE = 100,
+	CUDA_INVALID_DEVICE = 101,
+	CUDA_INVALID_IMAGE = 200,
+	CUDA_INVALID_CONTEXT = 201,
+	CUDA_NO_BINARY_FOR_GPU = 209,
+	CUDA_ECC_UNCORRECTABLE = 214,
+	CUDA_INVALID_PTX = 218,
+	CUDA_NVLINK_UNCORRECTABLE = 220,
+	CUDA_UNSUPPORTED_PTX_VERSION = 222,
+	CUDA_OPERATING_SYSTEM = 304,
+	CUDA_INVALID_HANDLE = 400,
+	CUDA_NOT_FOUND = 500,
+	CUDA_NOT_READY = 600,
+	CUDA_ILLEGAL_ADDRESS = 700,
+	CUDA_LAUNCH_OUT_OF_RESOURCES = 701,
+	CUDA_LAUNCH_TIMEOUT = 702,
+	CUDA_CONTEXT_IS_DESTROYED = 709,
+	CUDA_ASSERT = 710,
+	CUDA_HOST_MEMORY_ALREADY_REGISTERED = 712,
+	CUDA_HARDWARE_STACK_ERROR = 714,
+	CUDA_INVALID_PC = 718,
+	CUDA_LAUNCH_FAILED = 719,
+	CUDA_NOT_PERMITTED = 800,
+	CUDA_NOT_SUPPORTED = 801,
+	CUDA_SYSTEM_NOT_READY = 802,
+	CUDA_SYSTEM_DRIVER_MISMATCH = 803,
+	CUDA_COMPAT_NOT_SUPPORTED_ON_DEVICE = 804,
+	CUDA_UNKNOWN = 999,
+};
+
+/* CUmemLocation, CUmemAllocationProp, CUmemAccessDesc */
+struct cuda_location {
+	int type; /* CUDA_LOCATION_DEVICE */
+	int id; /* number of the device */
+};
+
+struct cuda_mem_prop {
+	int type; /* CUDA_ALLOCATION_PINNED */
+	int handle_types; /* CUDA_HANDLE_POSIX_FD or 0 */
+	struct cuda_location location;
+	void *win32;
+	unsigned char compression;
+	unsigned char rdma;
+	unsigned short usage;
+	unsigned char reserved[4];
+};
+
+struct cuda_access {
+	struct cuda_location location;
+	int flags; /* CUDA_PROT_READWRITE */
+};
+
+enum {
+	CUDA_LOCATION_DEVICE = 1,
+	CUDA_ALLOCATION_PINNED = 1,
+	CUDA_HANDLE_POSIX_FD = 1,
+	CUDA_PROT_READ = 1,
+	CUDA_PROT_READWRITE = 3,
+	CUDA_GRANULARITY_MINIMUM = 0,
+	CUDA_STREAM_NON_BLOCKING = 1,
+	CUDA_EVENT_BLOCKING_SYNC = 1,
+	CUDA_EVENT_DISABLE_TIMING = 2,
+	CUDA_HOST_PORTABLE = 1,
+	CUDA_ATTR_N_SM = 16,
+	CUDA_ATTR_MAJOR = 75,
+	CUDA_ATTR_MINOR = 76,
+	CUDA_ATTR_VMM = 102, /* virtual memory management */
+	CUDA_ATTR_POSIX_FD = 103, /* handles as file descriptors */
+};
+
+/* X(field, symbol, arguments): everything that is called. */
+#define CUDA_CALLS(X) \
+	X(init, "cuInit", (unsigned int flags)) \
+	X(driver_version, "cuDriverGetVersion", (int *out)) \
+	X(error_name, "cuGetErrorName", (int result, const char **out)) \
+	X(device_count, "cuDeviceGetCount", (int *out)) \
+	X(device_get, "cuDeviceGet", (int *out, int i)) \
+	X(device_name, "cuDeviceGetName", (char *out, int n, int dev)) \
+	X(device_attr, "cuDeviceGetAttribute", (int *out, int attr, int dev)) \
+	X(device_bytes, "cuDeviceTotalMem_v2", (size_t * out, int dev)) \
+	X(ctx_retain, "cuDevicePrimaryCtxRetain", \
+	  (cuda_handle * out, int dev)) \
+	X(ctx_release, "cuDevicePrimaryCtxRelease_v2", (int dev)) \
+	X(ctx_set, "cuCtxSetCurrent", (cuda_handle ctx)) \
+	X(ctx_prio, "cuCtxGetStreamPriorityRange", (int *least, int *most)) \
+	X(mem_info, "cuMemGetInfo_v2", (size_t * n_free, size_t * total)) \
+	X(reserve, "cuMemAddressReserve", \
+	  (cuda_ptr * out, size_t n, size_t align, cuda_ptr at, \
+	   unsigned long long flags)) \
+	X(unreserve, "cuMemAddressFree", (cuda_ptr at, size_t n)) \
+	X(granularity, "cuMemGetAllocationGranularity", \
+	  (size_t * out, const struct cuda_mem_prop *prop, int option)) \
+	X(create, "cuMemCreate", \
+	  (cuda_mem * out, size_t n, const struct cuda_mem_prop *prop, \
+	   unsigned long long flags)) \
+	X(release, "cuMemRelease", (cuda_mem mem)) \
+	X(map, "cuMemMap", \
+	  (cuda_ptr at, size_t n, size_t off, cuda_mem mem, \
+	   unsigned long long flags)) \
+	X(set_access, "cuMemSetAccess", \
+	  (cuda_ptr at, size_t n, const struct cuda_access *a, size_t n_a)) \
+	X(unmap, "cuMemUnmap", (cuda_ptr at, size_t n)) \
+	X(export_fd, "cuMemExportToShareableHandle", \
+	  (void *out, cuda_mem mem, int type, unsigned long long flags)) \
+	X(import_fd, "cuMemImportFromShareableHandle", \
+	  (cuda_mem * out, void *handle, int type)) \
+	X(host_register, "cuMemHostRegister_v2", \
+	  (void *p, size_t n, unsigned int flags)) \
+	X(host_unregister, "cuMemHostUnregister", (void *p)) \
+	X(host_alloc, "cuMemHostAlloc", \
+	  (void **out, size_t n, unsigned int flags)) \
+	X(host_free, "cuMemFreeHost", (void *p)) \
+	X(stream_new, "cuStreamCreateWithPriority", \
+	  (cuda_stream * out, unsigned int flags, int priority)) \
+	X(stream_free, "cuStreamDestroy_v2", (cuda_stream st)) \
+	X(stream_sync, "cuStreamSynchronize", (cuda_stream st)) \
+	X(stream_wait, "cuStreamWaitEvent", \
+	  (cuda_stream st, cuda_event e, unsigned int flags)) \
+	X(event_new, "cuEventCreate", (cuda_event * out, unsigned int flags)) \
+	X(event_free, "cuEventDestroy_v2", (cuda_event e)) \
+	X(event_record, "cuEventRecord", (cuda_event e, cuda_stream st)) \
+	X(event_query, "cuEventQuery", (cuda_event e)) \
+	X(event_sync, "cuEventSynchronize", (cuda_event e)) \
+	X(h2d, "cuMemcpyHtoDAsync_v2", \
+	  (cuda_ptr to, const void *from, size_t n, cuda_stream st)) \
+	X(d2h, "cuMemcpyDtoHAsync_v2", \
+	  (void *to, cuda_ptr from, size_t n, cuda_stream st)) \
+	X(memset8, "cuMemsetD8Async", \
+	  (cuda_ptr to, unsigned char value, size_t n, cuda_stream st)) \
+	X(module_load, "cuModuleLoadData", \
+	  (cuda_handle * out, const void *image)) \
+	X(module_unload, "cuModuleUnload", (cuda_handle module)) \
+	X(module_function, "cuModuleGetFunction", \
+	  (cuda_handle * out, cuda_handle module, const char *name)) \
+	X(launch, "cuLaunchKernel", \
+	  (cuda_handle f, unsigned int gx, unsigned int gy, unsigned int gz, \
+	   unsigned int bx, unsigned int by, unsigned int bz, \
+	   unsigned int shared, cuda_stream st, void **args, void **extra))
+
+#define CUDA_FIELD(field, symbol, args) int(*field) args;
+struct cuda_api {
+	void *lib;
+	int version; /* of the driver: 12040 is 12.4 */
+	int n_devices;
+	CUDA_CALLS(CUDA_FIELD)
+};
+#undef CUDA_FIELD
+
+/*
+ * Load the driver and initialise it.
+ *
+ * library  path or soname; NULL: libcuda.so.1
+ * why      [why_len] what was found, or why not, one line
+ *
+ * Returns 0; -ENOENT no such library; -ENOSYS it lacks a call; -ENODEV no device
+ * or the driver refuses; other errors of kern_errno(). Then *out is not written.
+ * May take a second where there are many GPUs; not for the loop thread while it
+ * serves.
+ */
+int cuda_api_open(struct cuda_api **out, const char *library, char *why,
+		  size_t why_len);
+/* Nothing of the driver is in use any more. The library stays loaded. */
+void cuda_api_close(struct cuda_api *api);
+
+/*
+ * A CUresult as -errno; the only place where that is decided. A device that is
+ * lost, or a context that is broken for good, is -ENODEV. Not ready is -EAGAIN.
+ */
+int kern_errno(int result);
+/* "CUDA_ERROR_OUT_OF_MEMORY", never NULL. */
+const char *cuda_error_name(const struct cuda_api *api, int result);
+
+#endif

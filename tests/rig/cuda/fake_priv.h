@@ -1,0 +1,94 @@
+/*
+ * fake_priv.h - what the files of the fake driver share; see fake_cuda.h
+ *
+ * fake.m guards everything. Streams execute with it held, so no call sees an
+ * operation half done.
+ */
+#ifndef RIG_CUDA_FAKE_PRIV_H
+#define RIG_CUDA_FAKE_PRIV_H
+
+#include <pthread.h>
+#include "kernels/cuda_api.h"
+#include "tests/rig/cuda/fake_cuda.h"
+
+#define FAKE_MAX 8192 /* handles, maps, ranges: each */
+
+struct fake_mem { /* a handle's memory */
+	int used; /* this entry */
+	int fd;
+	size_t n;
+	uint32_t refs; /* handle, imports and maps */
+	uint32_t handles; /* of refs: those of the user */
+};
+
+struct fake_range { /* reserved, mapped or pinned */
+	int used;
+	uint64_t at;
+	size_t n;
+	struct fake_mem *mem;
+	int readable; /* access was set */
+};
+
+struct fake_op {
+	struct fake_op *next;
+	enum { OP_H2D, OP_D2H, OP_SET, OP_EVENT, OP_WAIT } kind;
+	uint64_t dev; /* device range [dev, dev + n) */
+	void *host;
+	size_t n;
+	unsigned char value;
+	struct fake_event *event;
+	uint64_t gen; /* of the event */
+};
+
+struct fake_stream {
+	struct fake_stream *next;
+	struct fake_op *head, **tail;
+	pthread_t thread;
+	int closing;
+	int err; /* for its next events */
+};
+
+struct fake_event {
+	struct fake_event *next;
+	uint64_t recorded; /* generations: queued */
+	uint64_t done; /* and executed */
+	int err;
+};
+
+struct fake {
+	pthread_mutex_t m;
+	pthread_cond_t changed;
+	uint64_t total, others, used;
+	size_t granularity;
+	struct fake_mem mem[FAKE_MAX];
+	struct fake_range reserved[FAKE_MAX], maps[FAKE_MAX], pinned[FAKE_MAX];
+	struct fake_stream *streams;
+	struct fake_event *events;
+	struct fake_stats st;
+	int lost;
+	int held;
+	uint32_t steps;
+	uint64_t fail_nth;
+	int fail_err, fail_for_good;
+	enum fake_mode mode;
+	char prefix[48];
+	uint64_t nth, count;
+	int err;
+};
+extern struct fake fake;
+
+/* Locks, counts the call and decides its fate: 0, or a CUresult; then it is not
+ * locked. */
+int fake_enter(const char *symbol);
+int fake_leave(int result);
+/* The mapped range that holds at, or NULL. */
+struct fake_range *fake_map_of(uint64_t at);
+/* All of it mapped with access. */
+int fake_usable(uint64_t at, size_t n);
+int fake_is_pinned(const void *p, size_t n);
+/* Is something queued that uses [at, at + n)? */
+int fake_in_use(uint64_t at, size_t n);
+/* Ends all streams, frees all events. */
+void fake_end_streams(void);
+
+#endif

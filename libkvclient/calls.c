@@ -83,6 +83,16 @@ int kvc_seq_skip(struct kvc *c, int seq, uint64_t from, uint64_t to)
 	return seq_call(c, KV_OP_SEQ_SKIP, seq, from, to);
 }
 
+int kvc_seq_edit(struct kvc *c, int seq, uint64_t at, uint64_t n_removed,
+		 uint64_t n_new)
+{
+	struct kv_sqe e = { .opcode = KV_OP_SEQ_EDIT,
+			    .seq = (uint32_t)seq,
+			    .arg = { at, n_removed, n_new } };
+
+	return kvc_call(c, &e);
+}
+
 int kvc_seq_info(struct kvc *c, int seq, struct kv_seq_info *out)
 {
 	struct kv_sqe e = { .opcode = KV_OP_SEQ_INFO, .seq = (uint32_t)seq };

@@ -35,9 +35,10 @@
 #define KV_FEATURE_ATTEND   (1ull << 0) /* sequences and attention */
 #define KV_FEATURE_GENERATE (1ull << 1) /* a hosted model */
 #define KV_FEATURE_ADMIN    (1ull << 2) /* this peer may administer */
-#define KV_FEATURE_REPAIR   (1ull << 4) /* chunks may be repaired */
 #define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
 #define KV_FEATURE_MAP	    (1ull << 4) /* KV_OP_MAP; kv_ctl on the socket */
+#define KV_FEATURE_REPAIR   (1ull << 5) /* chunks may be repaired */
+#define KV_FEATURE_EDIT	    (1ull << 6) /* KV_OP_SEQ_EDIT */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -126,6 +127,7 @@ enum kv_op {
 	KV_OP_MAP = 11, /* seq, arg0 off of kv_map -> res entries */
 	KV_OP_MAP_AT = 12, /* arg0 map, arg1 address: its faults are answered */
 	KV_OP_UNMAP = 13, /* arg0 map */
+	KV_OP_SEQ_EDIT = 14, /* seq, arg0 at, arg1 removed, arg2 inserted */
 	/* ---- hosted models ---- */
 	KV_OP_GENERATE = 16, /* arg0 off of kv_generate */
 	KV_OP_CANCEL = 17, /* arg0 user_data of a request in flight */

@@ -109,6 +109,13 @@ int kvc_seq_fork(struct kvc *c, int seq);
 int kvc_seq_truncate(struct kvc *c, int seq, uint64_t n_tokens);
 int kvc_seq_seal(struct kvc *c, int seq);
 int kvc_seq_skip(struct kvc *c, int seq, uint64_t from, uint64_t to);
+/*
+ * Replace tokens [at, at + n_removed) by n_new, and keep what stands behind, moved. The K and
+ * V of the new tokens are appended next: kvc_append() or kvc_attend() at position at, in
+ * every layer, n_new tokens. Where nothing stands behind it only cuts off.
+ */
+int kvc_seq_edit(struct kvc *c, int seq, uint64_t at, uint64_t n_removed,
+		 uint64_t n_new);
 int kvc_seq_info(struct kvc *c, int seq, struct kv_seq_info *out);
 /* items: in the arena, n of them; see struct kv_attend_item. Returns 0 when
  * every item's res is 0, else the first error. flags: KV_SQE_WAIT. */

@@ -103,12 +103,19 @@ static uint32_t room_left(const struct seq *q)
 	return s ? s->cap_tokens - s->n_tokens : 0;
 }
 
+/* 1: its keys are rotated for another place, so a copy of them would be wrong. */
+static int is_moved(const struct seq_entry *e)
+{
+	return e->pos != e->seg->pos0 + e->from;
+}
+
 /* The part-tile at the end that an append has to take over; 0 if none. */
 static uint32_t head_tokens(const struct seq *q)
 {
 	struct seq_entry *e = last(q);
 
-	if (!e || q->part_begins || !e->seg->sealed)
+	if (!e || q->part_begins || !e->seg->sealed || is_moved(e) ||
+	    e->from % SEGMENT_BLOCK)
 		return 0;
 	return (e->from + e->n) % SEGMENT_BLOCK;
 }
@@ -406,6 +413,92 @@ int seq_fork(struct seq *dst, struct seq *src)
 	return 0;
 }
 
+/* Tokens [off, n) of e at the end of dst, which has room for the entry. */
+static int fork_rest(struct seq *dst, const struct seq_entry *e, uint32_t off)
+{
+	const uint32_t n_words = KV_DIV_UP(e->seg->cap_tokens, 64);
+	uint64_t *skip = NULL;
+
+	assert(!e->patch);
+	if (e->skip) {
+		skip = calloc(n_words, sizeof(*skip));
+		if (!skip)
+			return -ENOMEM;
+		for (uint32_t i = off; i < e->n; i++)
+			if (bit(e->skip, i))
+				skip[(i - off) / 64] |= 1ull << (i - off) % 64;
+	}
+	segment_get(e->seg);
+	push(dst, e->seg, e->from + off, e->n - off)->skip = skip;
+	return 0;
+}
+
+/* dst (empty) gets the tokens of src from position from on. */
+static int fork_tail(struct seq *dst, const struct seq *src, uint64_t from)
+{
+	int ret = room_for(dst, src->n_entries + 1);
+
+	for (uint32_t i = 0; i < src->n_entries && !ret; i++) {
+		const struct seq_entry *e = &src->entries[i];
+		const uint64_t pos = (uint64_t)e->pos;
+
+		if (pos + e->n > from)
+			ret = fork_rest(dst, e,
+					from > pos ? (uint32_t)(from - pos)
+						   : 0);
+	}
+	return ret;
+}
+
+/* Move the entries of tail to the end of q, which has room for them. */
+static void join(struct seq *q, struct seq *tail)
+{
+	for (uint32_t i = 0; i < tail->n_entries; i++) {
+		const struct seq_entry *e = &tail->entries[i];
+
+		push(q, e->seg, e->from, e->n)->skip = e->skip;
+	}
+	tail->n_entries = 0;
+}
+
+int seq_edit(struct seq *q, uint64_t at, uint64_t n_removed, uint32_t n_new)
+{
+	const uint32_t n_seg = KV_DIV_UP(n_new, q->seg_tokens);
+	struct segment *seg[n_seg + 1];
+	struct seq tail;
+	int ret;
+
+	if (at > q->n_tokens || n_removed > q->n_tokens - at)
+		return -EINVAL;
+	seq_seal(q);
+	if (at + n_removed == q->n_tokens) {
+		seq_truncate(q, at);
+		return 0;
+	}
+	seq_init(&tail, q->pool, &q->layout, q->seg_tokens);
+	ret = fork_tail(&tail, q, at + n_removed);
+	if (!ret)
+		ret = room_for(q, n_seg + tail.n_entries + 1);
+	if (!ret && n_seg)
+		ret = open_segments(q, n_new, 0, (int64_t)at, seg, n_seg);
+	if (ret) {
+		seq_fini(&tail);
+		return ret;
+	}
+	seq_truncate(q, at);
+	for (uint32_t i = 0; i < n_seg; i++) {
+		const uint32_t n = KV_MIN(n_new, seg[i]->cap_tokens);
+
+		segment_seal(seg[i], n);
+		push(q, seg[i], 0, n);
+		n_new -= n;
+	}
+	join(q, &tail);
+	q->part_begins = 1;
+	seq_fini(&tail);
+	return 0;
+}
+
 int seq_skip(struct seq *q, uint64_t from, uint64_t to)
 {
 	if (from > to || to > q->n_tokens)
@@ -496,7 +589,6 @@ void seq_check(const struct seq *q)
 		const struct seq_entry *e = &q->entries[i];
 
 		assert(e->pos == (int64_t)pos && e->n);
-		assert(e->from % SEGMENT_BLOCK == 0);
 		assert(e->from + e->n <= e->seg->n_tokens);
 		assert(e->seg->sealed || (i + 1 == q->n_entries &&
 					  e->seg->n_refs == 1 && !e->from));

@@ -4,9 +4,10 @@
  *  (1) Only the last entry may be an open segment, and then this sequence is its
  *      only reader and its writer.
  *  (2) Entries follow each other without a gap in positions; n_tokens is their sum.
- *  (3) An entry starts on the tile grid of its segment. Inside a part it starts
+ *  (3) The tiles of an entry are those of its segment's grid. Inside a part it starts
  *      on the part's grid too: an append behind a sealed part-tile takes over the
- *      tile's head by a copy (struct seq_copy).
+ *      tile's head by a copy (struct seq_copy). Only what stands behind an edit may
+ *      start inside a tile: then its tiles begin there, and anew with the next page.
  *
  * Thread: loop thread; while a job runs on an engine thread the entries do not
  * change (the owner sees to that).
@@ -18,7 +19,7 @@
 
 struct seq_entry {
 	struct segment *seg; /* a reference */
-	uint32_t from; /* first token of the segment, % SEGMENT_BLOCK */
+	uint32_t from; /* first token of the segment */
 	uint32_t n; /* tokens */
 	int64_t pos; /* position of the first */
 	uint64_t *skip; /* [(n_cap + 63) / 64] hidden tokens, or NULL */
@@ -89,6 +90,14 @@ int seq_patch(struct seq *q, uint32_t i, uint32_t from, uint32_t *at,
 int64_t seq_patch_index(const struct seq_entry *e, uint32_t off);
 /* Keep n tokens. */
 void seq_truncate(struct seq *q, uint64_t n);
+/*
+ * Replace tokens [at, at + n_removed) by n_new whose K and V the caller writes, in
+ * segments of their own; what stands behind moves (PIE, He et al. 2024,
+ * arXiv:2407.03157): entries change their positions, no byte is copied. Seals the
+ * tail. Where nothing stands behind, tokens are cut off only, and seq_grow() makes room as
+ * ever. 0, or -EINVAL, -EDQUOT, -ENOMEM: then nothing changed.
+ */
+int seq_edit(struct seq *q, uint64_t at, uint64_t n_removed, uint32_t n_new);
 /* Seal the open tail. */
 void seq_seal(struct seq *q);
 /* dst (initialised, empty) gets the tokens of src; seals src's tail. */

@@ -83,6 +83,11 @@ static int op_seq_skip(struct sess *s, const struct kv_sqe *e)
 	return serve_seq_skip(s->ss, e->seq, e->arg[0], e->arg[1]);
 }
 
+static int op_seq_edit(struct sess *s, const struct kv_sqe *e)
+{
+	return serve_seq_edit(s->ss, e->seq, e->arg[0], e->arg[1], e->arg[2]);
+}
+
 static int op_seq_info(struct sess *s, const struct kv_sqe *e)
 {
 	struct kv_seq_info *to = chan_at(&s->ch, e->arg[0], sizeof(*to), 8);
@@ -121,6 +126,7 @@ static const struct op ops[] = {
 	[KV_OP_MAP] = { USES_SEQ | USES_ARG(1), op_map },
 	[KV_OP_MAP_AT] = { USES_ARG(2), op_map_at },
 	[KV_OP_UNMAP] = { USES_ARG(1), op_unmap },
+	[KV_OP_SEQ_EDIT] = { USES_SEQ | USES_ARG(3), op_seq_edit },
 	[KV_OP_GENERATE] = { USES_WAIT | USES_ARG(1), op_generate },
 	[KV_OP_CANCEL] = { USES_ARG(1), op_cancel },
 	[KV_OP_CHUNK_PUT] = { USES_WAIT | USES_ARG(1), op_chunk_put },

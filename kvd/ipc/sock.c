@@ -190,7 +190,7 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	a->tenant_name = t ? t->name : "";
 	if (!t)
 		return 0;
-	a->features |= KV_FEATURE_ATTEND;
+	a->features |= KV_FEATURE_ATTEND | KV_FEATURE_EDIT;
 	if (ipc->conf->n_models)
 		a->features |= KV_FEATURE_GENERATE | KV_FEATURE_REPAIR;
 	if (t->persist != CONF_PERSIST_NO && t->disk_bytes)

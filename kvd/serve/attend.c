@@ -89,7 +89,10 @@ static void item_done(struct attend *a, uint32_t i)
 	const struct serve_attend_item *r = &a->req->items[i];
 
 	if (r->k)
-		it->s->layer_tokens[a->req->layer] = r->pos + r->n_tokens;
+		it->s->layer_tokens[a->req->layer] =
+			r->pos + r->n_tokens == it->s->hole_end
+				? it->s->seq.n_tokens
+				: r->pos + r->n_tokens;
 	if (r->k)
 		map_ahead(a, &it->s->seq);
 	a->req->items[i].res = 0;
@@ -589,6 +592,9 @@ static int item_check(struct attend *a, uint32_t i)
 		return -EINVAL;
 	have = s->layer_tokens[a->req->layer];
 	if (r->k ? r->pos != have : r->pos + r->n_tokens > have)
+		return -EINVAL;
+	/* what was inserted ends where it ends */
+	if (r->k && have < s->hole_end && r->pos + r->n_tokens > s->hole_end)
 		return -EINVAL;
 	if (r->pos + r->n_tokens > s->max_tokens)
 		return -ENOSPC;

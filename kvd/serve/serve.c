@@ -101,6 +101,10 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Hits on disk that were faster to compute again" },
 		{ &t->st_refused, "kvd_refused_total",
 		  "Requests refused over budget" },
+		{ &t->st_edits, "kvd_seq_edits_total",
+		  "Edits of clients' sequences" },
+		{ &t->st_edit_tokens, "kvd_seq_edit_tokens_total",
+		  "Tokens behind edits that kept their bytes" },
 		{ &t->st_attends, "kvd_attends_total",
 		  "Append and attend calls" },
 	};

@@ -74,6 +74,14 @@ int serve_seq_seal(struct serve_session *ss, uint32_t seq);
 int serve_seq_skip(struct serve_session *ss, uint32_t seq, uint64_t from,
 		   uint64_t to);
 
+/*
+ * Tokens [at, at + n_removed) go; n_new come in their place, whose K and V the client
+ * appends next, in each layer from at on; what stands behind moves. -EINVAL, -EBUSY not
+ * all layers hold the same tokens, -ENOSPC, -EDQUOT, -ENOMEM.
+ */
+int serve_seq_edit(struct serve_session *ss, uint32_t seq, uint64_t at,
+		   uint64_t n_removed, uint64_t n_new);
+
 struct serve_seq_info {
 	uint64_t n_tokens, n_sealed, n_pages, n_resident;
 };

@@ -247,6 +247,34 @@ int serve_seq_skip(struct serve_session *ss, uint32_t seq, uint64_t from,
 	return seq_skip(&s->seq, from, to);
 }
 
+int serve_seq_edit(struct serve_session *ss, uint32_t seq, uint64_t at,
+		   uint64_t n_removed, uint64_t n_new)
+{
+	struct session_seq *s = session_seq_find(ss, seq);
+	uint64_t rest;
+	int ret;
+
+	if (!s)
+		return -ENOENT;
+	if (s->n_busy || !session_seq_settled(s))
+		return -EBUSY;
+	if (at > s->seq.n_tokens || n_removed > s->seq.n_tokens - at)
+		return -EINVAL;
+	rest = s->seq.n_tokens - at - n_removed;
+	if (n_new > s->max_tokens || at + n_new + rest > s->max_tokens)
+		return -ENOSPC;
+	ret = seq_edit(&s->seq, at, n_removed, (uint32_t)n_new);
+	if (ret)
+		return ret;
+	s->hole_end = rest && n_new ? at + n_new : 0;
+	for (uint32_t l = 0; l < s->seq.layout.n_layers; l++)
+		s->layer_tokens[l] = s->hole_end ? at : s->seq.n_tokens;
+	stat_add(ss->tenant->st_edits, 1);
+	stat_add(ss->tenant->st_edit_tokens, rest);
+	tenant_kick(ss->tenant);
+	return 0;
+}
+
 int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 		       uint64_t n_tokens)
 {
@@ -262,6 +290,8 @@ int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 	if (s->copy.n && seq_open_segment(&s->seq) != s->copy.dst)
 		seq_copy_done(&s->copy); /* the place it would go to is gone */
 	tenant_kick(ss->tenant);
+	if (s->hole_end >= n_tokens)
+		s->hole_end = 0; /* what is left of it is the end */
 	for (uint32_t l = 0; l < s->seq.layout.n_layers; l++)
 		s->layer_tokens[l] = KV_MIN(s->layer_tokens[l], n_tokens);
 	return 0;

@@ -63,7 +63,7 @@ struct serve_tenant {
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_refused,
-		*st_ttft, *st_attends;
+		*st_ttft, *st_attends, *st_edits, *st_edit_tokens;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */
@@ -132,6 +132,8 @@ struct serve_session {
 		uint32_t n_busy; /* requests in flight that use it */
 		uint64_t max_tokens;
 		uint64_t *layer_tokens; /* [n_layers] appended */
+		uint64_t
+			hole_end; /* end of tokens inserted, being written; 0 */
 		struct seq_copy copy; /* to be done by the next job */
 	} * *seqs; /* [n_seq_room], NULL where free */
 	uint32_t n_seq_room;

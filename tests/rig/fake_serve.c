@@ -246,6 +246,20 @@ int serve_seq_skip(struct serve_session *ss, uint32_t seq, uint64_t from,
 	return from <= to && to <= ss->tokens[seq - 1] ? 0 : -EINVAL;
 }
 
+int serve_seq_edit(struct serve_session *ss, uint32_t seq, uint64_t at,
+		   uint64_t n_removed, uint64_t n_new)
+{
+	uint64_t *n;
+
+	if (!known(ss, seq))
+		return -ENOENT;
+	n = &ss->tokens[seq - 1];
+	if (at > *n || n_removed > *n - at || n_new > 1u << 24)
+		return -EINVAL;
+	*n += n_new - n_removed;
+	return 0;
+}
+
 int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 		       uint64_t n_tokens)
 {

@@ -141,6 +141,39 @@ static void check_labels(const struct labelled *l)
 	}
 }
 
+/* What stands behind keeps its labels; so does what was rotated how far. */
+static void edit(struct labelled *l)
+{
+	const uint32_t n = (uint32_t)l->q.n_tokens, at = rnd(n + 1);
+	const uint32_t removed = rnd(rnd(2) ? 3 : n - at + 1) % (n - at + 1);
+	const uint32_t rest = n - at - removed;
+	const uint32_t n_new = n < 400 ? rnd(rnd(2) ? 3 : 150) : 0;
+
+	ck_assert_int_eq(seq_edit(&l->q, n + 1, 0, 0), -EINVAL);
+	ck_assert_int_eq(seq_edit(&l->q, at, n - at + 1, 0), -EINVAL);
+	ck_assert_int_eq(seq_edit(&l->q, at, removed, n_new), 0);
+	if (!rest) {
+		ck_assert_uint_eq(l->q.n_tokens, at);
+		return;
+	}
+	ck_assert_uint_eq(l->q.n_tokens, at + n_new + rest);
+	memmove(l->label + at + n_new, l->label + at + removed,
+		rest * sizeof(*l->label));
+	for (uint32_t i = 0; i < l->q.n_entries; i++) {
+		struct seq_entry *e = &l->q.entries[i];
+
+		for (uint32_t t = 0; t < e->n; t++) {
+			const uint64_t pos = (uint64_t)e->pos + t;
+
+			if (pos < at || pos >= at + n_new)
+				continue;
+			ck_assert_int_eq(e->pos, e->seg->pos0 + e->from);
+			*label_of(e->seg, e->from + t) = ++next_label;
+			l->label[pos] = next_label;
+		}
+	}
+}
+
 START_TEST(forks_cuts_and_appends_keep_their_tokens)
 {
 	struct labelled *l = calloc(6, sizeof(*l));
@@ -151,7 +184,10 @@ START_TEST(forks_cuts_and_appends_keep_their_tokens)
 		struct labelled *a = &l[rnd(6)], *b = &l[rnd(6)];
 		const uint64_t n = a->q.n_tokens;
 
-		switch (rnd(5)) {
+		switch (rnd(6)) {
+		case 5:
+			edit(a);
+			break;
 		case 0:
 			if (a == b)
 				break;

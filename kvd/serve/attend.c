@@ -40,6 +40,7 @@ struct attend {
 	uint32_t n_items_room; /* of these three */
 	uint32_t i_item, row; /* mode ONE: where it stands */
 	int one_by_one;
+	int counted; /* in the tenant's n_requests, else n_uncounted */
 	int in_line;
 	int cancelled;
 	int ended; /* tell() is on its way */
@@ -179,6 +180,14 @@ static int attend_get(struct serve *s, uint32_t n, struct attend **out)
 
 /* ---- end ------------------------------------------------------------------ */
 
+static void uncount(struct attend *a)
+{
+	if (a->counted)
+		a->ss->tenant->n_requests--;
+	else
+		a->ss->tenant->n_uncounted--;
+}
+
 static void tell(struct loop_call *c)
 {
 	struct attend *a = container_of(c, struct attend, call);
@@ -189,6 +198,7 @@ static void tell(struct loop_call *c)
 	for (uint32_t i = 0; i < r->n_items && !ret; i++)
 		ret = r->items[i].res;
 	list_del(&a->node);
+	uncount(a);
 	attend_put(ss->tenant->serve, a);
 	r->priv = NULL;
 	r->wait.done(&r->wait, ret);
@@ -559,11 +569,24 @@ static int grow_all(struct attend *a)
 	return 0;
 }
 
+static void count(struct attend *a)
+{
+	a->ss->tenant->n_uncounted--;
+	a->ss->tenant->n_requests++;
+	a->counted = 1;
+}
+
 static int attend_retry(struct waiter *w)
 {
 	struct attend *a = container_of(w, struct attend, waiter);
-	int ret = grow_all(a);
+	const struct serve_tenant *t = a->ss->tenant;
+	int ret;
 
+	if (!a->counted && t->n_requests >= t->conf->max_requests)
+		return -EBUSY;
+	if (!a->counted)
+		count(a);
+	ret = grow_all(a);
 	if (!ret)
 		ret = reserve(a);
 	if (ret == -EAGAIN)
@@ -614,6 +637,11 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 		return -ESHUTDOWN;
 	if (!r->n_items || r->n_items > SERVE_MAX_ITEMS)
 		return -EINVAL;
+	if (!r->may_wait &&
+	    t->n_requests + t->n_uncounted >= t->conf->max_requests) {
+		stat_add(t->st_refused, 1);
+		return -EDQUOT;
+	}
 	ret = attend_get(t->serve, r->n_items, &a);
 	if (ret)
 		return ret;
@@ -628,11 +656,14 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 		r->items[i].res = item_check(a, i);
 	r->priv = a;
 	stat_add(t->st_attends, 1);
+	t->n_uncounted++;
+	if (!r->may_wait)
+		count(a);
 	session_request_begin(ss);
 	list_push(&ss->attends, &a->node);
 	a->waiter.retry = attend_retry;
 	a->in_line = 1;
-	if (!list_empty(&t->waiting) || attend_retry(&a->waiter) == -EAGAIN) {
+	if (!list_empty(&t->waiting) || attend_retry(&a->waiter) < 0) {
 		tenant_wait(t, &a->waiter);
 		tenant_kick(t);
 	}
@@ -650,7 +681,8 @@ static void cancel(struct attend *a)
 }
 
 uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
-		      uint64_t *reserved)
+		      uint64_t *reserved, uint32_t *n_requests,
+		      uint32_t *n_uncounted)
 {
 	uint32_t n_calls = 0;
 
@@ -658,6 +690,8 @@ uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
 		const struct attend *a = list_entry(n, struct attend, node);
 
 		n_calls++;
+		*n_requests += a->counted ? 1 : 0;
+		*n_uncounted += a->counted ? 0 : 1;
 		*n_active += !!a->reserved;
 		*reserved += a->reserved;
 		assert(!a->reserved || (!a->in_line && !a->ended));

@@ -56,7 +56,8 @@ static void check_session(struct serve_session *ss, struct sums *s)
 		check_gen(list_entry(l, struct gen, session_node), s);
 		n++;
 	}
-	n += attend_check(ss, &s->n_active, &s->reserved);
+	n += attend_check(ss, &s->n_active, &s->reserved, &s->n_requests,
+			  &s->n_uncounted);
 	map_check(ss, &s->maps);
 	list_for_each(l, &ss->persists)
 		n++;

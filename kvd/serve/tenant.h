@@ -181,7 +181,8 @@ void attend_cancel_session(struct serve_session *ss);
 void attend_free_all(struct serve *s);
 /* attend.c: how many calls ss has; adds what they hold. */
 uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
-		      uint64_t *reserved);
+		      uint64_t *reserved, uint32_t *n_requests,
+		      uint32_t *n_uncounted);
 /* check.c: walk the invariants now and then. */
 void serve_check_start(struct serve *s);
 

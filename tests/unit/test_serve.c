@@ -703,6 +703,33 @@ START_TEST(a_cut_behind_a_cancelled_append_goes)
 }
 END_TEST
 
+/* What a call may take of the tenant's places is what a generation may. */
+START_TEST(attention_has_a_place_among_the_requests)
+{
+	struct rig_serve *r =
+		rig_serve_open((struct rig_serve_options){ .max_requests = 2 });
+	const int geometry = new_geometry(r, 1);
+	float *x = numbers(32 * ROW);
+	struct attend a[4] = { 0 };
+
+	for (int i = 0; i < 4; i++)
+		add_item(&a[i],
+			 serve_seq_new(r->session, (uint32_t)geometry, 0), 0,
+			 32, x, NULL);
+	ck_assert_int_eq(start_attend(r, &a[0], 0), 0);
+	ck_assert_int_eq(start_attend(r, &a[1], 0), 0);
+	ck_assert_int_eq(start_attend(r, &a[2], 0), -EDQUOT);
+	ck_assert_int_eq(start_attend(r, &a[3], 1), 0);
+	ck_assert(rig_serve_until(r, &a[3].told));
+	ck_assert(a[0].told && a[1].told);
+	ck_assert_int_eq(a[3].ret, 0);
+	ck_assert_int_eq(start_attend(r, &a[2], 0), 0);
+	ck_assert(rig_serve_until(r, &a[2].told));
+	free(x);
+	rig_serve_close(r);
+}
+END_TEST
+
 START_TEST(draining_takes_no_new_attention)
 {
 	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
@@ -743,6 +770,7 @@ int main(void)
 	tcase_add_test(t, room_that_a_truncation_gives_is_taken);
 	tcase_add_test(t, an_append_that_waits_can_be_cancelled);
 	tcase_add_test(t, a_cut_behind_a_cancelled_append_goes);
+	tcase_add_test(t, attention_has_a_place_among_the_requests);
 	tcase_add_test(t, draining_takes_no_new_attention);
 	tcase_add_test(t, long_texts_are_the_same_tokens);
 	tcase_add_test(t, texts_may_be_too_long_or_cancelled);

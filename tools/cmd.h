@@ -20,7 +20,7 @@ struct cmd {
 
 extern int cmd_json; /* --json */
 extern const struct cmd cmd_generate, cmd_chunk, cmd_top, cmd_config,
-	cmd_persist, cmd_trace;
+	cmd_persist, cmd_trace, cmd_rag;
 extern const struct cmd cmd_queries[]; /* ends with a NULL name */
 
 /* Say what went wrong; EXIT_REFUSED or EXIT_NO_DAEMON. */
@@ -30,5 +30,7 @@ int cmd_usage(const struct cmd *cmd);
 int cmd_query(struct kvc *c, const char *what, const char *arg);
 /* TEXT, or @FILE's contents, or - for standard input; malloc'ed, or NULL. */
 char *cmd_text(const char *arg);
+/* SELECTOR@PERCENT into g; 0, or -1: it is none. */
+int cmd_repair(struct kvc_generate *g, const char *arg);
 
 #endif

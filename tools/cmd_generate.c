@@ -93,8 +93,7 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 	return 0;
 }
 
-/* KIND@PERCENT */
-static int repair(struct kvc_generate *g, const char *arg)
+int cmd_repair(struct kvc_generate *g, const char *arg)
 {
 	static const char *const kinds[] = { "none", "first", "random",
 					     "blend" };
@@ -160,7 +159,7 @@ static int option(struct request *r, int o)
 		r->g.sqe_flags |= KV_SQE_WAIT;
 		return 0;
 	case O_REPAIR:
-		return repair(&r->g, optarg);
+		return cmd_repair(&r->g, optarg);
 	case O_SYSTEM:
 	case O_QUESTION:
 		return add_part(r, optarg, 0);

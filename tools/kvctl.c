@@ -10,9 +10,10 @@
 
 int cmd_json;
 
-static const struct cmd *const others[] = { &cmd_generate, &cmd_chunk,
-					    &cmd_top,	   &cmd_persist,
-					    &cmd_trace,	   &cmd_config };
+static const struct cmd *const others[] = { &cmd_generate, &cmd_rag,
+					    &cmd_chunk,	   &cmd_top,
+					    &cmd_persist,  &cmd_trace,
+					    &cmd_config };
 #define N_OTHERS (sizeof(others) / sizeof(others[0]))
 
 static void help_line(const struct cmd *c)

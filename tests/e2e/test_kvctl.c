@@ -57,6 +57,42 @@ static void teardown(void)
 	rig_daemon_free(d);
 }
 
+/* The same requests twice: the chunks of the first ones are found. */
+START_TEST(rag_answers_line_by_line)
+{
+	char cmd[256];
+	int n = 0;
+
+	snprintf(cmd, sizeof(cmd),
+		 "head -12 tests/data/eval/rag-dev.jsonl > %s/q.jsonl", d->dir);
+	ck_assert_int_eq(system(cmd), 0);
+	for (int i = 0; i < 2; i++) {
+		snprintf(cmd, sizeof(cmd),
+			 "rag --max-tokens 16 --stop '\n' %s/q.jsonl", d->dir);
+		ck_assert_int_eq(run(cmd), 0);
+	}
+	ck_assert_ptr_nonnull(strstr(out, "12 requests, 0 failed"));
+	ck_assert_ptr_nonnull(strstr(out, "exact match "));
+	ck_assert_ptr_null(strstr(out, "exact match 0 "));
+	ck_assert_ptr_null(strstr(out, " 0 as chunks"));
+	snprintf(cmd, sizeof(cmd),
+		 "rag --json --jobs 1 --repair blend@15 %s/q.jsonl 2>/dev/null",
+		 d->dir);
+	ck_assert_int_eq(run(cmd), 0);
+	for (char *at = out; (at = strchr(at, '\n')); at++)
+		n++;
+	ck_assert_int_ge(n, 12);
+	ck_assert_ptr_nonnull(strstr(out, "\"repaired_tokens\":"));
+	snprintf(cmd, sizeof(cmd), "echo '{}' >> %s/q.jsonl", d->dir);
+	ck_assert_int_eq(system(cmd), 0);
+	snprintf(cmd, sizeof(cmd), "rag %s/q.jsonl", d->dir);
+	ck_assert_int_eq(run(cmd), 2);
+	ck_assert_ptr_nonnull(strstr(out, ":13: no question"));
+	snprintf(cmd, sizeof(cmd), "%s/q.jsonl", d->dir);
+	ck_assert_int_eq(unlink(cmd), 0);
+}
+END_TEST
+
 #define PROMPT \
 	"--system 'Answer each question from the notes below. Keep the " \
 	"answer short.\n' --chunk 'Tilda Calwick works as a miller. She " \
@@ -215,6 +251,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, lists_are_tables_or_json);
 	tcase_add_test(t, generate_answers);
+	tcase_add_test(t, rag_answers_line_by_line);
 	tcase_add_test(t, a_recording_is_a_trace);
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);

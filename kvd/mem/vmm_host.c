@@ -18,14 +18,11 @@
 #include "io/base.h"
 #include "io/sys.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/extent.h"
 
 #define HUGE_BYTES  (2ull << 20)
 #define SPACE_BYTES (1ull << 40) /* virtual; halved until it can be had */
 #define SPACE_LEAST (1ull << 30)
-
-struct extent {
-	uint64_t first, n;
-};
 
 struct space {
 	int fd;
@@ -34,8 +31,7 @@ struct space {
 	size_t page_bytes;
 	uint64_t n_pages;
 	const char *kind;
-	struct extent *free; /* by number, never touching */
-	uint32_t n_free, n_room;
+	struct extents free; /* virtual pages */
 };
 
 /* ---- the file ------------------------------------------------------------ */
@@ -168,24 +164,21 @@ int space_open(struct space **out, const struct space_conf *conf)
 	if (!s)
 		return -ENOMEM;
 	s->page_bytes = conf->page_bytes;
-	s->free = calloc(16, sizeof(*s->free));
-	s->n_room = 16;
 	s->share_fd = -EBADF;
-	ret = s->free ? open_file(s, conf) : -ENOMEM;
+	ret = open_file(s, conf);
 	if (ret) {
-		free(s->free);
 		free(s);
 		return ret;
 	}
 	ret = map_file(s);
+	if (!ret)
+		ret = extents_init(&s->free, s->n_pages);
 	if (ret) {
 		space_close(s);
 		return ret;
 	}
 	open_share(s);
 	place(s, conf);
-	s->free[0] = (struct extent){ 0, s->n_pages };
-	s->n_free = 1;
 	*out = s;
 	return 0;
 }
@@ -199,7 +192,7 @@ void space_close(struct space *s)
 	close(s->fd);
 	if (s->share_fd >= 0)
 		close(s->share_fd);
-	free(s->free);
+	extents_fini(&s->free);
 	free(s);
 }
 
@@ -222,69 +215,12 @@ const char *space_kind(const struct space *s)
 
 int64_t space_alloc(struct space *s, uint64_t n_pages)
 {
-	for (uint32_t i = 0; i < s->n_free; i++) {
-		struct extent *e = &s->free[i];
-		const uint64_t first = e->first;
-
-		if (e->n < n_pages)
-			continue;
-		e->first += n_pages;
-		e->n -= n_pages;
-		if (!e->n) {
-			s->n_free--;
-			memmove(e, e + 1, (s->n_free - i) * sizeof(*e));
-		}
-		return (int64_t)first;
-	}
-	return -ENOMEM;
-}
-
-static int insert(struct space *s, uint32_t at, struct extent e)
-{
-	if (s->n_free == s->n_room) {
-		struct extent *f = realloc(s->free, 2 * s->n_room * sizeof(*f));
-
-		if (!f)
-			return -ENOMEM;
-		s->free = f;
-		s->n_room *= 2;
-	}
-	memmove(s->free + at + 1, s->free + at,
-		(s->n_free - at) * sizeof(*s->free));
-	s->free[at] = e;
-	s->n_free++;
-	return 0;
+	return extents_take(&s->free, n_pages);
 }
 
 int space_free(struct space *s, uint64_t first, uint64_t n_pages)
 {
-	struct extent *f = s->free;
-	uint32_t lo = 0, hi = s->n_free;
-
-	while (lo < hi) { /* the first extent behind the pages */
-		const uint32_t mid = (lo + hi) / 2;
-
-		if (f[mid].first < first)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	if (lo && f[lo - 1].first + f[lo - 1].n == first) {
-		f[lo - 1].n += n_pages;
-		if (lo < s->n_free && first + n_pages == f[lo].first) {
-			f[lo - 1].n += f[lo].n;
-			s->n_free--;
-			memmove(f + lo, f + lo + 1,
-				(s->n_free - lo) * sizeof(*f));
-		}
-		return 0;
-	}
-	if (lo < s->n_free && first + n_pages == f[lo].first) {
-		f[lo].first = first;
-		f[lo].n += n_pages;
-		return 0;
-	}
-	return insert(s, lo, (struct extent){ first, n_pages });
+	return extents_give(&s->free, first, n_pages);
 }
 
 /* ---- frames -------------------------------------------------------------------- */

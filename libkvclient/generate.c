@@ -33,6 +33,9 @@ struct kvc_gen {
 	uint32_t max_tokens, n_tokens;
 	uint32_t max_logits, n_logits;
 	uint64_t max_text, n_text;
+	const struct kv_chunk_used *arena_used;
+	struct kv_chunk_used *used; /* [n_used], or NULL */
+	uint32_t n_used;
 	struct kv_gen_stats stats;
 	enum kv_end end;
 };
@@ -40,7 +43,7 @@ struct kvc_gen {
 /* Where everything lies in the block. */
 struct plan {
 	uint64_t at; /* bytes so far */
-	uint64_t parts, data, stop, tokens, text, logits, stats;
+	uint64_t parts, data, stop, tokens, text, logits, stats, used;
 	uint64_t stop_bytes;
 	uint32_t max_tokens;
 	uint64_t max_text;
@@ -93,6 +96,8 @@ static int make_plan(const struct kvc_generate *g, struct plan *p)
 	p->tokens = place(p, room * sizeof(struct kv_token));
 	p->text = place(p, p->max_text);
 	p->stats = place(p, sizeof(struct kv_gen_stats));
+	if (g->repair == KV_REPAIR_CRAFT)
+		p->used = place(p, g->n_parts * sizeof(struct kv_chunk_used));
 	if (g->flags & KV_GEN_LOGITS)
 		p->logits = place(p, sizeof(float) *
 					     (g->n_logits ? g->n_logits
@@ -152,6 +157,7 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		.priority = g->priority,
 		.repair = g->repair,
 		.repair_permille = g->repair_permille,
+		.used_off = p->used ? kvc_off(c, block + p->used) : 0,
 	};
 	char *stop = block + p->stop;
 
@@ -172,6 +178,9 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		r.n_logits = g->n_logits ? g->n_logits : DEFAULT_LOGITS;
 	}
 	memset(block + p->stats, 0, sizeof(struct kv_gen_stats));
+	if (p->used)
+		memset(block + p->used, 0,
+		       g->n_parts * sizeof(struct kv_chunk_used));
 	memcpy(block, &r, sizeof(r));
 	write_parts(c, g, p, block);
 	return 0;
@@ -182,6 +191,8 @@ static void take_end(struct kvc_gen *g)
 	const uint64_t n_vocab = g->arena_stats->n_vocab;
 
 	g->stats = *g->arena_stats;
+	if (g->used)
+		memcpy(g->used, g->arena_used, g->n_used * sizeof(*g->used));
 	g->end = (enum kv_end)(g->req.arg[1] >> 32);
 	if (!g->logits)
 		return;
@@ -236,8 +247,14 @@ static struct kvc_gen *gen_new(const struct kvc_generate *g,
 		gen->max_logits = g->n_logits ? g->n_logits : DEFAULT_LOGITS;
 		gen->logits = calloc(gen->max_logits, sizeof(float));
 	}
-	if (gen->tokens && gen->text && (!gen->max_logits || gen->logits))
+	if (g->repair == KV_REPAIR_CRAFT) {
+		gen->n_used = g->n_parts;
+		gen->used = calloc(g->n_parts, sizeof(*gen->used));
+	}
+	if (gen->tokens && gen->text && (!gen->max_logits || gen->logits) &&
+	    (!gen->n_used || gen->used))
 		return gen;
+	free(gen->used);
 	free(gen->tokens);
 	free(gen->text);
 	free(gen->logits);
@@ -249,6 +266,7 @@ static void gen_free(struct kvc *c, struct kvc_gen *gen)
 {
 	if (gen->block && gen->epoch == c->epoch)
 		kvc_free(c, gen->block);
+	free(gen->used);
 	free(gen->tokens);
 	free(gen->text);
 	free(gen->logits);
@@ -279,6 +297,7 @@ int kvc_generate_start(struct kvc *c, const struct kvc_generate *g,
 	gen->arena_text = gen->block + p.text;
 	gen->arena_logits = (const float *)(gen->block + p.logits);
 	gen->arena_stats = (struct kv_gen_stats *)(gen->block + p.stats);
+	gen->arena_used = (struct kv_chunk_used *)(gen->block + p.used);
 	ret = write_request(c, g, &p, gen->block);
 	if (ret)
 		goto fail;
@@ -317,6 +336,12 @@ const char *kvc_gen_text(const struct kvc_gen *g)
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g)
 {
 	return &g->stats;
+}
+
+const struct kv_chunk_used *kvc_gen_used(const struct kvc_gen *g, uint32_t *n)
+{
+	*n = g->n_used;
+	return g->used;
 }
 
 const float *kvc_gen_logits(const struct kvc_gen *g)

@@ -39,6 +39,7 @@
 #define KV_FEATURE_MAP	    (1ull << 4) /* KV_OP_MAP; kv_ctl on the socket */
 #define KV_FEATURE_REPAIR   (1ull << 5) /* chunks may be repaired */
 #define KV_FEATURE_EDIT	    (1ull << 6) /* KV_OP_SEQ_EDIT */
+#define KV_FEATURE_VARIANTS (1ull << 7) /* KV_REPAIR_CRAFT, used_off */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -314,8 +315,31 @@ enum kv_repair {
 	KV_REPAIR_NONE = 0,
 	KV_REPAIR_FIRST = 1, /* the first of each chunk */
 	KV_REPAIR_RANDOM = 2,
-	KV_REPAIR_BLEND = 3 /* the largest deviation of V at layer 1 */
+	KV_REPAIR_BLEND = 3, /* the largest deviation of V at layer 1 */
+	KV_REPAIR_CRAFT = 4 /* variants of chunks; see kv_chunk_used */
 };
+#define KV_REPAIR_ALL	  1000u /* permille */
+/* instead of a share, KV_REPAIR_CRAFT: by how well each variant fits; or as many as can
+ * be computed while the chunks are read, 15 % at least */
+#define KV_REPAIR_BY_CFO  1001u
+#define KV_REPAIR_BY_LOAD 1002u
+
+/* What became of a part of a request with KV_REPAIR_CRAFT. */
+enum kv_chunk_use {
+	KV_CHUNK_NONE = 0, /* the part is no chunk, or empty */
+	KV_CHUNK_FRESH = 1, /* computed here: it becomes a variant */
+	KV_CHUNK_EXACT = 2, /* the same stood before it: nothing again */
+	KV_CHUNK_INTER = 3, /* what looked most at the chunks before it again */
+	KV_CHUNK_ALONE = 4 /* computed alone: what deviates most again */
+};
+struct kv_chunk_used { /* [D] */
+	uint64_t variant; /* names it; 0 for FRESH */
+	uint32_t use; /* enum kv_chunk_use */
+	uint32_t n_tokens;
+	uint32_t n_repaired; /* of these computed again */
+	uint32_t cfo_permille; /* how badly it fits: 0 as it is .. 1000 */
+};
+KV_STATIC_ASSERT(sizeof(struct kv_chunk_used) == 24, "kv_chunk_used is ABI");
 
 #define KV_MAX_STOP 8
 
@@ -366,7 +390,9 @@ struct kv_generate { /* [C] */
 	uint32_t n_logits; /* room at logits_off, in floats */
 	uint32_t repair; /* enum kv_repair */
 	uint32_t repair_permille; /* of each chunk's tokens; 0..1000 */
-	uint64_t _rsvd[3];
+	uint64_t
+		used_off; /* KV_REPAIR_CRAFT: kv_chunk_used[n_parts] [D]; 0: none */
+	uint64_t _rsvd[2];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
 

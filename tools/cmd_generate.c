@@ -95,19 +95,24 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 
 int cmd_repair(struct kvc_generate *g, const char *arg)
 {
-	static const char *const kinds[] = { "none", "first", "random",
-					     "blend" };
+	static const char *const kinds[] = { "none", "first", "random", "blend",
+					     "craft" };
 	const char *at = strchr(arg, '@');
 	double percent;
 	char *end;
 
+	if (!strcmp(arg, "craft") || !strcmp(arg, "craft@load")) {
+		g->repair = KV_REPAIR_CRAFT;
+		g->repair_permille = at ? KV_REPAIR_BY_LOAD : KV_REPAIR_BY_CFO;
+		return 0;
+	}
 	if (!at)
 		return -1;
 	percent = strtod(at + 1, &end);
 	if (end == at + 1 || *end || !(percent >= 0 && percent <= 100))
 		return -1;
 	g->repair_permille = (uint32_t)(percent * 10 + 0.5);
-	for (uint32_t i = 0; i < 4; i++)
+	for (uint32_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
 		if (strlen(kinds[i]) == (size_t)(at - arg) &&
 		    !strncmp(kinds[i], arg, (size_t)(at - arg))) {
 			g->repair = i;
@@ -172,6 +177,26 @@ static int option(struct request *r, int o)
 	}
 }
 
+static void print_used(const struct kvc_gen *g)
+{
+	static const char *const uses[] = { "none", "fresh", "exact", "inter",
+					    "alone" };
+	uint32_t n, n_out = 0;
+	const struct kv_chunk_used *u = kvc_gen_used(g, &n);
+
+	if (!u)
+		return;
+	printf("\"chunks\":[");
+	for (uint32_t i = 0; i < n; i++)
+		if (u[i].use && u[i].use < sizeof(uses) / sizeof(uses[0]))
+			printf("%s{\"use\":\"%s\",\"variant\":\"%016llx\","
+			       "\"tokens\":%u,\"repaired\":%u,\"cfo\":%.3f}",
+			       n_out++ ? "," : "", uses[u[i].use],
+			       (unsigned long long)u[i].variant, u[i].n_tokens,
+			       u[i].n_repaired, u[i].cfo_permille * 1e-3);
+	printf("],");
+}
+
 static void print_json(const struct kvc_gen *g)
 {
 	const struct kv_gen_stats *st = kvc_gen_stats(g);
@@ -193,7 +218,9 @@ static void print_json(const struct kvc_gen *g)
 		else
 			printf("%s[%u,%.6f]", i ? "," : "", t[i].id,
 			       (double)t[i].logprob);
-	printf("],\"text\":\"");
+	printf("],");
+	print_used(g);
+	printf("\"text\":\"");
 	for (const char *s = kvc_gen_text(g); *s; s++)
 		if ((unsigned char)*s < ' ' || *s == '"' || *s == '\\')
 			printf("\\u%04x", (unsigned)(unsigned char)*s);
@@ -245,6 +272,6 @@ const struct cmd cmd_generate = {
 	"text in, text out. Parts in order: --system T, --chunk T (reused), "
 	"--question T or TEXT;\n--model NAME --max-tokens N --temperature X "
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
-	"--score --no-reuse --wait --repair first|random|blend@PERCENT. T is text, @FILE or - (standard input).",
+	"--score --no-reuse --wait --repair first|random|blend|craft@PERCENT, craft, craft@load. T is text, @FILE or - (standard input).",
 	generate, 0
 };

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include "kvd/cache/variant.h"
 
 struct segment_pool {
 	struct pager *pager;
@@ -142,7 +143,7 @@ uint64_t segment_pool_capacity(const struct segment_pool *p)
 
 static int indexed(const struct segment *s)
 {
-	return s->is_chunk || s->n_indexed;
+	return s->is_chunk || s->is_variant || s->n_indexed;
 }
 
 static void segment_free(struct segment *s)
@@ -156,6 +157,7 @@ static void segment_free(struct segment *s)
 	p->n--;
 	free(s->tokens);
 	free(s->ids);
+	variant_free(s->variant);
 	free(s);
 }
 
@@ -241,6 +243,7 @@ struct range *segment_disown(struct segment *s)
 	s->pool->n--;
 	free(s->tokens);
 	free(s->ids);
+	variant_free(s->variant);
 	free(s);
 	return r;
 }

@@ -74,6 +74,8 @@ struct segment {
 	uint32_t n_indexed; /* of ids in the prefix index */
 	struct map_id chunk_id;
 	int is_chunk; /* in the chunk table */
+	int is_variant; /* in the table of variants */
+	struct variant *variant; /* variant.h's, or NULL; owned */
 	uint64_t n_hits;
 	/* Take it out of the index: set by who indexes it. */
 	void (*unindex)(struct segment *s, void *ctx);

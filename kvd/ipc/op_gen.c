@@ -200,7 +200,10 @@ static int ranges_ok(struct sess *s, const struct kv_generate *q,
 	       (!q->n_logits ||
 		chan_at(ch, q->logits_off, q->n_logits * sizeof(float), 4)) &&
 	       (q->stats_off == KV_NO_OFF ||
-		chan_at(ch, q->stats_off, sizeof(struct kv_gen_stats), 8));
+		chan_at(ch, q->stats_off, sizeof(struct kv_gen_stats), 8)) &&
+	       (!q->used_off ||
+		chan_at(ch, q->used_off,
+			q->n_parts * sizeof(struct kv_chunk_used), 8));
 }
 
 /* ---- generate: out ----------------------------------------------------- */
@@ -232,6 +235,20 @@ static uint32_t send_new(struct sess_gen *sg, struct chan *ch)
 	return sg->n_sent;
 }
 
+static void send_used(const struct sess_gen *sg, struct chan *ch)
+{
+	const struct serve_used *u = sg->gen.used;
+	struct kv_chunk_used *to =
+		(struct kv_chunk_used *)(ch->arena + sg->used_off);
+
+	for (uint32_t i = 0; sg->used_off && u && i < sg->n_used; i++)
+		to[i] = (struct kv_chunk_used){ .variant = u[i].variant,
+						.use = u[i].use,
+						.n_tokens = u[i].n_tokens,
+						.n_repaired = u[i].n_repaired,
+						.cfo_permille = u[i].cfo };
+}
+
 static void send_end(struct sess_gen *sg, struct chan *ch)
 {
 	const struct serve_gen *g = &sg->gen;
@@ -241,6 +258,7 @@ static void send_end(struct sess_gen *sg, struct chan *ch)
 	if (g->logits)
 		memcpy(ch->arena + sg->logits_off, g->logits,
 		       KV_MIN(g->n_vocab, sg->n_logits) * sizeof(float));
+	send_used(sg, ch);
 	if (sg->stats_off == KV_NO_OFF)
 		return;
 	*(struct kv_gen_stats *)(ch->arena + sg->stats_off) =
@@ -314,6 +332,8 @@ static void set_fields(struct sess_gen *sg, const struct kv_generate *q,
 	sg->logits_off = q->logits_off;
 	sg->n_logits = q->n_logits;
 	sg->stats_off = q->stats_off;
+	sg->used_off = q->used_off;
+	sg->n_used = q->n_parts;
 }
 
 int op_generate(struct sess *s, const struct kv_sqe *e)

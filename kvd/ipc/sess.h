@@ -23,7 +23,9 @@ struct sess;
 /* What op_gen.c remembers of a generation. */
 struct sess_gen {
 	struct serve_gen gen;
-	uint64_t tokens_off, text_off, text_bytes, logits_off, stats_off;
+	uint64_t tokens_off, text_off, text_bytes, logits_off, stats_off,
+		used_off;
+	uint32_t n_used; /* parts */
 	uint32_t n_room; /* tokens */
 	uint32_t n_logits; /* room */
 	uint32_t n_sent, n_text; /* in the arena already */

@@ -192,7 +192,8 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 		return 0;
 	a->features |= KV_FEATURE_ATTEND | KV_FEATURE_EDIT;
 	if (ipc->conf->n_models)
-		a->features |= KV_FEATURE_GENERATE | KV_FEATURE_REPAIR;
+		a->features |= KV_FEATURE_GENERATE | KV_FEATURE_REPAIR |
+			       KV_FEATURE_VARIANTS;
 	if (t->persist != CONF_PERSIST_NO && t->disk_bytes)
 		a->features |= KV_FEATURE_PERSIST;
 	a->tenant = serve_tenant_find(ipc->serve, t->name);

@@ -483,6 +483,19 @@ static void run_attn(void *arg, uint32_t i)
 		t->p->it->ret = ret;
 }
 
+static void tell_lse(const struct task *t)
+{
+	const struct prepared *p = t->p;
+	const uint32_t n = p->it->shape->n_heads;
+	const uint32_t group = n / p->it->shape->n_kv_heads;
+
+	for (uint32_t r = t->row_from; r < t->row_to; r++)
+		for (size_t h = t->head_from * group; h < t->head_to * group;
+		     h++)
+			p->it->lse[r * n + h] =
+				p->m[r * n + h] + logf(p->l[r * n + h]);
+}
+
 static void run_finish(void *arg, uint32_t i)
 {
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
@@ -493,6 +506,10 @@ static void run_finish(void *arg, uint32_t i)
 	const size_t group = (size_t)(g->n_heads / g->n_kv_heads) * g->head_dim;
 	const size_t es = kern_type_bytes(p->it->in);
 
+	if (p->it->lse)
+		tell_lse(t);
+	if (!p->it->o)
+		return;
 	kern_attn_finish(&a);
 	for (size_t r = t->row_from; r < t->row_to; r++) {
 		const size_t at = r * row + t->head_from * group;

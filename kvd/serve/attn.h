@@ -38,7 +38,8 @@ struct attn_item {
 	enum kern_type in; /* type of q, k, v and o */
 	const void *q; /* [n_rows][n_heads][head_dim], or NULL: append only */
 	const void *k, *v; /* [n_rows][n_kv_heads][head_dim], or NULL */
-	void *o; /* [n_rows][n_heads][head_dim] */
+	void *o; /* [n_rows][n_heads][head_dim]; NULL with lse: not wanted */
+	float *lse; /* out [n_rows][n_heads] ln sum exp(logits), or NULL */
 	uint64_t resident_from; /* position; 0: all is pinned */
 	uint64_t window_bytes; /* what a window may pin */
 	const int *cancelled; /* loop thread's: nonzero ends it; or NULL */

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
 #define PREFILL_ROWS 32u /* a step of so many tells the rate of prefill */
@@ -80,6 +81,9 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			.window_bytes = r->g->window_bytes,
 			.cancelled = &r->g->cancelled,
 		};
+		if (r->g->craft && !r->patched)
+			craft_queries(r->g, layer, r->pos, r->n,
+				      q + r->row * q_row);
 	}
 	ret = attn_layer(b->lane->engine, b->pool, &b->lane->scratch, b->items,
 			 b->n_runs, layer);
@@ -407,6 +411,11 @@ static void turn(struct loop_call *call)
 	b->job.run = step_run;
 	b->job.done = step_done;
 	engine_start(b->lane->engine, &b->job);
+}
+
+int batch_idle(const struct batch *b)
+{
+	return !b->running && !b->queued && list_empty(&b->ready);
 }
 
 void batch_add(struct gen *g)

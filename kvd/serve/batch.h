@@ -19,5 +19,7 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane);
 void batch_free(struct batch *b);
 /* g is ready: it takes part in one of the next steps of its lane. */
 void batch_add(struct gen *g);
+/* No step runs, and nobody is ready for one. */
+int batch_idle(const struct batch *b);
 
 #endif

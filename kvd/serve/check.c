@@ -10,6 +10,7 @@
  */
 #include <stdlib.h>
 #include "kvd/base/clock.h"
+#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
 #define PERIOD_NS 1000000000ull
@@ -73,6 +74,7 @@ static void check_tenant(struct serve_tenant *t)
 		check_session(list_entry(n, struct serve_session, node), &s);
 	list_for_each(n, &t->chunk_jobs)
 		check_gen(list_entry(n, struct gen, session_node), &s);
+	measures_check(t->serve->measures, t, &s.n_active, &s.reserved);
 	assert(s.n_sessions == t->n_sessions);
 	assert(s.n_sequences == t->n_sequences);
 	assert(t->n_sequences <= t->conf->max_sequences);
@@ -81,6 +83,7 @@ static void check_tenant(struct serve_tenant *t)
 	assert(s.n_uncounted == t->n_uncounted);
 	assert(s.n_active == t->n_active);
 	segment_pool_check(t->pool);
+	variant_table_check(&t->variants);
 	if (t->persist)
 		persist_check(t->persist);
 	pager_check(t->pager);

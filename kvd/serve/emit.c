@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
 /* enum kv_end of the ABI. */
@@ -122,10 +123,12 @@ static void finish(struct gen *g, uint32_t why)
 {
 	g->req->end = why;
 	trace_gen(g->tenant->serve->trace, g);
+	craft_report(g);
 	gen_release(g); /* sealing gives back pages that were mapped ahead */
 	if (!(g->req->flags & SERVE_GEN_NO_REUSE)) {
 		g->n_all = g->pos;
 		gen_index(g);
+		craft_keep(g);
 	}
 	gen_end(g, 0);
 }

@@ -9,6 +9,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
+#include "kvd/serve/craft.h"
 
 #define MAX_RETRIES 64u /* each finds at least one lost segment more */
 #define MAP_AHEAD   64u /* tokens pinned beyond the next row, at least */
@@ -42,6 +43,7 @@ void gen_free(struct gen *g)
 {
 	list_del(&g->session_node);
 	repair_free(g);
+	craft_free(g->craft);
 	gen_free_parts(g);
 	free(g->tokens);
 	free(g->parts);
@@ -101,6 +103,7 @@ static void end_now(struct loop_call *c)
 		free(g->req->tokens);
 		free(g->req->text);
 		free(g->req->logits);
+		free(g->req->used);
 		g->req = NULL;
 	} else if (g->put) {
 		g->put->priv = NULL;

@@ -79,6 +79,7 @@ struct gen {
 	uint32_t n_parts;
 	struct repair_group *groups; /* [n_groups] */
 	uint32_t n_groups;
+	struct craft *craft; /* variants of chunks; NULL: not asked for */
 	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;
 

@@ -6,6 +6,7 @@
  * last token is computed, for its logits.
  */
 #include "kvd/serve/cost.h"
+#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
 #include <errno.h>
@@ -114,6 +115,8 @@ static void end_with_plain(struct gen *g)
 /* All of each chunk computed again is no reuse: plain parts, and exact. */
 static int plan_repair(struct gen *g)
 {
+	if (craft_wanted(g))
+		return craft_new(g);
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *p = &g->parts[i];
 
@@ -211,6 +214,10 @@ static struct map_id find_part(struct gen *g, struct gen_part *part,
 /* What the chain of ids knows a chunk by: what comes after depends on its repair. */
 static struct map_id part_id(const struct gen *g, const struct gen_part *part)
 {
+	const struct craft_part *c = craft_part(g, part);
+
+	if (c)
+		return c->id;
 	return part->group ? repair_id(part->chunk,
 				       (enum repair_kind)g->req->repair,
 				       g->req->repair_permille)
@@ -231,6 +238,8 @@ static void find_prefixes(struct gen *g)
 			id = prefix_chunk(id, part_id(g, part));
 			continue;
 		}
+		if (craft_fresh(g, part))
+			break;
 		if (part->first + part->n == g->n_prompt && limit)
 			limit = score ? 0 : limit - 1;
 		if (score && part->first + part->n == scored && limit)
@@ -365,6 +374,8 @@ int gen_plan(struct gen *g)
 {
 	struct stat *miss = g->tenant->st_chunk_misses;
 
+	if (g->craft)
+		return craft_plan(g);
 	g->n_missing = 0;
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *part = &g->parts[i];
@@ -502,7 +513,8 @@ int gen_build_seq(struct gen *g)
 	ret = choose_prefix(g);
 	/* a chunk is one segment, whatever its length */
 	seq_init(&g->seq, g->tenant->pool, &g->model->layout,
-		 g->session ? SERVE_SEGMENT_TOKENS : g->n_prompt);
+		 g->session ? KV_MAX(SERVE_SEGMENT_TOKENS, craft_longest(g))
+			    : g->n_prompt);
 	g->has_seq = 1;
 	for (uint32_t i = 0; i < g->n_parts && !ret; i++)
 		ret = append_part(g, &g->parts[i]);
@@ -536,7 +548,7 @@ static void chain_step(const struct gen *g, struct chain *c)
 		p = &g->parts[++c->i_part];
 		end = part_end(g, c);
 	}
-	if (p->reuse && c->at < end) {
+	if ((p->reuse || craft_fresh(g, p)) && c->at < end) {
 		c->id = prefix_chunk(c->id, part_id(g, p));
 		c->at = end;
 		return;
@@ -584,6 +596,15 @@ static void tell_kinds(struct gen *g)
 	}
 }
 
+static const struct gen_part *part_at(const struct gen *g, uint32_t pos)
+{
+	uint32_t i = 0;
+
+	while (i + 1 < g->n_parts && g->parts[i].first + g->parts[i].n <= pos)
+		i++;
+	return &g->parts[i];
+}
+
 void gen_index(struct gen *g)
 {
 	const struct gen_part *last = &g->parts[g->n_parts - 1];
@@ -601,6 +622,8 @@ void gen_index(struct gen *g)
 			chain_step(g, &c);
 		if (c.at != e->pos)
 			return;
+		if (craft_fresh(g, part_at(g, c.at)))
+			continue; /* a variant to come */
 		if (g->owned[i] && !e->from && e->seg->sealed &&
 		    e->n == e->seg->n_tokens && !e->seg->tokens)
 			index_entry(g, e, &c);

@@ -134,6 +134,8 @@ static json_t *tenant_object(struct serve_tenant *t)
 		set_int(o, "restored_segments", p.n_adopted);
 	}
 	set_int(o, "chunks", t->chunks.map.n_used);
+	set_int(o, "variants", t->variants.n);
+	set_int(o, "variants_evicted_total", t->variants.n_evicted);
 	set_int(o, "prefix_hits", stat_read(t->st_prefix_hits));
 	set_int(o, "prefix_tokens", stat_read(t->st_prefix_tokens));
 	set_int(o, "chunk_hits", stat_read(t->st_chunk_hits));
@@ -169,17 +171,31 @@ static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
 	json_object_set_new(o, "text", json_stringn_nocheck(text, (size_t)n));
 }
 
+/* It was computed in company: which one of the chunk, behind how many others. */
+static void set_variant(json_t *o, const struct variant *v)
+{
+	char name[17];
+
+	snprintf(name, sizeof(name), "%016llx",
+		 (unsigned long long)v->ctx.w[0]);
+	set_str(o, "variant", name);
+	set_int(o, "behind", v->n_prefix);
+	set_int(o, "depth", v->depth);
+	json_object_set_new(o, "cci", json_real((double)v->cci));
+	json_object_set_new(o, "value", json_real(v->value));
+}
+
 static void segment_object(struct segment *s, void *arg)
 {
 	struct segment_list *l = arg;
 	json_t *o;
 
-	if (l->chunks && !s->is_chunk)
+	if (l->chunks && !s->is_chunk && !s->is_variant)
 		return;
 	o = json_object();
 	set_str(o, "tenant", l->t->conf->name);
-	if (s->is_chunk)
-		set_id(o, "id", s->chunk_id);
+	if (s->is_chunk || s->is_variant)
+		set_id(o, "id", s->is_chunk ? s->chunk_id : s->variant->chunk);
 	else if (s->ids)
 		set_id(o, "id",
 		       s->ids[KV_DIV_UP(s->n_tokens, SEGMENT_BLOCK) - 1]);
@@ -193,11 +209,14 @@ static void segment_object(struct segment *s, void *arg)
 			    json_boolean(range_durable(s->range)));
 	if (l->chunks)
 		set_text(o, l->t, s);
-	else
+	if (l->chunks && s->is_variant)
+		set_variant(o, s->variant);
+	if (!l->chunks)
 		set_str(o, "kind",
-			s->is_chunk ? "chunk"
-			: s->sealed ? "prefix"
-				    : "open");
+			s->is_chunk	? "chunk"
+			: s->is_variant ? "variant"
+			: s->sealed	? "prefix"
+					: "open");
 	json_array_append_new(l->array, o);
 }
 

@@ -7,6 +7,7 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
 uint32_t repair_count(uint32_t n, uint32_t permille)
@@ -131,6 +132,7 @@ int repair_plan(struct gen *g)
 		if (!r) {
 			r = &g->groups[g->n_groups++];
 			r->i_part = i;
+			r->kind = kind_of(g);
 			r->first = p->first;
 		}
 		p->group = r;
@@ -207,7 +209,7 @@ static void pick_each(const struct gen *g, const struct repair_group *r,
 			continue;
 		sum += p->n;
 		n = (uint32_t)KV_MIN(sum * r->k / r->n - done, (uint64_t)p->n);
-		repair_pick(kind_of(g), p->chunk, p->n, n, at + done);
+		repair_pick(r->kind, p->chunk, p->n, n, at + done);
 		for (uint32_t k = 0; k < n; k++)
 			at[done + k] += p->first - r->first;
 		done += n;
@@ -220,8 +222,10 @@ static int choose(struct gen *g, struct repair_group *r)
 	uint32_t *at = malloc(r->k * sizeof(*at));
 	int ret = at ? 0 : -ENOMEM;
 
-	if (!ret && kind_of(g) == REPAIR_BLEND)
+	if (!ret && r->kind == REPAIR_BLEND)
 		ret = repair_pick_largest(r->dev, r->n, r->k, at);
+	else if (!ret && r->kind == REPAIR_CRAFT)
+		ret = craft_choose(g, r, at);
 	else if (!ret)
 		pick_each(g, r, at);
 	if (!ret)
@@ -238,7 +242,7 @@ static int begin(struct gen *g, struct repair_group *r)
 {
 	segment_put(r->patch); /* the entries have theirs */
 	r->patch = NULL;
-	if (kind_of(g) != REPAIR_BLEND)
+	if (r->kind != REPAIR_BLEND)
 		return choose(g, r);
 	r->dev = calloc(r->n, sizeof(*r->dev));
 	return r->dev ? 0 : -ENOMEM;

@@ -10,6 +10,7 @@
  *   blend   the tokens whose V at layer 1 deviates most, squared L2 over all heads,
  *           from what the chunk has (CacheBlend, Yao et al. 2025, arXiv:2405.16444:
  *           one check layer, one top-k, the same tokens in all layers)
+ *   craft   variants of chunks in company, see craft.h
  *
  * Blend needs a probe: all tokens of the chunk through layer 0 (whose K and V depend on
  * the tokens only) and V of layer 1, against the cache; nothing is stored. What is
@@ -21,9 +22,18 @@
 #include <stdint.h>
 #include "kvd/base/map.h"
 
-enum repair_kind { REPAIR_NONE, REPAIR_FIRST, REPAIR_RANDOM, REPAIR_BLEND };
-#define REPAIR_N_KINDS 4u
+enum repair_kind {
+	REPAIR_NONE,
+	REPAIR_FIRST,
+	REPAIR_RANDOM,
+	REPAIR_BLEND,
+	REPAIR_CRAFT
+};
+#define REPAIR_N_KINDS 5u
 #define REPAIR_ALL     1000u /* permille: computed as if it were no chunk */
+/* instead of a share, with REPAIR_CRAFT */
+#define REPAIR_BY_CFO  1001u
+#define REPAIR_BY_LOAD 1002u
 
 struct gen;
 struct gen_part;
@@ -34,6 +44,7 @@ struct gen_part;
  */
 struct repair_group {
 	uint32_t i_part, n_parts;
+	enum repair_kind kind; /* the selector */
 	uint32_t first, n; /* tokens of the prompt */
 	uint32_t k; /* of them computed again */
 	int chosen; /* which they are is known */

@@ -10,6 +10,12 @@
 #define MAX_TOKENS   (1u << 20)
 #define INLINE_BYTES 512u /* of text: some 100 us, as long as a thread hop */
 
+static int share_ok(const struct serve_gen *r)
+{
+	return r->repair_permille <=
+	       (r->repair == REPAIR_CRAFT ? REPAIR_BY_LOAD : REPAIR_ALL);
+}
+
 static int sampling_ok(const struct serve_gen *r)
 {
 	return r->temperature >= 0 && isfinite(r->temperature) &&
@@ -17,8 +23,7 @@ static int sampling_ok(const struct serve_gen *r)
 	       r->min_p <= 1 && r->n_stop_tokens <= SERVE_MAX_STOP &&
 	       r->n_stop <= SERVE_MAX_STOP && r->n_parts >= 1 &&
 	       r->n_parts <= 1024 && r->repair < REPAIR_N_KINDS &&
-	       r->repair_permille <= REPAIR_ALL &&
-	       r->max_tokens <= MAX_TOKENS &&
+	       share_ok(r) && r->max_tokens <= MAX_TOKENS &&
 	       (r->max_tokens || r->flags & SERVE_GEN_SCORE);
 }
 
@@ -27,6 +32,7 @@ static void clear_out(struct serve_gen *r)
 	r->tokens = NULL;
 	r->text = NULL;
 	r->logits = NULL;
+	r->used = NULL;
 	r->n_out = r->n_text = r->n_vocab = r->end = 0;
 	memset(&r->stats, 0, sizeof(r->stats));
 }

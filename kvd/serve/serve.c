@@ -11,6 +11,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
+#include "kvd/serve/craft.h"
 #include "kvd/serve/tenant.h"
 
 /* ---- the line of a tenant ------------------------------------------------ */
@@ -149,6 +150,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	list_init(&t->kick.node);
 	prefix_init(&t->prefix);
 	chunk_init(&t->chunks);
+	variant_table_init(&t->variants);
 	tenant_stats(t);
 	tenant_open_maps(t);
 	ret = pager_new(&t->pager, &pc);
@@ -171,6 +173,7 @@ static void tenant_free(struct serve_tenant *t)
 	tenant_close_maps(t);
 	prefix_fini(&t->prefix);
 	chunk_fini(&t->chunks);
+	variant_table_fini(&t->variants);
 	free(t);
 }
 
@@ -266,6 +269,8 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 		ret = model_open(s, &s->conf->models[i], err, err_len);
 	if (!ret)
 		ret = open_lanes(s, n);
+	if (!ret)
+		ret = measures_new(&s->measures, s);
 	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
 		struct serve_tenant *t = calloc(1, sizeof(*t));
 
@@ -323,6 +328,7 @@ void serve_free(struct serve *s)
 		return;
 	loop_timer_cancel(s->loop, &s->check_timer);
 	attend_free_all(s);
+	measures_free(s->measures);
 	engine_free(s->text_engine);
 	for (int i = 0; i < N_LANES; i++) {
 		engine_free(s->lanes[i].engine);
@@ -338,9 +344,9 @@ void serve_free(struct serve *s)
 	free(s);
 }
 
-static uint32_t n_requests(const struct serve *s)
+static uint32_t n_requests(struct serve *s)
 {
-	uint32_t n = 0;
+	uint32_t n = measures_drain(s->measures) ? 0 : 1;
 
 	for (uint32_t i = 0; i < s->n_tenants; i++) {
 		n += !list_empty(&s->tenants[i]->chunk_jobs);

@@ -207,6 +207,14 @@ struct serve_gen_stats { /* as struct kv_gen_stats */
 	uint64_t n_repaired; /* of n_chunk and fresh chunks: computed again */
 };
 
+/* What became of a part that may be a chunk, with repair = craft. */
+struct serve_used {
+	uint64_t variant; /* 0: computed here */
+	uint32_t use; /* enum kv_chunk_use */
+	uint32_t n_tokens, n_repaired;
+	uint32_t cfo; /* permille */
+};
+
 #define SERVE_GEN_SCORE	     1u
 #define SERVE_GEN_NO_REUSE   2u
 #define SERVE_GEN_IGNORE_EOS 4u
@@ -239,7 +247,8 @@ struct serve_gen {
 	uint64_t seed;
 	uint32_t priority;
 	uint32_t repair; /* enum kv_repair */
-	uint32_t repair_permille; /* of each chunk; 1000: no chunk is reused */
+	uint32_t
+		repair_permille; /* of each chunk; 1000: no chunk is reused; craft.h */
 	int may_wait;
 	/* out; the caller reads in progress() and after the end */
 	struct serve_token *tokens; /* serve's until the wait was told */
@@ -249,6 +258,7 @@ struct serve_gen {
 	uint32_t n_text;
 	uint32_t n_vocab;
 	uint32_t end; /* enum kv_end */
+	struct serve_used *used; /* serve's; [n_parts], or NULL */
 	struct serve_gen_stats stats;
 	void *priv; /* serve's */
 };

@@ -14,6 +14,7 @@
 #include "kvd/cache/persist.h"
 #include "kvd/cache/prefix.h"
 #include "kvd/cache/seq.h"
+#include "kvd/cache/variant.h"
 #include "kvd/mem/account.h"
 #include "kvd/model/llama.h"
 #include "kvd/model/tokenizer.h"
@@ -40,6 +41,8 @@ struct serve_tenant {
 	struct segment_pool *pool;
 	struct prefix_tree prefix;
 	struct chunk_table chunks;
+	struct variant_table variants;
+	uint64_t query_bytes; /* of fresh chunks, to be measured: craft.h */
 	struct persist *persist; /* NULL: nothing survives a restart */
 	struct scrub *scrub; /* NULL: off, or no disk */
 	struct list sessions;
@@ -108,6 +111,7 @@ struct serve {
 	struct loop_call drain_call;
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
+	struct measures *measures; /* measure.c */
 	struct engine *text_engine; /* text.c */
 	uint32_t text_turn; /* whose text was last */
 	int text_running;

@@ -1,0 +1,347 @@
+/*
+ * variant.c - CFO of variants, the table of them, and which one goes; see variant.h
+ */
+#include "kvd/cache/variant.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DECAY	0.9995 /* of the value, at each use of any variant */
+#define MIN_CFO 0.05f
+
+struct variant_set { /* of one chunk */
+	struct map_id chunk;
+	struct list variants;
+	uint32_t n;
+};
+
+/* ---- one variant ------------------------------------------------------------ */
+
+struct variant *variant_new(uint32_t n_prefix, uint32_t n_tokens)
+{
+	struct variant *v = calloc(1, sizeof(*v));
+
+	if (!v)
+		return NULL;
+	list_init(&v->node);
+	v->n_prefix = n_prefix;
+	v->prefix = calloc(n_prefix + 1, sizeof(*v->prefix));
+	v->inter = calloc(n_prefix + 1, sizeof(*v->inter));
+	v->score = calloc(n_tokens + 1, sizeof(*v->score));
+	if (v->prefix && v->inter && v->score)
+		return v;
+	variant_free(v);
+	return NULL;
+}
+
+void variant_free(struct variant *v)
+{
+	if (!v)
+		return;
+	free(v->prefix);
+	free(v->inter);
+	free(v->score);
+	free(v);
+}
+
+float variant_cci(const struct variant_sums *s, uint32_t n_prefix, uint32_t n)
+{
+	const double b = (double)s->intra / ((double)n * n);
+	double a = 0;
+
+	for (uint32_t j = 0; j < n_prefix; j++)
+		a += (double)s->inter[j] / ((double)n * s->prefix_tokens[j]);
+	if (b > 0)
+		return (float)(1 / (1 + exp(-a / b)));
+	return a > 0 ? 1.0f : 0.5f;
+}
+
+/* Where id stands in list, or n. */
+static uint32_t index_of(struct map_id id, const struct map_id *list,
+			 uint32_t n)
+{
+	uint32_t i = 0;
+
+	while (i < n && !map_id_equal(list[i], id))
+		i++;
+	return i;
+}
+
+float variant_beta(const struct variant *v, const struct map_id *now,
+		   uint32_t n_now)
+{
+	double all = 0, common = 0;
+
+	for (uint32_t j = 0; j < v->n_prefix; j++) {
+		all += (double)v->inter[j];
+		if (index_of(v->prefix[j], now, n_now) < n_now)
+			common += (double)v->inter[j];
+	}
+	if (!(all > 0))
+		return n_now ? 0 : 1;
+	return (float)(common / all);
+}
+
+float variant_gamma(const struct variant *v, const struct map_id *now,
+		    uint32_t n_now)
+{
+	uint32_t n_pairs = 0, n_discordant = 0;
+
+	for (uint32_t i = 0; i < v->n_prefix; i++) {
+		const uint32_t at_i = index_of(v->prefix[i], now, n_now);
+
+		for (uint32_t j = i + 1; j < v->n_prefix; j++) {
+			const uint32_t at_j =
+				index_of(v->prefix[j], now, n_now);
+
+			if (at_i == n_now || at_j == n_now)
+				continue;
+			n_pairs++;
+			n_discordant += at_i > at_j;
+		}
+	}
+	return n_pairs ? (float)n_discordant / (float)n_pairs : 0;
+}
+
+float variant_cfo(const struct variant *v, const struct map_id *now,
+		  uint32_t n_now, float alpha)
+{
+	const float fit = variant_beta(v, now, n_now) *
+			  (1 - variant_gamma(v, now, n_now));
+	const float cfo = alpha * v->cci * (1 - fit);
+
+	return cfo > 1 ? 1 : cfo > 0 ? cfo : 0;
+}
+
+/* ---- the table -------------------------------------------------------------- */
+
+void variant_table_init(struct variant_table *t)
+{
+	memset(t, 0, sizeof(*t));
+	map_init(&t->sets);
+}
+
+void variant_table_fini(struct variant_table *t)
+{
+	assert(!t->n && !t->sets.n_used);
+	map_fini(&t->sets);
+}
+
+static double value_now(const struct variant_table *t, const struct variant *v)
+{
+	return v->value * pow(DECAY, (double)(t->time - v->used));
+}
+
+static void use(struct variant_table *t, struct variant *v, float cfo)
+{
+	v->value = value_now(t, v) + 1 / (double)KV_MAX(cfo, MIN_CFO);
+	v->used = t->time++;
+}
+
+static int same_tokens(const struct segment *s, const uint32_t *tokens,
+		       uint32_t n)
+{
+	return s->n_tokens == n &&
+	       !memcmp(s->tokens, tokens, n * sizeof(*tokens));
+}
+
+/* The least CFO of the set; lost segments go on the way. */
+static struct variant *least(struct variant_set *set, const uint32_t *tokens,
+			     uint32_t n, const struct variant_place *at,
+			     float alpha, float *cfo)
+{
+	struct variant *best = NULL;
+
+	list_for_each(node, &set->variants) {
+		struct variant *v = list_entry(node, struct variant, node);
+		const int same = map_id_equal(v->ctx, at->ctx);
+		float c = 0;
+
+		if (!map_id_equal(v->frame, at->frame) ||
+		    range_lost(v->seg->range) ||
+		    !same_tokens(v->seg, tokens, n) || !segment_fits(v->seg))
+			continue;
+		if (!same)
+			c = variant_cfo(v, at->prefix, at->n_prefix, alpha);
+		if (best && !same && c >= *cfo)
+			continue;
+		best = v;
+		*cfo = c;
+		if (same)
+			break;
+	}
+	return best;
+}
+
+struct segment *variant_find(struct variant_table *t, struct map_id chunk,
+			     const uint32_t *tokens, uint32_t n,
+			     const struct variant_place *at, float alpha,
+			     float *cfo)
+{
+	struct variant_set *set = map_find(&t->sets, chunk);
+	struct variant *v;
+
+	v = set ? least(set, tokens, n, at, alpha, cfo) : NULL;
+	if (!v)
+		return NULL;
+	use(t, v, *cfo);
+	segment_get(v->seg);
+	v->seg->n_hits++;
+	return v->seg;
+}
+
+struct segment *variant_peek(const struct variant_table *t, struct map_id chunk)
+{
+	const struct variant_set *set = map_find(&t->sets, chunk);
+
+	return set ? list_entry(set->variants.next, struct variant, node)->seg
+		   : NULL;
+}
+
+static void unindex(struct segment *s, void *ctx)
+{
+	struct variant_table *t = ctx;
+	struct variant *v = s->variant;
+	struct variant_set *set = map_find(&t->sets, v->chunk);
+
+	list_del(&v->node);
+	s->is_variant = 0;
+	t->n--;
+	if (--set->n)
+		return;
+	map_del(&t->sets, set->chunk);
+	free(set);
+}
+
+/* ---- what goes for others ----------------------------------------------------- */
+
+static double worth(const struct variant_table *t, const struct variant *v)
+{
+	return value_now(t, v) / (double)v->seg->bytes;
+}
+
+static struct variant *least_worth(const struct variant_table *t,
+				   struct variant_set *set)
+{
+	struct variant *least_v = NULL;
+
+	list_for_each(node, &set->variants) {
+		struct variant *v = list_entry(node, struct variant, node);
+
+		if (!least_v || worth(t, v) < worth(t, least_v))
+			least_v = v;
+	}
+	return least_v;
+}
+
+static void evict(struct variant_table *t, struct variant *v)
+{
+	t->n_evicted++;
+	segment_forget(v->seg);
+}
+
+/* All of the chunk that is worth least. */
+static void evict_chunk(struct variant_table *t)
+{
+	struct variant_set *worst = NULL;
+	double least_sum = 0;
+
+	for (uint64_t i = 0; i < t->sets.n_slots; i++) {
+		struct variant_set *set = t->sets.slots[i].value;
+		double sum = 0;
+
+		if (!set)
+			continue;
+		list_for_each(node, &set->variants)
+			sum += worth(t, list_entry(node, struct variant, node));
+		if (worst && sum >= least_sum)
+			continue;
+		worst = set;
+		least_sum = sum;
+	}
+	for (uint32_t n = worst ? worst->n : 0; n; n--) /* frees it at last */
+		evict(t, list_entry(list_first(&worst->variants),
+				    struct variant, node));
+}
+
+static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)
+{
+	struct variant_set *set = map_find(&t->sets, chunk);
+
+	if (set)
+		return set;
+	if (t->sets.n_used >= VARIANT_CHUNKS)
+		evict_chunk(t);
+	set = calloc(1, sizeof(*set));
+	if (!set)
+		return NULL;
+	set->chunk = chunk;
+	list_init(&set->variants);
+	if (map_add(&t->sets, chunk, set)) {
+		free(set);
+		return NULL;
+	}
+	return set;
+}
+
+static int has_ctx(const struct variant_set *set, struct map_id ctx)
+{
+	list_for_each(node, (struct list *)&set->variants)
+		if (map_id_equal(list_entry(node, struct variant, node)->ctx,
+				 ctx))
+			return 1;
+	return 0;
+}
+
+int variant_add(struct variant_table *t, struct segment *s, struct variant *v)
+{
+	struct variant_set *set = map_find(&t->sets, v->chunk);
+
+	assert(s->sealed && s->tokens && !s->variant && !s->is_chunk);
+	s->variant = v;
+	v->seg = s;
+	if (set && has_ctx(set, v->ctx))
+		return -EALREADY;
+	if (set && set->n >= VARIANT_MAX)
+		evict(t, least_worth(t, set));
+	set = set_of(t, v->chunk); /* the last one may have gone */
+	if (!set)
+		return -ENOMEM;
+	v->used = t->time;
+	if (!(v->value > 0))
+		v->value = 1; /* as one use that computed all of it */
+	list_push(&set->variants, &v->node);
+	set->n++;
+	t->n++;
+	s->is_variant = 1;
+	s->unindex = unindex;
+	s->unindex_ctx = t;
+	return 0;
+}
+
+void variant_table_check(const struct variant_table *t)
+{
+	uint32_t n = 0;
+
+	for (uint64_t i = 0; i < t->sets.n_slots; i++) {
+		const struct variant_set *set = t->sets.slots[i].value;
+		uint32_t n_set = 0;
+
+		if (!set)
+			continue;
+		list_for_each(node, (struct list *)&set->variants) {
+			const struct variant *v =
+				list_entry(node, struct variant, node);
+
+			assert(v->seg->is_variant && v->seg->variant == v);
+			assert(v->seg->sealed && v->seg->tokens);
+			assert(map_id_equal(v->chunk, set->chunk));
+			n_set++;
+		}
+		assert(n_set == set->n && n_set && n_set <= VARIANT_MAX);
+		n += n_set;
+	}
+	assert(n == t->n && t->sets.n_used <= VARIANT_CHUNKS);
+}

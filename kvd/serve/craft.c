@@ -1,0 +1,443 @@
+/*
+ * craft.c - which variant of each chunk, and which of its tokens again; see craft.h
+ */
+#include "kvd/serve/craft.h"
+
+#include <errno.h>
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/serve/gen.h"
+
+#define PRIOR_PREFILL 1e4 /* tokens a second, before any step */
+
+int craft_wanted(const struct gen *g)
+{
+	return g->req && g->req->repair == REPAIR_CRAFT;
+}
+
+int craft_new(struct gen *g)
+{
+	struct craft *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		return -ENOMEM;
+	g->craft = c;
+	c->n_parts = g->n_parts;
+	c->permille = g->req->repair_permille;
+	c->tenant = g->tenant;
+	c->parts = calloc(g->n_parts, sizeof(*c->parts));
+	c->before = calloc(g->n_parts, sizeof(*c->before));
+	g->groups = calloc(g->n_parts, sizeof(*g->groups));
+	if (!c->parts || !c->before || !g->groups)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < g->n_parts; i++)
+		if (g->parts[i].reuse && g->parts[i].n) {
+			c->parts[i].is_chunk = 1;
+			c->parts[i].chunk = g->parts[i].chunk;
+		}
+	return 0;
+}
+
+static void drop_queries(struct craft *c)
+{
+	if (c->inter)
+		c->tenant->query_bytes -= c->inter->n_bytes;
+	inter_free(c->inter);
+	c->inter = NULL;
+}
+
+void craft_free(struct craft *c)
+{
+	if (!c)
+		return;
+	drop_queries(c);
+	free(c->parts);
+	free(c->before);
+	free(c);
+}
+
+const struct craft_part *craft_part(const struct gen *g,
+				    const struct gen_part *part)
+{
+	const struct craft_part *c;
+
+	if (!g->craft)
+		return NULL;
+	c = &g->craft->parts[part - g->parts];
+	return c->is_chunk ? c : NULL;
+}
+
+int craft_fresh(const struct gen *g, const struct gen_part *part)
+{
+	const struct craft_part *c = craft_part(g, part);
+
+	return c && c->kind == CRAFT_FRESH;
+}
+
+uint32_t craft_longest(const struct gen *g)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; g->craft && i < g->n_parts; i++)
+		if (craft_fresh(g, &g->parts[i]))
+			n = KV_MAX(n, g->parts[i].n);
+	return n;
+}
+
+/* ---- which variant ------------------------------------------------------------ */
+
+/* As far as the parts are walked. */
+struct walk {
+	struct map_id ctx, frame;
+	uint32_t n_before, depth;
+};
+
+static struct map_id hash(struct map_id a, const void *data, size_t n)
+{
+	crypto_generichash_state st;
+	struct map_id id;
+
+	crypto_generichash_init(&st, NULL, 0, sizeof(id));
+	crypto_generichash_update(&st, (const void *)&a, sizeof(a));
+	crypto_generichash_update(&st, data, n);
+	crypto_generichash_final(&st, (unsigned char *)&id, sizeof(id));
+	return id;
+}
+
+static void walk_text(const struct gen *g, const struct gen_part *p,
+		      struct walk *w)
+{
+	const uint32_t *t = g->tokens + p->first;
+
+	w->frame = hash(w->frame, t, p->n * sizeof(*t));
+	for (uint32_t at = 0; at < p->n; at += SEGMENT_BLOCK)
+		w->ctx = prefix_tile(w->ctx, t + at,
+				     KV_MIN(SEGMENT_BLOCK, p->n - at),
+				     at ? 0 : PREFIX_PART_BEGIN);
+}
+
+static void walk_chunk(struct gen *g, struct craft_part *c, struct walk *w)
+{
+	const uint32_t share = g->craft->permille == REPAIR_BY_CFO
+				       ? 2 * REPAIR_ALL + c->k
+				       : g->craft->permille;
+
+	switch (c->kind) {
+	case CRAFT_INTER:
+	case CRAFT_ALONE:
+		c->id = repair_id(
+			hash(c->chunk, &c->variant, sizeof(c->variant)),
+			REPAIR_CRAFT, share);
+		w->depth = KV_MAX(w->depth, c->depth + 1);
+		break;
+	default:
+		c->id = repair_id(c->chunk, REPAIR_CRAFT, REPAIR_ALL);
+	}
+	w->ctx = prefix_chunk(w->ctx, c->id);
+	g->craft->before[w->n_before++] = c->chunk;
+}
+
+/* By CFO: of all, or none? */
+static void weigh(struct gen *g, struct gen_part *p, struct craft_part *c)
+{
+	c->k = repair_count(p->n,
+			    (uint32_t)(c->cfo * (float)REPAIR_ALL + 0.5f));
+	if (g->craft->permille != REPAIR_BY_CFO || c->k < p->n)
+		return;
+	segment_put(p->seg); /* the same work, and a variant that fits */
+	p->seg = NULL;
+	c->kind = CRAFT_FRESH;
+}
+
+static void use_variant(struct gen *g, struct gen_part *p, struct craft_part *c,
+			struct segment *s)
+{
+	if (p->seg)
+		segment_put(p->seg);
+	p->seg = s;
+	c->variant = s->variant->ctx;
+	c->depth = s->variant->depth;
+	c->kind = map_id_equal(c->variant, c->ctx) ? CRAFT_EXACT : CRAFT_INTER;
+	if (c->kind == CRAFT_INTER)
+		weigh(g, p, c);
+}
+
+/* Computed alone: the right bits where nothing stands before it. */
+static void use_alone(struct gen *g, struct gen_part *p, struct craft_part *c)
+{
+	c->variant = prefix_root(g->model->id);
+	c->depth = 0;
+	c->cfo = VARIANT_ALPHA * VARIANT_ALONE_CFO;
+	c->kind = map_id_equal(c->variant, c->ctx) ? CRAFT_EXACT : CRAFT_ALONE;
+	if (c->kind == CRAFT_ALONE)
+		weigh(g, p, c);
+	else
+		c->cfo = 0;
+}
+
+/* 0; -EAGAIN it is being computed, alone. */
+static int find(struct gen *g, struct gen_part *p, struct craft_part *c,
+		const struct walk *w)
+{
+	const struct variant_place at = { c->ctx, c->frame, g->craft->before,
+					  w->n_before };
+	const uint32_t *t = g->tokens + p->first;
+	struct segment *s = NULL;
+
+	s = variant_find(&g->tenant->variants, c->chunk, t, p->n, &at,
+			 VARIANT_ALPHA, &c->cfo);
+	if (s && g->craft->permille >= REPAIR_ALL &&
+	    g->craft->permille < REPAIR_BY_CFO &&
+	    !map_id_equal(s->variant->ctx, c->ctx)) {
+		segment_put(s); /* all of it again */
+		s = NULL;
+	} else if (!s && g->craft->permille != REPAIR_ALL && !p->seg) {
+		p->seg = chunk_find(&g->tenant->chunks, c->chunk, t, p->n);
+	}
+	if (s)
+		use_variant(g, p, c, s);
+	else if (p->seg && g->craft->permille != REPAIR_ALL)
+		use_alone(g, p, c);
+	if (s || c->kind != CRAFT_NONE) {
+		p->found = 1;
+		return 0;
+	}
+	stat_add(g->tenant->st_chunk_misses, 1);
+	if (w->depth <= CRAFT_DEPTH || g->craft->permille == REPAIR_ALL) {
+		c->kind = CRAFT_FRESH;
+		return 0;
+	}
+	return gen_start_chunk(g, p) ? -ENOMEM : -EAGAIN;
+}
+
+static int plan_chunk(struct gen *g, uint32_t i, struct walk *w)
+{
+	struct gen_part *p = &g->parts[i];
+	struct craft_part *c = &g->craft->parts[i];
+	int ret;
+
+	c->kind = CRAFT_NONE;
+	c->ctx = w->ctx;
+	c->frame = w->frame;
+	c->cfo = 1;
+	c->n_before = w->n_before;
+	p->found = 0;
+	if (p->seg && p->seg->variant) { /* of an earlier plan */
+		segment_put(p->seg);
+		p->seg = NULL;
+	}
+	ret = find(g, p, c, w);
+	if (ret)
+		return ret;
+	p->reuse = c->kind != CRAFT_FRESH;
+	if (c->kind == CRAFT_FRESH) {
+		if (p->seg)
+			segment_put(p->seg);
+		p->seg = NULL;
+		p->found = 0;
+		c->depth = w->depth;
+		c->cfo = 1;
+	}
+	walk_chunk(g, c, w);
+	return 0;
+}
+
+/* ---- groups ---------------------------------------------------------------------- */
+
+static enum repair_kind selector(const struct gen *g,
+				 const struct craft_part *c)
+{
+	if (c->kind == CRAFT_INTER)
+		return REPAIR_CRAFT;
+	return g->model->layout.n_layers < 2 ? REPAIR_FIRST : REPAIR_BLEND;
+}
+
+static void group(struct gen *g)
+{
+	const uint32_t permille = g->craft->permille;
+	struct repair_group *r = NULL;
+
+	g->n_groups = 0;
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		struct craft_part *c = &g->craft->parts[i];
+		struct gen_part *p = &g->parts[i];
+
+		p->group = NULL;
+		if (!p->n)
+			continue;
+		if ((c->kind != CRAFT_INTER && c->kind != CRAFT_ALONE) ||
+		    !(permille == REPAIR_BY_CFO ? c->k : permille)) {
+			r = NULL;
+			continue;
+		}
+		if (!r || r->kind != selector(g, c)) {
+			r = &g->groups[g->n_groups++];
+			*r = (struct repair_group){ .i_part = i,
+						    .first = p->first,
+						    .kind = selector(g, c) };
+		}
+		p->group = r;
+		r->n_parts = i + 1 - r->i_part;
+		r->n += p->n;
+		r->k = permille == REPAIR_BY_CFO ? r->k + c->k
+						 : repair_count(r->n, permille);
+	}
+}
+
+/* Scores of the chunks' tokens; by CFO each chunk has its own share. */
+int craft_choose(const struct gen *g, const struct repair_group *r,
+		 uint32_t *at)
+{
+	float *score = malloc(r->n * sizeof(*score));
+	uint32_t done = 0;
+	int ret = score ? 0 : -ENOMEM;
+
+	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts && !ret; i++) {
+		const struct gen_part *p = &g->parts[i];
+		const struct segment *s;
+		const uint32_t from = p->first - r->first;
+		const uint32_t k = g->craft->parts[i].k;
+
+		if (!p->group)
+			continue;
+		s = g->seq.entries[p->i_entry].seg;
+		memcpy(score + from, s->variant->score, p->n * sizeof(*score));
+		if (g->craft->permille != REPAIR_BY_CFO)
+			continue;
+		ret = repair_pick_largest(score + from, p->n, k, at + done);
+		for (uint32_t j = 0; j < k; j++)
+			at[done + j] += from;
+		done += k;
+	}
+	if (!ret && g->craft->permille != REPAIR_BY_CFO)
+		ret = repair_pick_largest(score, r->n, r->k, at);
+	free(score);
+	return ret;
+}
+
+/* ---- queries of fresh chunks ------------------------------------------------------- */
+
+static int keep_queries(struct gen *g)
+{
+	struct craft *c = g->craft;
+	const uint32_t n_layers = g->model->layout.n_layers;
+	uint32_t n_rows = 0, row = 0;
+	size_t bytes;
+	int ret;
+
+	drop_queries(c);
+	for (uint32_t i = 0; i < g->n_parts; i++)
+		if (c->parts[i].kind == CRAFT_FRESH &&
+		    c->parts[i].n_before <= VARIANT_MAX_PREFIX)
+			n_rows += g->parts[i].n;
+	bytes = inter_bytes(&g->model->shape, n_layers, n_rows);
+	if (!n_rows || bytes + g->tenant->query_bytes > CRAFT_QUERY_BYTES ||
+	    g->req->flags & SERVE_GEN_NO_REUSE)
+		return 0;
+	ret = inter_new(&c->inter, &g->model->shape, n_layers, n_rows,
+			g->n_parts);
+	if (ret)
+		return ret;
+	g->tenant->query_bytes += c->inter->n_bytes;
+	for (uint32_t i = 0; i < g->n_parts && !ret; i++) {
+		const struct gen_part *p = &g->parts[i];
+		const int kept = c->parts[i].kind == CRAFT_FRESH &&
+				 c->parts[i].n_before <= VARIANT_MAX_PREFIX;
+
+		c->parts[i].row = row;
+		ret = inter_part(c->inter, p->first, p->n, c->parts[i].is_chunk,
+				 kept ? &row : NULL);
+	}
+	return ret;
+}
+
+void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
+		   uint32_t n, const float *q)
+{
+	const struct inter *x = g->craft->inter;
+
+	for (uint32_t i = 0; x && i < x->n_parts; i++) {
+		const struct inter_part *p = &x->parts[i];
+
+		if (p->measured && pos >= p->first && pos < p->first + p->n) {
+			inter_keep(g->craft->inter, layer,
+				   p->row + pos - p->first, n, q);
+			return;
+		}
+	}
+}
+
+/* ---- the plan ------------------------------------------------------------------------ */
+
+/* As many as can be computed while the chunks are read (CacheBlend's controller). */
+static uint32_t share_by_load(const struct gen *g)
+{
+	uint64_t load = 0, compute, n = 0;
+
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		const struct craft_part *c = &g->craft->parts[i];
+		const struct segment *s;
+
+		if (!c->is_chunk)
+			continue;
+		s = variant_peek(&g->tenant->variants, c->chunk);
+		if (!s)
+			continue;
+		load += range_load_ns(s->range, 0, range_n_pages(s->range));
+		n += s->n_tokens;
+	}
+	compute = rate_ns(&g->model->prefill, (double)n, PRIOR_PREFILL);
+	if (!compute)
+		return CRAFT_LEAST;
+	return (uint32_t)KV_MIN(
+		KV_MAX(load * REPAIR_ALL / compute, (uint64_t)CRAFT_LEAST),
+		(uint64_t)REPAIR_ALL - 1);
+}
+
+int craft_plan(struct gen *g)
+{
+	struct walk w = { .ctx = prefix_root(g->model->id) };
+	int ret = 0;
+
+	g->n_missing = 0;
+	if (g->req->repair_permille == REPAIR_BY_LOAD)
+		g->craft->permille = share_by_load(g);
+	for (uint32_t i = 0; i < g->n_parts && !ret; i++) {
+		if (!g->parts[i].n)
+			continue;
+		if (g->craft->parts[i].is_chunk)
+			ret = plan_chunk(g, i, &w);
+		else
+			walk_text(g, &g->parts[i], &w);
+	}
+	if (ret == -EAGAIN)
+		g->n_missing = 1;
+	if (ret)
+		return ret;
+	group(g);
+	return keep_queries(g);
+}
+
+void craft_report(struct gen *g)
+{
+	struct serve_used *u;
+
+	if (!g->craft)
+		return;
+	u = calloc(g->req->n_parts, sizeof(*u));
+	g->req->used = u;
+	for (uint32_t i = 0; u && i < g->n_parts; i++) {
+		const struct craft_part *c = &g->craft->parts[i];
+		const struct gen_part *p = &g->parts[i];
+
+		if (!c->is_chunk)
+			continue;
+		u[i].use = c->kind;
+		u[i].n_tokens = p->n;
+		u[i].variant = c->kind == CRAFT_FRESH ? 0 : c->variant.w[0];
+		u[i].n_repaired = p->group ? g->seq.entries[p->i_entry].n_patch
+					   : 0;
+		u[i].cfo = (uint32_t)(c->cfo * (float)REPAIR_ALL + 0.5f);
+	}
+}

@@ -1,0 +1,299 @@
+/*
+ * test_variants.c - chunks in company: exact where the company is the same or all is
+ * computed again, the same bits paged, sliced and batched where it is another
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "tests/rig/daemon.h"
+#include "tests/rig/questions.h"
+
+#define N	 6
+#define N_LOGITS 4096
+
+static struct rig_question questions[N];
+static struct rig_daemon *roomy, *tight;
+
+struct answer {
+	char text[128];
+	float logits[N_LOGITS];
+	uint32_t n_logits;
+	struct kv_gen_stats st;
+	struct kv_chunk_used used[RIG_MAX_PARTS];
+	uint32_t n_used;
+};
+
+static struct rig_daemon *start(const char *kvd, const char *memory)
+{
+	char conf[1024];
+	struct rig_daemon *d;
+
+	snprintf(conf, sizeof(conf),
+		 "%s[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n",
+		 kvd, rig_data_dir(), getuid(), memory);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	return d;
+}
+
+static void setup(void)
+{
+	rig_questions_load(questions, N);
+	roomy = start("", "64M");
+	tight = start("prefill_slice = 7\nthreads = 1\n", "3M");
+}
+
+static void teardown(void)
+{
+	rig_daemon_free(roomy);
+	rig_daemon_free(tight);
+	rig_questions_free(questions, N);
+}
+
+static struct kvc_generate request(const struct kvc_part *parts, uint32_t n,
+				   uint32_t repair, uint32_t permille)
+{
+	static const uint32_t stop[] = { 13 };
+
+	return (struct kvc_generate){ .parts = parts,
+				      .n_parts = n,
+				      .flags = KV_GEN_LOGITS,
+				      .max_tokens = 16,
+				      .stop_tokens = stop,
+				      .n_stop_tokens = 1,
+				      .repair = repair,
+				      .repair_permille = permille,
+				      .n_logits = N_LOGITS,
+				      .sqe_flags = KV_SQE_WAIT };
+}
+
+static void take(struct kvc *c, struct kvc_gen *g, struct answer *a)
+{
+	const int ret = kvc_generate_wait(c, g, -1);
+	const struct kv_chunk_used *u;
+
+	ck_assert_msg(ret >= 0, "generate: %s", strerror(-ret));
+	memset(a, 0, sizeof(*a));
+	snprintf(a->text, sizeof(a->text), "%s", kvc_gen_text(g));
+	a->n_logits = kvc_gen_n_logits(g);
+	ck_assert_uint_le(a->n_logits, N_LOGITS);
+	memcpy(a->logits, kvc_gen_logits(g), a->n_logits * sizeof(float));
+	a->st = *kvc_gen_stats(g);
+	u = kvc_gen_used(g, &a->n_used);
+	if (u)
+		memcpy(a->used, u, a->n_used * sizeof(*u));
+	kvc_generate_free(c, g);
+}
+
+static void ask(struct kvc *c, const struct kvc_generate *r, struct answer *a)
+{
+	struct kvc_gen *g;
+
+	ck_assert_int_eq(kvc_generate_start(c, r, &g), 0);
+	take(c, g, a);
+}
+
+static void ask_question(struct kvc *c, int i, uint32_t repair,
+			 uint32_t permille, struct answer *a)
+{
+	const struct kvc_generate r = request(
+		questions[i].parts, questions[i].n_parts, repair, permille);
+
+	ask(c, &r, a);
+}
+
+static void ask_full(struct kvc *c, int i, struct answer *a)
+{
+	struct kvc_part plain[RIG_MAX_PARTS];
+	struct kvc_generate r;
+
+	memcpy(plain, questions[i].parts, sizeof(plain));
+	for (uint32_t k = 0; k < questions[i].n_parts; k++)
+		plain[k].flags &= ~KV_PART_REUSE;
+	r = request(plain, questions[i].n_parts, 0, 0);
+	r.flags |= KV_GEN_NO_REUSE;
+	ask(c, &r, a);
+}
+
+static void ck_same(const struct answer *a, const struct answer *b)
+{
+	ck_assert_str_eq(a->text, b->text);
+	ck_assert_uint_eq(a->n_logits, b->n_logits);
+	ck_assert(!memcmp(a->logits, b->logits, a->n_logits * sizeof(float)));
+}
+
+static uint32_t n_of(const struct answer *a, enum kv_chunk_use use)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < a->n_used; i++)
+		n += a->used[i].use == use;
+	return n;
+}
+
+static uint32_t count(struct kvc *c, const char *word)
+{
+	uint32_t n = 0;
+	char *json;
+
+	ck_assert_int_ge(kvc_query(c, "chunks", "", &json), 0);
+	for (const char *at = json; (at = strstr(at, word)); at++)
+		n++;
+	free(json);
+	return n;
+}
+
+/* Chunks become variants a little after the answer. */
+static void await(struct kvc *c, uint32_t n)
+{
+	for (int i = 0; i < 3000 && count(c, "\"variant\"") < n; i++)
+		usleep(10000);
+	ck_assert_uint_eq(count(c, "\"variant\""), n);
+}
+
+/* The chunks of question i in the company of those of another one, backwards. */
+static uint32_t prime(struct kvc *c, int i, uint32_t n_before)
+{
+	const struct rig_question *q = &questions[i],
+				  *o = &questions[(i + 1) % N];
+	struct kvc_part p[2 * RIG_MAX_PARTS];
+	struct kvc_generate r;
+	struct answer a;
+	uint32_t n = 0, n_fresh;
+
+	p[n++] = q->parts[0]; /* the same frame */
+	p[n++] = o->parts[1];
+	for (uint32_t k = q->n_parts - 2; k > 0; k--)
+		p[n++] = q->parts[k];
+	p[n++] = q->parts[q->n_parts - 1];
+	r = request(p, n, KV_REPAIR_CRAFT, KV_REPAIR_ALL);
+	r.max_tokens = 1;
+	ask(c, &r, &a);
+	n_fresh = n_of(&a, KV_CHUNK_FRESH);
+	await(c, n_before + n_fresh);
+	return n_before + n_fresh;
+}
+
+START_TEST(all_of_it_is_a_full_prefill)
+{
+	struct kvc *c = rig_join(roomy->socket);
+	uint32_t n = 0;
+
+	for (int i = 0; i < N; i++) {
+		struct answer full, first, again;
+
+		n = prime(c, i, n);
+		ask_full(c, i, &full);
+		ask_question(c, i, KV_REPAIR_CRAFT, KV_REPAIR_ALL, &first);
+		ck_same(&full, &first);
+		n += n_of(&first, KV_CHUNK_FRESH);
+		ck_assert_uint_ge(n_of(&first, KV_CHUNK_FRESH), 2);
+		await(c, n);
+		/* the same before each of them: as they are, and exact */
+		for (uint32_t share = 0; share <= KV_REPAIR_BY_LOAD;
+		     share += 334) {
+			ask_question(c, i, KV_REPAIR_CRAFT, share, &again);
+			ck_same(&full, &again);
+			ck_assert_uint_eq(n_of(&again, KV_CHUNK_EXACT),
+					  questions[i].n_chunks);
+			ck_assert_uint_eq(again.st.n_repaired, 0);
+		}
+	}
+	kvc_close(c);
+}
+END_TEST
+
+START_TEST(in_other_company_the_same_bits_paged_sliced_and_batched)
+{
+	struct kvc *a = rig_join(roomy->socket), *b = rig_join(tight->socket);
+	const uint32_t shares[] = { 0, 150, 500, KV_REPAIR_BY_CFO };
+	uint32_t n_a = 0, n_b = 0;
+
+	for (int i = 0; i < N; i++) {
+		n_a = prime(a, i, n_a);
+		n_b = prime(b, i, n_b);
+	}
+	ck_assert_uint_eq(n_a, n_b);
+	for (size_t s = 0; s < 4; s++) {
+		struct answer alone[N], other, full;
+		struct kvc_gen *g[N];
+
+		for (int i = 0; i < N; i++) {
+			ask_question(a, i, KV_REPAIR_CRAFT, shares[s],
+				     &alone[i]);
+			ck_assert_uint_ge(n_of(&alone[i], KV_CHUNK_INTER), 2);
+			ck_assert_uint_eq(n_of(&alone[i], KV_CHUNK_ALONE), 0);
+			ck_assert(!shares[s] == !alone[i].st.n_repaired);
+			ask_full(a, i, &full);
+			ck_assert(memcmp(full.logits, alone[i].logits,
+					 full.n_logits * sizeof(float)));
+		}
+		for (int i = 0; i < N; i++) {
+			const struct kvc_generate r = request(
+				questions[i].parts, questions[i].n_parts,
+				KV_REPAIR_CRAFT, shares[s]);
+
+			ck_assert_int_eq(kvc_generate_start(b, &r, &g[i]), 0);
+		}
+		for (int i = 0; i < N; i++) {
+			take(b, g[i], &other);
+			ck_same(&alone[i], &other);
+			ck_assert(!memcmp(alone[i].used, other.used,
+					  sizeof(other.used)));
+		}
+	}
+	ck_assert_uint_gt(rig_counter(b, "pages", "a", "evicted_total"), 0);
+	kvc_close(a);
+	kvc_close(b);
+}
+END_TEST
+
+START_TEST(what_was_computed_alone_is_blended)
+{
+	struct kvc *c = rig_join(roomy->socket);
+
+	for (int i = 0; i < N; i++) {
+		struct answer blend, craft;
+
+		ask_question(c, i, KV_REPAIR_BLEND, 150, &blend);
+		ask_question(c, i, KV_REPAIR_CRAFT, 150, &craft);
+		ck_same(&blend, &craft);
+		ck_assert_uint_eq(n_of(&craft, KV_CHUNK_ALONE),
+				  questions[i].n_chunks);
+		ck_assert_uint_eq(craft.st.n_repaired, blend.st.n_repaired);
+		for (uint32_t k = 0; k < craft.n_used; k++)
+			ck_assert(!craft.used[k].use ||
+				  craft.used[k].cfo_permille > 0);
+	}
+	kvc_close(c);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("variants");
+	TCase *t = tcase_create("variants");
+	SRunner *r;
+	int n;
+
+	if (!rig_daemon_binary()) {
+		printf("skipped: there is no kvd binary\n");
+		return 77;
+	}
+	tcase_set_timeout(t, 300);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_test(t, all_of_it_is_a_full_prefill);
+	tcase_add_test(t,
+		       in_other_company_the_same_bits_paged_sliced_and_batched);
+	tcase_add_test(t, what_was_computed_alone_is_blended);
+	suite_add_tcase(s, t);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_NORMAL);
+	n = srunner_ntests_failed(r);
+	srunner_free(r);
+	return n != 0;
+}

@@ -52,6 +52,9 @@ struct cpu_ops {
 	void (*to_bf16)(const float *src, uint16_t *dst, size_t n);
 	void (*sincos)(double at, const double *f, float *sn, float *cs,
 		       uint32_t n);
+	void (*rotate)(float *row, const float *sn, const float *cs,
+		       uint32_t half, int halves, uint32_t n_heads,
+		       uint32_t head_dim);
 };
 
 extern const struct cpu_ops cpu_scalar_ops;

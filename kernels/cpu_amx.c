@@ -21,4 +21,5 @@ const struct cpu_ops cpu_amx_ops = {
 	.from_bf16 = elem_from_bf16,
 	.to_bf16 = elem_to_bf16,
 	.sincos = elem_sincos,
+	.rotate = elem_rotate,
 };

@@ -80,6 +80,27 @@ static void elem_from_bf16(const uint16_t *src, float *dst, size_t n)
 		dst[i] = kern_from_bf16(src[i]);
 }
 
+/* Heads of a row: pair i of each by the angle of sn[i], cs[i]. */
+static void elem_rotate(float *row, const float *sn, const float *cs,
+			uint32_t half, int halves, uint32_t n_heads,
+			uint32_t head_dim)
+{
+	for (uint32_t h = 0; h < n_heads; h++, row += head_dim) {
+		for (uint32_t i = 0; i < half && halves; i++) {
+			const float x = row[i], y = row[i + half];
+
+			row[i] = x * cs[i] - y * sn[i];
+			row[i + half] = x * sn[i] + y * cs[i];
+		}
+		for (uint32_t i = 0; i < half && !halves; i++) {
+			const float x = row[2 * i], y = row[2 * i + 1];
+
+			row[2 * i] = x * cs[i] - y * sn[i];
+			row[2 * i + 1] = x * sn[i] + y * cs[i];
+		}
+	}
+}
+
 #define HALF_PI_HI 1.57079632673412561417e+00 /* 33 bits of pi/2 */
 #define HALF_PI_LO 6.07710050650619224932e-11 /* the rest */
 

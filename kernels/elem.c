@@ -4,6 +4,8 @@
 #include "kernels/kern.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include "kernels/cpu.h"
 
@@ -75,27 +77,85 @@ static const double *frequencies(const struct kern_rope *p)
 	return last.f;
 }
 
-static void rotate(const struct kern_rope *p, const float *src, float *dst,
-		   const float *sn, const float *cs)
+/*
+ * Sines and cosines of the positions met lately: each layer of a step, each head's
+ * row and each chunk asks for the same ones. One for each thread, by position modulo
+ * its size; forgotten when the frequencies change.
+ */
+#define N_TURNS 1024u
+
+struct turns {
+	struct kern_rope of;
+	const struct cpu_ops *ops; /* who made them */
+	int64_t at[N_TURNS]; /* position of each, INT64_MIN: none */
+	float *v; /* [N_TURNS][2][n_rot / 2]: sines, then cosines */
+};
+
+static _Thread_local struct turns *turns;
+static pthread_key_t turns_key;
+
+static void turns_free(void *arg)
 {
-	const uint32_t half = p->n_rot / 2;
-	const int halves = p->kind == KERN_ROPE_HALVES;
+	struct turns *t = arg;
 
-	for (uint32_t i = 0; i < half; i++) {
-		const uint32_t a = halves ? i : 2 * i;
-		const uint32_t b = halves ? i + half : 2 * i + 1;
-		const float x = src[a], y = src[b];
+	free(t->v);
+	free(t);
+}
 
-		dst[a] = x * cs[i] - y * sn[i];
-		dst[b] = x * sn[i] + y * cs[i];
+__attribute__((constructor)) static void turns_init(void)
+{
+	(void)pthread_key_create(&turns_key, turns_free);
+}
+
+/* This thread's, for p; NULL: no memory. */
+static struct turns *turns_of(const struct kern_rope *p)
+{
+	struct turns *t = turns;
+
+	if (!t) {
+		t = calloc(1, sizeof(*t));
+		if (!t)
+			return NULL;
+		if (pthread_setspecific(turns_key, t)) {
+			free(t);
+			return NULL;
+		}
+		turns = t;
 	}
+	if (t->v && t->ops == kern_ops() && t->of.theta == p->theta &&
+	    t->of.n_rot == p->n_rot && t->of.scale == p->scale)
+		return t;
+	free(t->v);
+	for (uint32_t i = 0; i < N_TURNS; i++)
+		t->at[i] = INT64_MIN;
+	t->of = *p;
+	t->ops = kern_ops();
+	t->v = malloc((size_t)N_TURNS * p->n_rot * sizeof(*t->v));
+	return t->v ? t : NULL;
+}
+
+/* Sines and cosines of position pos; room [n_rot] serves when t is NULL. */
+static const float *turn(struct turns *t, const struct kern_rope *p,
+			 const double *f, int64_t pos, float *room)
+{
+	const uint32_t i = (uint64_t)pos % N_TURNS;
+	float *v = t ? t->v + (size_t)i * p->n_rot : room;
+
+	if (!t || t->at[i] != pos) {
+		kern_ops()->sincos((double)pos * (double)p->scale, f, v,
+				   v + p->n_rot / 2, p->n_rot / 2);
+		if (t)
+			t->at[i] = pos;
+	}
+	return v;
 }
 
 void kern_rope(const struct kern_rope *p, const float *src, float *dst,
 	       const int64_t *pos, uint32_t n_rows, uint32_t n_heads,
 	       uint32_t head_dim)
 {
-	float sn[KERN_HEAD_DIM_MAX / 2], cs[KERN_HEAD_DIM_MAX / 2];
+	float room[KERN_HEAD_DIM_MAX];
+	struct turns *t;
 	const double *f;
 
 	if (src != dst)
@@ -104,13 +164,14 @@ void kern_rope(const struct kern_rope *p, const float *src, float *dst,
 	if (p->kind == KERN_ROPE_NONE)
 		return;
 	f = frequencies(p);
+	t = turns_of(p);
 	for (uint32_t r = 0; r < n_rows; r++) {
-		const double at = (double)pos[r] * (double)p->scale;
 		float *row = dst + (size_t)r * n_heads * head_dim;
+		const float *sn = turn(t, p, f, pos[r], room);
+		const float *cs = sn + p->n_rot / 2;
 
-		kern_ops()->sincos(at, f, sn, cs, p->n_rot / 2);
-		for (uint32_t h = 0; h < n_heads; h++)
-			rotate(p, row + (size_t)h * head_dim,
-			       row + (size_t)h * head_dim, sn, cs);
+		kern_ops()->rotate(row, sn, cs, p->n_rot / 2,
+				   p->kind == KERN_ROPE_HALVES, n_heads,
+				   head_dim);
 	}
 }

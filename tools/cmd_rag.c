@@ -46,9 +46,9 @@ static const char *wrong(const json_t *o)
 		return "chunks are no list";
 	if (json_array_size(chunks) > MAX_PARTS - 2)
 		return "too many chunks";
-	json_array_foreach(chunks, i, c)
-		if (!json_is_string(c))
-			return "a chunk is no text";
+	json_array_foreach(
+		chunks, i,
+		c) if (!json_is_string(c)) return "a chunk is no text";
 	return NULL;
 }
 
@@ -144,14 +144,14 @@ static int matches(const char *text, const char *answer)
 static void print_json(const json_t *o, const struct kvc_gen *g)
 {
 	const struct kv_gen_stats *st = kvc_gen_stats(g);
-	json_t *out = json_pack(
-		"{s:s, s:s, s:I, s:I, s:I, s:I, s:f}", "question",
-		text_of(o, "question"), "text", kvc_gen_text(g),
-		"prompt_tokens", (json_int_t)st->n_prompt, "prefix_tokens",
-		(json_int_t)st->n_prefix, "chunk_tokens",
-		(json_int_t)st->n_chunk, "repaired_tokens",
-		(json_int_t)st->n_repaired, "ttft_ms",
-		(double)st->ttft_ns * 1e-6);
+	json_t *out = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:f}",
+				"question", text_of(o, "question"), "text",
+				kvc_gen_text(g), "prompt_tokens",
+				(json_int_t)st->n_prompt, "prefix_tokens",
+				(json_int_t)st->n_prefix, "chunk_tokens",
+				(json_int_t)st->n_chunk, "repaired_tokens",
+				(json_int_t)st->n_repaired, "ttft_ms",
+				(double)st->ttft_ns * 1e-6);
 
 	if (!out) /* the text is cut in the middle of a character */
 		out = json_pack("{s:s, s:n}", "question",
@@ -198,8 +198,7 @@ static int ask_all(struct rag *r)
 
 	for (size_t i = 0; i < r->n_lines; i++) {
 		while (!ret && next < r->n_lines && next < i + r->n_jobs) {
-			ret = start(r, r->lines[next],
-				    &gens[next % r->n_jobs]);
+			ret = start(r, r->lines[next], &gens[next % r->n_jobs]);
 			next += ret ? 0 : 1;
 		}
 		if (i >= next)
@@ -211,15 +210,7 @@ static int ask_all(struct rag *r)
 
 /* ---- the command ---------------------------------------------------------------------- */
 
-enum {
-	O_MODEL = 256,
-	O_MAX,
-	O_STOP,
-	O_JOBS,
-	O_REPAIR,
-	O_NO_REUSE,
-	O_JSON
-};
+enum { O_MODEL = 256, O_MAX, O_STOP, O_JOBS, O_REPAIR, O_NO_REUSE, O_JSON };
 
 static const struct option options[] = {
 	{ "model", 1, NULL, O_MODEL },	 { "max-tokens", 1, NULL, O_MAX },
@@ -274,8 +265,7 @@ static int rag(struct kvc *c, int argc, char **argv)
 {
 	struct rag r = { .c = c,
 			 .n_jobs = 4,
-			 .g = { .max_tokens = 64,
-				.sqe_flags = KV_SQE_WAIT } };
+			 .g = { .max_tokens = 64, .sqe_flags = KV_SQE_WAIT } };
 	int o, ret;
 
 	optind = 1;

@@ -5,6 +5,7 @@
 #include <check.h>
 #include <math.h>
 #include <string.h>
+#include "io/base.h"
 #include "kernels/kern.h"
 
 static uint64_t state = 42;
@@ -163,6 +164,31 @@ START_TEST(elementwise_is_one)
 }
 END_TEST
 
+/* Whatever positions and kinds came before: sines are kept, and replaced. */
+START_TEST(rotation_has_no_history)
+{
+	static const int64_t pos[] = { -1,   0, 5,	   1029, 5, -1,
+				       1023, 5, 1ll << 40, -1,	 0, 1024,
+				       5,    0, -1025,	   2053, 5, 1029 };
+	const struct kern_rope p = { KERN_ROPE_INTERLEAVED, 64, 10000, 1 };
+	const struct kern_rope other = { KERN_ROPE_HALVES, 32, 500, 1 };
+	float x[128], y[2][KV_ARRAY_LEN(pos)][128];
+
+	for (int i = 0; i < 128; i++)
+		x[i] = rnf();
+	for (int k = 0; k < 2; k++)
+		for (size_t i = 0; i < KV_ARRAY_LEN(pos); i++) {
+			float z[32];
+
+			if (k) /* everything is forgotten */
+				kern_rope(&other, x, z, &pos[i], 1, 1, 32);
+			kern_rope(&p, x, y[k][i], &pos[i], 1, 2, 64);
+		}
+	ck_assert(!memcmp(y[0], y[1], sizeof(y[0])));
+	ck_assert(memcmp(y[0][0], y[0][1], sizeof(x)) != 0);
+}
+END_TEST
+
 /* Weights in double, sorted; those that the limits keep, the rest 0. */
 static void naive_keep(const struct kern_sample *p, const float *x,
 		       double *kept, uint32_t n)
@@ -243,6 +269,7 @@ int main(void)
 
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, rotation_is_relative);
+	tcase_add_test(t, rotation_has_no_history);
 	tcase_add_loop_test(t, elementwise_is_one, 0, 4);
 	tcase_add_loop_test(t, sampling_equals_the_naive_one, 0, 6);
 	tcase_add_test(t, rotation_is_near_the_truth);

@@ -407,7 +407,8 @@ struct kv_gen_stats { /* [D] with the last completion */
 	uint64_t n_read_back; /* pages brought in from disk for it */
 	uint64_t n_vocab; /* of the model: that many logits there are */
 	uint64_t n_repaired; /* tokens of chunks that were computed again */
-	uint64_t _rsvd[2];
+	uint64_t n_ahead; /* layers computed while later ones were read */
+	uint64_t _rsvd[1];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_stats) == 96, "kv_gen_stats is ABI");
 

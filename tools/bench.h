@@ -40,6 +40,7 @@ struct bench {
 	const char *kvd; /* its program; NULL: beside kvbench */
 	const char *model; /* GGUF file of the private daemon */
 	uint64_t memory_bytes; /* of the private daemon's tenant */
+	const char *daemon_conf, *model_conf; /* more lines for it, or NULL */
 	const char *mode; /* rag: full, prefix, chunks, all */
 	const char *file; /* rag: the questions */
 	struct bench_line *lines;

@@ -93,10 +93,12 @@ static int write_conf(const struct bench *b, const struct bench_daemon *d,
 		return bench_fail(-errno, "%s", live_file[0]);
 	fprintf(f,
 		"[kvd]\nsocket = %s\nsocket_mode = 0600\n"
-		"state_dir = %s\nthreads = %u\n\n",
-		d->socket, d->state, b->n_threads);
+		"state_dir = %s\nthreads = %u\n%s\n",
+		d->socket, d->state, b->n_threads,
+		b->daemon_conf ? b->daemon_conf : "");
 	if (with_model)
-		fprintf(f, "[model bench]\npath = %s\nmath = bf16\n\n", model);
+		fprintf(f, "[model bench]\npath = %s\nmath = bf16\n%s\n", model,
+			b->model_conf ? b->model_conf : "");
 	fprintf(f,
 		"[tenant bench]\nuid = %u\nmemory = %llu\ndisk = 2G\n"
 		"sequences = 4096\nrequests = 256\npersist = no\n",

@@ -3,7 +3,8 @@
  *
  * Two prompts of 4K tokens against a model of the 1B class with random weights, and
  * memory for one of them: whichever comes pushes the other to disk. First time to first
- * token computed, then found on disk, several times in turn.
+ * token computed, then found on disk, several times in turn; unless it has to be quick,
+ * also with pages of some layers each, restored whole and layer by layer.
  */
 #include "tools/bench.h"
 
@@ -45,11 +46,16 @@ static int first_token(struct kvc *c, uint32_t which, struct kv_gen_stats *st)
 	return ret < 0 ? ret : 0;
 }
 
-static int measure(struct bench *b, struct kvc *c, double kv_bytes)
+/* Figures of one daemon, medians. */
+struct figures {
+	double cold_ms, back_ms;
+	uint64_t n_ahead; /* layers computed before the last page, at most */
+};
+
+static int measure(struct kvc *c, struct figures *f)
 {
 	double cold[2], back[ROUNDS];
 	struct kv_gen_stats st;
-	double cold_ms, back_ms;
 	int ret;
 
 	for (uint32_t i = 0; i < 2; i++) {
@@ -64,40 +70,78 @@ static int measure(struct bench *b, struct kvc *c, double kv_bytes)
 			return ret;
 		if (st.n_prefix < N_TOKENS / 2 || !st.n_read_back)
 			return -EILSEQ; /* it did not come from disk */
+		f->n_ahead = KV_MAX(f->n_ahead, st.n_ahead);
 		back[i] = (double)st.ttft_ns * 1e-6;
 	}
-	cold_ms = bench_quantile(cold, 2, 0);
-	back_ms = bench_quantile(back, ROUNDS, 0.5);
-	bench_put(b, cold_ms, "ms", "paging.return4k.compute_ms");
-	bench_put(b, back_ms, "ms", "paging.return4k.return_ms");
-	bench_put(b, kv_bytes * 1e-6 / back_ms, "GB/s", "paging.return4k.gb_s");
-	bench_put(b, back_ms / cold_ms, "x", "paging.return4k.time_ratio");
+	f->cold_ms = bench_quantile(cold, 2, 0);
+	f->back_ms = bench_quantile(back, ROUNDS, 0.5);
 	return 0;
 }
 
-static int with_daemon(struct bench *b, const struct bench_shape *s)
+static int with_daemon(struct bench *b, struct figures *f)
 {
 	struct kvc_options opt = { .name = "kvbench" };
-	const double kv_bytes =
-		4.0 * s->n_layers * s->n_kv_heads * s->head_dim * N_TOKENS;
 	struct bench_daemon d;
 	struct kvc *c;
 	int ret;
 
-	b->memory_bytes = (uint64_t)(kv_bytes * 1.25);
+	memset(f, 0, sizeof(*f));
 	ret = bench_daemon_start(b, &d, 1);
 	if (ret)
 		return ret;
 	opt.socket = d.socket;
 	ret = kvc_open(&c, &opt);
 	if (!ret) {
-		ret = measure(b, c, kv_bytes);
+		ret = measure(c, f);
 		kvc_close(c);
 	}
 	if (ret)
 		(void)bench_fail(ret, "return");
 	bench_daemon_stop(&d);
 	return ret;
+}
+
+/* Pages of a quarter of the layers: all of them first, and layer by layer. */
+static int by_layers(struct bench *b)
+{
+	struct figures whole, layers;
+	int ret;
+
+	b->model_conf = "page_tokens = 256\npage_layers = 4\n";
+	b->daemon_conf = "restore = whole\n";
+	ret = with_daemon(b, &whole);
+	b->daemon_conf = "restore = layers\n";
+	if (!ret)
+		ret = with_daemon(b, &layers);
+	b->daemon_conf = b->model_conf = NULL;
+	if (ret)
+		return ret;
+	bench_put(b, whole.back_ms, "ms", "paging.return4k.whole_ms");
+	bench_put(b, layers.back_ms, "ms", "paging.return4k.layers_ms");
+	bench_put(b, layers.back_ms / whole.back_ms, "x",
+		  "paging.return4k.layers_ratio");
+	bench_put(b, (double)layers.n_ahead, "layers",
+		  "paging.return4k.layers_ahead");
+	return 0;
+}
+
+static int measure_all(struct bench *b, const struct bench_shape *s)
+{
+	const double kv_bytes =
+		4.0 * s->n_layers * s->n_kv_heads * s->head_dim * N_TOKENS;
+	struct figures f;
+	int ret;
+
+	b->memory_bytes = (uint64_t)(kv_bytes * 1.25);
+	ret = with_daemon(b, &f);
+	if (ret)
+		return ret;
+	bench_put(b, f.cold_ms, "ms", "paging.return4k.compute_ms");
+	bench_put(b, f.back_ms, "ms", "paging.return4k.return_ms");
+	bench_put(b, kv_bytes * 1e-6 / f.back_ms, "GB/s",
+		  "paging.return4k.gb_s");
+	bench_put(b, f.back_ms / f.cold_ms, "x", "paging.return4k.time_ratio");
+	return b->quick ? 0 : by_layers(b);
 }
 
 int bench_return(struct bench *b)
@@ -126,7 +170,7 @@ int bench_return(struct bench *b)
 		(void)bench_fail(ret, "%s", path);
 	} else {
 		b->model = path;
-		ret = with_daemon(b, &s);
+		ret = measure_all(b, &s);
 		b->model = model;
 		b->memory_bytes = memory;
 	}

@@ -77,6 +77,10 @@ static const struct command {
 	  "paging.return4k.return_ms       the same, found on disk\n"
 	  "paging.return4k.time_ratio      of the two\n"
 	  "paging.return4k.gb_s            bytes of KV over the time\n"
+	  "paging.return4k.whole_ms        pages of 4 layers: all, then the step\n"
+	  "paging.return4k.layers_ms       the same, computed while they come\n"
+	  "paging.return4k.layers_ratio    of the two\n"
+	  "paging.return4k.layers_ahead    layers computed before the last page\n"
 	  "A model of 1e9 random weights; --quick: one layer of it\n" },
 	{ "reuse", bench_reuse, "first tokens of prompts made of cached chunks",
 	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"

@@ -80,6 +80,7 @@ struct conf {
 	int has_admin_gid;
 	char policy[16]; /* policy = density: which page goes down next */
 	int recompute; /* recompute = auto|no: may a hit on disk be computed */
+	int restore_layers; /* restore = layers|whole: 1 compute while it comes */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */

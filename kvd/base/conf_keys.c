@@ -328,6 +328,8 @@ static const struct key kvd_keys[] = {
 	  "the name or number of a group, not 65534", NULL, 0 },
 	{ "recompute", set_choice, offsetof(struct conf, recompute), 0, 0,
 	  "auto or no", "no auto", 0 },
+	{ "restore", set_choice, offsetof(struct conf, restore_layers), 0, 0,
+	  "layers or whole", "whole layers", 0 },
 	{ "scrub", set_size, offsetof(struct conf, scrub_bytes), 0, 1ull << 40,
 	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,

@@ -527,43 +527,53 @@ int seq_skip(struct seq *q, uint64_t from, uint64_t to)
 
 /* Runs of tokens [from, to) of s. */
 static uint32_t segment_runs(const struct segment *s, uint32_t from,
-			     uint32_t to, uint32_t group, struct page_run *runs,
-			     uint32_t max)
+			     uint32_t to, struct seq_groups groups,
+			     struct page_run *runs, uint32_t max)
 {
 	const uint32_t n_groups = s->layout.n_groups;
 	struct page_run all;
 	uint32_t n = 0;
 
 	segment_pages(s, from, to, &all);
-	if (group == UINT32_MAX || n_groups == 1) {
+	if (groups.n >= n_groups) {
 		if (all.n && max)
 			runs[0] = all;
 		return all.n ? 1 : 0;
 	}
-	for (uint32_t i = group; i < all.n; i += n_groups, n++)
+	for (uint32_t i = groups.first; i < all.n; i += n_groups, n++)
 		if (n < max)
 			runs[n] = (struct page_run){ .range = all.range,
 						     .first = all.first + i,
-						     .n = 1 };
+						     .n = groups.n };
 	return n;
 }
 
 /* Of one entry's tokens [from, to), and its patch with the last of them. */
 static uint32_t entry_runs(const struct seq_entry *e, uint32_t from,
-			   uint32_t to, uint32_t group, struct page_run *runs,
-			   uint32_t max)
+			   uint32_t to, struct seq_groups groups,
+			   struct page_run *runs, uint32_t max)
 {
-	uint32_t n = segment_runs(e->seg, e->from + from, e->from + to, group,
+	uint32_t n = segment_runs(e->seg, e->from + from, e->from + to, groups,
 				  runs, max);
 
 	if (e->patch_pages && to == e->n)
-		n += segment_runs(e->patch, 0, e->patch->n_tokens, group,
+		n += segment_runs(e->patch, 0, e->patch->n_tokens, groups,
 				  runs + n, max > n ? max - n : 0);
 	return n;
 }
 
 uint32_t seq_runs(const struct seq *q, uint64_t from, uint64_t to,
 		  uint32_t group, struct page_run *runs, uint32_t max)
+{
+	const struct seq_groups all = { 0, UINT32_MAX }, one = { group, 1 };
+
+	return seq_group_runs(q, from, to, group == UINT32_MAX ? all : one,
+			      runs, max);
+}
+
+uint32_t seq_group_runs(const struct seq *q, uint64_t from, uint64_t to,
+			struct seq_groups groups, struct page_run *runs,
+			uint32_t max)
 {
 	uint32_t n = 0;
 
@@ -575,7 +585,7 @@ uint32_t seq_runs(const struct seq *q, uint64_t from, uint64_t to,
 
 		if (a < b)
 			n += entry_runs(e, (uint32_t)(a - pos),
-					(uint32_t)(b - pos), group, runs + n,
+					(uint32_t)(b - pos), groups, runs + n,
 					max > n ? max - n : 0);
 	}
 	return n;

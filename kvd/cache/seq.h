@@ -112,6 +112,14 @@ struct segment *seq_open_segment(const struct seq *q);
  */
 uint32_t seq_runs(const struct seq *q, uint64_t from, uint64_t to,
 		  uint32_t group, struct page_run *runs, uint32_t max);
+/* The same of layer groups [first, first + n), all of which the layout has; n
+ * UINT32_MAX: all. */
+struct seq_groups {
+	uint32_t first, n;
+};
+uint32_t seq_group_runs(const struct seq *q, uint64_t from, uint64_t to,
+			struct seq_groups groups, struct page_run *runs,
+			uint32_t max);
 void seq_check(const struct seq *q);
 
 #endif

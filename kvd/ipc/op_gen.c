@@ -271,7 +271,8 @@ static void send_end(struct sess_gen *sg, struct chan *ch)
 				       .total_ns = st->total_ns,
 				       .n_read_back = st->n_read_back,
 				       .n_vocab = g->n_vocab,
-				       .n_repaired = st->n_repaired };
+				       .n_repaired = st->n_repaired,
+				       .n_ahead = st->n_ahead };
 }
 
 static struct sess_req *req_of(struct serve_gen *g)

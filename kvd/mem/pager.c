@@ -105,17 +105,32 @@ uint32_t range_n_lower(const struct range *r)
 	return r->n_lower;
 }
 
-uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
+uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n)
 {
 	uint64_t bytes = 0;
 
-	if (!r->n_lower)
-		return 0;
-	for (uint32_t i = first; i < first + n; i++)
+	for (uint32_t i = first; r->n_lower && i < first + n; i++)
 		if (r->pages[i].state == PAGE_LOWER)
 			bytes += r->tier->page_bytes;
+	return bytes;
+}
+
+uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
+{
+	const uint64_t bytes = range_lower_bytes(r, first, n);
+
 	return bytes ? stores_read_ns(r->pager->conf.stores, r->i_disk, bytes)
 		     : 0;
+}
+
+uint64_t pager_read_ns(const struct pager *p, uint64_t bytes)
+{
+	const struct stores *s = p->conf.stores;
+	uint64_t best = UINT64_MAX;
+
+	for (uint32_t i = 0; s && i < stores_n(s); i++)
+		best = KV_MIN(best, stores_read_ns(s, i, bytes));
+	return best;
 }
 
 int range_lost(const struct range *r)

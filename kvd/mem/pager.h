@@ -103,6 +103,10 @@ uint32_t range_n_lower(const struct range *r);
  * only; 0: it is in memory, or on its way. In ns, from the rate of the disk.
  */
 uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
+/* Bytes of these pages that are on disk only, and not on their way. */
+uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n);
+/* How long reading so many bytes would take p now, on the fastest disk. */
+uint64_t pager_read_ns(const struct pager *p, uint64_t bytes);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /*

@@ -103,7 +103,10 @@ int pager_starved(const struct pager *p)
 	return p->account.demand != 0;
 }
 
-/* Bring in pg, and what follows it and waits too, as far as there is room. */
+/*
+ * Bring in pg, and what follows it in the range and in the line, as far as there is
+ * room. What stands further back in line comes later for a reason (restore.h).
+ */
 static void start(struct page *pg, uint64_t room)
 {
 	const enum want_prio prio = pg->prio;
@@ -111,10 +114,11 @@ static void start(struct page *pg, uint64_t room)
 	struct range *r = pg->range;
 	uint32_t n = 1;
 
-	page_unstarve(pg);
 	while ((n + 1) * bytes <= room && page_fetches_along(pg, n) &&
-	       !list_empty(&pg[n].starved))
-		page_unstarve(&pg[n++]);
+	       pg[n - 1].starved.next == &pg[n].starved)
+		n++;
+	for (uint32_t i = 0; i < n; i++)
+		page_unstarve(pg + i);
 	if (!page_start_fetch(pg, n, prio))
 		return;
 	r->n_busy++; /* until all have been told */

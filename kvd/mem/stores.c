@@ -39,6 +39,7 @@ struct disk {
 
 struct stores {
 	struct stores_conf conf;
+	uint64_t window_bytes;
 	struct loop_poller poller;
 	struct disk disks[STORES_MAX];
 	/* while open runs */
@@ -105,7 +106,7 @@ static void pump(struct stores *s, struct disk *d)
 {
 	struct list *n;
 
-	while (d->sent_bytes < WINDOW_BYTES && d->n_sent < s->conf.depth &&
+	while (d->sent_bytes < s->window_bytes && d->n_sent < s->conf.depth &&
 	       (n = list_first(&d->lanes))) {
 		struct stores_lane *l = list_entry(n, struct stores_lane, node);
 		const uint32_t prio = lane_next(l);
@@ -174,6 +175,7 @@ int stores_new(struct stores **out, const struct stores_conf *conf)
 	if (!s)
 		return -ENOMEM;
 	s->conf = *conf;
+	s->window_bytes = WINDOW_BYTES;
 	s->poller.poll = submit_all;
 	s->poller.arm = submit_all;
 	list_init(&s->poller.node);
@@ -300,6 +302,11 @@ void stores_free(struct stores *s)
 		free(d->path);
 	}
 	free(s);
+}
+
+void stores_set_window(struct stores *s, uint64_t bytes)
+{
+	s->window_bytes = bytes;
 }
 
 struct kio_store *stores_disk(struct stores *s, uint32_t i)

@@ -43,6 +43,11 @@ int stores_open(struct stores *s,
 /* Nothing of the caller's is in flight. NULL is fine. */
 void stores_free(struct stores *s);
 
+/*
+ * So many bytes may be in the engine of each disk at once, and one request more (16
+ * MiB). 1: one after the other, in the order of the line.
+ */
+void stores_set_window(struct stores *s, uint64_t bytes);
 struct kio_store *stores_disk(struct stores *s, uint32_t i);
 uint32_t stores_n(const struct stores *s);
 const char *stores_path(const struct stores *s, uint32_t i);

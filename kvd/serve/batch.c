@@ -13,9 +13,9 @@
 #include "kvd/base/clock.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
+#include "kvd/serve/restore.h"
 
-#define PREFILL_ROWS 32u /* a step of so many tells the rate of prefill */
-#define SCORE_ROWS   32u /* logits of scored rows in one step */
+#define SCORE_ROWS 32u /* logits of scored rows in one step */
 
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
@@ -48,6 +48,7 @@ struct batch {
 	int probed; /* the last step was a probe: others come first */
 	struct gen *probe; /* this step only looks at its next part */
 	struct repair_group *probe_group;
+	struct restore *restore; /* of the only one in the step */
 	uint64_t start_ns;
 	struct stat *st_steps, *st_rows;
 };
@@ -85,6 +86,9 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			craft_queries(r->g, layer, r->pos, r->n,
 				      q + r->row * q_row);
 	}
+	ret = b->restore ? restore_wait(b->lane->engine, b->restore, layer) : 0;
+	if (ret)
+		return ret;
 	ret = attn_layer(b->lane->engine, b->pool, &b->lane->scratch, b->items,
 			 b->n_runs, layer);
 	for (uint32_t i = 0; i < b->n_runs; i++)
@@ -209,6 +213,18 @@ static void probe_done(struct batch *b)
 	kick(b);
 }
 
+static void note_rate(struct batch *b)
+{
+	const uint64_t ns = clock_ns() - b->start_ns;
+
+	if (b->ret || b->lane != &b->serve->lanes[LANE_RESIDENT])
+		return;
+	if (b->n_rows >= BATCH_PREFILL_ROWS)
+		rate_add(&b->model->prefill, b->n_rows, ns);
+	else
+		rate_add(&b->model->small_steps, 1, ns);
+}
+
 static void step_done(struct engine_job *j)
 {
 	struct batch *b = container_of(j, struct batch, job);
@@ -222,10 +238,7 @@ static void step_done(struct engine_job *j)
 		probe_done(b);
 		return;
 	}
-	if (!failed && b->n_rows >= PREFILL_ROWS &&
-	    b->lane == &b->serve->lanes[LANE_RESIDENT])
-		rate_add(&b->model->prefill, b->n_rows,
-			 clock_ns() - b->start_ns);
+	note_rate(b);
 	for (uint32_t i = 0; i < b->n_gens; i++) {
 		struct gen *g = b->gens[i];
 		const int ret = all ? failed : gen_ret(b, g);
@@ -326,6 +339,14 @@ static void build(struct batch *b)
 	uint32_t prefill = c->prefill_slice;
 
 	b->n_runs = b->n_rows = b->n_logits = b->n_gens = 0;
+	if (b->lane == &b->serve->lanes[LANE_RESTORE]) {
+		struct gen *g = list_entry(b->ready.next, struct gen, node);
+
+		b->restore = g->restore;
+		b->restore->n_known = b->restore->n_in;
+		take_gen(b, g, prefill);
+		return;
+	}
 	list_for_each_safe(n, &b->ready) {
 		struct gen *g = list_entry(n, struct gen, node);
 
@@ -421,8 +442,10 @@ int batch_idle(const struct batch *b)
 void batch_add(struct gen *g)
 {
 	struct serve *s = g->tenant->serve;
-	struct batch *b =
-		s->lanes[g->windowed ? LANE_WINDOWS : LANE_RESIDENT].batch;
+	const int lane = g->windowed  ? LANE_WINDOWS
+			 : g->restore ? LANE_RESTORE
+				      : LANE_RESIDENT;
+	struct batch *b = s->lanes[lane].batch;
 
 	list_push(&b->ready, &g->node);
 	kick(b);

@@ -11,6 +11,8 @@
 
 #include "kvd/serve/tenant.h"
 
+#define BATCH_PREFILL_ROWS 32u /* a step of so many tells the rate of prefill */
+
 struct batch;
 struct gen;
 

@@ -23,5 +23,11 @@ uint32_t cost_cut(const uint64_t *load_ns, const uint64_t *compute_ns,
  * tenth is taken too: it leaves the processor to others.
  */
 int cost_load(uint64_t load_ns, uint64_t compute_ns);
+/*
+ * Of n stages that are loaded one after the other, each of them in load_ns, and then
+ * computed in compute_ns: how many to have before the computing begins so that it ends
+ * as early as can be and waits for less than one stage. 1..n.
+ */
+uint32_t cost_start(uint32_t n, uint64_t load_ns, uint64_t compute_ns);
 
 #endif

@@ -10,6 +10,7 @@
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
+#include "kvd/serve/restore.h"
 
 #define MAX_RETRIES 64u /* each finds at least one lost segment more */
 #define MAP_AHEAD   64u /* tokens pinned beyond the next row, at least */
@@ -18,6 +19,7 @@
 
 static void release_pins(struct gen *g)
 {
+	restore_drop(g->restore);
 	if (g->wanting)
 		page_want_cancel(g->tenant->pager, &g->want);
 	g->wanting = 0;
@@ -336,8 +338,7 @@ static int room_for_runs(struct gen *g, uint32_t n)
 	return 0;
 }
 
-/* Pages of entries that this gen writes are wanted as dirty. */
-static void mark_writes(struct gen *g, struct page_run *runs, uint32_t n)
+void gen_mark_writes(struct gen *g, struct page_run *runs, uint32_t n)
 {
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
 		const struct seq_entry *e = &g->seq.entries[i];
@@ -360,13 +361,13 @@ static void keep(struct gen *g)
 	g->want.n_read = 0;
 }
 
-static void ready(struct gen *g)
+void gen_pages_in(struct gen *g)
 {
 	g->state = GEN_READY;
 	batch_add(g);
 }
 
-static void want_failed(struct gen *g, int err)
+void gen_pages_failed(struct gen *g, int err)
 {
 	g->state = GEN_ADMIT; /* nothing of the want is left */
 	if ((err == -EBADMSG || err == -EIO) && !g->pos &&
@@ -395,9 +396,9 @@ static void want_done(struct wait *w, int ret)
 	if (g->state != GEN_WANT)
 		return; /* ahead of the need; what failed is asked for again */
 	if (!ret)
-		ready(g);
+		gen_pages_in(g);
 	else
-		want_failed(g, ret);
+		gen_pages_failed(g, ret);
 }
 
 /* Pin [from, to) beyond what is pinned: 1 done, 0 want_done() follows, -errno. */
@@ -412,7 +413,7 @@ static int ask(struct gen *g, uint64_t from, uint64_t to)
 		return -ENOMEM;
 	runs = g->runs + g->n_pinned;
 	seq_runs(&g->seq, from, to, UINT32_MAX, runs, n);
-	mark_writes(g, runs, n);
+	gen_mark_writes(g, runs, n);
 	g->n_runs = g->n_pinned + n;
 	g->want_to = to;
 	g->want.runs = runs;
@@ -437,9 +438,9 @@ static void want_pages(struct gen *g, uint64_t from, uint64_t to)
 		return; /* on their way */
 	ret = ask(g, from, to);
 	if (ret > 0)
-		ready(g);
+		gen_pages_in(g);
 	else if (ret < 0)
-		want_failed(g, ret);
+		gen_pages_failed(g, ret);
 }
 
 /* End of the rows that the next step may compute. */
@@ -449,6 +450,17 @@ static uint64_t next_to(const struct gen *g)
 		KV_MAX((uint64_t)g->n_prompt, (uint64_t)g->pos + 1) + MAP_AHEAD;
 
 	return KV_MIN(to, g->seq.n_tokens);
+}
+
+/* The first step: by layers, where that pays. */
+static void want_first(struct gen *g)
+{
+	const int ret = restore_begin(g, next_to(g));
+
+	if (ret < 0)
+		gen_pages_failed(g, ret);
+	else if (!ret)
+		want_pages(g, 0, next_to(g));
 }
 
 /* Have pinned what the next step needs, then be ready. */
@@ -473,7 +485,7 @@ static void gen_want_next(struct gen *g)
 		if (g->pinned_to < g->seq.n_tokens && !g->wanting &&
 		    g->pos + 1 + MAP_AHEAD / 2 > g->pinned_to)
 			(void)ask(g, g->pinned_to, next_to(g));
-		ready(g);
+		gen_pages_in(g);
 	}
 }
 
@@ -562,7 +574,7 @@ static int gen_retry(struct waiter *w)
 	if (g->windowed)
 		gen_want_next(g);
 	else
-		want_pages(g, 0, next_to(g));
+		want_first(g);
 	return 0;
 }
 
@@ -671,6 +683,13 @@ void gen_step_done(struct gen *g, const float *logits, int ret)
 	if (g->req)
 		g->req->stats.n_read_back += g->n_window_read;
 	g->n_window_read = 0;
+	if (g->restore) {
+		ret = restore_stepped(g, ret);
+		if (ret && !g->cancelled) {
+			gen_pages_failed(g, ret);
+			return;
+		}
+	}
 	if (!ret && g->cancelled)
 		ret = -ECANCELED;
 	if (ret) {

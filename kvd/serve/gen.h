@@ -8,7 +8,8 @@
  *
  *  (1) Before WANT a gen holds references, no pins and no reservation.
  *  (2) From WANT to END it holds its reservation; in READY and STEP all its pages up to
- *      pinned_to are pinned (windowed: only those of the rows of the next step).
+ *      pinned_to are pinned (windowed: only those of the rows of the next step; with a
+ *      restore: the first layers, and the engine waits for the others).
  *  (3) Stored data that fails its check sends it back to CHUNKS, where the lost
  *      segments are not found any more; so it is computed again.
  *
@@ -97,6 +98,7 @@ struct gen {
 	struct page_run *runs; /* pinned, n_pinned of them, then those wanted */
 	uint32_t n_runs, n_pinned, n_runs_room;
 	struct page_want want;
+	struct restore *restore; /* restore.h: until all its pages are in */
 
 	/* of the step; the engine's while in STEP */
 	uint32_t step_rows; /* rows of this step */
@@ -135,6 +137,11 @@ static inline void gen_computed(struct gen *g, uint32_t n)
 	g->queued_rows -= less;
 	g->model->queued_rows -= less;
 }
+/* restore.c: what the next step needs is pinned; or could not be, and nothing is. */
+void gen_pages_in(struct gen *g);
+void gen_pages_failed(struct gen *g, int err);
+/* Runs of segments that this gen writes are wanted as dirty. */
+void gen_mark_writes(struct gen *g, struct page_run *runs, uint32_t n);
 /* Give back pins and the reservation. */
 void gen_release(struct gen *g);
 /* The end, told on a later turn; err 0 or why. Harmless if it has ended. */

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/serve/gen.h"
+#include "kvd/serve/restore.h"
 
 #define MAX_TOKENS   (1u << 20)
 #define INLINE_BYTES 512u /* of text: some 100 us, as long as a thread hop */
@@ -139,6 +140,7 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 static void gen_cancel(struct gen *g)
 {
 	g->cancelled = 1;
+	restore_cancel(g->restore);
 	if (g->state == GEN_TEXTS && !list_empty(&g->encode.node)) {
 		list_del(&g->encode.node); /* its turn has not come */
 		g->state = GEN_CHUNKS;

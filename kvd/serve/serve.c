@@ -106,6 +106,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Edits of clients' sequences" },
 		{ &t->st_edit_tokens, "kvd_seq_edit_tokens_total",
 		  "Tokens behind edits that kept their bytes" },
+		{ &t->st_ahead, "kvd_restore_layers_ahead_total",
+		  "Layers computed while pages of later ones were read" },
 		{ &t->st_attends, "kvd_attends_total",
 		  "Append and attend calls" },
 	};
@@ -237,11 +239,14 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 
 /* ---- start and end --------------------------------------------------------------- */
 
-/* Windows wait for the disk most of the time: half the threads, no spinning. */
+/*
+ * Windows wait for the disk most of the time: half the threads, no spinning. So does a
+ * restore, but its answer is waited for.
+ */
 static int open_lanes(struct serve *s, unsigned int n_threads)
 {
-	const unsigned int n[N_LANES] = { n_threads,
-					  KV_MAX(n_threads / 2, 1u) };
+	const unsigned int n[N_LANES] = { n_threads, KV_MAX(n_threads / 2, 1u),
+					  n_threads };
 	int ret = 0;
 
 	ret = engine_new(&s->text_engine, s->loop, 1, 0);

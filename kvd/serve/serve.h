@@ -205,6 +205,7 @@ struct serve_gen_stats { /* as struct kv_gen_stats */
 	uint64_t n_prompt, n_prefix, n_chunk, n_computed;
 	uint64_t queue_ns, ttft_ns, total_ns, n_read_back;
 	uint64_t n_repaired; /* of n_chunk and fresh chunks: computed again */
+	uint64_t n_ahead; /* layers computed while later ones were read */
 };
 
 /* What became of a part that may be a chunk, with repair = craft. */

@@ -31,6 +31,7 @@ struct serve_model {
 	struct attn_shape shape;
 	uint64_t id[2];
 	struct rate prefill; /* rows of steps that are mostly prefill */
+	struct rate small_steps; /* steps of fewer rows */
 	uint64_t queued_rows; /* prompts that are admitted and not computed */
 };
 
@@ -66,7 +67,7 @@ struct serve_tenant {
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_refused,
-		*st_ttft, *st_attends, *st_edits, *st_edit_tokens;
+		*st_ttft, *st_attends, *st_edits, *st_edit_tokens, *st_ahead;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */
@@ -84,10 +85,11 @@ struct waiter {
 struct batch;
 
 /*
- * Two engine threads that know nothing of each other: what is pinned whole goes on
- * while a sequence larger than its budget waits for its windows on the other.
+ * Engine threads that know nothing of each other: what is pinned whole goes on while a
+ * sequence larger than its budget waits for its windows, or a first step for its
+ * later layers (restore.h; one request a step), on another.
  */
-enum { LANE_RESIDENT, LANE_WINDOWS, N_LANES };
+enum { LANE_RESIDENT, LANE_WINDOWS, LANE_RESTORE, N_LANES };
 struct lane {
 	struct engine *engine;
 	struct attn_scratch scratch; /* engine thread */

@@ -21,6 +21,10 @@ static void write_model(FILE *f, const char *dir, uint32_t i,
 	const struct rig_model spec = {
 		.n_ctx = o->n_ctx ? o->n_ctx : 4096,
 		.n_vocab = o->n_vocab[i & 1],
+		.n_layers = o->n_layers,
+		.n_heads = o->n_kv_heads ? 2 * o->n_kv_heads : 0,
+		.n_kv_heads = o->n_kv_heads,
+		.head_dim = o->head_dim,
 		.seed = 7 + i,
 	};
 	char path[128];
@@ -28,6 +32,10 @@ static void write_model(FILE *f, const char *dir, uint32_t i,
 	snprintf(path, sizeof(path), "%s/m%u.gguf", dir, i);
 	rig_model_write(&spec, path);
 	fprintf(f, "[model m%u]\npath = %s\nmath = f32\n", i, path);
+	if (o->page_tokens)
+		fprintf(f, "page_tokens = %u\n", o->page_tokens);
+	if (o->page_layers)
+		fprintf(f, "page_layers = %u\n", o->page_layers);
 }
 
 /* Through a file, so that what is not said is as in the daemon. */

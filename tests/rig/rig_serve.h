@@ -25,6 +25,8 @@ struct rig_serve_options {
 	uint32_t n_models; /* 0: one "m0"; more differ in their seed */
 	uint32_t n_vocab[2]; /* 0: 320 */
 	uint32_t n_ctx; /* 0: 4096 */
+	uint32_t n_layers, n_kv_heads, head_dim; /* 0: as rig_gguf.h says */
+	uint32_t page_tokens, page_layers; /* 0: chosen */
 	uint32_t max_requests; /* 0: 64 */
 	uint32_t prefill_slice, max_batch; /* 0: 128, 64 */
 	enum conf_persist persist;

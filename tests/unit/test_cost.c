@@ -56,6 +56,37 @@ START_TEST(what_is_there_is_taken)
 }
 END_TEST
 
+/* The end of the last stage, when computing begins with n_start of them. */
+static uint64_t pipe_end(uint32_t n, uint64_t tl, uint64_t tc, uint32_t n_start)
+{
+	uint64_t t = n_start * tl;
+
+	for (uint32_t i = 0; i < n; i++)
+		t = (t > (i + 1) * tl ? t : (i + 1) * tl) + tc;
+	return t;
+}
+
+/* No other start ends earlier. */
+START_TEST(no_start_is_better)
+{
+	for (uint32_t n = 1; n < 20; n++)
+		for (uint64_t tl = 1; tl < 12; tl++)
+			for (uint64_t tc = 1; tc < 12; tc++) {
+				const uint32_t s = cost_start(n, tl, tc);
+				const uint64_t end = pipe_end(n, tl, tc, s);
+
+				ck_assert_uint_ge(s, 1);
+				ck_assert_uint_le(s, n);
+				ck_assert(n == 1 || s < n);
+				for (uint32_t k = 1; k <= n; k++)
+					ck_assert_uint_le(
+						end, pipe_end(n, tl, tc, k));
+				/* and the engine waits for less than one */
+				ck_assert_uint_lt(end - s * tl - n * tc, tl);
+			}
+}
+END_TEST
+
 START_TEST(a_hit_is_at_most_a_tenth_slower)
 {
 	ck_assert_int_eq(cost_load(100, 100), 1);
@@ -88,6 +119,7 @@ int main(void)
 	int n;
 
 	tcase_add_test(t, no_cut_is_better);
+	tcase_add_test(t, no_start_is_better);
 	tcase_add_test(t, what_is_there_is_taken);
 	tcase_add_test(t, a_hit_is_at_most_a_tenth_slower);
 	tcase_add_test(t, rates_follow);

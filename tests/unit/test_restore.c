@@ -1,0 +1,312 @@
+/*
+ * test_restore.c - a hit on disk computes its first layers before its last are read
+ *
+ * Pages are read one after the other, and the disk is held: a read ends when the test
+ * lets it (else its completion is to be repeated, EAGAIN). So what was computed
+ * meanwhile did not need the others.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "io/fault.h"
+#include "kvd/mem/stores.h"
+#include "kvd/serve/restore.h"
+#include "tests/rig/rig_serve.h"
+
+#define N_PROMPT 700u /* 6 page rows of 128 tokens, 4 layers */
+#define N_PAGES	 24u
+#define N_LAYERS 4u
+#define MEMORY	 (8u << 20)
+#define N_OTHER	 980u /* 32 pages: all of memory; twice that: 64 */
+
+/* Pages of one layer, 256 KiB: 6 MiB a prompt, two do not fit into memory. */
+static struct rig_serve *open_rig(uint32_t slice, uint64_t memory)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){
+		.memory_bytes = memory,
+		.n_layers = N_LAYERS,
+		.n_kv_heads = 4,
+		.head_dim = 64,
+		.page_tokens = 128,
+		.page_layers = 1,
+		.prefill_slice = slice,
+	});
+
+	r->conf.recompute = 0;
+	stores_set_window(r->serve->stores, 1);
+	return r;
+}
+
+static struct rig_gen *start(struct rig_serve *r, const uint32_t *t, uint32_t n)
+{
+	struct rig_gen *g = rig_gen_new();
+
+	rig_gen_part(g, t, n, 0);
+	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
+	return g;
+}
+
+static struct rig_gen *run(struct rig_serve *r, const uint32_t *t, uint32_t n)
+{
+	struct rig_gen *g = start(r, t, n);
+
+	ck_assert(rig_serve_until(r, &g->told));
+	return g;
+}
+
+static void same(const struct rig_gen *a, const struct rig_gen *b)
+{
+	ck_assert_int_ge(a->ret, 0);
+	ck_assert_int_eq(a->ret, b->ret);
+	for (int i = 0; i < a->ret; i++) {
+		ck_assert_uint_eq(a->tokens[i].id, b->tokens[i].id);
+		ck_assert(!memcmp(&a->tokens[i].logprob, &b->tokens[i].logprob,
+				  sizeof(float)));
+	}
+}
+
+/* Another prompt takes all frames, and gives them back. */
+static void push_out(struct rig_serve *r, uint32_t n)
+{
+	uint32_t *other = rig_ids(n, n);
+
+	struct rig_gen *g = rig_gen_new();
+
+	rig_gen_part(g, other, n, 0);
+	g->gen.flags |= SERVE_GEN_NO_REUSE;
+	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
+	ck_assert(rig_serve_until(r, &g->told));
+	ck_assert_int_eq(g->ret, 8);
+	free(g);
+	free(other);
+}
+
+static struct rig_gen *run_and_push_out(struct rig_serve *r, const uint32_t *t)
+{
+	struct rig_gen *first = run(r, t, N_PROMPT);
+
+	ck_assert_int_gt(first->ret, 0);
+	push_out(r, N_OTHER);
+	return first;
+}
+
+static const struct gen *gen_of(const struct rig_gen *g)
+{
+	return g->gen.priv;
+}
+
+/* Start with the disk held; one read after the other until the engine waits. */
+static struct rig_gen *start_held(struct rig_serve *r, const uint32_t *t,
+				  uint32_t n_pages)
+{
+	struct rig_gen *g;
+
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, EAGAIN);
+	g = start(r, t, N_PROMPT);
+	for (int i = 0; i < 100;) { /* all stand in line, by urgency */
+		rig_serve_turn(r);
+		i = stores_n_busy(r->serve->stores, 0) < n_pages ? 0 : i + 1;
+	}
+	for (uint32_t i = 1;
+	     !g->told && (!gen_of(g)->restore || !gen_of(g)->restore->waiting);
+	     i++) {
+		rig_serve_turn(r);
+		if (i % 32 == 0 && !g->told && gen_of(g)->state == GEN_WANT)
+			kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 2,
+				      EAGAIN);
+	}
+	ck_assert(!g->told);
+	return g;
+}
+
+/* Prompt b finds something of prompt a on disk. */
+static void layers_come_later(const uint32_t *a, const uint32_t *b,
+			      uint32_t n_pages, uint32_t slice)
+{
+	struct rig_serve *r = open_rig(slice, MEMORY);
+	struct rig_gen *first = run_and_push_out(r, a), *back, *cold;
+
+	back = start_held(r, b, n_pages);
+	/* two layers or so are computed, and pages are still on disk */
+	ck_assert_uint_gt(gen_of(back)->restore->n_ahead, 0);
+	ck_assert_uint_lt(gen_of(back)->restore->n_in, N_LAYERS);
+	for (int i = 0; i < 50; i++)
+		rig_serve_turn(r);
+	ck_assert(!back->told && !back->n_out);
+	kio_fault_disarm();
+	ck_assert(rig_serve_until(r, &back->told));
+	ck_assert_uint_gt(back->gen.stats.n_ahead, 0);
+	ck_assert_uint_lt(back->gen.stats.n_ahead, N_LAYERS);
+	ck_assert_uint_gt(back->gen.stats.n_read_back, 0);
+	rig_serve_close(r);
+	r = open_rig(slice, MEMORY);
+	cold = run(r, b, N_PROMPT);
+	ck_assert_uint_eq(cold->gen.stats.n_ahead, 0);
+	same(cold, back);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(cold);
+}
+
+START_TEST(first_layers_before_the_last_pages)
+{
+	uint32_t *t = rig_ids(N_PROMPT, 5);
+
+	layers_come_later(t, t, N_PAGES, 512);
+	free(t);
+}
+END_TEST
+
+/* Half is found, in 12 pages; of the rest only the first slice goes with them. */
+START_TEST(the_rest_is_computed_in_slices)
+{
+	uint32_t *a = rig_ids(N_PROMPT, 5), *b = rig_ids(N_PROMPT, 12);
+
+	memcpy(b, a, 400 * sizeof(*a));
+	layers_come_later(a, b, 12, 64);
+	free(a);
+	free(b);
+}
+END_TEST
+
+START_TEST(others_go_on_meanwhile)
+{
+	struct rig_serve *r = open_rig(512, 2 * MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 6), *few = rig_ids(20, 7);
+	struct rig_gen *first = run(r, t, N_PROMPT), *back, *small;
+	uint32_t had;
+
+	push_out(r, 2 * N_OTHER);
+	small = rig_gen_new();
+	rig_gen_part(small, few, 20, 0);
+	small->gen.max_tokens = 900; /* 32 pages, and what is back has 28 */
+	ck_assert_int_eq(rig_gen_start(small, r->session), 0);
+	while (!small->n_out)
+		rig_serve_turn(r);
+	back = start_held(r, t, N_PAGES);
+	ck_assert(!small->told);
+	had = small->n_out;
+	while (small->n_out == had) /* the disk is held, and so is an engine */
+		rig_serve_turn(r);
+	ck_assert(!back->told && !back->n_out);
+	kio_fault_disarm();
+	ck_assert(rig_serve_until(r, &small->told));
+	ck_assert_int_eq(small->ret, 900);
+	ck_assert(rig_serve_until(r, &back->told));
+	same(first, back);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(small);
+	free(few);
+	free(t);
+}
+END_TEST
+
+START_TEST(cancelled_while_the_engine_waits)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 8);
+	struct rig_gen *first = run_and_push_out(r, t), *back, *again;
+
+	back = start_held(r, t, N_PAGES);
+	serve_cancel(r->session, &back->gen);
+	ck_assert(rig_serve_until(r, &back->told)); /* the disk is held */
+	ck_assert_int_eq(back->ret, -ECANCELED);
+	kio_fault_disarm();
+	again = run(r, t, N_PROMPT);
+	same(first, again);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(again);
+	free(t);
+}
+END_TEST
+
+/* A page of a late layer cannot be read when the first are computed: all again. */
+START_TEST(a_late_page_is_lost)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 9);
+	struct rig_gen *first = run_and_push_out(r, t), *back;
+
+	back = start_held(r, t, N_PAGES);
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, EIO);
+	while (gen_of(back)->restore)
+		rig_serve_turn(r);
+	kio_fault_disarm();
+	ck_assert(rig_serve_until(r, &back->told));
+	ck_assert_uint_lt(back->gen.stats.n_prefix, N_PROMPT / 2);
+	same(first, back);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(t);
+}
+END_TEST
+
+/* Any read is the one that fails, for good. */
+START_TEST(any_page_is_lost)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 10);
+	struct rig_gen *first, *back;
+
+	for (uint64_t n = 1; n <= 24; n += 5) {
+		first = run_and_push_out(r, t);
+		kio_fault_arm(KIO_FAULT_ONCE, "uring.read", n, EIO);
+		back = run(r, t, N_PROMPT);
+		kio_fault_disarm();
+		same(first, back);
+		free(first);
+		free(back);
+	}
+	rig_serve_close(r);
+	free(t);
+}
+END_TEST
+
+START_TEST(whole_if_told_so)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 11);
+	struct rig_gen *first, *back;
+
+	r->conf.restore_layers = 0;
+	first = run_and_push_out(r, t);
+	back = run(r, t, N_PROMPT);
+	ck_assert_uint_eq(back->gen.stats.n_ahead, 0);
+	ck_assert_uint_gt(back->gen.stats.n_read_back, 0);
+	same(first, back);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(t);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("restore");
+	TCase *t = tcase_create("restore");
+	SRunner *sr;
+	int failed;
+
+	tcase_add_test(t, first_layers_before_the_last_pages);
+	tcase_add_test(t, the_rest_is_computed_in_slices);
+	tcase_add_test(t, others_go_on_meanwhile);
+	tcase_add_test(t, cancelled_while_the_engine_waits);
+	tcase_add_test(t, a_late_page_is_lost);
+	tcase_add_test(t, any_page_is_lost);
+	tcase_add_test(t, whole_if_told_so);
+	tcase_set_timeout(t, 300);
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

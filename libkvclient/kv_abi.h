@@ -293,6 +293,8 @@ enum kv_part_kind {
 };
 #define KV_PART_REUSE 1u /* a chunk, found or computed alone */
 #define KV_PART_BOS   2u /* begins with the model's BOS token */
+#define KV_PART_BASE \
+	4u /* not in the prompt: earlier version of the next part */
 
 struct kv_part { /* [C] */
 	uint32_t kind;
@@ -408,7 +410,7 @@ struct kv_gen_stats { /* [D] with the last completion */
 	uint64_t n_vocab; /* of the model: that many logits there are */
 	uint64_t n_repaired; /* tokens of chunks that were computed again */
 	uint64_t n_ahead; /* layers computed while later ones were read */
-	uint64_t _rsvd[1];
+	uint64_t n_moved; /* tokens taken from earlier versions of parts */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_stats) == 96, "kv_gen_stats is ABI");
 

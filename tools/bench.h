@@ -59,6 +59,7 @@ int bench_rag(struct bench *b);
 int bench_return(struct bench *b);
 int bench_fault(struct bench *b);
 int bench_reuse(struct bench *b);
+int bench_edit(struct bench *b);
 int bench_zipf(struct bench *b);
 
 /* ---- results ------------------------------------------------------------ */

@@ -59,19 +59,30 @@ enum {
 	O_JSON,
 	O_NO_REUSE,
 	O_WAIT,
-	O_REPAIR
+	O_REPAIR,
+	O_BASE
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
-	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
-	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
-	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
-	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
-	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
-	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
-	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
-	{ "repair", 1, NULL, O_REPAIR },     { NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },
+	{ "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },
+	{ "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },
+	{ "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },
+	{ "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS },
+	{ "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },
+	{ "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION },
+	{ "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "wait", 0, NULL, O_WAIT },
+	{ "repair", 1, NULL, O_REPAIR },
+	{ "base", 1, NULL, O_BASE },
+	{ NULL, 0, NULL, 0 },
 };
 
 static int add_part(struct request *r, const char *arg, uint32_t flags)
@@ -84,7 +95,10 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 	text = cmd_text(arg);
 	if (!text)
 		return -1;
-	if (!r->g.n_parts && !(flags & KV_PART_REUSE))
+	/* the first, and its earlier version */
+	if ((!r->g.n_parts ||
+	     (r->g.n_parts == 1 && r->parts[0].flags & KV_PART_BASE)) &&
+	    !(flags & KV_PART_REUSE))
 		flags |= KV_PART_BOS;
 	*p = (struct kvc_part){ .kind = KV_PART_TEXT,
 				.flags = flags,
@@ -170,6 +184,8 @@ static int option(struct request *r, int o)
 		return add_part(r, optarg, 0);
 	case O_CHUNK:
 		return add_part(r, optarg, KV_PART_REUSE);
+	case O_BASE:
+		return add_part(r, optarg, KV_PART_BASE);
 	case O_JSON:
 		return 0;
 	default:
@@ -205,12 +221,13 @@ static void print_json(const struct kvc_gen *g)
 
 	t = kvc_gen_tokens(g, &n);
 	printf("{\"prompt_tokens\":%llu,\"prefix_tokens\":%llu,"
-	       "\"chunk_tokens\":%llu,\"repaired_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
+	       "\"chunk_tokens\":%llu,\"repaired_tokens\":%llu,\"moved_tokens\":%llu,\"ttft_ms\":%.3f,\"total_ms\":%.3f,"
 	       "\"tokens\":[",
 	       (unsigned long long)st->n_prompt,
 	       (unsigned long long)st->n_prefix,
 	       (unsigned long long)st->n_chunk,
-	       (unsigned long long)st->n_repaired, (double)st->ttft_ns * 1e-6,
+	       (unsigned long long)st->n_repaired,
+	       (unsigned long long)st->n_moved, (double)st->ttft_ns * 1e-6,
 	       (double)st->total_ns * 1e-6);
 	for (uint32_t i = 0; i < n; i++)
 		if (isnan(t[i].logprob))
@@ -270,7 +287,8 @@ static int generate(struct kvc *c, int argc, char **argv)
 const struct cmd cmd_generate = {
 	"generate", "[OPTIONS] [TEXT|@FILE|-]...",
 	"text in, text out. Parts in order: --system T, --chunk T (reused), "
-	"--question T or TEXT;\n--model NAME --max-tokens N --temperature X "
+	"--question T or TEXT; --base T: not in the prompt, an earlier version of the part "
+	"behind it,\nfrom which is taken what both have;\n--model NAME --max-tokens N --temperature X "
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
 	"--score --no-reuse --wait --repair first|random|blend|craft@PERCENT, craft, craft@load. T is text, @FILE or - (standard input).",
 	generate, 0

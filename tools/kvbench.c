@@ -89,6 +89,13 @@ static const struct command {
 	  "reuse.{mini,1b}.plain.ttft_speedup  without the repair\n"
 	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
 	  "1b: 1e9 random weights; --quick: two layers of it\n" },
+	{ "edit", bench_edit, "32 tokens in the middle of 4K are replaced",
+	  "edit.4k.{suffix_ms,moved_ms,repaired_ms}  to the first token: what\n"
+	  "                                is behind is computed, moved, moved\n"
+	  "                                with 10 % computed again (blend)\n"
+	  "edit.4k.time_ratio              moved over computed\n"
+	  "edit.4k.repaired.time_ratio     with the repair\n"
+	  "A model of 1e9 random weights; --quick: two layers of it\n" },
 	{ "zipf", bench_zipf, "FILE.jsonl: the steady state of a chunk cache",
 	  "reuse.zipf.computed_ratio       tokens computed, over those with\n"
 	  "                                prefix reuse alone\n"

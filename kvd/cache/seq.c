@@ -247,8 +247,7 @@ int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 	struct seq_entry *e = last(q);
 	int ret;
 
-	assert(s->sealed && from % SEGMENT_BLOCK == 0 &&
-	       from + n <= s->n_tokens && !seq_open_segment(q));
+	assert(s->sealed && from + n <= s->n_tokens && !seq_open_segment(q));
 	q->part_begins = 0;
 	if (e && e->seg == s && e->from + e->n == from && !e->skip &&
 	    !e->patch) {
@@ -282,8 +281,7 @@ int seq_append_patched(struct seq *q, struct segment *s, uint32_t from,
 	struct seq_entry *e;
 	int ret;
 
-	assert(s->sealed && from % SEGMENT_BLOCK == 0 &&
-	       from + n <= s->n_tokens && !seq_open_segment(q));
+	assert(s->sealed && from + n <= s->n_tokens && !seq_open_segment(q));
 	ret = room_for(q, 1);
 	if (ret)
 		return ret;

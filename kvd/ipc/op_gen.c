@@ -44,7 +44,7 @@ struct gen_copy {
 /* Bytes of a checked part's data; UINT64_MAX when it is not valid. */
 static uint64_t part_bytes(const struct kv_part *p)
 {
-	const uint32_t flags = KV_PART_REUSE | KV_PART_BOS;
+	const uint32_t flags = KV_PART_REUSE | KV_PART_BOS | KV_PART_BASE;
 
 	if (p->_rsvd || p->flags & ~flags)
 		return UINT64_MAX;
@@ -272,7 +272,8 @@ static void send_end(struct sess_gen *sg, struct chan *ch)
 				       .n_read_back = st->n_read_back,
 				       .n_vocab = g->n_vocab,
 				       .n_repaired = st->n_repaired,
-				       .n_ahead = st->n_ahead };
+				       .n_ahead = st->n_ahead,
+				       .n_moved = st->n_moved };
 }
 
 static struct sess_req *req_of(struct serve_gen *g)

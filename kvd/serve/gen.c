@@ -46,6 +46,7 @@ void gen_free(struct gen *g)
 	list_del(&g->session_node);
 	repair_free(g);
 	craft_free(g->craft);
+	edit_free(g);
 	gen_free_parts(g);
 	free(g->tokens);
 	free(g->parts);
@@ -63,6 +64,7 @@ static void fill_stats(struct gen *g)
 	st->n_prefix = g->n_prefix;
 	st->n_chunk = g->n_chunk;
 	st->n_computed = g->n_computed;
+	st->n_moved = edit_n_moved(g);
 	for (uint32_t i = 0; i < g->n_groups; i++)
 		st->n_repaired += g->groups[i].k;
 	st->queue_ns = (g->t_admit ? g->t_admit : now) - g->t_start;

@@ -18,6 +18,7 @@
 #ifndef KVD_SERVE_GEN_H
 #define KVD_SERVE_GEN_H
 
+#include "kvd/serve/edit.h"
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
 
@@ -51,6 +52,8 @@ struct gen_part {
 	int32_t found; /* reuse: 1 it was there when asked */
 	struct repair_group *group; /* reuse, repaired; NULL: not */
 	uint32_t i_entry; /* group: of the list */
+	enum edit_kind moved; /* reuse: of an earlier version; seg stays */
+	uint32_t from; /* moved: first token of seg */
 };
 
 struct gen {
@@ -81,6 +84,7 @@ struct gen {
 	struct repair_group *groups; /* [n_groups] */
 	uint32_t n_groups;
 	struct craft *craft; /* variants of chunks; NULL: not asked for */
+	struct edit *edit; /* earlier versions of parts; NULL: none */
 	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;
 

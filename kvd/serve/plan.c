@@ -234,6 +234,8 @@ static void find_prefixes(struct gen *g)
 		struct gen_part *part = &g->parts[i];
 		uint32_t limit = part->n;
 
+		if (part->moved)
+			break;
 		if (part->reuse) {
 			id = prefix_chunk(id, part_id(g, part));
 			continue;
@@ -377,6 +379,8 @@ int gen_plan(struct gen *g)
 	if (g->craft)
 		return craft_plan(g);
 	g->n_missing = 0;
+	if (edit_plan(g))
+		return -ENOMEM;
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *part = &g->parts[i];
 
@@ -492,7 +496,8 @@ static int append_part(struct gen *g, struct gen_part *part)
 	if (part->reuse) {
 		g->n_chunk += part->found > 0 ? part->n : 0;
 		return part->group ? append_patched(g, part)
-				   : append_shared(g, part->seg, 0, part->n);
+				   : append_shared(g, part->seg, part->from,
+						   part->n);
 	}
 	for (uint32_t i = 0; i < part->n_hits && !ret; i++)
 		ret = append_shared(g, part->hits[i].seg, part->hits[i].from,
@@ -618,6 +623,8 @@ void gen_index(struct gen *g)
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
 		struct seq_entry *e = &g->seq.entries[i];
 
+		if (e->pos >= edit_exact_end(g))
+			return;
 		while (c.at < e->pos && c.at < g->n_all)
 			chain_step(g, &c);
 		if (c.at != e->pos)

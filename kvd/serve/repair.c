@@ -125,7 +125,7 @@ int repair_plan(struct gen *g)
 
 		if (!p->n)
 			continue;
-		if (!p->reuse) {
+		if (!p->reuse || p->moved == EDIT_EXACT) {
 			r = NULL;
 			continue;
 		}
@@ -260,8 +260,8 @@ int repair_append(struct gen *g, struct gen_part *part)
 		return ret;
 	part->i_entry = g->seq.n_entries;
 	segment_get(part->seg);
-	ret = seq_append_patched(&g->seq, part->seg, 0, part->n, r->patch,
-				 is_last);
+	ret = seq_append_patched(&g->seq, part->seg, part->from, part->n,
+				 r->patch, is_last);
 	if (ret) {
 		segment_put(part->seg);
 		return ret;
@@ -349,7 +349,7 @@ void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
 		p = &g->parts[i];
 		r->dev[r->n_probed + k] =
 			distance(g, g->seq.entries[p->i_entry].seg,
-				 pos - p->first, v + k * row);
+				 p->from + pos - p->first, v + k * row);
 	}
 }
 

@@ -44,6 +44,8 @@ static int texts_known(struct gen *g)
 	int ret = g->in_err;
 
 	if (!ret)
+		ret = edit_begin(g);
+	if (!ret)
 		ret = gen_tokenize(g, g->in, g->n_in);
 	if (ret || g->req)
 		return ret;

@@ -103,7 +103,7 @@ static void tenant_stats(struct serve_tenant *t)
 		{ &t->st_refused, "kvd_refused_total",
 		  "Requests refused over budget" },
 		{ &t->st_edits, "kvd_seq_edits_total",
-		  "Edits of clients' sequences" },
+		  "Edits of sequences and prompts" },
 		{ &t->st_edit_tokens, "kvd_seq_edit_tokens_total",
 		  "Tokens behind edits that kept their bytes" },
 		{ &t->st_ahead, "kvd_restore_layers_ahead_total",

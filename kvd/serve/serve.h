@@ -182,6 +182,7 @@ int serve_map_space(struct serve_session *ss, uint32_t space);
 enum serve_part_kind { SERVE_PART_TEXT, SERVE_PART_TOKENS, SERVE_PART_CHUNK };
 #define SERVE_PART_REUSE 1u
 #define SERVE_PART_BOS	 2u
+#define SERVE_PART_BASE	 4u /* earlier version of the part behind it */
 
 struct serve_part { /* daemon memory, copied from the arena before */
 	enum serve_part_kind kind;
@@ -204,6 +205,7 @@ struct serve_token { /* layout of struct kv_token */
 struct serve_gen_stats { /* as struct kv_gen_stats */
 	uint64_t n_prompt, n_prefix, n_chunk, n_computed;
 	uint64_t queue_ns, ttft_ns, total_ns, n_read_back;
+	uint64_t n_moved; /* taken from earlier versions of parts */
 	uint64_t n_repaired; /* of n_chunk and fresh chunks: computed again */
 	uint64_t n_ahead; /* layers computed while later ones were read */
 };

@@ -152,6 +152,19 @@ START_TEST(cached_chunks_are_measured)
 }
 END_TEST
 
+START_TEST(an_edit_is_measured)
+{
+	static const char *const names[] = {
+		"edit.4k.suffix_ms",	       "edit.4k.moved_ms",
+		"edit.4k.repaired_ms",	       "edit.4k.time_ratio",
+		"edit.4k.repaired.time_ratio", NULL
+	};
+
+	ck_assert_int_eq(kvbench("edit --quick"), 0);
+	lines(names);
+}
+END_TEST
+
 START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
 {
 	static const char *const names[] = {
@@ -446,6 +459,7 @@ static Suite *suite(void)
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, cached_chunks_are_measured);
+	tcase_add_test(t, an_edit_is_measured);
 	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);
 	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);

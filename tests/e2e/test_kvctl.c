@@ -93,6 +93,52 @@ START_TEST(rag_answers_line_by_line)
 }
 END_TEST
 
+/* The number behind "key": of what was printed. */
+static long number(const char *key)
+{
+	const char *at = strstr(out, key);
+
+	ck_assert_msg(at, "%s", out);
+	return strtol(at + strlen(key), NULL, 10);
+}
+
+/* A source file, one of whose lines is changed: what stands behind is moved. */
+START_TEST(an_edited_file_is_not_computed_again)
+{
+	static const char ask[] = "generate --json --max-tokens 4 %s "
+				  "--system @%s/%s --question 'What is it?'";
+	char cmd[512], base[256] = "";
+	long n_prompt;
+
+	snprintf(cmd, sizeof(cmd),
+		 "cd %s && for i in 1 2 3 4 5 6 7 8 9; do "
+		 "echo \"int f$i(int x) { return x + $i; }\"; done > old.c && "
+		 "sed 's/x + 4/(x << 4) - x/' old.c > new.c",
+		 d->dir);
+	ck_assert_int_eq(system(cmd), 0);
+	snprintf(cmd, sizeof(cmd), ask, base, d->dir, "old.c");
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_int_eq(number("\"moved_tokens\":"), 0);
+	snprintf(base, sizeof(base), "--base @%s/old.c", d->dir);
+	snprintf(cmd, sizeof(cmd), ask, base, d->dir, "new.c");
+	ck_assert_int_eq(run(cmd), 0);
+	n_prompt = number("\"prompt_tokens\":");
+	ck_assert_int_gt(n_prompt, 100);
+	ck_assert_int_gt(number("\"moved_tokens\":"), n_prompt - 50);
+	ck_assert_int_eq(number("\"repaired_tokens\":"), 0);
+	strcat(base, " --repair blend@20");
+	snprintf(cmd, sizeof(cmd), ask, base, d->dir, "new.c");
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_int_gt(number("\"repaired_tokens\":"), 5);
+	snprintf(cmd, sizeof(cmd), "generate --base @%s/old.c", d->dir);
+	ck_assert_int_ne(run(cmd), 0); /* of nothing */
+	snprintf(cmd, sizeof(cmd), "%s/old.c", d->dir);
+	ck_assert_int_eq(unlink(cmd), 0);
+	snprintf(cmd, sizeof(cmd), "%s/new.c", d->dir);
+	ck_assert_int_eq(unlink(cmd), 0);
+}
+END_TEST
+
 #define PROMPT \
 	"--system 'Answer each question from the notes below. Keep the " \
 	"answer short.\n' --chunk 'Tilda Calwick works as a miller. She " \
@@ -252,6 +298,7 @@ int main(void)
 	tcase_add_test(t, lists_are_tables_or_json);
 	tcase_add_test(t, generate_answers);
 	tcase_add_test(t, rag_answers_line_by_line);
+	tcase_add_test(t, an_edited_file_is_not_computed_again);
 	tcase_add_test(t, a_recording_is_a_trace);
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);

@@ -103,6 +103,7 @@ int main(void)
 
 	seed = (unsigned int)time(NULL);
 	printf("seed %u\n", seed);
+	tcase_set_timeout(t, 60);
 	tcase_add_test(t, counts_round_up);
 	tcase_add_test(t, the_largest_are_chosen);
 	tcase_add_test(t, random_is_the_same_and_even);

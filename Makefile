@@ -47,7 +47,7 @@ E2E     := $(patsubst tests/e2e/%.c,$(B)/tests/%,$(call src,tests/e2e))
 TESTS   := $(E2E) $(CRASH) $(SWEEP) $(UNIT)
 ifeq ($(SAN),tsan)
 TESTS   := $(filter $(patsubst %,$(B)/tests/test_%,pool stat loop log ipc ring \
-	   serve steps attend random kill transport hostile),$(TESTS))
+	   serve calls steps attend random kill transport hostile),$(TESTS))
 export TSAN_OPTIONS ?= suppressions=tests/tsan.supp
 endif
 KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)
@@ -108,7 +108,7 @@ $(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvcli
 	-lcheck -lsubunit -lrt $(LIBS)
 endef
 # the real serve, not the rig's fake one
-$(addprefix $(B)/tests/test_,serve steps edit restore): FIRST := $(B)/libcore.a
+$(addprefix $(B)/tests/test_,serve calls steps edit restore): FIRST := $(B)/libcore.a
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
 # ---- fuzzing: libFuzzer where clang has it; else, and in make check, with a small

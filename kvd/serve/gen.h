@@ -67,6 +67,7 @@ struct gen {
 	struct serve_gen *req; /* one of these three */
 	struct serve_chunk_put *put;
 	struct list chunk_waiters; /* chunk job: gen_part.waiting */
+	int preloaded; /* it waits, and its chunks were asked for */
 	int counted; /* in the tenant's n_requests */
 	int cancelled;
 	int err;
@@ -154,6 +155,8 @@ void gen_end(struct gen *g, int err);
 int gen_take_token(struct gen *g, const float *logits);
 int gen_take_scores(struct gen *g, const float *logits);
 /* plan.c */
+/* Ask for what of s is on disk, as far as memory is free; 1: something is. */
+uint32_t gen_prefetch(struct gen *g, const struct segment *s);
 int gen_plan(struct gen *g); /* tokens and parts are known: find, count */
 void gen_unplan(struct gen *g); /* give back all references */
 int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */

@@ -364,12 +364,15 @@ static int take_chunk(struct gen *g, const struct gen_part *part)
 	return load;
 }
 
-static void prefetch_chunk(struct gen *g, const struct segment *s)
+uint32_t gen_prefetch(struct gen *g, const struct segment *s)
 {
 	struct page_run run;
 
 	segment_pages(s, 0, s->n_tokens, &run);
+	if (!range_lower_bytes(run.range, run.first, run.n))
+		return 0;
 	page_prefetch(g->tenant->pager, &run, 1);
+	return 1;
 }
 
 int gen_plan(struct gen *g)
@@ -393,7 +396,7 @@ int gen_plan(struct gen *g)
 			continue;
 		}
 		if (part->seg) {
-			prefetch_chunk(g, part->seg);
+			(void)gen_prefetch(g, part->seg);
 			segment_put(part->seg);
 			part->seg = NULL;
 		}

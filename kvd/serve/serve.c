@@ -100,6 +100,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Hits on disk that were read" },
 		{ &t->st_recomputed, "kvd_hits_recomputed_total",
 		  "Hits on disk that were faster to compute again" },
+		{ &t->st_preloaded, "kvd_preloaded_requests_total",
+		  "Requests in line whose chunks on disk were asked for" },
 		{ &t->st_refused, "kvd_refused_total",
 		  "Requests refused over budget" },
 		{ &t->st_edits, "kvd_seq_edits_total",

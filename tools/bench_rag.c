@@ -18,20 +18,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
-#define MAX_PARTS 64u
-#define MAX_KINDS 16u
-#define MAX_JOBS  64u
-#define N_OUT	  16u
-#define NEWLINE	  13u /* <0x0A> of the byte tokens */
-#define N_DEFAULT 100u
-#define N_QUICK	  20u
-#define WAIT_MS	  60000
+#define MAX_PARTS   64u
+#define MAX_COMPANY 8u /* chunks of a question */
+#define MAX_KINDS   16u
+#define MAX_JOBS    64u
+#define N_OUT	    16u
+#define NEWLINE	    13u /* <0x0A> of the byte tokens */
+#define N_DEFAULT   100u
+#define N_QUICK	    20u
+#define WAIT_MS	    60000
 
 /* Beside these, a selector of repair and a percentage: blend@15. */
 static const char *const mode_names[] = { "full", "prefix", "chunks" };
 enum mode { FULL, PREFIX, CHUNKS, N_MODES };
-static const char *const selectors[] = { "none", "first", "random", "blend" };
+static const char *const selectors[] = { "none", "first", "random", "blend",
+					 "craft" };
 
 struct kind {
 	const char *name;
@@ -59,6 +62,7 @@ struct rag {
 	enum mode mode;
 	char name[32]; /* of the mode */
 	uint32_t repair, repair_permille;
+	int prime; /* variants of the chunks, in other company, first */
 	double floor_ms_per_token; /* 0: not known */
 	void (*report)(struct rag *r, double wall_s);
 	struct tally t;
@@ -313,6 +317,89 @@ static uint64_t kv_in_memory(struct kvc *c)
 	return n;
 }
 
+/*
+ * Every chunk once in the company of chunks of other questions, under the same system
+ * text: place j of a request is the chunk j of the question (j + 1) * STRIDE further
+ * on; the last comes first.
+ */
+#define STRIDE 7u
+
+static const json_t *company(const struct rag *r, size_t i, size_t j)
+{
+	const char *system = text_of(r->items[i], "system");
+	size_t left = (j + 1) * STRIDE;
+
+	while (left) {
+		i = (i + 1) % r->n_items;
+		left -= !strcmp(text_of(r->items[i], "system"), system);
+	}
+	return json_array_get(json_object_get(r->items[i], "chunks"), j);
+}
+
+static int prime_one(struct rag *r, size_t i)
+{
+	struct kvc_part parts[MAX_PARTS] = { 0 };
+	struct kvc_generate g = {
+		.parts = parts,
+		.max_tokens = 1,
+		.sqe_flags = KV_SQE_WAIT,
+		.repair = KV_REPAIR_CRAFT,
+		.repair_permille = KV_REPAIR_ALL,
+	};
+	struct kvc_gen *gen = NULL;
+	int ret;
+
+	parts[g.n_parts++] =
+		(struct kvc_part){ .kind = KV_PART_TEXT,
+				   .flags = KV_PART_BOS,
+				   .text = text_of(r->items[i], "system") };
+	for (size_t j = MAX_COMPANY; j-- > 0;) {
+		const json_t *c = company(r, i, j);
+
+		if (c)
+			parts[g.n_parts++] = (struct kvc_part){
+				.kind = KV_PART_TEXT,
+				.flags = KV_PART_REUSE,
+				.text = json_string_value(c),
+			};
+	}
+	parts[g.n_parts++] =
+		(struct kvc_part){ .kind = KV_PART_TEXT, .text = "Question:" };
+	ret = kvc_generate(r->c, &g, &gen);
+	kvc_generate_free(r->c, gen);
+	return ret < 0 ? bench_fail(ret, "rag: priming") : 0;
+}
+
+static size_t n_variants(struct rag *r)
+{
+	size_t n = 0;
+	char *json;
+
+	if (kvc_query(r->c, "chunks", "", &json) < 0)
+		return 0;
+	for (const char *at = json; (at = strstr(at, "\"variant\"")); at++)
+		n++;
+	free(json);
+	return n;
+}
+
+static int prime(struct rag *r)
+{
+	size_t n = 0, before = 1;
+	int ret = 0;
+
+	for (size_t i = 0; i < r->n_items && !ret; i++)
+		ret = prime_one(r, i);
+	while (!ret && n != before) {
+		(void)nanosleep(&(struct timespec){ .tv_nsec = 500000000 },
+				NULL);
+		before = n;
+		n = n_variants(r);
+	}
+	bench_put(r->b, (double)n, "variants", "rag.%s.variants", r->name);
+	return ret;
+}
+
 /* On a daemon of its own, so that no mode finds what another has kept. */
 static int run_mode(struct rag *r)
 {
@@ -339,8 +426,10 @@ static int run_mode(struct rag *r)
 		(void)bench_fail(ret, "rag: %s", d.socket);
 		goto out_stop;
 	}
+	ret = r->prime && r->repair == KV_REPAIR_CRAFT ? prime(r) : 0;
 	t0 = clock_ns();
-	ret = ask_all(r);
+	if (!ret)
+		ret = ask_all(r);
 	r->t.kv_bytes = kv_in_memory(r->c);
 	if (ret)
 		(void)bench_fail(ret, "rag");
@@ -416,7 +505,7 @@ int bench_rag(struct bench *b)
 {
 	const char *word = strcmp(b->mode, "all") ? b->mode
 						  : "full,prefix,chunks";
-	struct rag r = { .b = b, .report = report };
+	struct rag r = { .b = b, .report = report, .prime = 1 };
 	int ret = load_items(&r, N_DEFAULT, N_QUICK);
 
 	if (ret)

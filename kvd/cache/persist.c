@@ -41,7 +41,8 @@ struct persist {
 
 /*
  * What a record says of its pages; then uint32_t tokens[n_tokens], then
- * struct map_id ids[n_ids]. Little-endian, docs/store.md.
+ * struct map_id ids[n_ids]; of a variant (version 2) then struct blob_variant, float
+ * inter[n_ids], float score[n_tokens]. Little-endian, docs/store.md.
  */
 struct blob {
 	uint32_t magic;
@@ -58,34 +59,83 @@ struct blob {
 };
 static_assert(sizeof(struct blob) == 152, "on disk");
 #define BLOB_MAGIC   0x6773766bu /* "kvsg" */
-#define BLOB_VERSION 1u
-enum { KIND_PREFIX = 1, KIND_CHUNK = 2 };
+#define BLOB_VERSION 2u /* only variants; all else is written as 1 */
+enum { KIND_PREFIX = 1, KIND_CHUNK = 2, KIND_VARIANT = 3 };
+
+struct blob_variant { /* ids: of the chunks before it */
+	uint64_t ctx[2], frame[2];
+	double value;
+	float cci;
+	uint32_t depth;
+};
+static_assert(sizeof(struct blob_variant) == 48, "on disk");
 
 static uint32_t n_tiles(uint32_t n_tokens)
 {
 	return KV_DIV_UP(n_tokens, SEGMENT_BLOCK);
 }
 
-static size_t blob_bytes(uint32_t n_tokens, uint32_t n_ids)
+static size_t blob_bytes(uint32_t kind, uint32_t n_tokens, uint32_t n_ids)
 {
-	return sizeof(struct blob) + (size_t)n_tokens * sizeof(uint32_t) +
-	       (size_t)n_ids * sizeof(struct map_id);
+	const size_t n = sizeof(struct blob) +
+			 (size_t)n_tokens * sizeof(uint32_t) +
+			 (size_t)n_ids * sizeof(struct map_id);
+
+	return kind != KIND_VARIANT
+		       ? n
+		       : n + sizeof(struct blob_variant) +
+				 ((size_t)n_ids + n_tokens) * sizeof(float);
+}
+
+static uint16_t kind_of(const struct segment *s)
+{
+	return s->is_chunk     ? KIND_CHUNK
+	       : s->is_variant ? KIND_VARIANT
+			       : KIND_PREFIX;
+}
+
+static void *append(void *at, const void *from, size_t n)
+{
+	if (n)
+		memcpy(at, from, n);
+	return (char *)at + n;
+}
+
+static void append_variant(void *at, const struct segment *s)
+{
+	const struct variant *v = s->variant;
+	const struct blob_variant b = {
+		.ctx = { v->ctx.w[0], v->ctx.w[1] },
+		.frame = { v->frame.w[0], v->frame.w[1] },
+		.value = v->value,
+		.cci = v->cci,
+		.depth = v->depth,
+	};
+
+	at = append(at, v->prefix, v->n_prefix * sizeof(*v->prefix));
+	at = append(at, &b, sizeof(b));
+	at = append(at, v->inter, v->n_prefix * sizeof(*v->inter));
+	(void)append(at, v->score, s->n_tokens * sizeof(*v->score));
 }
 
 static void *blob_new(const struct persist *p, const struct segment *s,
 		      size_t *n_bytes)
 {
-	const uint32_t n_ids = s->is_chunk ? 0 : n_tiles(s->n_tokens);
-	const size_t token_bytes = s->n_tokens * sizeof(uint32_t);
-	struct blob *b = calloc(1, blob_bytes(s->n_tokens, n_ids));
-	char *at = (char *)(b + 1);
+	const uint16_t kind = kind_of(s);
+	const uint32_t n_ids = kind == KIND_CHUNK     ? 0
+			       : kind == KIND_VARIANT ? s->variant->n_prefix
+						      : n_tiles(s->n_tokens);
+	struct blob *b = calloc(1, blob_bytes(kind, s->n_tokens, n_ids));
+	const struct map_id id = kind == KIND_VARIANT ? s->variant->chunk
+						      : s->chunk_id;
+	void *at = b + 1;
 
 	if (!b)
 		return NULL;
 	*b = (struct blob){
 		.magic = BLOB_MAGIC,
-		.version = BLOB_VERSION,
-		.kind = s->is_chunk ? KIND_CHUNK : KIND_PREFIX,
+		.version = kind == KIND_VARIANT ? BLOB_VERSION : 1,
+		.kind = kind,
 		.n_layers = s->layout.n_layers,
 		.n_kv_heads = s->layout.n_kv_heads,
 		.head_dim = s->layout.head_dim,
@@ -95,14 +145,16 @@ static void *blob_new(const struct persist *p, const struct segment *s,
 		.n_tokens = s->n_tokens,
 		.n_ids = n_ids,
 		.pos0 = s->pos0,
-		.chunk_id = { s->chunk_id.w[0], s->chunk_id.w[1] },
+		.chunk_id = { id.w[0], id.w[1] },
 		.n_hits = s->n_hits,
 	};
 	memcpy(b->tenant, p->tenant, sizeof(b->tenant));
-	memcpy(at, s->tokens, token_bytes);
-	if (n_ids)
-		memcpy(at + token_bytes, s->ids, n_ids * sizeof(struct map_id));
-	*n_bytes = blob_bytes(s->n_tokens, n_ids);
+	at = append(at, s->tokens, s->n_tokens * sizeof(uint32_t));
+	if (kind == KIND_VARIANT)
+		append_variant(at, s);
+	else
+		(void)append(at, s->ids, n_ids * sizeof(struct map_id));
+	*n_bytes = blob_bytes(kind, s->n_tokens, n_ids);
 	return b;
 }
 
@@ -112,16 +164,30 @@ static int blob_head(const struct kio_record *r, struct blob *b)
 	if (r->meta_bytes < sizeof(*b))
 		return -EINVAL;
 	memcpy(b, r->meta, sizeof(*b));
-	if (b->magic != BLOB_MAGIC || b->version != BLOB_VERSION ||
+	if (b->magic != BLOB_MAGIC || !b->version ||
+	    b->version > BLOB_VERSION ||
 	    memchr(b->tenant, 0, sizeof(b->tenant)) == NULL)
 		return -EINVAL;
-	if (b->kind == KIND_CHUNK ? b->n_ids != 0
-				  : b->kind != KIND_PREFIX ||
-					    b->n_ids != n_tiles(b->n_tokens))
+	switch (b->kind) {
+	case KIND_PREFIX:
+		if (b->n_ids != n_tiles(b->n_tokens))
+			return -EINVAL;
+		break;
+	case KIND_CHUNK:
+		if (b->n_ids)
+			return -EINVAL;
+		break;
+	case KIND_VARIANT:
+		if (b->version < 2 || b->n_ids > VARIANT_MAX_PREFIX)
+			return -EINVAL;
+		break;
+	default:
 		return -EINVAL;
-	if (!b->n_tokens || r->meta_bytes != blob_bytes(b->n_tokens, b->n_ids))
-		return -EINVAL;
-	return 0;
+	}
+	return b->n_tokens && r->meta_bytes == blob_bytes(b->kind, b->n_tokens,
+							  b->n_ids)
+		       ? 0
+		       : -EINVAL;
 }
 
 const char *persist_record_tenant(const struct kio_record *r, size_t *len)
@@ -183,7 +249,7 @@ static void start_jobs(struct persist *p);
 
 static int is_indexed(const struct segment *s)
 {
-	return s->is_chunk || s->n_indexed;
+	return s->is_chunk || s->is_variant || s->n_indexed;
 }
 
 static void job_failed(struct persist *p, int err)
@@ -218,18 +284,33 @@ static void job_done(struct wait *w, int ret)
 	start_jobs(p);
 }
 
+static struct map_id main_id(const struct segment *s)
+{
+	const struct variant *v = s->variant;
+
+	switch (kind_of(s)) {
+	case KIND_CHUNK:
+		return s->chunk_id;
+	case KIND_VARIANT: /* this chunk, there */
+		return (struct map_id){ { v->chunk.w[0] ^ v->ctx.w[1],
+					  v->chunk.w[1] ^ v->ctx.w[0] } };
+	default:
+		return s->ids[n_tiles(s->n_tokens) - 1];
+	}
+}
+
 /* Names the content: the ids do, and the tenant, as ids are per tenant. */
 static void job_key(const struct persist *p, const struct segment *s,
 		    uint64_t key[2])
 {
-	const struct map_id id = s->is_chunk ? s->chunk_id
-					     : s->ids[n_tiles(s->n_tokens) - 1];
+	const struct map_id id = main_id(s);
 	uint64_t h = 0xcbf29ce484222325u; /* FNV-1a of the name */
 
 	for (const char *c = p->tenant; *c; c++)
 		h = (h ^ (unsigned char)*c) * 0x100000001b3u;
 	key[0] = id.w[0] ^ h;
-	key[1] = id.w[1] ^ (s->is_chunk ? 0 : n_tiles(s->n_tokens));
+	key[1] = id.w[1] ^
+		 (kind_of(s) == KIND_PREFIX ? n_tiles(s->n_tokens) : 0);
 }
 
 static int job_start(struct job *j, struct segment *s)
@@ -392,6 +473,59 @@ int persist_idle(const struct persist *p)
 
 /* ---- a restart --------------------------------------------------------------------- */
 
+static int sound(const float *f, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!(f[i] >= 0 && f[i] <= 1e6f))
+			return 0;
+	return 1;
+}
+
+/* What a variant says of itself; nothing of it is trusted. */
+static int read_variant(struct variant *v, const struct blob *b,
+			const char *data)
+{
+	struct blob_variant bv;
+
+	memcpy(v->prefix, data, b->n_ids * sizeof(*v->prefix));
+	data += b->n_ids * sizeof(*v->prefix);
+	memcpy(&bv, data, sizeof(bv));
+	data += sizeof(bv);
+	memcpy(v->inter, data, b->n_ids * sizeof(*v->inter));
+	data += b->n_ids * sizeof(*v->inter);
+	memcpy(v->score, data, b->n_tokens * sizeof(*v->score));
+	v->chunk = (struct map_id){ { b->chunk_id[0], b->chunk_id[1] } };
+	v->ctx = (struct map_id){ { bv.ctx[0], bv.ctx[1] } };
+	v->frame = (struct map_id){ { bv.frame[0], bv.frame[1] } };
+	v->depth = bv.depth;
+	v->cci = bv.cci;
+	v->value = bv.value;
+	if (!(bv.cci >= 0 && bv.cci <= 1) ||
+	    !(bv.value >= 0 && bv.value <= 1e12) || bv.depth > 255 ||
+	    !sound(v->inter, b->n_ids) || !sound(v->score, b->n_tokens))
+		return -EINVAL;
+	return 0;
+}
+
+static int adopt_variant(struct persist *p, struct segment *s,
+			 const struct blob *b, const char *data)
+{
+	struct variant *v = variant_new(b->n_ids, b->n_tokens);
+	int ret;
+
+	if (!v)
+		return -ENOMEM;
+	ret = read_variant(v, b, data);
+	/* nothing goes for it: the store is being opened */
+	if (!ret && !variant_room(p->conf.variants, v->chunk))
+		ret = -EDQUOT;
+	if (ret) {
+		variant_free(v);
+		return ret;
+	}
+	return variant_add(p->conf.variants, s, v);
+}
+
 static int adopt_index(struct persist *p, struct segment *s,
 		       const struct blob *b, const char *data)
 {
@@ -403,6 +537,8 @@ static int adopt_index(struct persist *p, struct segment *s,
 	if (!s->tokens)
 		return -ENOMEM;
 	memcpy(s->tokens, data, token_bytes);
+	if (b->kind == KIND_VARIANT)
+		return adopt_variant(p, s, b, data + token_bytes);
 	if (b->kind == KIND_CHUNK)
 		return chunk_add(
 			p->conf.chunks, s,
@@ -462,7 +598,7 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 	}
 	ret = adopt_index(p, s, &b, (const char *)r->meta + sizeof(b));
 	if (ret) {
-		if (s->is_chunk || s->n_indexed)
+		if (is_indexed(s))
 			s->unindex(s, s->unindex_ctx);
 		range_disown(segment_disown(s));
 		return ret;

@@ -29,6 +29,7 @@
 #include "kvd/base/wait.h"
 #include "kvd/cache/chunk.h"
 #include "kvd/cache/prefix.h"
+#include "kvd/cache/variant.h"
 #include "kvd/mem/durable.h"
 
 struct persist;
@@ -39,6 +40,7 @@ struct persist_conf {
 	struct segment_pool *pool;
 	struct prefix_tree *prefix;
 	struct chunk_table *chunks;
+	struct variant_table *variants;
 	int automatic; /* 1: persist_add() queues; 0: only persist_wait() does */
 };
 int persist_new(struct persist **out, const struct persist_conf *conf);

@@ -286,6 +286,13 @@ static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)
 	return set;
 }
 
+int variant_room(const struct variant_table *t, struct map_id chunk)
+{
+	const struct variant_set *set = map_find(&t->sets, chunk);
+
+	return set ? set->n < VARIANT_MAX : t->sets.n_used < VARIANT_CHUNKS;
+}
+
 static int has_ctx(const struct variant_set *set, struct map_id ctx)
 {
 	list_for_each(node, (struct list *)&set->variants)

@@ -32,7 +32,7 @@
 #include "kvd/cache/segment.h"
 
 #define VARIANT_MAX	   5u /* of one chunk */
-#define VARIANT_CHUNKS	   4096u
+#define VARIANT_CHUNKS	   16384u
 #define VARIANT_MAX_PREFIX 63u /* chunks before it */
 #define VARIANT_ALPHA	   1.0f
 #define VARIANT_ALONE_CFO \
@@ -102,6 +102,8 @@ struct segment *variant_find(struct variant_table *t, struct map_id chunk,
 /* Any variant of the chunk, or NULL; no use, no reference. */
 struct segment *variant_peek(const struct variant_table *t,
 			     struct map_id chunk);
+/* 1: one more of the chunk takes nobody's place. */
+int variant_room(const struct variant_table *t, struct map_id chunk);
 /*
  * Index the sealed s, which has its tokens, as v, which s owns then (also after an
  * error). Others may go for it. -EALREADY one with this ctx is there, -ENOMEM.

@@ -419,6 +419,8 @@ static void turn(struct loop_call *call)
 	struct list *first = list_first(&b->ready);
 
 	b->queued = 0;
+	if (!b->running && !first)
+		measures_look(b->serve->measures);
 	if (b->running || !first)
 		return;
 	b->model = list_entry(first, struct gen, node)->model;

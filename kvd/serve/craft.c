@@ -285,34 +285,31 @@ static void group(struct gen *g)
 	}
 }
 
-/* Scores of the chunks' tokens; by CFO each chunk has its own share. */
+/* Of each chunk its share (as in the paper), those with the largest scores. */
 int craft_choose(const struct gen *g, const struct repair_group *r,
 		 uint32_t *at)
 {
-	float *score = malloc(r->n * sizeof(*score));
-	uint32_t done = 0;
-	int ret = score ? 0 : -ENOMEM;
+	uint32_t done = 0, sum = 0;
+	int ret = 0;
 
 	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts && !ret; i++) {
 		const struct gen_part *p = &g->parts[i];
 		const struct segment *s;
-		const uint32_t from = p->first - r->first;
-		const uint32_t k = g->craft->parts[i].k;
+		uint32_t k;
 
 		if (!p->group)
 			continue;
 		s = g->seq.entries[p->i_entry].seg;
-		memcpy(score + from, s->variant->score, p->n * sizeof(*score));
-		if (g->craft->permille != REPAIR_BY_CFO)
-			continue;
-		ret = repair_pick_largest(score + from, p->n, k, at + done);
+		sum += p->n;
+		k = g->craft->permille == REPAIR_BY_CFO
+			    ? g->craft->parts[i].k
+			    : repair_count(sum, g->craft->permille) - done;
+		ret = repair_pick_largest(s->variant->score, p->n, k,
+					  at + done);
 		for (uint32_t j = 0; j < k; j++)
-			at[done + j] += from;
+			at[done + j] += p->first - r->first;
 		done += k;
 	}
-	if (!ret && g->craft->permille != REPAIR_BY_CFO)
-		ret = repair_pick_largest(score, r->n, r->k, at);
-	free(score);
 	return ret;
 }
 

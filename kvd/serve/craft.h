@@ -92,6 +92,8 @@ void craft_report(struct gen *g);
 void craft_keep(struct gen *g);
 struct measures;
 int measures_new(struct measures **out, struct serve *s);
+/* The engine has nothing to do. */
+void measures_look(struct measures *m);
 /* Waits for the one that runs; NULL is fine. */
 void measures_free(struct measures *m);
 /* Those that have not begun are dropped; 1: none is left. */

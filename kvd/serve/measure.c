@@ -275,6 +275,12 @@ static void turn(struct loop_timer *timer)
 	engine_start(ms->serve->lanes[LANE_RESIDENT].engine, &ms->job);
 }
 
+void measures_look(struct measures *ms)
+{
+	if (ms && first_of(ms) && !ms->running)
+		turn(&ms->timer);
+}
+
 /* ---- begin, end -------------------------------------------------------------------- */
 
 /* Segments of fresh chunks get their tokens; where the last of them ends. */

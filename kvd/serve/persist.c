@@ -134,6 +134,7 @@ int tenant_open_persist(struct serve_tenant *t)
 		.pool = t->pool,
 		.prefix = &t->prefix,
 		.chunks = &t->chunks,
+		.variants = &t->variants,
 		.automatic = t->conf->persist == CONF_PERSIST_AUTO,
 	};
 

@@ -252,6 +252,34 @@ START_TEST(in_other_company_the_same_bits_paged_sliced_and_batched)
 }
 END_TEST
 
+START_TEST(variants_survive_a_restart)
+{
+	struct kvc *c = rig_join(roomy->socket);
+	struct answer before[N], after;
+	uint32_t n = 0;
+
+	for (int i = 0; i < N; i++) {
+		n = prime(c, i, n);
+		ask_question(c, i, KV_REPAIR_CRAFT, 150, &before[i]);
+		ck_assert_uint_ge(n_of(&before[i], KV_CHUNK_INTER), 2);
+	}
+	ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(roomy), 0);
+	ck_assert_int_eq(rig_daemon_restart(roomy), 0);
+	c = rig_join(roomy->socket);
+	ck_assert_uint_eq(count(c, "\"variant\""), n);
+	for (int i = 0; i < N; i++) {
+		ask_question(c, i, KV_REPAIR_CRAFT, 150, &after);
+		ck_same(&before[i], &after);
+		ck_assert(!memcmp(before[i].used, after.used,
+				  sizeof(after.used)));
+		ck_assert_uint_gt(after.st.n_read_back, 0);
+	}
+	kvc_close(c);
+}
+END_TEST
+
 START_TEST(what_was_computed_alone_is_blended)
 {
 	struct kvc *c = rig_join(roomy->socket);
@@ -289,6 +317,7 @@ int main(void)
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
 	tcase_add_test(t,
 		       in_other_company_the_same_bits_paged_sliced_and_batched);
+	tcase_add_test(t, variants_survive_a_restart);
 	tcase_add_test(t, what_was_computed_alone_is_blended);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

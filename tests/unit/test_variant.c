@@ -23,7 +23,7 @@ static void setup(void)
 {
 	mem = rig_mem_open((struct rig_mem_options){ .memory_bytes = 64 << 20,
 						     .disk_bytes = 64 << 20 });
-	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 64 << 20), 0);
+	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 256 << 20), 0);
 	variant_table_init(&table);
 }
 

@@ -244,6 +244,14 @@ void kvc_generate_free(struct kvc *c, struct kvc_gen *g);
 int kvc_generate(struct kvc *c, const struct kvc_generate *g,
 		 struct kvc_gen **out);
 
+/*
+ * Parts for the chunks of text [len], each ending behind a separator (a row of them is
+ * one; the last chunk behind none). parts [max] point into text. Their number, -EINVAL no
+ * separator, -ENOSPC more than max. Any thread.
+ */
+int kvc_split(const char *text, size_t len, const char *separator,
+	      struct kvc_part *parts, uint32_t max);
+
 /* Compute a chunk once; id names it. Returns its tokens, or -errno. */
 int kvc_chunk_put(struct kvc *c, const char *model, const char *text,
 		  size_t len, uint64_t id[2]);

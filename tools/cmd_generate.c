@@ -15,6 +15,9 @@
 struct request {
 	struct kvc_generate g;
 	struct kvc_part parts[MAX_PARTS];
+	char *texts[MAX_PARTS]; /* what the parts point into */
+	uint32_t n_texts;
+	const char *split; /* of chunks; NULL: each text is one */
 	const char *stop[KV_MAX_STOP];
 	int logprobs, score;
 };
@@ -60,29 +63,21 @@ enum {
 	O_NO_REUSE,
 	O_WAIT,
 	O_REPAIR,
-	O_BASE
+	O_BASE,
+	O_SPLIT
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },
-	{ "max-tokens", 1, NULL, O_MAX },
-	{ "temperature", 1, NULL, O_TEMP },
-	{ "top-k", 1, NULL, O_TOP_K },
-	{ "top-p", 1, NULL, O_TOP_P },
-	{ "min-p", 1, NULL, O_MIN_P },
-	{ "seed", 1, NULL, O_SEED },
-	{ "stop", 1, NULL, O_STOP },
-	{ "logprobs", 0, NULL, O_LOGPROBS },
-	{ "score", 0, NULL, O_SCORE },
-	{ "system", 1, NULL, O_SYSTEM },
-	{ "chunk", 1, NULL, O_CHUNK },
-	{ "question", 1, NULL, O_QUESTION },
-	{ "json", 0, NULL, O_JSON },
-	{ "no-reuse", 0, NULL, O_NO_REUSE },
-	{ "wait", 0, NULL, O_WAIT },
-	{ "repair", 1, NULL, O_REPAIR },
-	{ "base", 1, NULL, O_BASE },
-	{ NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
+	{ "repair", 1, NULL, O_REPAIR },     { "base", 1, NULL, O_BASE },
+	{ "split", 1, NULL, O_SPLIT },	     { NULL, 0, NULL, 0 },
 };
 
 static int add_part(struct request *r, const char *arg, uint32_t flags)
@@ -95,6 +90,7 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 	text = cmd_text(arg);
 	if (!text)
 		return -1;
+	r->texts[r->n_texts++] = text;
 	/* the first, and its earlier version */
 	if ((!r->g.n_parts ||
 	     (r->g.n_parts == 1 && r->parts[0].flags & KV_PART_BASE)) &&
@@ -104,6 +100,28 @@ static int add_part(struct request *r, const char *arg, uint32_t flags)
 				.flags = flags,
 				.text = text };
 	r->g.n_parts++;
+	return 0;
+}
+
+/* A text as chunks that end behind r->split. */
+static int add_chunks(struct request *r, const char *arg)
+{
+	char *text;
+	int n;
+
+	if (!r->split)
+		return add_part(r, arg, KV_PART_REUSE);
+	text = cmd_text(arg);
+	if (!text)
+		return -1;
+	n = kvc_split(text, strlen(text), r->split, r->parts + r->g.n_parts,
+		      MAX_PARTS - r->g.n_parts);
+	if (n <= 0) { /* too many, or nothing */
+		free(text);
+		return n;
+	}
+	r->texts[r->n_texts++] = text;
+	r->g.n_parts += (uint32_t)n;
 	return 0;
 }
 
@@ -183,7 +201,10 @@ static int option(struct request *r, int o)
 	case O_QUESTION:
 		return add_part(r, optarg, 0);
 	case O_CHUNK:
-		return add_part(r, optarg, KV_PART_REUSE);
+		return add_chunks(r, optarg);
+	case O_SPLIT:
+		r->split = *optarg ? optarg : NULL;
+		return 0;
 	case O_BASE:
 		return add_part(r, optarg, KV_PART_BASE);
 	case O_JSON:
@@ -279,8 +300,8 @@ static int generate(struct kvc *c, int argc, char **argv)
 	else if (ret >= 0)
 		printf("\n");
 	kvc_generate_free(c, gen);
-	for (uint32_t i = 0; i < r.g.n_parts; i++)
-		free((void *)(uintptr_t)r.parts[i].text);
+	for (uint32_t i = 0; i < r.n_texts; i++)
+		free(r.texts[i]);
 	return ret < 0 ? cmd_fail("generate", ret) : EXIT_DONE;
 }
 
@@ -290,6 +311,9 @@ const struct cmd cmd_generate = {
 	"--question T or TEXT; --base T: not in the prompt, an earlier version of the part "
 	"behind it,\nfrom which is taken what both have;\n--model NAME --max-tokens N --temperature X "
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
-	"--score --no-reuse --wait --repair first|random|blend|craft@PERCENT, craft, craft@load. T is text, @FILE or - (standard input).",
+	"--score --no-reuse --wait "
+	"--split SEPARATOR (of the chunks that follow)\n"
+	"--repair first|random|blend|craft@PERCENT, craft, craft@load. "
+	"T is text, @FILE or - (standard input).",
 	generate, 0
 };

@@ -57,6 +57,28 @@ static void teardown(void)
 	rig_daemon_free(d);
 }
 
+/* What was put alone is found in a text that has it between separators. */
+START_TEST(a_text_is_split_into_chunks)
+{
+	static const char c[] =
+		"The lamp of Hollow Bridge was lit by a keeper each night.\n\n";
+	char cmd[1024];
+
+	snprintf(cmd, sizeof(cmd), "chunk put '%s'", c);
+	ck_assert_int_eq(run(cmd), 0);
+	snprintf(cmd, sizeof(cmd),
+		 "generate --json --max-tokens 2 --system S --split '\n\n' "
+		 "--chunk 'A word of its own.\n\n\n\n%sThe end, without one.' "
+		 "--question Q",
+		 c);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_ptr_null(strstr(out, "\"chunk_tokens\":0,"));
+	ck_assert_ptr_nonnull(strstr(out, "\"chunk_tokens\":"));
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_int_eq(run("chunks"), 0);
+}
+END_TEST
+
 /* The same requests twice: the chunks of the first ones are found. */
 START_TEST(rag_answers_line_by_line)
 {
@@ -297,6 +319,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, lists_are_tables_or_json);
 	tcase_add_test(t, generate_answers);
+	tcase_add_test(t, a_text_is_split_into_chunks);
 	tcase_add_test(t, rag_answers_line_by_line);
 	tcase_add_test(t, an_edited_file_is_not_computed_again);
 	tcase_add_test(t, a_recording_is_a_trace);

@@ -157,6 +157,7 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		.priority = g->priority,
 		.repair = g->repair,
 		.repair_permille = g->repair_permille,
+		.deadline_ms = g->deadline_ms,
 		.used_off = p->used ? kvc_off(c, block + p->used) : 0,
 	};
 	char *stop = block + p->stop;

@@ -40,6 +40,7 @@
 #define KV_FEATURE_REPAIR   (1ull << 5) /* chunks may be repaired */
 #define KV_FEATURE_EDIT	    (1ull << 6) /* KV_OP_SEQ_EDIT */
 #define KV_FEATURE_VARIANTS (1ull << 7) /* KV_REPAIR_CRAFT, used_off */
+#define KV_FEATURE_DEADLINE (1ull << 8) /* kv_generate.deadline_ms */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -394,7 +395,10 @@ struct kv_generate { /* [C] */
 	uint32_t repair_permille; /* of each chunk's tokens; 0..1000 */
 	uint64_t
 		used_off; /* KV_REPAIR_CRAFT: kv_chunk_used[n_parts] [D]; 0: none */
-	uint64_t _rsvd[2];
+	uint32_t
+		deadline_ms; /* KV_FEATURE_DEADLINE: of the first token; 0: none */
+	uint32_t _pad2;
+	uint64_t _rsvd[1];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
 

@@ -220,6 +220,7 @@ struct kvc_generate {
 	void (*on_tokens)(void *user, const struct kv_token *tokens, uint32_t n,
 			  const char *text, size_t text_len);
 	void *user;
+	uint32_t deadline_ms; /* the first token is wanted by then; 0: early */
 };
 /* A generation in flight, or finished. */
 struct kvc_gen;

@@ -64,20 +64,32 @@ enum {
 	O_WAIT,
 	O_REPAIR,
 	O_BASE,
-	O_SPLIT
+	O_SPLIT,
+	O_DEADLINE
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },	     { "max-tokens", 1, NULL, O_MAX },
-	{ "temperature", 1, NULL, O_TEMP },  { "top-k", 1, NULL, O_TOP_K },
-	{ "top-p", 1, NULL, O_TOP_P },	     { "min-p", 1, NULL, O_MIN_P },
-	{ "seed", 1, NULL, O_SEED },	     { "stop", 1, NULL, O_STOP },
-	{ "logprobs", 0, NULL, O_LOGPROBS }, { "score", 0, NULL, O_SCORE },
-	{ "system", 1, NULL, O_SYSTEM },     { "chunk", 1, NULL, O_CHUNK },
-	{ "question", 1, NULL, O_QUESTION }, { "json", 0, NULL, O_JSON },
-	{ "no-reuse", 0, NULL, O_NO_REUSE }, { "wait", 0, NULL, O_WAIT },
-	{ "repair", 1, NULL, O_REPAIR },     { "base", 1, NULL, O_BASE },
-	{ "split", 1, NULL, O_SPLIT },	     { NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },
+	{ "max-tokens", 1, NULL, O_MAX },
+	{ "temperature", 1, NULL, O_TEMP },
+	{ "top-k", 1, NULL, O_TOP_K },
+	{ "top-p", 1, NULL, O_TOP_P },
+	{ "min-p", 1, NULL, O_MIN_P },
+	{ "seed", 1, NULL, O_SEED },
+	{ "stop", 1, NULL, O_STOP },
+	{ "logprobs", 0, NULL, O_LOGPROBS },
+	{ "score", 0, NULL, O_SCORE },
+	{ "system", 1, NULL, O_SYSTEM },
+	{ "chunk", 1, NULL, O_CHUNK },
+	{ "question", 1, NULL, O_QUESTION },
+	{ "json", 0, NULL, O_JSON },
+	{ "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "wait", 0, NULL, O_WAIT },
+	{ "repair", 1, NULL, O_REPAIR },
+	{ "base", 1, NULL, O_BASE },
+	{ "split", 1, NULL, O_SPLIT },
+	{ "deadline", 1, NULL, O_DEADLINE },
+	{ NULL, 0, NULL, 0 },
 };
 
 static int add_part(struct request *r, const char *arg, uint32_t flags)
@@ -197,6 +209,9 @@ static int option(struct request *r, int o)
 		return 0;
 	case O_REPAIR:
 		return cmd_repair(&r->g, optarg);
+	case O_DEADLINE:
+		r->g.deadline_ms = (uint32_t)strtoul(optarg, NULL, 10);
+		return 0;
 	case O_SYSTEM:
 	case O_QUESTION:
 		return add_part(r, optarg, 0);
@@ -311,7 +326,7 @@ const struct cmd cmd_generate = {
 	"--question T or TEXT; --base T: not in the prompt, an earlier version of the part "
 	"behind it,\nfrom which is taken what both have;\n--model NAME --max-tokens N --temperature X "
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
-	"--score --no-reuse --wait "
+	"--score --no-reuse --wait --deadline MS (of the first token)\n"
 	"--split SEPARATOR (of the chunks that follow)\n"
 	"--repair first|random|blend|craft@PERCENT, craft, craft@load. "
 	"T is text, @FILE or - (standard input).",

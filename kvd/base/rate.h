@@ -29,14 +29,17 @@ static inline void rate_add(struct rate *r, double units, uint64_t ns)
 	}
 }
 
+/* Units a second; before enough was seen, prior. */
+static inline double rate_per_s(const struct rate *r, double prior)
+{
+	return r->seconds > 1e-4 && r->units > 0 ? r->units / r->seconds
+						 : prior;
+}
+
 /* Nanoseconds for units; before enough was seen, prior (units a second) is. */
 static inline uint64_t rate_ns(const struct rate *r, double units, double prior)
 {
-	const double per_s = r->seconds > 1e-4 && r->units > 0
-				     ? r->units / r->seconds
-				     : prior;
-
-	return (uint64_t)(units / per_s * 1e9);
+	return (uint64_t)(units / rate_per_s(r, prior) * 1e9);
 }
 
 #endif

@@ -184,7 +184,8 @@ static int generate_ok(const struct kv_generate *q)
 	       !(q->flags & ~flags) && q->max_tokens <= MAX_NEW &&
 	       q->n_stop_tokens <= KV_MAX_STOP &&
 	       q->stop_text_len <= MAX_STOP_TEXT && q->priority <= 3 &&
-	       !q->_pad && all_zero(q->_rsvd, KV_ARRAY_LEN(q->_rsvd)) &&
+	       !q->_pad && !q->_pad2 &&
+	       all_zero(q->_rsvd, KV_ARRAY_LEN(q->_rsvd)) &&
 	       (q->flags & KV_GEN_LOGITS || (!q->n_logits && !q->logits_off));
 }
 
@@ -327,6 +328,7 @@ static void set_fields(struct sess_gen *sg, const struct kv_generate *q,
 	g->priority = q->priority;
 	g->repair = q->repair;
 	g->repair_permille = q->repair_permille;
+	g->deadline_ms = q->deadline_ms;
 	g->may_wait = e->flags & KV_SQE_WAIT;
 	sg->tokens_off = q->tokens_off;
 	sg->text_off = q->text_off;

@@ -67,7 +67,7 @@ struct range {
 	uint32_t i_disk; /* has_disk: where its slots are */
 	int has_disk;
 	int freed;
-	int cost_given; /* range_cost() */
+	float compute_cost; /* range_cost(); 0: not known */
 	int durable;
 	uint64_t record; /* durable: its handle in the store */
 	struct range_persist *persist; /* on its way to be durable */

@@ -123,14 +123,16 @@ uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
 		     : 0;
 }
 
-uint64_t pager_read_ns(const struct pager *p, uint64_t bytes)
+void range_disk_speed(const struct range *r, double *bytes_per_s,
+		      uint64_t *queue_bytes)
 {
-	const struct stores *s = p->conf.stores;
-	uint64_t best = UINT64_MAX;
+	const struct stores *s = r->pager->conf.stores;
+	struct stores_speed v = { 1e9, 0 };
 
-	for (uint32_t i = 0; s && i < stores_n(s); i++)
-		best = KV_MIN(best, stores_read_ns(s, i, bytes));
-	return best;
+	if (s)
+		v = stores_speed(s, r->has_disk ? r->i_disk : 0);
+	*bytes_per_s = v.bytes_per_s;
+	*queue_bytes = v.queue_bytes;
 }
 
 int range_lost(const struct range *r)
@@ -140,9 +142,9 @@ int range_lost(const struct range *r)
 
 void range_hint(struct range *r, enum range_hint hint)
 {
-	static const uint8_t as[] = { [RANGE_COLD] = EVICT_COLD,
-				      [RANGE_HOT] = EVICT_HOT,
-				      [RANGE_DEAD] = EVICT_DEAD };
+	static const uint8_t as[] = {
+		[RANGE_COLD] = EVICT_COLD, [RANGE_HOT] = EVICT_HOT
+	};
 
 	for (uint32_t i = 0; i < r->n_pages; i++) {
 		r->pages[i].evict.hint = as[hint];
@@ -161,9 +163,7 @@ void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind)
 
 void range_cost(struct range *r, float ns_per_byte)
 {
-	for (uint32_t i = 0; i < r->n_pages; i++)
-		r->pages[i].evict.cost = ns_per_byte;
-	r->cost_given = 1;
+	r->compute_cost = ns_per_byte;
 }
 
 int pager_durable(const struct pager *p)
@@ -174,6 +174,18 @@ int pager_durable(const struct pager *p)
 
 /* ---- what the policy is told --------------------------------------------- */
 
+/* Read or computed again, whichever is faster. */
+static void page_cost(struct page *pg)
+{
+	const float load = pg->range->tier->ns_per_byte;
+	const float compute = pg->range->compute_cost;
+
+	if (load > 0 && (compute <= 0 || load < compute))
+		pg->evict.cost = load;
+	else if (compute > 0)
+		pg->evict.cost = compute;
+}
+
 void policy_add(struct page *pg)
 {
 	struct pager *p = pg->range->pager;
@@ -181,8 +193,7 @@ void policy_add(struct page *pg)
 	if (pg->in_policy || pg->n_pins || pg->busy || pg->doomed ||
 	    (pg->state != PAGE_DIRTY && pg->state != PAGE_CLEAN))
 		return;
-	if (pg->range->tier->ns_per_byte > 0 && !pg->range->cost_given)
-		pg->evict.cost = pg->range->tier->ns_per_byte;
+	page_cost(pg);
 	pg->in_policy = 1;
 	p->policy_bytes += pg->range->tier->page_bytes;
 	p->policy->add(p->policy_state, &pg->evict);

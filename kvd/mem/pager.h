@@ -105,21 +105,21 @@ uint32_t range_n_lower(const struct range *r);
 uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
 /* Bytes of these pages that are on disk only, and not on their way. */
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n);
-/* How long reading so many bytes would take p now, on the fastest disk. */
-uint64_t pager_read_ns(const struct pager *p, uint64_t bytes);
+/* The disk of r, or without one the first: bytes a second of late, bytes queued. */
+void range_disk_speed(const struct range *r, double *bytes_per_s,
+		      uint64_t *queue_bytes);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /*
  * A hint for eviction: nobody runs on r any more (it is only kept for reuse);
- * it is about to be used again; it will not be used again soon (cancelled, or
- * its owner said that it is for one use): the discard bit. Holds until a page is used.
+ * it is about to be used again. Holds until a page is used.
  */
-enum range_hint { RANGE_COLD, RANGE_HOT, RANGE_DEAD };
+enum range_hint { RANGE_COLD, RANGE_HOT };
 void range_hint(struct range *r, enum range_hint hint);
 /* Pages [first, first + n) behave like others of that kind (< EVICT_KINDS). */
 void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind);
-/* What a page of r costs when it is not there, ns per byte (> 0). Without: what
- * pages of that size took to come from the lower tier. */
+/* What a page of r costs to compute again, ns per byte (> 0). When it is not there it
+ * costs that, or what pages of that size took to come from the lower tier if less. */
 void range_cost(struct range *r, float ns_per_byte);
 
 /* ---- admission ----------------------------------------------------------- */

@@ -426,6 +426,12 @@ uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes)
 	return rate_ns(&d->rate, (double)(bytes + d->busy_bytes), PRIOR_RATE);
 }
 
+struct stores_speed stores_speed(const struct stores *s, uint32_t i)
+{
+	return (struct stores_speed){ rate_per_s(&s->disks[i].rate, PRIOR_RATE),
+				      s->disks[i].busy_bytes };
+}
+
 void stores_turn(struct stores *s)
 {
 	for (uint32_t i = 0; i < s->conf.n; i++) {

@@ -92,6 +92,12 @@ void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
  * at the rate of late.
  */
 uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes);
+/* What that is made of. */
+struct stores_speed {
+	double bytes_per_s;
+	uint64_t queue_bytes;
+};
+struct stores_speed stores_speed(const struct stores *s, uint32_t i);
 /* Submit and reap once; the loop does it too. */
 void stores_turn(struct stores *s);
 /* "io_uring" or "threads". */

@@ -5,28 +5,71 @@
 
 #include "io/base.h"
 
-uint32_t cost_cut(const uint64_t *load_ns, const uint64_t *compute_ns,
-		  uint32_t n)
-{
-	uint64_t sum = 0, best;
-	uint32_t cut = 0;
+#define NS 1e9
 
-	for (uint32_t i = 0; i < n; i++)
-		sum += compute_ns[i];
-	best = sum;
-	for (uint32_t i = 0; i < n; i++) {
-		sum = sum - compute_ns[i] + load_ns[i];
-		if (sum <= best) {
-			best = sum;
-			cut = i + 1;
-		}
-	}
-	return cut;
+/* Reading goes on while the engine is busy with others. */
+static double total(const struct cost_now *now, double bytes, double rows)
+{
+	const double load = bytes > 0 ? (bytes + (double)now->queue_bytes) *
+						NS / now->bytes_per_s
+				      : 0;
+	const double turn = (double)now->queue_rows * NS / now->rows_per_s;
+
+	return (load > turn ? load : turn) +
+	       (rows + (double)now->rest_rows) * NS / now->rows_per_s;
 }
 
-int cost_load(uint64_t load_ns, uint64_t compute_ns)
+static double all_rows(const struct cost_item *items, uint32_t n)
 {
-	return load_ns <= compute_ns + compute_ns / 10;
+	double rows = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		rows += (double)items[i].rows;
+	return rows;
+}
+
+double cost_ns(const struct cost_now *now, const struct cost_item *items,
+	       uint32_t n, uint32_t cut)
+{
+	double bytes = 0;
+
+	for (uint32_t i = 0; i < cut; i++)
+		bytes += (double)items[i].bytes;
+	return total(now, bytes, all_rows(items + cut, n - cut));
+}
+
+/* How long it may take. */
+static double limit(const struct cost_now *now, double best, double all)
+{
+	const double left = (double)now->left_ns;
+
+	if (now->left_ns == COST_NO_DEADLINE)
+		return best * 1.1;
+	return left < best ? best : left < all * 1.1 ? left : all * 1.1;
+}
+
+uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,
+		  uint32_t n)
+{
+	const double rows = all_rows(items, n);
+	const double all = total(now, 0, rows);
+	double best = all, most, bytes = 0, before = 0;
+	uint32_t cut = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		bytes += (double)items[i].bytes;
+		before += (double)items[i].rows;
+		best = KV_MIN(best, total(now, bytes, rows - before));
+	}
+	most = limit(now, best, all);
+	bytes = before = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		bytes += (double)items[i].bytes;
+		before += (double)items[i].rows;
+		if (total(now, bytes, rows - before) <= most)
+			cut = i + 1;
+	}
+	return cut;
 }
 
 uint32_t cost_start(uint32_t n, uint64_t load_ns, uint64_t compute_ns)

@@ -3,26 +3,46 @@
  *
  * KV on disk can be read, or computed again from the tokens. What is faster is not a
  * matter of habit: a fast disk beats any CPU, a loaded or cold one may lose to a
- * small model. Both costs come from rates measured while the daemon runs (ALISA,
- * Zhao et al. 2024, arXiv:2403.17312, decides the same from a profile).
+ * small model. Costs come from rates and queues measured while the daemon runs
+ * (ALISA, Zhao et al. 2024, arXiv:2403.17312, decides the same from a profile).
+ *
+ * Any thread; nothing is kept.
  */
 #ifndef KVD_SERVE_COST_H
 #define KVD_SERVE_COST_H
 
 #include <stdint.h>
 
+#define COST_NO_DEADLINE UINT64_MAX
+
+struct cost_now {
+	double bytes_per_s; /* the disk, of late; > 0 */
+	double rows_per_s; /* prefill, of late; > 0 */
+	uint64_t queue_bytes; /* on the disk before ours */
+	uint64_t queue_rows; /* at the engine before ours; read meanwhile */
+	uint64_t rest_rows; /* computed after ours in any case */
+	uint64_t left_ns; /* to the first token's deadline, or none */
+};
+/* Something that can be had by reading bytes or computing rows. */
+struct cost_item {
+	uint64_t bytes; /* on disk; 0: it is in memory */
+	uint64_t rows;
+};
+
+/* Time to the first token in ns when the items before cut are read, the others computed. */
+double cost_ns(const struct cost_now *now, const struct cost_item *items,
+	       uint32_t n, uint32_t cut);
 /*
- * A prefix of n tiles can be cut anywhere: tiles before the cut are loaded, one after
- * the other, the others computed. load_ns, compute_ns [n]. Returns the cut with
- * the least sum, the latest of equals (what is loaded is not computed twice).
+ * n items follow each other: those before the cut are read, the others computed.
+ * Returns the latest cut (what is read leaves the processor to others) that takes
+ *   no more than a tenth longer than the fastest, without a deadline;
+ *   the fastest, with a deadline that it misses or meets narrowly;
+ *   no more than the deadline allows, nor a tenth longer than computing all, else.
+ * So a hit is never slower than computing it by more than a tenth. A thing that can only
+ * be had whole is one item: 1 is to read it.
  */
-uint32_t cost_cut(const uint64_t *load_ns, const uint64_t *compute_ns,
+uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,
 		  uint32_t n);
-/*
- * A thing that can only be had whole: 1 to load it. A load that is slower by up to a
- * tenth is taken too: it leaves the processor to others.
- */
-int cost_load(uint64_t load_ns, uint64_t compute_ns);
 /*
  * Of n stages that are loaded one after the other, each of them in load_ns, and then
  * computed in compute_ns: how many to have before the computing begins so that it ends

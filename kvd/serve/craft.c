@@ -370,7 +370,8 @@ void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
 /* As many as can be computed while the chunks are read (CacheBlend's controller). */
 static uint32_t share_by_load(const struct gen *g)
 {
-	uint64_t load = 0, compute, n = 0;
+	uint64_t load = 0, compute, n = 0, bytes = 0;
+	const struct range *r = NULL;
 
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		const struct craft_part *c = &g->craft->parts[i];
@@ -381,10 +382,19 @@ static uint32_t share_by_load(const struct gen *g)
 		s = variant_peek(&g->tenant->variants, c->chunk);
 		if (!s)
 			continue;
-		load += range_load_ns(s->range, 0, range_n_pages(s->range));
+		if (!r || range_n_lower(s->range))
+			r = s->range;
+		bytes +=
+			range_lower_bytes(s->range, 0, range_n_pages(s->range));
 		n += s->n_tokens;
 	}
 	compute = rate_ns(&g->model->prefill, (double)n, PRIOR_PREFILL);
+	if (bytes) {
+		const struct cost_now now = gen_cost_now(g, r);
+
+		load = (uint64_t)((double)(bytes + now.queue_bytes) * 1e9 /
+				  now.bytes_per_s);
+	}
 	if (!compute)
 		return CRAFT_LEAST;
 	return (uint32_t)KV_MIN(

@@ -86,6 +86,8 @@ static void count_end(struct gen *g)
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		stat_add(t->st_chunk_hits, g->parts[i].found ? 1 : 0);
 	stat_observe(t->st_ttft, g->req->stats.ttft_ns);
+	stat_add(t->st_late,
+		 g->deadline_ns && g->t_first > g->deadline_ns ? 1 : 0);
 }
 
 /* Tell whoever asked, then free. On a turn of its own. */
@@ -203,6 +205,7 @@ static void chunk_job_end(struct gen *g)
 			       g->n_prompt * sizeof(*s->tokens));
 			(void)chunk_add(&g->tenant->chunks, s,
 					g->parts[0].chunk); /* else not kept */
+			range_cost(s->range, gen_compute_cost(g));
 			if (g->tenant->persist)
 				persist_add(g->tenant->persist, s);
 		}

@@ -18,6 +18,7 @@
 #ifndef KVD_SERVE_GEN_H
 #define KVD_SERVE_GEN_H
 
+#include "kvd/serve/cost.h"
 #include "kvd/serve/edit.h"
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
@@ -113,6 +114,7 @@ struct gen {
 	uint32_t sampled;
 	float sampled_logprob;
 
+	uint64_t deadline_ns; /* of the first token, or 0 */
 	uint64_t t_start, t_admit, t_first;
 	uint32_t n_text_room;
 	char *text;
@@ -154,6 +156,18 @@ void gen_end(struct gen *g, int err);
 /* emit.c: the sampled token, or the scores of the step. 1: the gen has ended. */
 int gen_take_token(struct gen *g, const float *logits);
 int gen_take_scores(struct gen *g, const float *logits);
+/* choose.c: keep of the prefix found what is to be read, if on disk. 0, -ENOMEM. */
+int gen_choose_prefix(struct gen *g);
+/*
+ * Load a chunk that was found, behind *bytes of others of the request? If not, a copy
+ * is computed for who waits now, and the chunk, whose record may be acknowledged, stays
+ * and comes up for the next.
+ */
+int gen_take_chunk(struct gen *g, const struct gen_part *part, uint64_t *bytes);
+/* Rates and queues of now, and the deadline; rest_rows is left 0. */
+struct cost_now gen_cost_now(const struct gen *g, const struct range *r);
+/* What computing its KV again takes, ns per byte. */
+float gen_compute_cost(const struct gen *g);
 /* plan.c */
 /* Ask for what of s is on disk, as far as memory is free; 1: something is. */
 uint32_t gen_prefetch(struct gen *g, const struct segment *s);

@@ -5,7 +5,6 @@
  * parts are looked up as long as everything before them was found. At least the
  * last token is computed, for its logits.
  */
-#include "kvd/serve/cost.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 
@@ -253,116 +252,7 @@ static void find_prefixes(struct gen *g)
 	}
 }
 
-/* ---- load or recompute ------------------------------------------------------ */
-
-#define PRIOR_PREFILL 1e4 /* tokens a second, before any step */
-
-static uint64_t compute_ns(const struct gen *g, uint64_t n)
-{
-	return rate_ns(&g->model->prefill, (double)n, PRIOR_PREFILL);
-}
-
-static uint64_t load_ns(const struct segment *s, uint32_t from, uint32_t n)
-{
-	struct page_run run;
-
-	segment_pages(s, from, from + n, &run);
-	return range_load_ns(run.range, run.first, run.n);
-}
-
-/* A hit among the plain parts: costs of its tokens. */
-struct choice {
-	uint64_t *load, *compute;
-	uint32_t n; /* tiles */
-	uint64_t sum; /* of load */
-};
-
-static void weigh_part(const struct gen *g, const struct gen_part *part,
-		       struct choice *c)
-{
-	for (uint32_t i = 0; i < part->n_hits; i++) {
-		const struct prefix_hit *h = &part->hits[i];
-
-		for (uint32_t at = 0; at < h->n; at += SEGMENT_BLOCK) {
-			const uint32_t n = KV_MIN(SEGMENT_BLOCK, h->n - at);
-
-			c->load[c->n] = load_ns(h->seg, h->from + at, n);
-			c->compute[c->n] = compute_ns(g, n);
-			c->sum += c->load[c->n++];
-		}
-	}
-}
-
-/* Keep n tiles of the part's hits. */
-static void keep_tiles(struct gen *g, struct gen_part *part, uint32_t n)
-{
-	uint32_t left = n * SEGMENT_BLOCK, n_hits = 0, found = 0;
-
-	for (uint32_t i = 0; i < part->n_hits; i++) {
-		struct prefix_hit *h = &part->hits[i];
-
-		if (!left) {
-			segment_put(h->seg);
-			continue;
-		}
-		h->n = KV_MIN(h->n, left);
-		left -= KV_MIN(left, KV_ALIGN_UP(h->n, SEGMENT_BLOCK));
-		found += h->n;
-		n_hits = i + 1;
-	}
-	part->n_hits = n_hits;
-	g->n_prefix -= part->n_found - found;
-	part->n_found = found;
-}
-
-/* What was found and is on disk: read it, or compute from some tile on. */
-static int choose_prefix(struct gen *g)
-{
-	const uint32_t room = g->n_prefix / SEGMENT_BLOCK + g->n_parts;
-	struct choice c = { 0 };
-	uint32_t cut;
-
-	if (!g->n_prefix)
-		return 0;
-	c.load = calloc(2 * (size_t)room, sizeof(*c.load));
-	if (!c.load)
-		return -ENOMEM;
-	c.compute = c.load + room;
-	for (uint32_t i = 0; i < g->n_parts; i++)
-		weigh_part(g, &g->parts[i], &c);
-	cut = c.sum && g->tenant->serve->conf->recompute
-		      ? cost_cut(c.load, c.compute, c.n)
-		      : c.n;
-	stat_add(g->tenant->st_loaded, c.sum && cut ? 1 : 0);
-	stat_add(g->tenant->st_recomputed, cut < c.n ? 1 : 0);
-	for (uint32_t i = 0; i < g->n_parts; i++) {
-		struct gen_part *part = &g->parts[i];
-		const uint32_t n = KV_DIV_UP(part->n_found, SEGMENT_BLOCK);
-
-		if (n > cut)
-			keep_tiles(g, part, cut);
-		cut -= KV_MIN(n, cut);
-	}
-	free(c.load);
-	return 0;
-}
-
-/*
- * Load a chunk that was found? If not, a copy is computed for who waits now, and
- * the chunk, whose record may be acknowledged, stays and comes up for the next.
- */
-static int take_chunk(struct gen *g, const struct gen_part *part)
-{
-	const uint64_t ns = load_ns(part->seg, 0, part->n);
-	/* it would stand behind what is waiting to be computed */
-	const int load =
-		!g->tenant->serve->conf->recompute ||
-		cost_load(ns, compute_ns(g, g->model->queued_rows + part->n));
-
-	stat_add(g->tenant->st_loaded, ns && load ? 1 : 0);
-	stat_add(g->tenant->st_recomputed, load ? 0 : 1);
-	return load;
-}
+/* ---- chunks ------------------------------------------------------------------ */
 
 uint32_t gen_prefetch(struct gen *g, const struct segment *s)
 {
@@ -378,6 +268,7 @@ uint32_t gen_prefetch(struct gen *g, const struct segment *s)
 int gen_plan(struct gen *g)
 {
 	struct stat *miss = g->tenant->st_chunk_misses;
+	uint64_t bytes = 0;
 
 	if (g->craft)
 		return craft_plan(g);
@@ -391,7 +282,7 @@ int gen_plan(struct gen *g)
 			continue;
 		part->seg = chunk_find(&g->tenant->chunks, part->chunk,
 				       g->tokens + part->first, part->n);
-		if (part->seg && take_chunk(g, part)) {
+		if (part->seg && gen_take_chunk(g, part, &bytes)) {
 			part->found = 1;
 			continue;
 		}
@@ -518,7 +409,7 @@ int gen_build_seq(struct gen *g)
 
 	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && g->req)
 		find_prefixes(g);
-	ret = choose_prefix(g);
+	ret = gen_choose_prefix(g);
 	/* a chunk is one segment, whatever its length */
 	seq_init(&g->seq, g->tenant->pool, &g->model->layout,
 		 g->session ? KV_MAX(SERVE_SEGMENT_TOKENS, craft_longest(g))
@@ -584,6 +475,7 @@ static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
 		ids[i] = c->id;
 	}
 	(void)prefix_add(tree(g), e->seg, ids); /* without memory: not kept */
+	range_cost(e->seg->range, gen_compute_cost(g));
 	if (g->tenant->persist)
 		persist_add(g->tenant->persist, e->seg);
 }

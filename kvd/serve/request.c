@@ -115,6 +115,8 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 	g->session = ss;
 	g->req = r;
 	g->max_tokens = r->flags & SERVE_GEN_SCORE ? 0 : r->max_tokens;
+	if (r->deadline_ms)
+		g->deadline_ns = g->t_start + r->deadline_ms * 1000000ull;
 	r->priv = g;
 	clear_out(r);
 	t->n_uncounted++;

@@ -48,6 +48,14 @@ static uint64_t step_ns(const struct gen *g)
 		       : rate_ns(&g->model->small_steps, 1, PRIOR_STEPS);
 }
 
+static uint64_t load_ns(const struct restore *r, uint64_t bytes)
+{
+	const struct cost_now now = gen_cost_now(r->g, r->runs[0].range);
+
+	return (uint64_t)((double)(bytes + now.queue_bytes) * 1e9 /
+			  now.bytes_per_s);
+}
+
 /* ---- ends ---------------------------------------------------------------------- */
 
 void restore_drop(struct restore *r)
@@ -253,9 +261,8 @@ int restore_begin(struct gen *g, uint64_t to)
 	ret = list_runs(r, to);
 	bytes = ret ? 0 : lower_bytes(r->runs, r->n_runs);
 	if (bytes) {
-		r->n_start = cost_start(
-			r->n, pager_read_ns(pager_of(r), bytes) / r->n,
-			step_ns(g) / r->n);
+		r->n_start = cost_start(r->n, load_ns(r, bytes) / r->n,
+					step_ns(g) / r->n);
 		ret = ask_all(r);
 	}
 	if (ret || !bytes) {

@@ -252,6 +252,7 @@ struct serve_gen {
 	uint32_t repair; /* enum kv_repair */
 	uint32_t
 		repair_permille; /* of each chunk; 1000: no chunk is reused; craft.h */
+	uint32_t deadline_ms; /* of the first token, from now; 0: none */
 	int may_wait;
 	/* out; the caller reads in progress() and after the end */
 	struct serve_token *tokens; /* serve's until the wait was told */

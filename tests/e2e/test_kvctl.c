@@ -209,7 +209,7 @@ START_TEST(generate_answers)
 
 	ck_assert_int_eq(run("generate " PROMPT), 0);
 	ck_assert_str_eq(out, " miller\n");
-	ck_assert_int_eq(run("generate --json " PROMPT), 0);
+	ck_assert_int_eq(run("generate --deadline 60000 --json " PROMPT), 0);
 	j = json_loads(out, 0, NULL);
 	ck_assert_msg(j != NULL, "%s", out);
 	ck_assert_int_gt(json_integer_value(json_object_get(j, "chunk_tokens")),

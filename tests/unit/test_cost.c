@@ -8,14 +8,56 @@
 #include "kvd/base/rate.h"
 #include "kvd/serve/cost.h"
 
-static uint64_t total(const uint64_t *load, const uint64_t *compute, uint32_t n,
-		      uint32_t cut)
+static uint64_t rnd(unsigned int *seed, unsigned int n)
 {
-	uint64_t sum = 0;
+	return (unsigned int)rand_r(seed) % n;
+}
+
+/* By hand: what the header says, cut by cut. */
+static double by_hand(const struct cost_now *c, const struct cost_item *items,
+		      uint32_t n, uint32_t cut)
+{
+	double bytes = 0, rows = (double)c->rest_rows, read = 0, turn;
 
 	for (uint32_t i = 0; i < n; i++)
-		sum += i < cut ? load[i] : compute[i];
-	return sum;
+		if (i < cut)
+			bytes += (double)items[i].bytes;
+		else
+			rows += (double)items[i].rows;
+	if (bytes > 0)
+		read = (bytes + (double)c->queue_bytes) / c->bytes_per_s;
+	turn = (double)c->queue_rows / c->rows_per_s;
+	return ((read > turn ? read : turn) + rows / c->rows_per_s) * 1e9;
+}
+
+#define MORE 1.000001 /* than rounding does */
+
+static void check_cut(const struct cost_now *c, const struct cost_item *items,
+		      uint32_t n)
+{
+	const uint32_t cut = cost_cut(c, items, n);
+	const double all = by_hand(c, items, n, 0), left = (double)c->left_ns;
+	const double ns = by_hand(c, items, n, cut);
+	double best = all, most;
+
+	ck_assert_uint_le(cut, n);
+	for (uint32_t k = 0; k <= n; k++) {
+		const double t = by_hand(c, items, n, k);
+
+		ck_assert(t <= cost_ns(c, items, n, k) * MORE &&
+			  cost_ns(c, items, n, k) <= t * MORE);
+		best = t < best ? t : best;
+	}
+	ck_assert(ns <= 1.1 * all * MORE); /* the promise */
+	if (c->left_ns == COST_NO_DEADLINE)
+		most = 1.1 * best;
+	else if (left <= best)
+		most = best;
+	else
+		most = left < 1.1 * all ? left : 1.1 * all;
+	ck_assert(ns <= most * MORE);
+	for (uint32_t k = cut + 1; k <= n; k++) /* it is the latest */
+		ck_assert(by_hand(c, items, n, k) * MORE > most);
 }
 
 START_TEST(no_cut_is_better)
@@ -24,35 +66,75 @@ START_TEST(no_cut_is_better)
 
 	printf("seed %u\n", seed);
 	for (int k = 0; k < 20000; k++) {
-		uint64_t load[24], compute[24];
-		const uint32_t n = (uint32_t)rand_r(&seed) % 24;
-		uint32_t cut;
+		struct cost_item items[24];
+		const uint32_t n = (uint32_t)rnd(&seed, 24);
+		struct cost_now c = {
+			.bytes_per_s = 1 + (double)rnd(&seed, 100),
+			.rows_per_s = 1 + (double)rnd(&seed, 100),
+			.queue_bytes = rnd(&seed, 200) * rnd(&seed, 2),
+			.queue_rows = rnd(&seed, 200) * rnd(&seed, 2),
+			.rest_rows = rnd(&seed, 10),
+			.left_ns = COST_NO_DEADLINE,
+		};
 
-		for (uint32_t i = 0; i < n; i++) {
-			load[i] = (uint64_t)rand_r(&seed) % 10;
-			compute[i] = (uint64_t)rand_r(&seed) % 10;
-		}
-		cut = cost_cut(load, compute, n);
-		ck_assert_uint_le(cut, n);
-		for (uint32_t c = 0; c <= n; c++) {
-			ck_assert_uint_le(total(load, compute, n, cut),
-					  total(load, compute, n, c));
-			if (c > cut)
-				ck_assert_uint_lt(total(load, compute, n, cut),
-						  total(load, compute, n, c));
-		}
+		for (uint32_t i = 0; i < n; i++)
+			items[i] = (struct cost_item){
+				rnd(&seed, 20) * rnd(&seed, 2), rnd(&seed, 20)
+			};
+		check_cut(&c, items, n);
+		c.left_ns = rnd(&seed, 10000) * 1000000;
+		check_cut(&c, items, n);
 	}
 }
 END_TEST
 
+/* A second of reading against n seconds of computing. */
+static uint32_t one(double read_s, double compute_s, uint64_t left_ns)
+{
+	const struct cost_now c = { .bytes_per_s = 1e6,
+				    .rows_per_s = 1e6,
+				    .left_ns = left_ns };
+	const struct cost_item item = { (uint64_t)(read_s * 1e6),
+					(uint64_t)(compute_s * 1e6) };
+
+	return cost_cut(&c, &item, 1);
+}
+
 START_TEST(what_is_there_is_taken)
 {
-	const uint64_t load[3] = { 0 }, compute[3] = { 5, 5, 5 };
-	const uint64_t slow[3] = { 100, 100, 100 };
+	const struct cost_now c = { .bytes_per_s = 1,
+				    .rows_per_s = 1,
+				    .queue_bytes = 1000,
+				    .left_ns = 0 };
+	const struct cost_item items[3] = { { 0, 5 }, { 0, 5 }, { 6, 5 } };
 
-	ck_assert_uint_eq(cost_cut(load, compute, 3), 3);
-	ck_assert_uint_eq(cost_cut(slow, compute, 3), 0);
-	ck_assert_uint_eq(cost_cut(load, compute, 0), 0);
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
+	ck_assert_uint_eq(cost_cut(&c, items, 3), 2);
+	ck_assert_uint_eq(cost_cut(&c, items, 0), 0);
+}
+END_TEST
+
+START_TEST(a_deadline_decides)
+{
+	const struct cost_now slow = { .bytes_per_s = 1,
+				       .rows_per_s = 1.05,
+				       .left_ns = COST_NO_DEADLINE };
+	const struct cost_item items[2] = { { 10, 10 }, { 10, 10 } };
+	struct cost_now c = slow;
+
+	/* reading takes a twentieth longer: time enough, or none */
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
+	c.left_ns = 19100000000u; /* of 19.05 s of computing */
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 0);
+	c.left_ns = 19600000000u;
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 1);
+	c.left_ns = 30000000000u;
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
+	c.left_ns = 1; /* missed anyway: the fastest */
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 0);
+	/* what is queued at the engine is time to read in */
+	c.queue_rows = 100;
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
 }
 END_TEST
 
@@ -89,10 +171,13 @@ END_TEST
 
 START_TEST(a_hit_is_at_most_a_tenth_slower)
 {
-	ck_assert_int_eq(cost_load(100, 100), 1);
-	ck_assert_int_eq(cost_load(110, 100), 1);
-	ck_assert_int_eq(cost_load(111, 100), 0);
-	ck_assert_int_eq(cost_load(0, 0), 1);
+	ck_assert_uint_eq(one(1.00, 1, COST_NO_DEADLINE), 1);
+	ck_assert_uint_eq(one(1.09, 1, COST_NO_DEADLINE), 1);
+	ck_assert_uint_eq(one(1.11, 1, COST_NO_DEADLINE), 0);
+	ck_assert_uint_eq(one(1.11, 1, 60000000000u), 0);
+	ck_assert_uint_eq(one(1.09, 1, 60000000000u), 1);
+	ck_assert_uint_eq(one(1.09, 1, 0), 0);
+	ck_assert_uint_eq(one(0, 0, 0), 1);
 }
 END_TEST
 
@@ -120,6 +205,7 @@ int main(void)
 
 	tcase_add_test(t, no_cut_is_better);
 	tcase_add_test(t, no_start_is_better);
+	tcase_add_test(t, a_deadline_decides);
 	tcase_add_test(t, what_is_there_is_taken);
 	tcase_add_test(t, a_hit_is_at_most_a_tenth_slower);
 	tcase_add_test(t, rates_follow);

@@ -86,7 +86,7 @@ START_TEST(bytes_survive_a_tiny_budget)
 			touch(r, x);
 		}
 		if (x->r && !rnd(8)) {
-			range_hint(x->r, (enum range_hint)rnd(3));
+			range_hint(x->r, (enum range_hint)rnd(2));
 			range_class(x->r, rnd(x->n), 1, rnd(EVICT_KINDS));
 			range_cost(x->r, 1 + (float)rnd(10));
 		}

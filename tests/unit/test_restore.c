@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "io/fault.h"
+#include "kvd/base/stat.h"
 #include "kvd/mem/stores.h"
 #include "kvd/serve/restore.h"
 #include "tests/rig/rig_serve.h"
@@ -288,6 +289,57 @@ START_TEST(whole_if_told_so)
 }
 END_TEST
 
+static uint64_t counter(const char *name)
+{
+	return stat_read(stat_get(STAT_COUNTER, name, "", "tenant", "t0", 1));
+}
+
+START_TEST(late_answers_are_counted)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 12);
+	struct rig_gen *g[2];
+
+	for (int i = 0; i < 2; i++) {
+		g[i] = rig_gen_new();
+		rig_gen_part(g[i], t, N_PROMPT, 0);
+		g[i]->gen.deadline_ms = i ? 1 : 3600000;
+		g[i]->gen.flags |= SERVE_GEN_NO_REUSE;
+		ck_assert_int_eq(rig_gen_start(g[i], r->session), 0);
+		ck_assert(rig_serve_until(r, &g[i]->told));
+		ck_assert_uint_eq(counter("kvd_deadlines_missed_total"),
+				  (uint64_t)i);
+	}
+	same(g[0], g[1]);
+	rig_serve_close(r);
+	free(g[0]);
+	free(g[1]);
+	free(t);
+}
+END_TEST
+
+/* The disk is slow: of what is found nothing is read, unless there is time. */
+START_TEST(slow_disks_are_not_waited_for)
+{
+	struct rig_serve *r = open_rig(512, MEMORY);
+	uint32_t *t = rig_ids(N_PROMPT, 13);
+	struct rig_gen *first = run_and_push_out(r, t), *back;
+
+	r->conf.recompute = 1;
+	r->tenant->serve->models[0].prefill = (struct rate){ 1e9, 1 };
+	back = run(r, t, N_PROMPT);
+	ck_assert_uint_eq(back->gen.stats.n_prefix, 0);
+	ck_assert_uint_eq(back->gen.stats.n_read_back, 0);
+	ck_assert_uint_eq(counter("kvd_hits_recomputed_total"), 1);
+	ck_assert_uint_eq(counter("kvd_hits_loaded_total"), 0);
+	same(first, back);
+	rig_serve_close(r);
+	free(first);
+	free(back);
+	free(t);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("restore");
@@ -302,6 +354,8 @@ int main(void)
 	tcase_add_test(t, a_late_page_is_lost);
 	tcase_add_test(t, any_page_is_lost);
 	tcase_add_test(t, whole_if_told_so);
+	tcase_add_test(t, late_answers_are_counted);
+	tcase_add_test(t, slow_disks_are_not_waited_for);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -504,6 +504,7 @@ void range_look_freed(struct range *r)
 		return;
 	p->n_state[PAGE_EMPTY] -= r->n_virtual;
 	(void)space_free(r->tier->space, r->first, r->n_virtual);
+	r->tier->n_ranges--;
 	list_del(&r->node);
 	free(r);
 }

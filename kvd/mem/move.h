@@ -19,6 +19,7 @@ struct tier {
 	struct tier *next;
 	uint32_t id; /* from 1, of the pager */
 	size_t page_bytes;
+	uint32_t n_ranges;
 	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
 	struct space *space;
 };
@@ -26,7 +27,8 @@ struct tier {
 struct pager {
 	struct pager_conf conf;
 	char name[64];
-	struct tier *tiers;
+	struct tier *tiers; /* PAGER_PAGE_SIZES at most */
+	uint32_t n_tiers_total; /* so far: ids are not used again */
 	struct list ranges;
 	struct list starved[WANT_PRIOS]; /* struct page.starved */
 	const struct evict_policy *policy;

@@ -53,6 +53,7 @@ int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
 		list_init(&pg->waiters);
 	}
 	p->n_state[PAGE_EMPTY] += n_pages;
+	t->n_ranges++;
 	list_init(&r->node);
 	list_push(&p->ranges, &r->node);
 	*out = r;

@@ -80,9 +80,11 @@ int pager_durable(const struct pager *p);
 /* ---- ranges ------------------------------------------------------------ */
 
 /*
- * Reserve n_pages consecutive virtual pages of page_bytes (multiple of 4096),
- * all EMPTY. -ENOMEM address space, -EINVAL.
+ * Reserve n_pages consecutive virtual pages of page_bytes (multiple of 4096), all
+ * EMPTY. -ENOMEM address space, -EINVAL; -EDQUOT ranges of PAGER_PAGE_SIZES other page
+ * sizes exist.
  */
+#define PAGER_PAGE_SIZES 24u
 int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
 	      struct range **out);
 /* No page is pinned and no want names it. Frames and slots go back (perhaps a

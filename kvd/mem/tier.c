@@ -9,6 +9,32 @@
 #include "kvd/mem/move.h"
 #include "kvd/mem/stores.h"
 
+/*
+ * A space takes a large piece of addresses, and clients choose geometries: room for one
+ * more page size, if need be that of a space without ranges. 0, -EDQUOT.
+ */
+static int room_for_tier(struct pager *p)
+{
+	struct tier **unused = NULL, *t;
+	uint32_t n = 0;
+
+	for (struct tier **at = &p->tiers; *at; at = &(*at)->next, n++)
+		if (!(*at)->n_ranges)
+			unused = at;
+	if (n < PAGER_PAGE_SIZES)
+		return 0;
+	if (!unused) {
+		log_warn("pager", "%s: %u page sizes are in use, no more",
+			 p->name, n);
+		return -EDQUOT;
+	}
+	t = *unused;
+	*unused = t->next;
+	space_close(t->space);
+	free(t);
+	return 0;
+}
+
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 {
 	const struct space_conf sc = { .name = p->name,
@@ -25,6 +51,9 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 			*out = t;
 			return 0;
 		}
+	ret = room_for_tier(p);
+	if (ret)
+		return ret;
 	t = calloc(1, sizeof(*t));
 	if (!t)
 		return -ENOMEM;
@@ -37,7 +66,7 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
 		 space_kind(t->space));
 	t->next = p->tiers;
-	t->id = t->next ? t->next->id + 1 : 1;
+	t->id = ++p->n_tiers_total;
 	p->tiers = t;
 	*out = t;
 	return 0;

@@ -436,6 +436,40 @@ START_TEST(pages_mapped_ahead_make_no_want_wait)
 }
 END_TEST
 
+/* Address space is taken for each page size: clients choose them. */
+START_TEST(page_sizes_are_few)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 1 << 20, .disk_bytes = 1 << 20 });
+	struct range *all[PAGER_PAGE_SIZES], *more;
+	struct page_run run = { .n = 1, .flags = PAGE_WRITE };
+
+	for (uint32_t i = 0; i < PAGER_PAGE_SIZES; i++)
+		ck_assert_int_eq(
+			range_new(r->pager, (i + 1) * 4096, 2, all + i), 0);
+	more = NULL;
+	ck_assert_int_eq(range_new(r->pager, 25 * 4096, 1, &more), -EDQUOT);
+	ck_assert_ptr_null(more);
+	ck_assert_int_eq(range_new(r->pager, 4096, 1, &more), 0);
+	range_free(more);
+	/* one that nobody uses any more makes room, again and again */
+	for (uint32_t i = 0; i < 200; i++) {
+		run.range = all[i % 3];
+		ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+		rig_mem_fill(&run, i);
+		page_unpin(r->pager, &run, 1);
+		range_free(all[i % 3]);
+		rig_mem_settle(r);
+		ck_assert_int_eq(
+			range_new(r->pager, (30 + i) * 4096, 2, all + i % 3),
+			0);
+	}
+	for (uint32_t i = 0; i < PAGER_PAGE_SIZES; i++)
+		range_free(all[i]);
+	rig_mem_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("pager");
@@ -447,6 +481,7 @@ int main(void)
 	while (evict_policies[n_policies])
 		n_policies++;
 	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2 * n_policies);
+	tcase_add_test(t, page_sizes_are_few);
 	tcase_add_test(t, a_flipped_bit_is_never_served);
 	tcase_add_test(t, scrubbing_keeps_what_is_in_memory);
 	tcase_add_test(t, a_full_disk_loses_nothing);

@@ -147,7 +147,7 @@ bench: all
 lint:
 	@tools/lint/lint.sh
 format:
-	$(CLANG_FORMAT) -i $$(git ls-files '*.c' '*.h')
+	$(CLANG_FORMAT) -i $$(git ls-files '*.c' '*.h' '*.cu*')
 include kernels/cuda.mk
 
 D := $(DESTDIR)$(PREFIX)
@@ -188,6 +188,7 @@ help:
 	@echo "make lint       format, layers, sizes, headers, man pages"
 	@echo "make fuzz       FUZZ_SECONDS=60 for each input from outside; CLANG=clang"
 	@echo "make install    PREFIX=/usr/local DESTDIR="
+	@echo "make gpu-check  what only a GPU can tell; NVCC= builds without kernels for it"
 	@echo "SAN=asan|ubsan|tsan builds into build/SAN; V=1 shows commands"
 
 -include $(shell find $(B) -name "*.d" -type f 2>/dev/null)

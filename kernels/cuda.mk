@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api vmm_cuda copy)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api vmm_cuda copy gpu_kern)
 
 $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)
@@ -14,6 +14,23 @@ $(CUDA_TESTS) $(B)/tests/test_gpu check-built: | $(FAKE_CUDA)
 $(B)/obj/tests/unit/test_cuda_api.o: ALLC += $(if $(wildcard \
 	$(CUDA_HOME)/include/cuda.h),-isystem $(CUDA_HOME)/include)
 
+# kernels: an image for the driver, in the binary. NVCC= builds without.
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard \
+	$(CUDA_HOME)/bin/nvcc))
+GPU_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode \
+	arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80
+# the same for every SAN
+FATBIN := build/obj/kernels/gpu.fatbin
+# which of the two this tree was built with last
+GPU_KIND := $(B)/obj/kernels/gpu.$(if $(NVCC),nvcc,none)
+$(GPU_KIND):
+	@mkdir -p $(@D) && rm -f $(B)/obj/kernels/gpu.nvcc $(B)/obj/kernels/gpu.none
+	@touch $@
+$(B)/obj/kernels/gpu_image.o: $(GPU_KIND) $(if $(NVCC),$(FATBIN))
+$(B)/obj/kernels/gpu_image.o: ALLC += $(if $(NVCC),-DKV_FATBIN='"$(FATBIN)"')
+$(FATBIN): kernels/gpu.cu $(wildcard kernels/*.cuh) kernels/gpu_args.h
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) -I. -O3 -fatbin --threads 2 $(GPU_ARCHS) -o $@ $<
+
 gpu-check:
-	@echo "gpu-check: skipped: there are no CUDA kernels in this tree yet"; \
-	exit 77
+	@NVCC="$(NVCC)" MAKE="$(MAKE)" tools/gpu-check.sh $(B)

@@ -19,6 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "kernels/cuda_api.h"
+#include "kernels/gpu.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/conf.h"
 #include "kvd/base/log.h"

@@ -7,7 +7,7 @@ say() {
 	echo "lint: $*"
 	bad=1
 }
-sources=$(git ls-files '*.c' '*.h')
+sources=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh')
 
 # ---- layers: who may include whom (quoted includes only)
 allowed() {

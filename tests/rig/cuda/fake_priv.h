@@ -31,13 +31,16 @@ struct fake_range { /* reserved, mapped or pinned */
 
 struct fake_op {
 	struct fake_op *next;
-	enum { OP_H2D, OP_D2H, OP_SET, OP_EVENT, OP_WAIT } kind;
+	enum { OP_H2D, OP_D2H, OP_SET, OP_EVENT, OP_WAIT, OP_LAUNCH } kind;
 	uint64_t dev; /* device range [dev, dev + n) */
 	void *host;
 	size_t n;
 	unsigned char value;
 	struct fake_event *event;
 	uint64_t gen; /* of the event */
+	void (*fn)(const void *args); /* LAUNCH: a kernel of gpu.cu */
+	char args[256];
+	uint32_t grid[3];
 };
 
 struct fake_stream {
@@ -86,6 +89,8 @@ struct fake_range *fake_map_of(uint64_t at);
 /* All of it mapped with access. */
 int fake_usable(uint64_t at, size_t n);
 int fake_is_pinned(const void *p, size_t n);
+/* At the end of a stream. CUresult. */
+int fake_queue(struct fake_stream *s, struct fake_op op);
 /* Is something queued that uses [at, at + n)? */
 int fake_in_use(uint64_t at, size_t n);
 /* Ends all streams, frees all events. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "tests/rig/cuda/fake_priv.h"
+#include "tests/rig/cuda/gpu_emu.h"
 
 /* ---- what a stream does ----------------------------------------------------- */
 
@@ -23,6 +24,12 @@ static void execute(struct fake_stream *s, struct fake_op *op)
 			lose(fake.fail_err);
 		else
 			s->err = fake.fail_err;
+		return;
+	}
+	if (op->kind == OP_LAUNCH) {
+		emu_run(op->fn, op->args,
+			(struct emu_dim){ op->grid[0], op->grid[1],
+					  op->grid[2] });
 		return;
 	}
 	if (!fake_usable(op->dev, op->n)) {
@@ -95,7 +102,7 @@ static void *stream_main(void *arg)
 	return NULL;
 }
 
-static int queue(struct fake_stream *s, struct fake_op op)
+int fake_queue(struct fake_stream *s, struct fake_op op)
 {
 	struct fake_op *o = malloc(sizeof(*o));
 
@@ -258,9 +265,9 @@ int cuEventRecord(cuda_event e, cuda_stream st)
 
 	if (err)
 		return err;
-	ret = queue(st, (struct fake_op){ .kind = OP_EVENT,
-					  .event = ev,
-					  .gen = ev->recorded + 1 });
+	ret = fake_queue(st, (struct fake_op){ .kind = OP_EVENT,
+					       .event = ev,
+					       .gen = ev->recorded + 1 });
 	if (!ret)
 		ev->recorded++;
 	return fake_leave(ret);
@@ -275,9 +282,10 @@ int cuStreamWaitEvent(cuda_stream st, cuda_event e, unsigned int flags)
 	(void)flags;
 	if (err)
 		return err;
-	return fake_leave(queue(st, (struct fake_op){ .kind = OP_WAIT,
-						      .event = ev,
-						      .gen = ev->recorded }));
+	return fake_leave(
+		fake_queue(st, (struct fake_op){ .kind = OP_WAIT,
+						 .event = ev,
+						 .gen = ev->recorded }));
 }
 
 int cuEventQuery(cuda_event e);
@@ -316,11 +324,11 @@ int cuMemcpyHtoDAsync_v2(cuda_ptr to, const void *from, size_t n,
 	if (err)
 		return err;
 	fake.st.n_pageable += !fake_is_pinned(from, n);
-	return fake_leave(
-		queue(st, (struct fake_op){ .kind = OP_H2D,
-					    .dev = to,
-					    .host = (void *)(uintptr_t)from,
-					    .n = n }));
+	return fake_leave(fake_queue(
+		st, (struct fake_op){ .kind = OP_H2D,
+				      .dev = to,
+				      .host = (void *)(uintptr_t)from,
+				      .n = n }));
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, cuda_ptr from, size_t n, cuda_stream st);
@@ -331,7 +339,7 @@ int cuMemcpyDtoHAsync_v2(void *to, cuda_ptr from, size_t n, cuda_stream st)
 	if (err)
 		return err;
 	fake.st.n_pageable += !fake_is_pinned(to, n);
-	return fake_leave(queue(
+	return fake_leave(fake_queue(
 		st, (struct fake_op){
 			    .kind = OP_D2H, .dev = from, .host = to, .n = n }));
 }
@@ -343,52 +351,10 @@ int cuMemsetD8Async(cuda_ptr to, unsigned char value, size_t n, cuda_stream st)
 
 	if (err)
 		return err;
-	return fake_leave(queue(st, (struct fake_op){ .kind = OP_SET,
-						      .dev = to,
-						      .n = n,
-						      .value = value }));
-}
-
-/* ---- kernels: none --------------------------------------------------------- */
-
-int cuModuleLoadData(cuda_handle *out, const void *image);
-int cuModuleLoadData(cuda_handle *out, const void *image)
-{
-	const int err = fake_enter("cuModuleLoadData");
-
-	(void)out;
-	(void)image;
-	return err ? err : fake_leave(CUDA_NOT_SUPPORTED);
-}
-
-int cuModuleUnload(cuda_handle module);
-int cuModuleUnload(cuda_handle module)
-{
-	(void)module;
-	return CUDA_INVALID_HANDLE;
-}
-
-int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name);
-int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name)
-{
-	(void)out;
-	(void)module;
-	(void)name;
-	return CUDA_INVALID_HANDLE;
-}
-
-int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
-		   unsigned int gz, unsigned int bx, unsigned int by,
-		   unsigned int bz, unsigned int shared, cuda_stream st,
-		   void **args, void **extra);
-int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
-		   unsigned int gz, unsigned int bx, unsigned int by,
-		   unsigned int bz, unsigned int shared, cuda_stream st,
-		   void **args, void **extra)
-{
-	(void)f, (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz;
-	(void)shared, (void)st, (void)args, (void)extra;
-	return CUDA_INVALID_HANDLE;
+	return fake_leave(fake_queue(st, (struct fake_op){ .kind = OP_SET,
+							   .dev = to,
+							   .n = n,
+							   .value = value }));
 }
 
 /* ---- for the tests ------------------------------------------------------------ */
@@ -399,10 +365,10 @@ int fake_kernel(void *st, uint64_t at, size_t n, unsigned char value)
 	int ret;
 
 	pthread_mutex_lock(&fake.m);
-	ret = queue(st, (struct fake_op){ .kind = OP_SET,
-					  .dev = at,
-					  .n = n,
-					  .value = value });
+	ret = fake_queue(st, (struct fake_op){ .kind = OP_SET,
+					       .dev = at,
+					       .n = n,
+					       .value = value });
 	return fake_leave(ret);
 }
 

@@ -1,0 +1,394 @@
+/*
+ * gpu.cu - the CUDA kernels; see gpu.h
+ *
+ * Written in what C and CUDA have in common (gpu_emu.h of the tests compiles it as C,
+ * one thread after the other), loaded by the driver as an image: nothing of the
+ * CUDA runtime is linked.
+ *
+ * NEVER RUN ON HARDWARE. See docs/gpu.md.
+ */
+#ifdef __CUDACC__
+#include <math.h>
+#include <stdint.h>
+#define KERNEL(name, args) \
+	extern "C" __global__ void __launch_bounds__(GPU_THREADS) \
+		name(const args a)
+#define ALL_LANES    0xffffffffu
+#define FROM_BITS(u) __uint_as_float(u)
+#define TO_BITS(f)   __float_as_uint(f)
+static __device__ float from_f16(uint32_t h)
+{
+	float f;
+
+	asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((unsigned short)h));
+	return f;
+}
+static __device__ uint16_t to_f16(float f)
+{
+	unsigned short h;
+
+	asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+	return h;
+}
+#endif
+#include "kernels/gpu_args.h"
+
+/* ---- 8 elements of a lane, 16-byte aligned -------------------------------- */
+
+static __device__ void load8_bf16(const void *p, float *x)
+{
+	const uint4 w = *(const uint4 *)p;
+
+	x[0] = FROM_BITS(w.x << 16);
+	x[1] = FROM_BITS(w.x & 0xffff0000u);
+	x[2] = FROM_BITS(w.y << 16);
+	x[3] = FROM_BITS(w.y & 0xffff0000u);
+	x[4] = FROM_BITS(w.z << 16);
+	x[5] = FROM_BITS(w.z & 0xffff0000u);
+	x[6] = FROM_BITS(w.w << 16);
+	x[7] = FROM_BITS(w.w & 0xffff0000u);
+}
+
+static __device__ void load8_f16(const void *p, float *x)
+{
+	const uint4 w = *(const uint4 *)p;
+
+	x[0] = from_f16(w.x & 0xffffu);
+	x[1] = from_f16(w.x >> 16);
+	x[2] = from_f16(w.y & 0xffffu);
+	x[3] = from_f16(w.y >> 16);
+	x[4] = from_f16(w.z & 0xffffu);
+	x[5] = from_f16(w.z >> 16);
+	x[6] = from_f16(w.w & 0xffffu);
+	x[7] = from_f16(w.w >> 16);
+}
+
+static __device__ void load8_f32(const void *p, float *x)
+{
+	const uint4 w = ((const uint4 *)p)[0], v = ((const uint4 *)p)[1];
+
+	x[0] = FROM_BITS(w.x);
+	x[1] = FROM_BITS(w.y);
+	x[2] = FROM_BITS(w.z);
+	x[3] = FROM_BITS(w.w);
+	x[4] = FROM_BITS(v.x);
+	x[5] = FROM_BITS(v.y);
+	x[6] = FROM_BITS(v.z);
+	x[7] = FROM_BITS(v.w);
+}
+
+/* Nearest even; NaN stays NaN. */
+static __device__ uint16_t to_bf16(float f)
+{
+	const uint32_t u = TO_BITS(f);
+
+	if ((u & 0x7fffffffu) > 0x7f800000u)
+		return (uint16_t)(u >> 16 | 0x40u);
+	return (uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
+
+/* ---- attention --------------------------------------------------------------- */
+
+/* Bit t: token t0 + t is seen; as kern_tile_mask(). */
+static __device__ uint32_t tile_mask(const struct gpu_span *s, uint32_t t0,
+				     int64_t pos)
+{
+	const int64_t seen = pos - (s->pos + t0) + 1;
+	int64_t n = (int64_t)s->n_tokens - t0;
+	uint32_t mask;
+
+	if (seen < n)
+		n = seen;
+	if (n <= 0)
+		return 0;
+	mask = n >= 32 ? 0xffffffffu : (1u << n) - 1;
+	if (s->skip)
+		mask &= ~(uint32_t)(((const uint64_t *)s->skip)[t0 / 64] >>
+				    (t0 % 64));
+	return mask;
+}
+
+/* Of token 0 of t0's page, kv head h. */
+static __device__ size_t tile_offset(const struct gpu_span *s, uint32_t t0,
+				     uint32_t h)
+{
+	return (size_t)(t0 / s->page_tokens) * s->page_bytes +
+	       (size_t)h * s->head_bytes;
+}
+
+/* Which head a lane has after halve(). */
+static __device__ uint32_t head_of(uint32_t at)
+{
+	return (at & 1) * 4 + (at & 2) + (at >> 2 & 1);
+}
+
+/* Sums of x[8] over n_lanes (8, 16, 32) lanes: x[0] is that of head_of(at). */
+static __device__ void halve(float *x, uint32_t at, uint32_t n_lanes)
+{
+#pragma unroll
+	for (uint32_t n = 4, bit = 1; n; n /= 2, bit *= 2) {
+#pragma unroll
+		for (uint32_t i = 0; i < n; i++) {
+			const float keep = at & bit ? x[i + n] : x[i];
+			const float send = at & bit ? x[i] : x[i + n];
+
+			x[i] = keep + __shfl_xor_sync(ALL_LANES, send, bit);
+		}
+	}
+#pragma unroll
+	for (uint32_t bit = 8; bit < n_lanes; bit *= 2)
+		x[0] += __shfl_xor_sync(ALL_LANES, x[0], bit);
+}
+
+/* exp(m - top), 0 for an empty state. */
+static __device__ float weight_of(float m, float top)
+{
+	return m == -INFINITY ? 0.0f : expf(m - top);
+}
+
+/*
+ * Scores of a tile into probabilities, and the warp's state to the new maximum.
+ * p is [token][head]; a lane has a token here.
+ */
+static __device__ void tile_softmax(float (*p)[GPU_HEADS], int seen,
+				    uint32_t lane, float scale, float *m,
+				    float *l, float (*o)[8])
+{
+#pragma unroll
+	for (uint32_t h = 0; h < GPU_HEADS; h++) {
+		const float s = seen ? p[lane][h] * scale : -INFINITY;
+		float top = s, sum, f;
+
+#pragma unroll
+		for (uint32_t x = 16; x; x /= 2)
+			top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, x));
+		top = fmaxf(top, m[h]);
+		sum = seen ? weight_of(s, top) : 0.0f;
+		p[lane][h] = sum;
+#pragma unroll
+		for (uint32_t x = 16; x; x /= 2)
+			sum += __shfl_xor_sync(ALL_LANES, sum, x);
+		f = weight_of(m[h], top);
+		l[h] = fmaf(l[h], f, sum);
+		m[h] = top;
+#pragma unroll
+		for (uint32_t d = 0; d < 8; d++)
+			o[h][d] *= f;
+	}
+}
+
+/* Dimension d of the states of a block's warps, 0 to 3, into its part's: o is
+ * [warp] with a stride, m and l are [warp][GPU_HEADS]. */
+static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
+				   uint32_t d, const float *o, uint32_t stride,
+				   const float *m, const float *l)
+{
+	float top = m[0], acc = 0, sum = 0;
+
+	for (uint32_t w = 1; w < GPU_WARPS; w++)
+		top = fmaxf(top, m[w * GPU_HEADS]);
+	for (uint32_t w = 0; w < GPU_WARPS; w++) {
+		const float f = weight_of(m[w * GPU_HEADS], top);
+
+		acc = fmaf(o[w * stride], f, acc);
+		sum = fmaf(l[w * GPU_HEADS], f, sum);
+	}
+	((float *)a->part_o)[to * a->head_dim + d] = acc;
+	if (!d) {
+		((float *)a->part_ml)[2 * to] = top;
+		((float *)a->part_ml)[2 * to + 1] = sum;
+	}
+}
+
+#define LOAD8	   load8_bf16
+#define ELEM_BYTES 2
+#define ATTN_NAME  attn_bf16_64
+#define HEAD_DIM   64
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_bf16_96
+#define HEAD_DIM  96
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_bf16_128
+#define HEAD_DIM  128
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_bf16_256
+#define HEAD_DIM  256
+#include "kernels/gpu_attn.cuh"
+#undef LOAD8
+#define LOAD8	  load8_f16
+#define ATTN_NAME attn_f16_64
+#define HEAD_DIM  64
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f16_96
+#define HEAD_DIM  96
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f16_128
+#define HEAD_DIM  128
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f16_256
+#define HEAD_DIM  256
+#include "kernels/gpu_attn.cuh"
+#undef LOAD8
+#undef ELEM_BYTES
+#define LOAD8	   load8_f32
+#define ELEM_BYTES 4
+#define ATTN_NAME  attn_f32_64
+#define HEAD_DIM   64
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f32_96
+#define HEAD_DIM  96
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f32_128
+#define HEAD_DIM  128
+#include "kernels/gpu_attn.cuh"
+#define ATTN_NAME attn_f32_256
+#define HEAD_DIM  256
+#include "kernels/gpu_attn.cuh"
+
+/* A block has a head of a row: its parts in ascending order. */
+KERNEL(attn_merge, struct gpu_attn)
+{
+	const size_t at = (size_t)blockIdx.x * a.n_heads + blockIdx.y;
+	const struct gpu_row row = ((const struct gpu_row *)a.rows)[blockIdx.x];
+	const float *ml = (const float *)a.part_ml;
+	float *m = (float *)a.m + at, *l = (float *)a.l + at;
+	float top = a.flags & GPU_ATTN_ADD ? *m : -INFINITY;
+	const float m0 = top;
+	const float l0 = a.flags & GPU_ATTN_ADD ? *l : 0.0f;
+	float sum;
+
+	for (uint32_t i = 0; i < row.n_parts; i++)
+		top = fmaxf(top,
+			    ml[2 * ((size_t)(row.first_part + i) * a.n_heads +
+				    blockIdx.y)]);
+	sum = l0 * weight_of(m0, top);
+	for (uint32_t i = 0; i < row.n_parts; i++) {
+		const size_t p =
+			(size_t)(row.first_part + i) * a.n_heads + blockIdx.y;
+
+		sum = fmaf(ml[2 * p + 1], weight_of(ml[2 * p], top), sum);
+	}
+	for (uint32_t d = threadIdx.x; d < a.head_dim; d += GPU_THREADS) {
+		float *o = (float *)a.o + at * a.head_dim + d;
+		float acc = 0;
+
+		if (m0 != -INFINITY)
+			acc = *o * weight_of(m0, top);
+		for (uint32_t i = 0; i < row.n_parts; i++) {
+			const size_t p =
+				(size_t)(row.first_part + i) * a.n_heads +
+				blockIdx.y;
+
+			acc = fmaf(
+				((const float *)a.part_o)[p * a.head_dim + d],
+				weight_of(ml[2 * p], top), acc);
+		}
+		if (a.flags & GPU_ATTN_FINISH)
+			acc = sum > 0 ? acc / sum : 0.0f;
+		*o = acc;
+	}
+	__syncthreads(); /* everybody has read the old m and l */
+	if (!threadIdx.x) {
+		*m = top;
+		*l = sum;
+	}
+}
+
+/* ---- append -------------------------------------------------------------------- */
+
+/* A block has a row: where it goes is the same arithmetic as above. */
+#define APPEND(name, type, convert) \
+	KERNEL(name, struct gpu_append) \
+	{ \
+		const uint32_t *to = (const uint32_t *)a.to + 2 * blockIdx.x; \
+		const struct gpu_span *s = \
+			(const struct gpu_span *)a.spans + to[0]; \
+		const uint32_t n = a.n_kv_heads * a.head_dim, t = to[1]; \
+		const float *k = (const float *)a.k + (size_t)blockIdx.x * n; \
+		const float *v = (const float *)a.v + (size_t)blockIdx.x * n; \
+\
+		for (uint32_t i = threadIdx.x; i < n; i += GPU_THREADS) { \
+			const size_t off = \
+				tile_offset(s, t, i / a.head_dim) + \
+				((size_t)(t % s->page_tokens) * a.head_dim + \
+				 i % a.head_dim) * \
+					sizeof(type); \
+\
+			*(type *)((char *)s->k + off) = convert(k[i]); \
+			*(type *)((char *)s->v + off) = convert(v[i]); \
+		} \
+	}
+#define SAME(x) (x)
+APPEND(append_bf16, uint16_t, to_bf16)
+APPEND(append_f16, uint16_t, to_f16)
+APPEND(append_f32, float, SAME)
+
+/* ---- the rest of a layer --------------------------------------------------------- */
+
+/* A block has a row; threads, then lanes by halves. */
+KERNEL(rmsnorm, struct gpu_rmsnorm)
+{
+	__shared__ float sh[GPU_THREADS];
+	const float *x = (const float *)a.x + (size_t)blockIdx.x * a.n;
+	const float *w = (const float *)a.w;
+	float *y = (float *)a.y + (size_t)blockIdx.x * a.n;
+	float sum = 0, f;
+
+	for (uint32_t i = threadIdx.x; i < a.n; i += GPU_THREADS)
+		sum = fmaf(x[i], x[i], sum);
+	sh[threadIdx.x] = sum;
+	__syncthreads();
+	for (uint32_t n = GPU_THREADS / 2; n; n /= 2) {
+		if (threadIdx.x < n)
+			sh[threadIdx.x] += sh[threadIdx.x + n];
+		__syncthreads();
+	}
+	f = 1.0f / sqrtf(sh[0] / (float)a.n + a.eps);
+	for (uint32_t i = threadIdx.x; i < a.n; i += GPU_THREADS)
+		y[i] = x[i] * f * w[i];
+}
+
+/* A block has a row; a thread a pair of a head. Angles in f64: positions are long. */
+KERNEL(rope, struct gpu_rope)
+{
+	const double pos =
+		(double)((const int64_t *)a.pos)[blockIdx.x] * (double)a.scale;
+	const size_t base = (size_t)blockIdx.x * a.n_heads * a.head_dim;
+	const float *src = (const float *)a.src + base;
+	float *dst = (float *)a.dst + base;
+	const uint32_t half = a.n_rot / 2;
+	const uint32_t n_rest = a.head_dim - a.n_rot;
+
+	for (uint32_t i = threadIdx.x; i < a.n_heads * half; i += GPU_THREADS) {
+		const uint32_t j = i % half, h = i / half * a.head_dim;
+		const uint32_t p = h + (a.kind == 1 ? 2 * j : j);
+		const uint32_t q = a.kind == 1 ? p + 1 : p + half;
+		const double angle =
+			pos * pow((double)a.theta, -2.0 * j / a.n_rot);
+		const float c = (float)cos(angle), s = (float)sin(angle);
+		const float x = src[p], y = src[q];
+
+		dst[p] = x * c - y * s;
+		dst[q] = x * s + y * c;
+	}
+	for (uint32_t i = threadIdx.x; i < a.n_heads * n_rest;
+	     i += GPU_THREADS) {
+		const uint32_t at =
+			i / n_rest * a.head_dim + a.n_rot + i % n_rest;
+
+		dst[at] = src[at];
+	}
+}
+
+KERNEL(swiglu, struct gpu_swiglu)
+{
+	const uint64_t step = (uint64_t)gridDim.x * GPU_THREADS;
+
+	for (uint64_t i = (uint64_t)blockIdx.x * GPU_THREADS + threadIdx.x;
+	     i < a.n; i += step) {
+		const float g = ((const float *)a.gate)[i];
+
+		((float *)a.y)[i] =
+			g / (1.0f + expf(-g)) * ((const float *)a.up)[i];
+	}
+}

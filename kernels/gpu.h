@@ -1,0 +1,72 @@
+/*
+ * gpu.h - launches of the CUDA kernels of gpu.cu, and the plan of an attention
+ *
+ * The kernels are compiled by nvcc, if it is found, and lie in the binary as an image
+ * (sm_80, sm_90a, PTX); the driver loads it. Nothing here waits, allocates on the
+ * device or copies: what args point to is in device memory, the caller's.
+ *
+ * The sums have an order of their own (gpu_attn.cuh), fixed by the part: a row's
+ * bits depend on its list and on the device, not on the batch. They are not those of
+ * kern.h: what one computed must not be mixed with the other's as if it were the same.
+ * Against exact arithmetic on the stored values the error of attention is at
+ * most 2e-5 of the largest |v|; the CPU's bf16 path, which rounds probabilities, is
+ * within 1e-2 of it.
+ *
+ * Errors: -EINVAL for shapes outside these, then nothing is queued; those of the driver.
+ * Thread: any that has the context, one at a time for a stream.
+ */
+#ifndef KERNELS_GPU_H
+#define KERNELS_GPU_H
+
+#include "kernels/cuda_api.h"
+#include "kernels/gpu_args.h"
+#include "kernels/kern.h"
+
+struct kern_gpu;
+
+/*
+ * Load the kernels into the current context.
+ * image  NULL: the binary's own. -ENOTSUP: there is none (built without nvcc), or none
+ *        for this device; -ENOENT: it lacks a kernel.
+ */
+int kern_gpu_open(struct kern_gpu **out, const struct cuda_api *api,
+		  const void *image);
+void kern_gpu_close(struct kern_gpu *g);
+/* Bytes of the binary's own image; 0: none. */
+size_t kern_gpu_image_bytes(void);
+
+/* What a row attends to: n_spans of the list, in order. */
+struct kern_gpu_list {
+	int64_t pos; /* of the row; it sees tokens at positions <= pos */
+	uint32_t first_span, n_spans;
+};
+/*
+ * Cut the lists of rows into parts of GPU_SPLIT_TOKENS, from the start of each span on;
+ * those that no token of is seen are left out. All memory is the host's.
+ *
+ * parts  [max_parts] and out [n_rows] are written: to be copied to the device.
+ * Returns the number of parts, -ENOSPC if there are more than max_parts.
+ */
+int64_t kern_gpu_plan(const struct gpu_span *spans,
+		      const struct kern_gpu_list *rows, uint32_t n_rows,
+		      struct gpu_part *parts, uint32_t max_parts,
+		      struct gpu_row *out);
+
+/* As kern_attn(); head_dim 64, 96, 128, 256; K, V and q 16-byte aligned, strides a
+ * multiple of 16. One launch for all rows, however unequal, and one to merge. */
+int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
+		  const struct gpu_attn *a, cuda_stream st);
+/* Convert as kern_from_f32() and store; byte for byte the same. */
+int kern_gpu_append(struct kern_gpu *g, enum kern_type type,
+		    const struct gpu_append *a, cuda_stream st);
+/* As kern_rmsnorm(); relative error 2e-6. */
+int kern_gpu_rmsnorm(struct kern_gpu *g, const struct gpu_rmsnorm *a,
+		     cuda_stream st);
+/* As kern_rope(), kind not NONE; error 1e-6 of the pair's length for positions below
+ * 2^24. */
+int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st);
+/* As kern_swiglu(); relative error 2e-6. */
+int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
+		    cuda_stream st);
+
+#endif

@@ -1,0 +1,91 @@
+/*
+ * gpu_args.h - what the host hands to the kernels of gpu.cu; C and CUDA
+ *
+ * Every kernel takes one of these by value. Addresses are of the device, as
+ * numbers. The layout is the same for both compilers: 8-byte fields first.
+ */
+#ifndef KERNELS_GPU_ARGS_H
+#define KERNELS_GPU_ARGS_H
+
+#include <stdint.h>
+
+#define GPU_TILE	 32u /* tokens; as KERN_KV_BLOCK */
+#define GPU_SPLIT_TOKENS 256u /* of one part: fixed, whatever the batch is */
+#define GPU_THREADS	 128u /* of a block, in every kernel */
+#define GPU_WARPS	 (GPU_THREADS / 32u)
+#define GPU_HEADS	 8u /* query heads that share what a block reads */
+
+/* As struct kern_span. */
+struct gpu_span {
+	uint64_t k, v;
+	uint64_t skip; /* bits of tokens, 64 in a word; or 0 */
+	uint64_t head_bytes, page_bytes;
+	int64_t pos;
+	uint32_t page_tokens; /* a multiple of GPU_TILE */
+	uint32_t n_tokens;
+	uint32_t q_variant;
+	uint32_t pad;
+};
+
+/* Tokens [t0, t0 + GPU_SPLIT_TOKENS) of a span, for one row. */
+struct gpu_part {
+	uint32_t row, span, t0;
+};
+
+struct gpu_row {
+	int64_t pos; /* of the query */
+	uint32_t first_part, n_parts; /* in ascending order of the list */
+};
+
+#define GPU_ATTN_ADD	1u /* to the state in o, m, l; else from empty */
+#define GPU_ATTN_FINISH 2u /* o /= l at the end */
+
+struct gpu_attn {
+	uint64_t
+		q; /* [variant][n_rows][n_heads][head_dim] of the spans' type */
+	uint64_t q_variant_elems;
+	uint64_t spans; /* struct gpu_span [] */
+	uint64_t parts; /* struct gpu_part [n_parts] */
+	uint64_t rows; /* struct gpu_row [n_rows] */
+	uint64_t part_o; /* f32 [n_parts][n_heads][head_dim]: room */
+	uint64_t part_ml; /* f32 [n_parts][n_heads][2]: room */
+	uint64_t o; /* f32 [n_rows][n_heads][head_dim] */
+	uint64_t m, l; /* f32 [n_rows][n_heads] */
+	uint32_t n_heads, n_kv_heads, head_dim;
+	uint32_t n_rows, n_parts;
+	uint32_t flags; /* GPU_ATTN_* */
+	float scale;
+	uint32_t pad;
+};
+
+/* Rows of K and V into pages. */
+struct gpu_append {
+	uint64_t k, v; /* f32 [n_rows][n_kv_heads][head_dim] */
+	uint64_t
+		spans; /* struct gpu_span []: k, v and strides are the target's */
+	uint64_t to; /* uint32_t [n_rows][2]: span, token in it */
+	uint32_t n_kv_heads, head_dim, n_rows, pad;
+};
+
+struct gpu_rmsnorm {
+	uint64_t x, w, y; /* f32 [n_rows][n], [n], [n_rows][n]; y may be x */
+	uint32_t n_rows, n;
+	float eps;
+	uint32_t pad;
+};
+
+struct gpu_rope {
+	uint64_t src, dst; /* f32 [n_rows][n_heads][head_dim]; may be equal */
+	uint64_t pos; /* int64_t [n_rows] */
+	uint32_t n_rows, n_heads, head_dim;
+	uint32_t kind, n_rot; /* as struct kern_rope */
+	float theta, scale;
+	uint32_t pad;
+};
+
+struct gpu_swiglu {
+	uint64_t gate, up, y; /* f32 [n]; y may be gate or up */
+	uint64_t n;
+};
+
+#endif

@@ -1,0 +1,103 @@
+/*
+ * fake_kernels.c - modules and launches of the fake driver: kernels/gpu.cu as C
+ *
+ * Whatever image is loaded, these are its kernels. They run on the stream's thread.
+ */
+#include "tests/rig/cuda/gpu_emu.h"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
+#pragma GCC diagnostic ignored "-Wconversion"
+#include "kernels/gpu.cu"
+#pragma GCC diagnostic pop
+
+#include "tests/rig/cuda/fake_priv.h"
+
+#define ATTN_ALL(X, d) \
+	X(attn_bf16_##d, gpu_attn) \
+	X(attn_f16_##d, gpu_attn) X(attn_f32_##d, gpu_attn)
+#define KERNELS(X) \
+	ATTN_ALL(X, 64) \
+	ATTN_ALL(X, 96) \
+	ATTN_ALL(X, 128) \
+	ATTN_ALL(X, 256) \
+	X(attn_merge, gpu_attn) \
+	X(append_bf16, gpu_append) \
+	X(append_f16, gpu_append) \
+	X(append_f32, gpu_append) \
+	X(rmsnorm, gpu_rmsnorm) \
+	X(rope, gpu_rope) \
+	X(swiglu, gpu_swiglu)
+
+#define CALL(name, type) \
+	static void call_##name(const void *args) \
+	{ \
+		name(*(const struct type *)args); \
+	}
+KERNELS(CALL)
+
+#define ENTRY(name, type) { #name, sizeof(struct type), call_##name },
+static const struct entry {
+	const char *name;
+	size_t n_bytes;
+	void (*fn)(const void *args);
+} entries[] = { KERNELS(ENTRY) };
+
+int cuModuleLoadData(cuda_handle *out, const void *image);
+int cuModuleLoadData(cuda_handle *out, const void *image)
+{
+	const int err = fake_enter("cuModuleLoadData");
+
+	if (err)
+		return err;
+	*out = (void *)(uintptr_t)entries;
+	return fake_leave(image ? CUDA_OK : CUDA_INVALID_VALUE);
+}
+
+int cuModuleUnload(cuda_handle module);
+int cuModuleUnload(cuda_handle module)
+{
+	const int err = fake_enter("cuModuleUnload");
+
+	if (err)
+		return err;
+	return fake_leave(module == entries ? CUDA_OK : CUDA_INVALID_HANDLE);
+}
+
+int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name);
+int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name)
+{
+	const int err = fake_enter("cuModuleGetFunction");
+
+	if (err)
+		return err;
+	for (size_t i = 0; i < sizeof(entries) / sizeof(*entries); i++)
+		if (module == entries && !strcmp(entries[i].name, name)) {
+			*out = (void *)(uintptr_t)&entries[i];
+			return fake_leave(CUDA_OK);
+		}
+	return fake_leave(CUDA_NOT_FOUND);
+}
+
+int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
+		   unsigned int gz, unsigned int bx, unsigned int by,
+		   unsigned int bz, unsigned int shared, cuda_stream st,
+		   void **args, void **extra);
+int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
+		   unsigned int gz, unsigned int bx, unsigned int by,
+		   unsigned int bz, unsigned int shared, cuda_stream st,
+		   void **args, void **extra)
+{
+	const int err = fake_enter("cuLaunchKernel");
+	const struct entry *e = f;
+	struct fake_op op = { .kind = OP_LAUNCH, .grid = { gx, gy, gz } };
+
+	if (err)
+		return err;
+	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 ||
+	    bx != GPU_THREADS || by != 1 || bz != 1 || shared || extra)
+		return fake_leave(CUDA_INVALID_VALUE);
+	op.fn = e->fn;
+	memcpy(op.args, args[0], e->n_bytes);
+	return fake_leave(fake_queue(st, op));
+}

@@ -1,0 +1,73 @@
+/*
+ * gpu_emu.h - what C lacks to compile kernels/gpu.cu: a block's threads, one at a time
+ *
+ * Each thread is a context of its own, which runs until it meets a barrier of its
+ * warp or its block. So shuffles, shared memory and masks are those of the source;
+ * races between threads of a warp are not seen. A barrier that not all threads of a
+ * warp, or of a block, come to ends the process, as does memory that is not there.
+ */
+#ifndef RIG_CUDA_GPU_EMU_H
+#define RIG_CUDA_GPU_EMU_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+struct emu_dim {
+	uint32_t x, y, z;
+};
+extern struct emu_dim threadIdx, blockIdx, gridDim;
+
+typedef struct {
+	uint32_t x, y, z, w;
+} uint4;
+
+#define KERNEL(name, args) static void name(const args a)
+#define __device__
+#define __shared__ static
+#define ALL_LANES  0xffffffffu
+
+float emu_shuffle_xor(uint32_t mask, float value, uint32_t x);
+void emu_sync_warp(void);
+void emu_sync_block(void);
+#define __shfl_xor_sync(mask, v, x) emu_shuffle_xor(mask, v, x)
+#define __syncwarp()		    emu_sync_warp()
+#define __syncthreads()		    emu_sync_block()
+
+/* Run fn(args) for every thread of the grid. */
+void emu_run(void (*fn)(const void *args), const void *args,
+	     struct emu_dim grid);
+
+static inline float FROM_BITS(uint32_t u)
+{
+	float f;
+
+	memcpy(&f, &u, sizeof(f));
+	return f;
+}
+static inline uint32_t TO_BITS(float f)
+{
+	uint32_t u;
+
+	memcpy(&u, &f, sizeof(u));
+	return u;
+}
+static inline float from_f16(uint32_t h)
+{
+	const uint16_t u = (uint16_t)h;
+	_Float16 f;
+
+	memcpy(&f, &u, sizeof(f));
+	return (float)f;
+}
+static inline uint16_t to_f16(float x)
+{
+	const _Float16 f = (_Float16)x;
+	uint16_t u;
+
+	memcpy(&u, &f, sizeof(u));
+	return u;
+}
+
+#endif

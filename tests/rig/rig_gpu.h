@@ -1,0 +1,33 @@
+/*
+ * rig_gpu.h - kernels on the fake driver, which runs their source as C, or, with
+ * KVD_GPU=1, on the first real device
+ */
+#ifndef RIG_RIG_GPU_H
+#define RIG_RIG_GPU_H
+
+#include "kernels/gpu.h"
+#include "tests/rig/cuda/fake_cuda.h"
+
+#define RIG_GPU_ALLOCS 256
+
+struct rig_gpu {
+	struct cuda_api *api;
+	struct kern_gpu *kern;
+	cuda_stream stream;
+	int is_real;
+	struct fake_ctl ctl; /* of the fake */
+	void *allocs[RIG_GPU_ALLOCS];
+	uint32_t n_allocs;
+};
+/* Aborts the test if it cannot. */
+void rig_gpu_open(struct rig_gpu *g);
+void rig_gpu_close(struct rig_gpu *g);
+/* Memory that both sides see at the same address; until reset or close. */
+void *rig_gpu_alloc(struct rig_gpu *g, size_t n);
+void rig_gpu_reset(struct rig_gpu *g);
+/* Until the stream is empty; asserts that nothing failed. */
+void rig_gpu_wait(struct rig_gpu *g);
+/* NULL, or why a real device, if asked for, cannot be had: to be skipped. */
+const char *rig_gpu_missing(void);
+
+#endif

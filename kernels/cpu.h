@@ -10,6 +10,7 @@
 #ifndef KERNELS_CPU_H
 #define KERNELS_CPU_H
 
+#include <math.h>
 #include <string.h>
 #include "kernels/kern.h"
 
@@ -77,6 +78,23 @@ const struct cpu_ops *kern_ops(void);
 #define EXP_C4	   4.16666667e-2f
 #define EXP_C3	   1.66666667e-1f
 #define EXP_C2	   0.5f
+
+/* ln x, x >= 1: exponent and the series of atanh. */
+static inline float kern_log_ge1(float x)
+{
+	int e;
+	float m = frexpf(x, &e), s, s2, sum = 0;
+
+	if (m < 0.70710678f) {
+		m *= 2;
+		e--;
+	}
+	s = (m - 1) / (m + 1);
+	s2 = s * s;
+	for (int k = 11; k >= 1; k -= 2)
+		sum = sum * s2 + 1.0f / (float)k;
+	return 2 * s * sum + (float)e * 0.69314718f;
+}
 
 /*
  * exp(x) for x <= 0: 2^n p(f), n = x log2 e to an integer, |f| <= ln 2 / 2, p

@@ -172,6 +172,19 @@ struct kern_attn {
 void kern_attn_clear(const struct kern_attn *a);
 /* -EINVAL for a shape outside the above; then nothing was written. */
 int kern_attn(const struct kern_attn *a);
+/*
+ * Tokens that are seen differently (APE, Yang et al. 2025, arXiv:2502.05431): each group
+ * has had its own pass, with its own kern_attn.scale. The share's o, m, l of a become,
+ * with e_i = scale_i (m_i + ln l_i) and top = max e_i, in the order of the groups:
+ *   l = sum exp(e_i - top), o = sum o_i exp(e_i - top) / l_i, m = top
+ * The first group's state is a's, of scale 1; the others have the same shape.
+ */
+struct kern_attn_group {
+	const float *o, *m, *l;
+	float scale; /* of ln sum exp */
+};
+void kern_attn_join(const struct kern_attn *a, const struct kern_attn_group *g,
+		    uint32_t n);
 /* o /= l in place for the share; a row with l = 0 becomes 0. */
 void kern_attn_finish(const struct kern_attn *a);
 

@@ -20,23 +20,6 @@ uint32_t kern_argmax(const float *x, uint32_t n)
 	return best;
 }
 
-/* ln x, x >= 1: exponent and the series of atanh. */
-static float log_ge1(float x)
-{
-	int e;
-	float m = frexpf(x, &e), s, s2, sum = 0;
-
-	if (m < 0.70710678f) {
-		m *= 2;
-		e--;
-	}
-	s = (m - 1) / (m + 1);
-	s2 = s * s;
-	for (int k = 11; k >= 1; k -= 2)
-		sum = sum * s2 + 1.0f / (float)k;
-	return 2 * s * sum + (float)e * 0.69314718f;
-}
-
 #define CHUNK 256u
 
 float kern_logsumexp(const float *x, uint32_t n)
@@ -52,7 +35,7 @@ float kern_logsumexp(const float *x, uint32_t n)
 		for (uint32_t j = 0; j < k; j++)
 			sum += (double)e[j];
 	}
-	return m + log_ge1((float)sum);
+	return m + kern_log_ge1((float)sum);
 }
 
 static void philox(uint32_t c[4], uint32_t k0, uint32_t k1)

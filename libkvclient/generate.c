@@ -117,7 +117,9 @@ static void write_parts(const struct kvc *c, const struct kvc_generate *g,
 		char *to = block + place(&at, bytes);
 
 		out[i] = (struct kv_part){ .kind = in->kind,
-					   .flags = in->flags };
+					   .flags = in->flags,
+					   .temperature = in->temperature,
+					   .scale = in->scale };
 		if (in->kind == KV_PART_CHUNK) {
 			out[i].id[0] = in->id[0];
 			out[i].id[1] = in->id[1];

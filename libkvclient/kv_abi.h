@@ -38,6 +38,7 @@
 #define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
 #define KV_FEATURE_MAP	    (1ull << 4) /* KV_OP_MAP; kv_ctl on the socket */
 #define KV_FEATURE_REPAIR   (1ull << 5) /* chunks may be repaired */
+#define KV_FEATURE_PARALLEL (1ull << 8) /* KV_PART_PARALLEL */
 #define KV_FEATURE_EDIT	    (1ull << 6) /* KV_OP_SEQ_EDIT */
 #define KV_FEATURE_VARIANTS (1ull << 7) /* KV_REPAIR_CRAFT, used_off */
 #define KV_FEATURE_DEADLINE (1ull << 8) /* kv_generate.deadline_ms */
@@ -292,8 +293,9 @@ enum kv_part_kind {
 	KV_PART_TOKENS = 1, /* off, len: uint32_t[len] */
 	KV_PART_CHUNK = 2, /* id: a chunk put before */
 };
-#define KV_PART_REUSE 1u /* a chunk, found or computed alone */
-#define KV_PART_BOS   2u /* begins with the model's BOS token */
+#define KV_PART_REUSE	 1u /* a chunk, found or computed alone */
+#define KV_PART_BOS	 2u /* begins with the model's BOS token */
+#define KV_PART_PARALLEL 8u /* with REUSE: side by side with others like it */
 #define KV_PART_BASE \
 	4u /* not in the prompt: earlier version of the next part */
 
@@ -303,7 +305,8 @@ struct kv_part { /* [C] */
 	uint64_t off;
 	uint64_t len;
 	uint64_t id[2];
-	uint64_t _rsvd;
+	float temperature; /* KV_PART_PARALLEL: of the logits; else 0 */
+	float scale; /* KV_PART_PARALLEL: of ln sum exp; else 0 */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 

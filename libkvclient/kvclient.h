@@ -197,6 +197,7 @@ struct kvc_part {
 	const uint32_t *tokens; /* KV_PART_TOKENS */
 	size_t n_tokens;
 	uint64_t id[2]; /* KV_PART_CHUNK */
+	float temperature, scale; /* KV_PART_PARALLEL: both > 0 */
 };
 struct kvc_generate {
 	const char *model; /* NULL: the only one */

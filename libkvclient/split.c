@@ -18,8 +18,8 @@ int kvc_split(const char *text, size_t len, const char *separator,
 	if (!sep_len)
 		return -EINVAL;
 	for (end = text + len; text < end;) {
-		const char *at = memmem(text, (size_t)(end - text), separator,
-					sep_len);
+		const char *at =
+			memmem(text, (size_t)(end - text), separator, sep_len);
 		const char *next = at ? at + sep_len : end;
 
 		/* a row of separators is one */
@@ -28,11 +28,11 @@ int kvc_split(const char *text, size_t len, const char *separator,
 			next += sep_len;
 		if (n == max)
 			return -ENOSPC;
-		parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
-						.flags = KV_PART_REUSE,
-						.text = text,
-						.text_len = (size_t)(next -
-								     text) };
+		parts[n++] =
+			(struct kvc_part){ .kind = KV_PART_TEXT,
+					   .flags = KV_PART_REUSE,
+					   .text = text,
+					   .text_len = (size_t)(next - text) };
 		text = next;
 	}
 	return (int)n;

@@ -62,6 +62,7 @@ struct rag {
 	enum mode mode;
 	char name[32]; /* of the mode */
 	uint32_t repair, repair_permille;
+	float temperature, scale; /* of chunks side by side; 0: they are not */
 	int prime; /* variants of the chunks, in other company, first */
 	double floor_ms_per_token; /* 0: not known */
 	void (*report)(struct rag *r, double wall_s);
@@ -170,8 +171,11 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 					.text = text_of(o, "system") };
 	json_array_foreach(chunks, i, c) parts[n++] = (struct kvc_part){
 		.kind = KV_PART_TEXT,
-		.flags = r->mode == CHUNKS ? KV_PART_REUSE : 0,
+		.flags = (r->mode == CHUNKS ? KV_PART_REUSE : 0) |
+			 (r->scale > 0 ? KV_PART_PARALLEL : 0),
 		.text = json_string_value(c),
+		.temperature = r->temperature,
+		.scale = r->scale,
 	};
 	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
 					.text = text_of(o, "question") };
@@ -470,11 +474,35 @@ static void measure_floor(struct rag *r)
 	bench_gemm_free(g);
 }
 
+/* ape, or ape@TEMPERATURE:SCALE */
+static int set_ape(struct rag *r, const char *word, size_t len)
+{
+	char *end = r->name + 3;
+
+	if (len >= sizeof(r->name))
+		return -EINVAL;
+	memcpy(r->name, word, len);
+	r->name[len] = 0;
+	r->mode = CHUNKS;
+	r->repair = r->repair_permille = 0;
+	r->temperature = r->scale = 1;
+	if (!*end)
+		return 0;
+	r->temperature = strtof(end + 1, &end);
+	if (*end == ':')
+		r->scale = strtof(end + 1, &end);
+	return !*end && r->temperature > 0 && r->scale > 0 ? 0 : -EINVAL;
+}
+
 /* One of --mode's words; -EINVAL there is no such mode. */
 static int set_mode(struct rag *r, const char *word, size_t len)
 {
 	const char *at = memchr(word, '@', len);
 	const size_t n = at ? (size_t)(at - word) : len;
+
+	r->temperature = r->scale = 0;
+	if (n == 3 && !memcmp(word, "ape", 3))
+		return set_ape(r, word, len);
 
 	r->repair = r->repair_permille = 0;
 	if (len >= sizeof(r->name))

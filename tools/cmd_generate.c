@@ -17,6 +17,7 @@ struct request {
 	struct kvc_part parts[MAX_PARTS];
 	char *texts[MAX_PARTS]; /* what the parts point into */
 	uint32_t n_texts;
+	float temperature, scale; /* of chunks to come; 0: one by one */
 	const char *split; /* of chunks; NULL: each text is one */
 	const char *stop[KV_MAX_STOP];
 	int logprobs, score;
@@ -65,7 +66,8 @@ enum {
 	O_REPAIR,
 	O_BASE,
 	O_SPLIT,
-	O_DEADLINE
+	O_DEADLINE,
+	O_APE
 };
 
 static const struct option options[] = {
@@ -89,6 +91,7 @@ static const struct option options[] = {
 	{ "base", 1, NULL, O_BASE },
 	{ "split", 1, NULL, O_SPLIT },
 	{ "deadline", 1, NULL, O_DEADLINE },
+	{ "ape", 1, NULL, O_APE },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -135,6 +138,19 @@ static int add_chunks(struct request *r, const char *arg)
 	r->texts[r->n_texts++] = text;
 	r->g.n_parts += (uint32_t)n;
 	return 0;
+}
+
+static int add_side_by_side(struct request *r, const char *arg)
+{
+	uint32_t i = r->g.n_parts;
+	const int ret = add_chunks(r, arg);
+
+	for (; r->scale > 0 && i < r->g.n_parts; i++) {
+		r->parts[i].flags |= KV_PART_PARALLEL;
+		r->parts[i].temperature = r->temperature;
+		r->parts[i].scale = r->scale;
+	}
+	return ret;
 }
 
 int cmd_repair(struct kvc_generate *g, const char *arg)
@@ -215,8 +231,12 @@ static int option(struct request *r, int o)
 	case O_SYSTEM:
 	case O_QUESTION:
 		return add_part(r, optarg, 0);
+	case O_APE:
+		return sscanf(optarg, "%f:%f", &r->temperature, &r->scale) == 2
+			       ? 0
+			       : -1;
 	case O_CHUNK:
-		return add_chunks(r, optarg);
+		return add_side_by_side(r, optarg);
 	case O_SPLIT:
 		r->split = *optarg ? optarg : NULL;
 		return 0;
@@ -328,6 +348,7 @@ const struct cmd cmd_generate = {
 	"--top-k N --top-p X --min-p X --seed N\n--stop TEXT --logprobs "
 	"--score --no-reuse --wait --deadline MS (of the first token)\n"
 	"--split SEPARATOR (of the chunks that follow)\n"
+	"--ape TEMPERATURE:SCALE (they stand side by side)\n"
 	"--repair first|random|blend|craft@PERCENT, craft, craft@load. "
 	"T is text, @FILE or - (standard input).",
 	generate, 0

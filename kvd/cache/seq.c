@@ -14,6 +14,7 @@ void seq_init(struct seq *q, struct segment_pool *pool,
 	q->pool = pool;
 	q->layout = *g;
 	q->seg_tokens = KV_ALIGN_UP(seg_tokens, SEGMENT_BLOCK);
+	q->context = (struct seq_context){ 0, 1, 1 };
 }
 
 static struct seq_entry *last(const struct seq *q)
@@ -78,6 +79,7 @@ static struct seq_entry *push(struct seq *q, struct segment *s, uint32_t from,
 	e->n = n;
 	e->pos = (int64_t)q->n_tokens;
 	e->skip = NULL;
+	e->context = q->context;
 	e->patch = NULL;
 	e->patch_at = NULL;
 	e->n_patch = e->patch_from = 0;
@@ -242,6 +244,13 @@ void seq_part(struct seq *q)
 	q->part_begins = 1;
 }
 
+static int same_context(const struct seq_context *a,
+			const struct seq_context *b)
+{
+	return a->shift == b->shift && a->temperature == b->temperature &&
+	       a->scale == b->scale;
+}
+
 int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 {
 	struct seq_entry *e = last(q);
@@ -250,7 +259,7 @@ int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 	assert(s->sealed && from + n <= s->n_tokens && !seq_open_segment(q));
 	q->part_begins = 0;
 	if (e && e->seg == s && e->from + e->n == from && !e->skip &&
-	    !e->patch) {
+	    !e->patch && same_context(&e->context, &q->context)) {
 		e->n += n;
 		q->n_tokens += n;
 		segment_put(s);
@@ -381,6 +390,7 @@ static int fork_entry(struct seq *dst, const struct seq_entry *e)
 	segment_get(e->seg);
 	to = push(dst, e->seg, e->from, e->n);
 	to->skip = skip;
+	to->context = e->context;
 	if (e->patch) {
 		segment_get(e->patch);
 		to->patch = e->patch;
@@ -408,6 +418,7 @@ int seq_fork(struct seq *dst, struct seq *src)
 			return -ENOMEM;
 		}
 	dst->part_begins = src->part_begins;
+	dst->context = src->context;
 	return 0;
 }
 
@@ -415,6 +426,7 @@ int seq_fork(struct seq *dst, struct seq *src)
 static int fork_rest(struct seq *dst, const struct seq_entry *e, uint32_t off)
 {
 	const uint32_t n_words = KV_DIV_UP(e->seg->cap_tokens, 64);
+	struct seq_entry *to;
 	uint64_t *skip = NULL;
 
 	assert(!e->patch);
@@ -427,7 +439,9 @@ static int fork_rest(struct seq *dst, const struct seq_entry *e, uint32_t off)
 				skip[(i - off) / 64] |= 1ull << (i - off) % 64;
 	}
 	segment_get(e->seg);
-	push(dst, e->seg, e->from + off, e->n - off)->skip = skip;
+	to = push(dst, e->seg, e->from + off, e->n - off);
+	to->skip = skip;
+	to->context = e->context;
 	return 0;
 }
 
@@ -453,8 +467,10 @@ static void join(struct seq *q, struct seq *tail)
 {
 	for (uint32_t i = 0; i < tail->n_entries; i++) {
 		const struct seq_entry *e = &tail->entries[i];
+		struct seq_entry *to = push(q, e->seg, e->from, e->n);
 
-		push(q, e->seg, e->from, e->n)->skip = e->skip;
+		to->skip = e->skip;
+		to->context = e->context;
 	}
 	tail->n_entries = 0;
 }

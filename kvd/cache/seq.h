@@ -17,12 +17,24 @@
 
 #include "kvd/cache/segment.h"
 
+/*
+ * How an entry is seen. Parallel chunks (APE, Yang et al. 2025, arXiv:2502.05431) begin at
+ * the same rotary position, and rows see all of one temperature and scale together: logits over
+ * temperature, ln sum exp times scale, then joined with the others.
+ */
+struct seq_context {
+	int64_t shift; /* rotary position less position in the list */
+	float temperature; /* of the logits, > 0; 1 */
+	float scale; /* of ln sum exp; 1 */
+};
+
 struct seq_entry {
 	struct segment *seg; /* a reference */
 	uint32_t from; /* first token of the segment */
 	uint32_t n; /* tokens */
 	int64_t pos; /* position of the first */
 	uint64_t *skip; /* [(n_cap + 63) / 64] hidden tokens, or NULL */
+	struct seq_context context;
 	/*
 	 * A patch: K and V of hidden tokens, computed again in their context, with
 	 * true positions, side by side. The segment's bytes stay as they are.
@@ -44,6 +56,7 @@ struct seq {
 	uint32_t seg_tokens; /* room of a new open segment */
 	uint64_t n_tokens;
 	int part_begins; /* the next append opens a segment */
+	struct seq_context context; /* of entries to come */
 };
 
 /* Tokens whose K and V must be copied, all layers, before the append. */

@@ -44,9 +44,11 @@ struct gen_copy {
 /* Bytes of a checked part's data; UINT64_MAX when it is not valid. */
 static uint64_t part_bytes(const struct kv_part *p)
 {
-	const uint32_t flags = KV_PART_REUSE | KV_PART_BOS | KV_PART_BASE;
+	const uint32_t flags = KV_PART_REUSE | KV_PART_BOS | KV_PART_BASE |
+			       KV_PART_PARALLEL;
 
-	if (p->_rsvd || p->flags & ~flags)
+	if (p->flags & ~flags || (!(p->flags & KV_PART_PARALLEL) &&
+				  (p->temperature != 0 || p->scale != 0)))
 		return UINT64_MAX;
 	switch (p->kind) {
 	case KV_PART_TEXT:
@@ -78,6 +80,8 @@ static int read_part(struct sess *s, const struct kv_part *p, char **at,
 		return ret;
 	*out = (struct serve_part){ .kind = (enum serve_part_kind)p->kind,
 				    .flags = p->flags,
+				    .temperature = p->temperature,
+				    .scale = p->scale,
 				    .id = { p->id[0], p->id[1] } };
 	if (p->kind == KV_PART_TEXT) {
 		out->text = *at;

@@ -190,7 +190,8 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	a->tenant_name = t ? t->name : "";
 	if (!t)
 		return 0;
-	a->features |= KV_FEATURE_ATTEND | KV_FEATURE_EDIT;
+	a->features |= KV_FEATURE_ATTEND | KV_FEATURE_EDIT |
+		       KV_FEATURE_PARALLEL;
 	if (ipc->conf->n_models)
 		a->features |= KV_FEATURE_GENERATE | KV_FEATURE_REPAIR |
 			       KV_FEATURE_VARIANTS | KV_FEATURE_DEADLINE;

@@ -1,7 +1,7 @@
 /*
  * attn.c - attention of one layer for rows of several sequences; see attn.h
  */
-#include "kvd/serve/attn.h"
+#include "kvd/serve/attn_priv.h"
 
 #include <errno.h>
 #include <math.h>
@@ -13,98 +13,24 @@ static_assert(SEGMENT_BLOCK == KERN_KV_BLOCK, "one tile grid");
 #define ROWS_PER_TASK 64u
 #define INLINE_ROWS   16u /* below this many rows threads do not pay */
 
-/* ---- scratch ---------------------------------------------------------- */
-
-struct spill {
-	struct list node;
-	char pad[48];
-};
-static_assert(sizeof(struct spill) == 64, "keeps the alignment");
-
-void attn_scratch_init(struct attn_scratch *s)
-{
-	memset(s, 0, sizeof(*s));
-	list_init(&s->spill);
-}
-
-static void free_spill(struct attn_scratch *s)
-{
-	struct list *n;
-
-	while ((n = list_pop(&s->spill)))
-		free(list_entry(n, struct spill, node));
-	s->n_spilled = 0;
-}
-
-void attn_scratch_fini(struct attn_scratch *s)
-{
-	free_spill(s);
-	free(s->base);
-}
-
-void attn_scratch_reset(struct attn_scratch *s)
-{
-	const size_t want = KV_ALIGN_UP(s->n_used + s->n_spilled, 4096);
-	char *base;
-
-	if (!list_empty(&s->spill)) {
-		free_spill(s);
-		base = aligned_alloc(64, want);
-		if (base) {
-			free(s->base);
-			s->base = base;
-			s->n_bytes = want;
-		}
-	}
-	s->n_used = 0;
-}
-
-void *attn_scratch_alloc(struct attn_scratch *s, size_t n_bytes)
-{
-	const size_t n = KV_ALIGN_UP(n_bytes + 1, 64);
-	struct spill *b;
-	char *p;
-
-	if (s->n_used + n <= s->n_bytes) {
-		p = s->base + s->n_used;
-		s->n_used += n;
-		return p;
-	}
-	b = aligned_alloc(64, sizeof(*b) + n);
-	if (!b)
-		return NULL;
-	list_init(&b->node);
-	list_push(&s->spill, &b->node);
-	s->n_spilled += n;
-	return b + 1;
-}
-
 /* ---- one item, prepared ------------------------------------------------ */
-
-struct prepared {
-	struct attn_item *it;
-	uint32_t layer;
-	int64_t *pos; /* [n_rows] */
-	float *o, *m, *l; /* state */
-	char *q; /* [n_variants][n_rows][n_heads][head_dim] typed */
-	float *tmp; /* [n_rows][n_heads][head_dim] f32 */
-	int64_t *delta; /* [n_variants] */
-	uint32_t n_variants;
-	struct kern_span *spans;
-	uint32_t n_spans;
-	uint32_t n_spans_max;
-	struct attn_scratch *scratch;
-};
 
 static uint64_t row_pos(const struct attn_item *it, uint32_t r)
 {
 	return it->rows_at ? it->rows_at[r] : it->pos + r;
 }
 
-/* Keys of e were rotated for positions this much below where they are used. */
-static int64_t entry_delta(const struct seq_entry *e)
+/* Keys of e were rotated for positions this much below where the rows see them. */
+static int64_t entry_delta(const struct prepared *p, const struct seq_entry *e)
 {
-	return e->pos - (int64_t)e->from - e->seg->pos0;
+	return e->pos + e->context.shift - p->shift - (int64_t)e->from -
+	       e->seg->pos0;
+}
+
+/* The same of its patch, which has true positions. */
+static int64_t patch_delta(const struct prepared *p, const struct seq_entry *e)
+{
+	return e->context.shift - p->shift;
 }
 
 static uint32_t variant_of(const struct prepared *p, int64_t d)
@@ -116,6 +42,12 @@ static uint32_t variant_of(const struct prepared *p, int64_t d)
 	while (i < p->n_variants && p->delta[i] != d)
 		i++;
 	return i;
+}
+
+static void add_variant(struct prepared *p, int64_t d)
+{
+	if (variant_of(p, d) == p->n_variants)
+		p->delta[p->n_variants++] = d;
 }
 
 static void find_variants(struct prepared *p)
@@ -130,10 +62,9 @@ static void find_variants(struct prepared *p)
 	for (uint32_t i = 0; i < q->n_entries; i++) {
 		const struct seq_entry *e = &q->entries[i];
 
-		if (variant_of(p, entry_delta(e)) == p->n_variants)
-			p->delta[p->n_variants++] = entry_delta(e);
-		if (e->n_patch && variant_of(p, 0) == p->n_variants)
-			p->delta[p->n_variants++] = 0; /* true positions */
+		add_variant(p, entry_delta(p, e));
+		if (e->n_patch)
+			add_variant(p, patch_delta(p, e));
 	}
 }
 
@@ -158,11 +89,22 @@ static const uint64_t *skip_bits(struct prepared *p, const struct seq_entry *e,
 	return bits;
 }
 
+static struct seen *seen_as(struct prepared *p, const struct seq_context *c)
+{
+	uint32_t i = 0;
+
+	while (i < p->n_seen && (p->seen[i].temperature != c->temperature ||
+				 p->seen[i].scale != c->scale))
+		i++;
+	return &p->seen[i];
+}
+
 /* Spans of one entry's tokens [from, to), cut so that none begins inside a page. */
 static void add_spans(struct prepared *p, const struct seq_entry *e,
 		      uint32_t from, uint32_t to)
 {
 	const struct kv_layout *g = &e->seg->layout;
+	struct seen *seen = seen_as(p, &e->context);
 
 	while (from < to) {
 		const uint32_t t = e->from + from;
@@ -173,15 +115,15 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 		const size_t skew =
 			(size_t)in_page * g->head_dim * g->elem_bytes;
 
-		assert(p->n_spans < p->n_spans_max);
-		p->spans[p->n_spans++] = (struct kern_span){
+		assert(seen->n_spans < p->n_spans_max);
+		seen->spans[seen->n_spans++] = (struct kern_span){
 			.k = segment_addr(e->seg, p->layer, 0, t) + skew,
 			.v = segment_addr(e->seg, p->layer, 1, t) + skew,
 			.head_bytes = layout_head_bytes(g),
 			.page_bytes = g->page_bytes * g->n_groups,
 			.page_tokens = g->page_tokens,
 			.n_tokens = n,
-			.q_variant = variant_of(p, entry_delta(e)),
+			.q_variant = variant_of(p, entry_delta(p, e)),
 			.pos = e->pos + from,
 			.skip = skip_bits(p, e, from, n),
 		};
@@ -193,14 +135,15 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 static void add_patch(struct prepared *p, const struct seq_entry *e,
 		      uint32_t from, uint32_t n, int64_t pos)
 {
-	const struct seq_entry run = { .seg = e->patch };
-	const uint32_t first = p->n_spans;
+	const struct seq_entry run = { .seg = e->patch, .context = e->context };
+	struct seen *seen = seen_as(p, &e->context);
+	const uint32_t first = seen->n_spans;
 
 	add_spans(p, &run, e->patch_from + from, e->patch_from + from + n);
-	for (uint32_t i = first; i < p->n_spans; i++) {
-		p->spans[i].q_variant = variant_of(p, 0);
-		p->spans[i].pos = pos;
-		pos += p->spans[i].n_tokens;
+	for (uint32_t i = first; i < seen->n_spans; i++) {
+		seen->spans[i].q_variant = variant_of(p, patch_delta(p, e));
+		seen->spans[i].pos = pos;
+		pos += seen->spans[i].n_tokens;
 	}
 }
 
@@ -229,11 +172,12 @@ static void add_patches(struct prepared *p, const struct seq_entry *e,
 }
 
 /* Spans of the positions [from, to). */
-static void build_spans(struct prepared *p, uint64_t from, uint64_t to)
+void attn_build_spans(struct prepared *p, uint64_t from, uint64_t to)
 {
 	const struct seq *q = p->it->seq;
 
-	p->n_spans = 0;
+	for (uint32_t i = 0; i < p->n_seen; i++)
+		p->seen[i].n_spans = 0;
 	for (uint32_t i = 0; i < q->n_entries; i++) {
 		const struct seq_entry *e = &q->entries[i];
 		const uint64_t pos = (uint64_t)e->pos;
@@ -258,39 +202,6 @@ static uint32_t max_spans(const struct seq *q)
 	return n;
 }
 
-static int prepare(struct prepared *p, struct attn_scratch *s)
-{
-	struct attn_item *it = p->it;
-	const struct attn_shape *g = it->shape;
-	const size_t n_heads = (size_t)it->n_rows * g->n_heads;
-	const size_t n_q = n_heads * g->head_dim;
-	const uint32_t n_entries = it->seq->n_entries;
-
-	p->scratch = s;
-	p->delta = attn_scratch_alloc(s, (n_entries + 2) * sizeof(*p->delta));
-	if (!p->delta)
-		return -ENOMEM;
-	find_variants(p);
-	p->n_spans_max = max_spans(it->seq);
-	p->spans = attn_scratch_alloc(s, p->n_spans_max * sizeof(*p->spans));
-	p->pos = attn_scratch_alloc(s, it->n_rows * sizeof(*p->pos));
-	p->o = attn_scratch_alloc(s, n_q * sizeof(float));
-	p->m = attn_scratch_alloc(s, n_heads * sizeof(float));
-	p->l = attn_scratch_alloc(s, n_heads * sizeof(float));
-	p->tmp = attn_scratch_alloc(s, n_q * sizeof(float));
-	p->q = attn_scratch_alloc(s, n_q * p->n_variants *
-					     kern_type_bytes(g->type));
-	if (!p->spans || !p->pos || !p->o || !p->m || !p->l || !p->tmp || !p->q)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < it->n_rows; i++)
-		p->pos[i] = (int64_t)row_pos(it, i);
-	return 0;
-}
-
-/* ---- keys and values in ------------------------------------------------- */
-
-#define STORE_ELEMS 4096u /* of stack, twice; >= KERN_HEAD_DIM_MAX */
-
 /* The entry that holds position pos. */
 static const struct seq_entry *entry_at(const struct seq *q, int64_t pos)
 {
@@ -306,6 +217,77 @@ static const struct seq_entry *entry_at(const struct seq *q, int64_t pos)
 	}
 	return &q->entries[lo];
 }
+
+/* The ways in which tokens of the list are seen. */
+static void find_seen(struct prepared *p)
+{
+	const struct seq *q = p->it->seq;
+
+	p->seen[0] = (struct seen){ .temperature = 1, .scale = 1 };
+	p->n_seen = 1;
+	for (uint32_t i = 0; i < q->n_entries; i++) {
+		const struct seq_context *c = &q->entries[i].context;
+		struct seen *seen = seen_as(p, c);
+
+		if (seen == &p->seen[p->n_seen])
+			p->seen[p->n_seen++] =
+				(struct seen){ .temperature = c->temperature,
+					       .scale = c->scale };
+	}
+}
+
+static int alloc_seen(struct prepared *p, struct attn_scratch *s)
+{
+	const struct attn_shape *g = p->it->shape;
+	const size_t n = (size_t)p->it->n_rows * g->n_heads;
+
+	for (uint32_t i = 0; i < p->n_seen; i++) {
+		struct seen *x = &p->seen[i];
+
+		x->o = attn_scratch_alloc(s, n * g->head_dim * sizeof(float));
+		x->m = attn_scratch_alloc(s, n * sizeof(float));
+		x->l = attn_scratch_alloc(s, n * sizeof(float));
+		x->spans = attn_scratch_alloc(s, p->n_spans_max *
+							 sizeof(*x->spans));
+		if (!x->o || !x->m || !x->l || !x->spans)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int prepare(struct prepared *p, struct attn_scratch *s)
+{
+	struct attn_item *it = p->it;
+	const struct attn_shape *g = it->shape;
+	const size_t n_q = (size_t)it->n_rows * g->n_heads * g->head_dim;
+	const uint32_t n_entries = it->seq->n_entries;
+
+	p->scratch = s;
+	p->delta =
+		attn_scratch_alloc(s, (2 * n_entries + 2) * sizeof(*p->delta));
+	p->seen = attn_scratch_alloc(s, (n_entries + 1) * sizeof(*p->seen));
+	if (!p->delta || !p->seen)
+		return -ENOMEM;
+	find_seen(p);
+	p->shift = n_entries ? entry_at(it->seq, (int64_t)row_pos(it, 0))
+				       ->context.shift
+			     : 0;
+	find_variants(p);
+	p->n_spans_max = max_spans(it->seq);
+	p->pos = attn_scratch_alloc(s, it->n_rows * sizeof(*p->pos));
+	p->tmp = attn_scratch_alloc(s, n_q * sizeof(float));
+	p->q = attn_scratch_alloc(s, n_q * p->n_variants *
+					     kern_type_bytes(g->type));
+	if (!p->pos || !p->tmp || !p->q || alloc_seen(p, s))
+		return -ENOMEM;
+	for (uint32_t i = 0; i < it->n_rows; i++)
+		p->pos[i] = (int64_t)row_pos(it, i);
+	return 0;
+}
+
+/* ---- keys and values in ------------------------------------------------- */
+
+#define STORE_ELEMS 4096u /* of stack, twice; >= KERN_HEAD_DIM_MAX */
 
 /* Heads [h, h + n) of row r, [n][head_dim] in the pages' type, into the pages. */
 static void store_heads(const struct attn_item *it, uint32_t layer, int v,
@@ -416,17 +398,6 @@ static void rotate_rows(const struct prepared *p, uint32_t from, uint32_t to)
 
 /* ---- tasks over items, rows and heads ----------------------------------- */
 
-struct task {
-	struct prepared *p;
-	uint32_t row_from, row_to;
-	uint32_t head_from, head_to;
-};
-struct task_list {
-	struct task *tasks;
-	uint32_t n;
-	uint32_t n_rows;
-};
-
 static void run_rows(void *arg, uint32_t i)
 {
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
@@ -437,27 +408,29 @@ static void run_rows(void *arg, uint32_t i)
 		rotate_rows(t->p, t->row_from, t->row_to);
 }
 
-static struct kern_attn kern_args(const struct task *t)
+/* Of what is seen in way i. */
+static struct kern_attn kern_args(const struct task *t, uint32_t i)
 {
 	const struct prepared *p = t->p;
 	const struct attn_shape *g = p->it->shape;
+	const struct seen *seen = &p->seen[i];
 
 	return (struct kern_attn){
 		.type = g->type,
 		.n_heads = g->n_heads,
 		.n_kv_heads = g->n_kv_heads,
 		.head_dim = g->head_dim,
-		.scale = g->scale,
+		.scale = g->scale / seen->temperature,
 		.q = p->q,
 		.q_variant_elems =
 			(size_t)p->it->n_rows * g->n_heads * g->head_dim,
 		.q_pos = p->pos,
 		.n_rows = p->it->n_rows,
-		.spans = p->spans,
-		.n_spans = p->n_spans,
-		.o = p->o,
-		.m = p->m,
-		.l = p->l,
+		.spans = seen->spans,
+		.n_spans = seen->n_spans,
+		.o = seen->o,
+		.m = seen->m,
+		.l = seen->l,
 		.kv_head_from = t->head_from,
 		.kv_head_to = t->head_to,
 		.row_from = t->row_from,
@@ -465,22 +438,28 @@ static struct kern_attn kern_args(const struct task *t)
 	};
 }
 
-static void run_clear(void *arg, uint32_t i)
+void attn_run_clear(void *arg, uint32_t i)
 {
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
-	const struct kern_attn a = kern_args(t);
 
-	kern_attn_clear(&a);
+	for (uint32_t k = 0; k < t->p->n_seen; k++) {
+		const struct kern_attn a = kern_args(t, k);
+
+		kern_attn_clear(&a);
+	}
 }
 
-static void run_attn(void *arg, uint32_t i)
+void attn_run_spans(void *arg, uint32_t i)
 {
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
-	const struct kern_attn a = kern_args(t);
-	const int ret = kern_attn(&a);
 
-	if (ret)
-		t->p->it->ret = ret;
+	for (uint32_t k = 0; k < t->p->n_seen; k++) {
+		const struct kern_attn a = kern_args(t, k);
+		const int ret = kern_attn(&a);
+
+		if (ret)
+			t->p->it->ret = ret;
+	}
 }
 
 static void tell_lse(const struct task *t)
@@ -492,20 +471,35 @@ static void tell_lse(const struct task *t)
 	for (uint32_t r = t->row_from; r < t->row_to; r++)
 		for (size_t h = t->head_from * group; h < t->head_to * group;
 		     h++)
-			p->it->lse[r * n + h] =
-				p->m[r * n + h] + logf(p->l[r * n + h]);
+			p->it->lse[r * n + h] = p->seen->m[r * n + h] +
+						logf(p->seen->l[r * n + h]);
 }
 
-static void run_finish(void *arg, uint32_t i)
+static void join_seen(const struct task *t)
+{
+	const struct prepared *p = t->p;
+	const struct kern_attn a = kern_args(t, 0);
+	struct kern_attn_group g[p->n_seen];
+
+	for (uint32_t i = 0; i < p->n_seen; i++)
+		g[i] = (struct kern_attn_group){ p->seen[i].o, p->seen[i].m,
+						 p->seen[i].l,
+						 p->seen[i].scale };
+	kern_attn_join(&a, g, p->n_seen);
+}
+
+void attn_run_finish(void *arg, uint32_t i)
 {
 	const struct task *t = &((struct task_list *)arg)->tasks[i];
 	const struct prepared *p = t->p;
 	const struct attn_shape *g = p->it->shape;
-	const struct kern_attn a = kern_args(t);
+	const struct kern_attn a = kern_args(t, 0);
 	const size_t row = (size_t)g->n_heads * g->head_dim;
 	const size_t group = (size_t)(g->n_heads / g->n_kv_heads) * g->head_dim;
 	const size_t es = kern_type_bytes(p->it->in);
 
+	if (p->n_seen > 1)
+		join_seen(t);
 	if (p->it->lse)
 		tell_lse(t);
 	if (!p->it->o)
@@ -514,7 +508,8 @@ static void run_finish(void *arg, uint32_t i)
 	for (size_t r = t->row_from; r < t->row_to; r++) {
 		const size_t at = r * row + t->head_from * group;
 
-		kern_from_f32(p->it->in, p->o + at, (char *)p->it->o + at * es,
+		kern_from_f32(p->it->in, p->seen->o + at,
+			      (char *)p->it->o + at * es,
 			      (t->head_to - t->head_from) * group);
 	}
 }
@@ -522,13 +517,13 @@ static void run_finish(void *arg, uint32_t i)
 /* No window, or the only one: all of it in one go. */
 static void run_all(void *arg, uint32_t i)
 {
-	run_clear(arg, i);
-	run_attn(arg, i);
-	run_finish(arg, i);
+	attn_run_clear(arg, i);
+	attn_run_spans(arg, i);
+	attn_run_finish(arg, i);
 }
 
-static void run(struct pool *pool, struct task_list *l,
-		void (*fn)(void *arg, uint32_t i))
+void attn_run(struct pool *pool, struct task_list *l,
+	      void (*fn)(void *arg, uint32_t i))
 {
 	if (pool && l->n > 1) {
 		pool_run(pool, fn, l, l->n);
@@ -539,8 +534,8 @@ static void run(struct pool *pool, struct task_list *l,
 }
 
 /* Tasks of n_items items by rows, or by rows and heads. */
-static int list_tasks(struct task_list *l, struct attn_scratch *s,
-		      struct prepared *p, uint32_t n_items, int by_heads)
+int attn_list_tasks(struct task_list *l, struct attn_scratch *s,
+		    struct prepared *p, uint32_t n_items, int by_heads)
 {
 	uint32_t n = 0;
 
@@ -568,139 +563,6 @@ static int list_tasks(struct task_list *l, struct attn_scratch *s,
 	return 0;
 }
 
-/* ---- windows -------------------------------------------------------------- */
-
-struct window {
-	struct engine_ask ask;
-	struct page_want want;
-	struct pager *pager;
-	const int *cancelled;
-	struct page_run *runs; /* of the window wanted */
-	uint32_t n_runs;
-	struct page_run *held; /* pinned before; given back first */
-	uint32_t n_held;
-};
-
-static void window_done(struct wait *w, int ret)
-{
-	struct window *win = container_of(
-		container_of(w, struct page_want, wait), struct window, want);
-
-	engine_answer(&win->ask, ret);
-}
-
-static void window_turn(struct engine_ask *a)
-{
-	struct window *win = container_of(a, struct window, ask);
-	int ret;
-
-	if (win->n_held)
-		page_unpin(win->pager, win->held, win->n_held);
-	win->n_held = 0;
-	if (!win->n_runs) {
-		engine_answer(a, 0);
-		return;
-	}
-	if (win->cancelled && *win->cancelled) {
-		engine_answer(a, -ECANCELED);
-		return;
-	}
-	win->want.wait.done = window_done;
-	win->want.runs = win->runs;
-	win->want.n_runs = win->n_runs;
-	ret = page_want(win->pager, &win->want);
-	if (ret)
-		engine_answer(a, ret > 0 ? 0 : ret);
-}
-
-/* The end of the window that starts at from and pins at most max_pages. */
-static uint64_t window_end(const struct seq *q, uint64_t from, uint64_t to,
-			   uint64_t max_pages, uint32_t page_tokens)
-{
-	uint64_t end = from, n_pages = 0;
-
-	for (uint32_t i = 0; i < q->n_entries && end < to; i++) {
-		const struct seq_entry *e = &q->entries[i];
-		const uint64_t stop = KV_MIN(to, (uint64_t)e->pos + e->n);
-
-		while (end < stop && n_pages < max_pages) {
-			const uint64_t t = e->from + end - (uint64_t)e->pos;
-
-			end += page_tokens - t % page_tokens;
-			end = KV_MIN(end, stop);
-			n_pages++;
-		}
-		if (n_pages >= max_pages)
-			break;
-	}
-	return end;
-}
-
-/* Bring in [from, to) of the item's layer and run its tasks over it. */
-static int run_window(struct engine *e, struct pool *pool, struct task_list *l,
-		      struct window *win, uint64_t from, uint64_t to,
-		      struct page_run *room[2])
-{
-	struct prepared *p = l->tasks[0].p;
-	const struct seq *q = p->it->seq;
-	const uint32_t group = p->layer / q->layout.page_layers;
-	int ret;
-
-	win->runs = room[win->runs == room[0]];
-	win->n_runs = seq_runs(q, from, to, group, win->runs, UINT32_MAX);
-	ret = engine_ask(e, &win->ask);
-	if (ret) {
-		win->n_runs = 0;
-		return ret;
-	}
-	p->it->n_read += win->want.n_read;
-	win->held = win->runs;
-	win->n_held = win->n_runs;
-	build_spans(p, from, to);
-	run(pool, l, run_attn);
-	return 0;
-}
-
-static int run_windows(struct engine *e, struct pool *pool,
-		       struct attn_scratch *s, struct prepared *p)
-{
-	struct attn_item *it = p->it;
-	const struct seq *q = it->seq;
-	const uint64_t max_pages = it->window_bytes / q->layout.page_bytes;
-	struct window win = { .ask.run = window_turn,
-			      .cancelled = it->cancelled,
-			      .pager = segment_pool_pager(q->pool) };
-	const uint32_t group = p->layer / q->layout.page_layers;
-	const uint32_t n_runs = seq_runs(q, 0, q->n_tokens, group, NULL, 0);
-	struct page_run *room[2];
-	struct task_list l;
-	int ret = -ENOMEM;
-
-	room[0] = attn_scratch_alloc(s, n_runs * sizeof(*room[0]));
-	room[1] = attn_scratch_alloc(s, n_runs * sizeof(*room[1]));
-	if (!room[0] || !room[1] || list_tasks(&l, s, p, 1, 1))
-		return ret;
-	run(pool, &l, run_clear);
-	ret = max_pages ? 0 : -ENOSPC;
-	for (uint64_t at = 0; !ret && at < it->resident_from;) {
-		const uint64_t end = window_end(q, at, it->resident_from,
-						max_pages,
-						q->layout.page_tokens);
-
-		ret = run_window(e, pool, &l, &win, at, end, room);
-		at = end;
-	}
-	win.n_runs = 0;
-	if (win.n_held)
-		(void)engine_ask(e, &win.ask); /* only gives back */
-	if (ret)
-		return ret;
-	build_spans(p, it->resident_from, it->pos + it->n_rows);
-	run(pool, &l, run_attn);
-	run(pool, &l, run_finish);
-	return it->ret;
-}
-
 /* ---- one layer --------------------------------------------------------------- */
 
 static int run_resident(struct pool *pool, struct attn_scratch *s,
@@ -716,13 +578,13 @@ static int run_resident(struct pool *pool, struct attn_scratch *s,
 	for (uint32_t i = 0; i < n; i++) {
 		if (!p[i].it->q || p[i].it->resident_from)
 			continue;
-		build_spans(&p[i], 0,
-			    row_pos(p[i].it, p[i].it->n_rows - 1) + 1);
+		attn_build_spans(&p[i], 0,
+				 row_pos(p[i].it, p[i].it->n_rows - 1) + 1);
 		list[n_list++] = p[i];
 	}
-	if (list_tasks(&l, s, list, n_list, 1))
+	if (attn_list_tasks(&l, s, list, n_list, 1))
 		return -ENOMEM;
-	run(pool, &l, run_all);
+	attn_run(pool, &l, run_all);
 	return 0;
 }
 
@@ -732,14 +594,14 @@ static int run_prepared(struct engine *e, struct pool *pool,
 	struct task_list l;
 	int ret;
 
-	ret = list_tasks(&l, s, p, n, 0);
+	ret = attn_list_tasks(&l, s, p, n, 0);
 	if (ret)
 		return ret;
-	run(l.n_rows > INLINE_ROWS ? pool : NULL, &l, run_rows);
+	attn_run(l.n_rows > INLINE_ROWS ? pool : NULL, &l, run_rows);
 	ret = run_resident(pool, s, p, n);
 	for (uint32_t i = 0; i < n && !ret; i++)
 		if (p[i].it->q && p[i].it->resident_from)
-			p[i].it->ret = run_windows(e, pool, s, &p[i]);
+			p[i].it->ret = attn_run_windows(e, pool, s, &p[i]);
 	return ret;
 }
 
@@ -771,23 +633,4 @@ int attn_layer(struct engine *e, struct pool *pool, struct attn_scratch *s,
 			first = items[i].ret;
 	}
 	return first;
-}
-
-void attn_copy(const struct seq_copy *c)
-{
-	const struct kv_layout *g = &c->src->layout;
-	const size_t row = (size_t)g->head_dim * g->elem_bytes;
-	const size_t head = layout_head_bytes(g);
-
-	for (uint32_t l = 0; l < g->n_layers; l++)
-		for (int v = 0; v < 2; v++) {
-			const uint32_t t = c->src_from;
-			const char *src = segment_addr(c->src, l, v, t) +
-					  t % g->page_tokens * row;
-			char *dst = segment_addr(c->dst, l, v, 0);
-
-			for (uint32_t h = 0; h < g->n_kv_heads; h++)
-				memcpy(dst + h * head, src + h * head,
-				       c->n * row);
-		}
 }

@@ -195,16 +195,16 @@ static void chunk_job_end(struct gen *g)
 	struct list *n;
 
 	if (!g->err) {
-		struct seq_entry *e = &g->seq.entries[0];
+		const struct gen_part *p = &g->parts[g->n_parts - 1];
 
 		seq_seal(&g->seq);
-		s = e->seg;
-		s->tokens = malloc(g->n_prompt * sizeof(*s->tokens));
+		s = g->seq.entries[g->seq.n_entries - 1].seg;
+		s->tokens = malloc(p->n * sizeof(*s->tokens));
 		if (s->tokens) {
-			memcpy(s->tokens, g->tokens,
-			       g->n_prompt * sizeof(*s->tokens));
+			memcpy(s->tokens, g->tokens + p->first,
+			       p->n * sizeof(*s->tokens));
 			(void)chunk_add(&g->tenant->chunks, s,
-					g->parts[0].chunk); /* else not kept */
+					p->chunk); /* else not kept */
 			range_cost(s->range, gen_compute_cost(g));
 			if (g->tenant->persist)
 				persist_add(g->tenant->persist, s);
@@ -219,7 +219,8 @@ static struct gen *find_chunk_job(struct serve_tenant *t, struct map_id id)
 	list_for_each(n, &t->chunk_jobs) {
 		struct gen *g = list_entry(n, struct gen, session_node);
 
-		if (g->state != GEN_END && map_id_equal(g->parts[0].chunk, id))
+		if (g->state != GEN_END &&
+		    map_id_equal(g->parts[g->n_parts - 1].chunk, id))
 			return g;
 	}
 	return NULL;
@@ -227,24 +228,32 @@ static struct gen *find_chunk_job(struct serve_tenant *t, struct map_id id)
 
 static struct gen *new_chunk_job(struct gen *waiter, struct gen_part *part)
 {
+	const uint32_t n_before = ape_n_before(waiter, part);
+	const uint32_t n_shared = n_before ? waiter->parts[n_before].first : 0;
 	struct gen *g = gen_new(waiter->tenant, waiter->model);
 
 	if (!g)
 		return NULL;
-	g->parts = calloc(1, sizeof(*g->parts));
-	g->tokens = malloc((part->n + 1) * sizeof(*g->tokens));
+	g->n_parts = n_before + 1;
+	g->parts = calloc(g->n_parts, sizeof(*g->parts));
+	g->tokens = malloc((n_shared + part->n + 1) * sizeof(*g->tokens));
 	if (!g->parts || !g->tokens) {
 		gen_free(g);
 		return NULL;
 	}
-	memcpy(g->tokens, waiter->tokens + part->first,
+	memcpy(g->tokens, waiter->tokens, n_shared * sizeof(*g->tokens));
+	memcpy(g->tokens + n_shared, waiter->tokens + part->first,
 	       part->n * sizeof(*g->tokens));
-	g->parts[0].n = part->n;
-	g->parts[0].chunk = part->chunk;
-	g->parts[0].gen = g;
-	list_init(&g->parts[0].waiting);
-	g->n_parts = 1;
-	g->n_prompt = g->n_all = part->n;
+	for (uint32_t i = 0; i <= n_before; i++) {
+		struct gen_part *p = &g->parts[i];
+
+		p->first = i < n_before ? waiter->parts[i].first : n_shared;
+		p->n = i < n_before ? waiter->parts[i].n : part->n;
+		p->gen = g;
+		list_init(&p->waiting);
+	}
+	g->parts[n_before].chunk = part->chunk;
+	g->n_prompt = g->n_all = n_shared + part->n;
 	list_push(&waiter->tenant->chunk_jobs, &g->session_node);
 	return g;
 }

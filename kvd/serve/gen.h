@@ -18,6 +18,7 @@
 #ifndef KVD_SERVE_GEN_H
 #define KVD_SERVE_GEN_H
 
+#include "kvd/serve/ape.h"
 #include "kvd/serve/cost.h"
 #include "kvd/serve/edit.h"
 #include "kvd/serve/repair.h"
@@ -55,6 +56,8 @@ struct gen_part {
 	uint32_t i_entry; /* group: of the list */
 	enum edit_kind moved; /* reuse: of an earlier version; seg stays */
 	uint32_t from; /* moved: first token of seg */
+	int parallel; /* reuse: side by side with others, ape.h */
+	struct seq_context context; /* parallel: how it is seen */
 };
 
 struct gen {
@@ -86,6 +89,7 @@ struct gen {
 	struct repair_group *groups; /* [n_groups] */
 	uint32_t n_groups;
 	struct craft *craft; /* variants of chunks; NULL: not asked for */
+	int64_t ape_shift; /* rotary positions behind parallel chunks */
 	struct edit *edit; /* earlier versions of parts; NULL: none */
 	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;

@@ -63,8 +63,10 @@ static int measure_part(struct gen *g, const struct serve_part *p,
 
 	part->gen = g;
 	list_init(&part->waiting);
-	if (p->flags & ~(SERVE_PART_REUSE | SERVE_PART_BOS) ||
-	    (p->flags & SERVE_PART_REUSE && p->flags & SERVE_PART_BOS))
+	if (p->flags & ~(SERVE_PART_REUSE | SERVE_PART_BOS |
+			 SERVE_PART_PARALLEL) ||
+	    (p->flags & SERVE_PART_REUSE && p->flags & SERVE_PART_BOS) ||
+	    (p->flags & SERVE_PART_PARALLEL && !(p->flags & SERVE_PART_REUSE)))
 		return -EINVAL;
 	if (p->kind == SERVE_PART_CHUNK)
 		return chunk_by_id(g, p, part);
@@ -73,6 +75,9 @@ static int measure_part(struct gen *g, const struct serve_part *p,
 		return -EINVAL;
 	part->n = (uint32_t)n;
 	part->reuse = p->flags & SERVE_PART_REUSE && n ? 1 : 0;
+	part->parallel = part->reuse && p->flags & SERVE_PART_PARALLEL ? 1 : 0;
+	part->context.temperature = p->temperature;
+	part->context.scale = p->scale;
 	return 0;
 }
 
@@ -106,6 +111,7 @@ static void end_with_plain(struct gen *g)
 		return;
 	last = &g->parts[g->n_parts - 1];
 	last->reuse = 0;
+	last->parallel = 0;
 	if (last->seg)
 		segment_put(last->seg);
 	last->seg = NULL;
@@ -159,6 +165,8 @@ int gen_tokenize(struct gen *g, const struct serve_part *parts, uint32_t n)
 		ret = fill_part(g, &parts[i], &g->parts[i]);
 	if (!ret)
 		end_with_plain(g);
+	if (!ret)
+		ret = ape_plan(g);
 	return ret ? ret : plan_repair(g);
 }
 
@@ -217,6 +225,8 @@ static struct map_id part_id(const struct gen *g, const struct gen_part *part)
 
 	if (c)
 		return c->id;
+	if (part->parallel)
+		return ape_id(part);
 	return part->group ? repair_id(part->chunk,
 				       (enum repair_kind)g->req->repair,
 				       g->req->repair_permille)
@@ -233,8 +243,8 @@ static void find_prefixes(struct gen *g)
 		struct gen_part *part = &g->parts[i];
 		uint32_t limit = part->n;
 
-		if (part->moved)
-			break;
+		if (part->moved || (!g->req && i + 1 == g->n_parts))
+			break; /* a chunk is one segment of its own */
 		if (part->reuse) {
 			id = prefix_chunk(id, part_id(g, part));
 			continue;
@@ -387,6 +397,7 @@ static int append_part(struct gen *g, struct gen_part *part)
 	int ret = 0;
 
 	seq_part(&g->seq);
+	g->seq.context = ape_context(g, part);
 	if (part->reuse) {
 		g->n_chunk += part->found > 0 ? part->n : 0;
 		return part->group ? append_patched(g, part)
@@ -407,7 +418,7 @@ int gen_build_seq(struct gen *g)
 {
 	int ret = 0;
 
-	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && g->req)
+	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && (g->req || g->n_parts > 1))
 		find_prefixes(g);
 	ret = gen_choose_prefix(g);
 	/* a chunk is one segment, whatever its length */

@@ -180,9 +180,10 @@ int serve_map_space(struct serve_session *ss, uint32_t space);
 /* ---- hosted models -------------------------------------------------------- */
 
 enum serve_part_kind { SERVE_PART_TEXT, SERVE_PART_TOKENS, SERVE_PART_CHUNK };
-#define SERVE_PART_REUSE 1u
-#define SERVE_PART_BOS	 2u
-#define SERVE_PART_BASE	 4u /* earlier version of the part behind it */
+#define SERVE_PART_REUSE    1u
+#define SERVE_PART_BOS	    2u
+#define SERVE_PART_PARALLEL 8u /* side by side with others like it */
+#define SERVE_PART_BASE	    4u /* earlier version of the part behind it */
 
 struct serve_part { /* daemon memory, copied from the arena before */
 	enum serve_part_kind kind;
@@ -192,6 +193,7 @@ struct serve_part { /* daemon memory, copied from the arena before */
 	const uint32_t *tokens;
 	size_t n_tokens;
 	uint64_t id[2];
+	float temperature, scale; /* SERVE_PART_PARALLEL */
 	int own; /* serve's */
 };
 

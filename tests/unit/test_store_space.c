@@ -1,0 +1,191 @@
+/*
+ * test_store_space.c - why a store is never cleaned, and that its space comes back
+ *
+ * Slots of one size are used again in place: a full store goes on for ever at the cost
+ * of what is written. What no zone needs goes back to the file system. What zones
+ * of another page size hold back is known, and comes free with their last page.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include "io/store_priv.h"
+#include "tests/rig/rig_store.h"
+
+#define BYTES  (66ull << 20) /* zones of 4 MiB */
+#define N_MOST 2048u
+#define BIG    65536u
+#define PAGES  4u /* of a record: 32 KiB */
+
+static struct rig_store r;
+static struct rig_record x[N_MOST];
+static unsigned int seed = 7;
+
+static struct kio_store_info info(void)
+{
+	struct kio_store_info i;
+
+	kio_store_info(r.store, &i);
+	return i;
+}
+
+static void open_new(uint64_t bytes)
+{
+	rig_store_init(&r, KIO_ENGINE_AUTO, "/dev/shm");
+	ck_assert_int_eq(rig_store_open(&r, bytes, 0), 0);
+}
+
+/* Records until nothing fits; returns how many. */
+static uint32_t fill(uint32_t page_bytes)
+{
+	uint32_t n = 0;
+
+	while (n < N_MOST &&
+	       !rig_store_take(&r, &x[n], n + 1, page_bytes, PAGES, 40)) {
+		ck_assert_int_eq(rig_store_write(&r, &x[n]), 0);
+		rig_store_put(&r, &x[n++]);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		while (!x[i].told)
+			rig_store_turn(&r);
+	return n;
+}
+
+static uint64_t file_bytes(void)
+{
+	struct stat st;
+
+	ck_assert_int_eq(fstat(kio_store_fd(r.store), &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* At 100 % full: three times the store is replaced at random, record by record. */
+START_TEST(a_full_store_goes_on_without_cleaning)
+{
+	struct kio_store_info from, to;
+	uint64_t pages, index, id = N_MOST;
+	uint32_t n;
+
+	open_new(BYTES);
+	n = fill(RIG_PAGE);
+	ck_assert_uint_gt(n, 500);
+	from = info();
+	ck_assert_uint_gt(from.slot_bytes + PAGES * RIG_PAGE, from.bytes);
+	for (uint32_t i = 0; i < 3 * n; i++) {
+		struct rig_record *o = &x[(uint32_t)rand_r(&seed) % n];
+		int ret;
+
+		while (!o->told)
+			rig_store_turn(&r);
+		ck_assert_int_eq(o->commit.ret, 0);
+		o->handle = o->commit.handle;
+		rig_store_del(&r, o);
+		/* its slots come back with the deletion, and nobody else's */
+		while ((ret = rig_store_take(&r, o, ++id, RIG_PAGE, PAGES,
+					     40)) == -ENOSPC)
+			rig_store_turn(&r);
+		ck_assert_int_eq(ret, 0);
+		ck_assert_int_eq(rig_store_write(&r, o), 0);
+		rig_store_put(&r, o);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		while (!x[i].told)
+			rig_store_turn(&r);
+	to = info();
+	pages = to.page_written_bytes - from.page_written_bytes;
+	index = to.index_written_bytes - from.index_written_bytes;
+	/* not one page was written but those of the new records */
+	ck_assert_uint_eq(pages, 3ull * n * PAGES * RIG_PAGE);
+	ck_assert_uint_lt(10 * (pages + index), 13 * pages);
+	for (uint32_t i = 0; i < n; i += 7)
+		ck_assert_int_eq(rig_store_read(&r, &x[i]), 0);
+	kio_store_check(r.store);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* All but a few go: so do the blocks, but for 64 MiB of reserve. */
+START_TEST(space_goes_back_to_the_file_system)
+{
+	uint64_t full;
+	uint32_t n;
+
+	open_new(3 * BYTES);
+	n = fill(BIG);
+	full = file_bytes();
+	ck_assert_uint_gt(full, info().slot_bytes);
+	for (uint32_t i = 10; i < n; i++) {
+		x[i].handle = x[i].commit.handle;
+		rig_store_del(&r, &x[i]);
+	}
+	rig_store_settle(&r);
+	for (int i = 0; i < 2000 && file_bytes() > full / 2; i++)
+		rig_store_turn(&r);
+	ck_assert_uint_le(file_bytes(), full / 2);
+	ck_assert_uint_le(info().used_bytes, info().bytes / 8);
+	for (uint32_t i = 0; i < 10; i++)
+		ck_assert_int_eq(rig_store_read(&r, &x[i]), 0);
+	/* and it can be filled again */
+	ck_assert_int_eq(rig_store_take(&r, &x[20], 9999, BIG, PAGES, 0), 0);
+	ck_assert_int_eq(rig_store_write(&r, &x[20]), 0);
+	ck_assert_int_eq(rig_store_read(&r, &x[20]), 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/*
+ * The worst case: of each zone one record stays, and another size is wanted. It is
+ * refused; what is held back is told; each zone comes free with its last record.
+ */
+START_TEST(what_other_sizes_hold_back_is_known)
+{
+	uint32_t n, n_zones, per_zone;
+	uint64_t zone;
+
+	open_new(BYTES);
+	n = fill(RIG_PAGE);
+	zone = r.store->slots.zone_bytes;
+	n_zones = (uint32_t)(info().bytes / zone);
+	per_zone = (uint32_t)(zone / RIG_PAGE / PAGES);
+	for (uint32_t i = 0; i < n; i++) {
+		x[i].handle = x[i].commit.handle;
+		if (i % per_zone)
+			rig_store_del(&r, &x[i]);
+	}
+	rig_store_settle(&r);
+	ck_assert_uint_eq(info().free_zone_bytes, 0);
+	ck_assert_uint_eq(info().slot_bytes,
+			  (uint64_t)n_zones * PAGES * RIG_PAGE);
+	ck_assert_int_eq(kio_store_alloc(r.store, 65536), -ENOSPC);
+	ck_assert_int_ge(kio_store_alloc(r.store, RIG_PAGE), 0);
+	/* the owner gives up its oldest, one by one */
+	for (uint32_t i = 1; i < n_zones; i++) {
+		rig_store_del(&r, &x[i * per_zone]);
+		rig_store_settle(&r);
+		ck_assert_uint_eq(info().free_zone_bytes, (uint64_t)i * zone);
+	}
+	for (uint64_t i = 0; i < (n_zones - 1) * (zone / 65536); i++)
+		ck_assert_int_ge(kio_store_alloc(r.store, 65536), 0);
+	ck_assert_int_eq(kio_store_alloc(r.store, 65536), -ENOSPC);
+	rig_store_fini(&r);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("store_space");
+	TCase *t = tcase_create("store_space");
+	SRunner *sr;
+	int n;
+
+	tcase_set_timeout(t, 120);
+	tcase_add_test(t, a_full_store_goes_on_without_cleaning);
+	tcase_add_test(t, space_goes_back_to_the_file_system);
+	tcase_add_test(t, what_other_sizes_hold_back_is_known);
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	n = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return n ? 1 : 0;
+}

@@ -97,7 +97,10 @@ static int write_conf(const struct bench *b, const struct bench_daemon *d,
 		d->socket, d->state, b->n_threads,
 		b->daemon_conf ? b->daemon_conf : "");
 	if (with_model)
-		fprintf(f, "[model bench]\npath = %s\nmath = bf16\n%s\n", model,
+		fprintf(f,
+			"[model bench]\npath = %s\nmath = bf16\n"
+			"gate = %s\n%s\n",
+			model, strcmp(b->model, BENCH_MODEL) ? "no" : "auto",
 			b->model_conf ? b->model_conf : "");
 	fprintf(f,
 		"[tenant bench]\nuid = %u\nmemory = %llu\ndisk = 2G\n"

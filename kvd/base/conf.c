@@ -104,6 +104,7 @@ static int new_model(struct parse *p, const char *name)
 	if (c->n_models == CONF_MAX_MODELS)
 		return fail(p, p->line, "more than %d models", CONF_MAX_MODELS);
 	m = &c->models[c->n_models++];
+	m->gate = 1;
 	strcpy(m->name, name);
 	return 0;
 }

@@ -52,6 +52,7 @@ struct conf_model {
 	int math_f32; /* math = bf16 | f32 */
 	uint32_t page_tokens; /* page_tokens = 0: chosen */
 	uint32_t page_layers; /* page_layers = 0: chosen */
+	int gate; /* gate = auto|no: 1 measure what reuse of chunks does */
 };
 
 /* A disk for pages. Without any: one file in state_dir. */

@@ -360,6 +360,8 @@ static const struct key model_keys[] = {
 	  "0 (chosen), or a multiple of 32 to 4096", NULL, 0 },
 	{ "page_layers", set_u32, offsetof(struct conf_model, page_layers), 0,
 	  1024, "0 (chosen) to 1024", NULL, 0 },
+	{ "gate", set_choice, offsetof(struct conf_model, gate), 0, 0,
+	  "auto or no", "no auto", 0 },
 };
 
 static const struct key tenant_keys[] = {

@@ -450,7 +450,7 @@ static int cut_parts(struct gen *g)
 /* Nothing is used of it: 100 % is no reuse, and without prefixes there is none. */
 static int in_vain(const struct gen *g)
 {
-	return g->req->flags & SERVE_GEN_NO_REUSE ||
+	return g->exact || g->req->flags & SERVE_GEN_NO_REUSE ||
 	       (g->req->repair && g->req->repair_permille >= REPAIR_ALL);
 }
 

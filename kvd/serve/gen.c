@@ -10,6 +10,7 @@
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
+#include "kvd/serve/gate.h"
 #include "kvd/serve/restore.h"
 
 #define MAX_RETRIES 64u /* each finds at least one lost segment more */
@@ -618,6 +619,8 @@ void gen_resume(struct gen *g)
 		return;
 	}
 	g->state = GEN_CHUNKS;
+	if (gate_holds(g))
+		return;
 	ret = gen_plan(g);
 	if (ret == -EAGAIN)
 		return;

@@ -74,6 +74,7 @@ struct gen {
 	int preloaded; /* it waits, and its chunks were asked for */
 	int counted; /* in the tenant's n_requests */
 	int cancelled;
+	int exact; /* the model failed its gate: prefixes only */
 	int err;
 	uint32_t n_retries;
 	struct loop_call end_call;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/serve/gate.h"
 #include "kvd/serve/tenant.h"
 
 #ifndef KVD_VERSION
@@ -246,6 +247,18 @@ static void sequence_objects(json_t *array, struct serve_tenant *t)
 	}
 }
 
+/* What reuse does to it, as far as that was measured. */
+static void set_gate(json_t *o, const struct serve_model *m)
+{
+	set_str(o, "gate", gate_name(m));
+	set_str(o, "reuse", m->gate == GATE_FAILED ? "prefixes" : "chunks");
+	if (m->gate <= GATE_PENDING)
+		return;
+	json_object_set_new(o, "gate_error", json_real(m->gate_error));
+	json_object_set_new(o, "gate_plain_error",
+			    json_real(m->gate_plain_error));
+}
+
 static json_t *models(struct serve *s)
 {
 	json_t *array = json_array();
@@ -267,6 +280,7 @@ static json_t *models(struct serve *s)
 		set_int(o, "page_bytes", m->layout.page_bytes);
 		set_int(o, "page_tokens", m->layout.page_tokens);
 		set_int(o, "weight_bytes", llama_weight_bytes(m->llama));
+		set_gate(o, m);
 		json_array_append_new(array, o);
 	}
 	return array;

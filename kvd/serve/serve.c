@@ -12,6 +12,7 @@
 #include "kvd/base/log.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
+#include "kvd/serve/gate.h"
 #include "kvd/serve/tenant.h"
 
 /* ---- the line of a tenant ------------------------------------------------ */
@@ -126,13 +127,13 @@ static void tenant_stats(struct serve_tenant *t)
 }
 
 static int tenant_open(struct serve *s, const struct conf_tenant *c,
-		       struct serve_tenant *t)
+		       struct accounts *accounts, struct serve_tenant *t)
 {
 	const struct pager_conf pc = {
 		.name = c->name,
 		.memory_bytes = c->memory_bytes,
 		.disk_bytes = c->disk_bytes,
-		.accounts = &s->accounts,
+		.accounts = accounts,
 		.memory_floor = c->memory_floor,
 		.disk_floor = c->disk_floor,
 		.weight = c->weight,
@@ -169,7 +170,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	return ret ? ret : tenant_open_persist(t);
 }
 
-static void tenant_free(struct serve_tenant *t)
+void serve_tenant_free(struct serve_tenant *t)
 {
 	if (!t)
 		return;
@@ -183,6 +184,15 @@ static void tenant_free(struct serve_tenant *t)
 	chunk_fini(&t->chunks);
 	variant_table_fini(&t->variants);
 	free(t);
+}
+
+int serve_tenant_new(struct serve_tenant **out, struct serve *s,
+		     const struct conf_tenant *conf, struct accounts *accounts)
+{
+	struct serve_tenant *t = calloc(1, sizeof(*t));
+
+	*out = t;
+	return t ? tenant_open(s, conf, accounts, t) : -ENOMEM;
 }
 
 struct serve_tenant *serve_tenant_find(struct serve *s, const char *name)
@@ -213,6 +223,8 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 		return ret;
 	s->n_models++;
 	m->conf = c;
+	m->gate = c->gate ? GATE_PENDING : GATE_OFF;
+	list_init(&m->gate_waiting);
 	sh = llama_shape(m->llama);
 	llama_id(m->llama, m->id);
 	m->layout = (struct kv_layout){
@@ -283,16 +295,15 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 	if (!ret)
 		ret = measures_new(&s->measures, s);
 	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
-		struct serve_tenant *t = calloc(1, sizeof(*t));
-
-		if (!t)
-			return -ENOMEM;
-		s->tenants[s->n_tenants++] = t;
-		ret = tenant_open(s, &s->conf->tenants[i], t);
+		ret = serve_tenant_new(&s->tenants[i], s, &s->conf->tenants[i],
+				       &s->accounts);
+		s->n_tenants += s->tenants[i] ? 1 : 0;
 		if (ret)
 			snprintf(err, err_len, "tenant %s: memory: %s",
 				 s->conf->tenants[i].name, strerror(-ret));
 	}
+	if (!ret)
+		ret = gate_new(&s->gate, s);
 	return ret ? ret : serve_open_stores(s, err, err_len);
 }
 
@@ -338,6 +349,7 @@ void serve_free(struct serve *s)
 	if (!s)
 		return;
 	loop_timer_cancel(s->loop, &s->check_timer);
+	gate_free(s->gate);
 	attend_free_all(s);
 	measures_free(s->measures);
 	engine_free(s->text_engine);
@@ -347,7 +359,7 @@ void serve_free(struct serve *s)
 		attn_scratch_fini(&s->lanes[i].scratch);
 	}
 	for (uint32_t i = 0; i < s->n_tenants; i++)
-		tenant_free(s->tenants[i]);
+		serve_tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++)
 		llama_close(s->models[i].llama);
 	stores_free(s->stores);

@@ -33,6 +33,14 @@ struct serve_model {
 	struct rate prefill; /* rows of steps that are mostly prefill */
 	struct rate small_steps; /* steps of fewer rows */
 	uint64_t queued_rows; /* prompts that are admitted and not computed */
+	enum gate_state {
+		GATE_OFF,
+		GATE_PENDING,
+		GATE_PASSED,
+		GATE_FAILED
+	} gate; /* gate.h */
+	struct list gate_waiting; /* gens: waiter.node, until it is known */
+	double gate_error, gate_plain_error;
 };
 
 struct serve_tenant {
@@ -115,6 +123,7 @@ struct serve {
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
 	struct measures *measures; /* measure.c */
+	struct gate *gate; /* NULL: nothing to measure */
 	struct engine *text_engine; /* text.c */
 	uint32_t text_turn; /* whose text was last */
 	int text_running;
@@ -153,6 +162,10 @@ struct serve_session {
 	struct loop_call close_call;
 };
 
+/* conf and accounts are borrowed. -errno; then free it all the same. */
+int serve_tenant_new(struct serve_tenant **out, struct serve *s,
+		     const struct conf_tenant *conf, struct accounts *accounts);
+void serve_tenant_free(struct serve_tenant *t);
 /*
  * Stand in line of t; told by retry(). A chunk stands where the request stands that
  * wants it, so nobody gets ahead of others by asking for chunks.

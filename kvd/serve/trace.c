@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/serve/gate.h"
 #include "kvd/serve/gen.h"
 
 #define ROOM (4u << 20)
@@ -80,7 +81,7 @@ void trace_gen(struct trace *t, const struct gen *g)
 	char *at;
 	int n;
 
-	if (!t || !g->session)
+	if (!t || !g->session || gate_owns(g->tenant))
 		return;
 	if (t->n + most > ROOM) {
 		t->n_dropped++;
@@ -98,7 +99,7 @@ void trace_gen(struct trace *t, const struct gen *g)
 
 void trace_session(struct trace *t, const struct serve_session *ss)
 {
-	if (!t)
+	if (!t || gate_owns(ss->tenant))
 		return;
 	if (t->n + 128 > ROOM) {
 		t->n_dropped++;

@@ -31,7 +31,7 @@ static void write_model(FILE *f, const char *dir, uint32_t i,
 
 	snprintf(path, sizeof(path), "%s/m%u.gguf", dir, i);
 	rig_model_write(&spec, path);
-	fprintf(f, "[model m%u]\npath = %s\nmath = f32\n", i, path);
+	fprintf(f, "[model m%u]\npath = %s\nmath = f32\ngate = no\n", i, path);
 	if (o->page_tokens)
 		fprintf(f, "page_tokens = %u\n", o->page_tokens);
 	if (o->page_layers)

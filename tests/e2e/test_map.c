@@ -133,7 +133,7 @@ END_TEST
 /* Pages of 2 MiB: on a tmpfs of huge pages where it can be mounted. */
 START_TEST(huge_pages_too)
 {
-	char conf[256];
+	char conf[256], *log;
 	struct rig_daemon *d;
 	struct kvc_map *m;
 	struct kvc *c;
@@ -151,6 +151,10 @@ START_TEST(huge_pages_too)
 	rig_check_map(m, 18, 3000);
 	ck_assert_uint_gt(rig_counter(c, "pages", "a", "evicted_total"), 4);
 	rig_map_page_tokens = 0;
+	log = rig_daemon_log(d);
+	printf("%s\nhuge pages: in a %s\n", log,
+	       strstr(log, "tmpfs huge") ? "tmpfs" : "memfd");
+	free(log);
 	stop(d, c);
 }
 END_TEST

@@ -27,6 +27,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "kvd/mem/pager.h"
+#include "kvd/mem/space.h"
 #include "kvd/mem/stores.h"
 
 #define BLOCK_BYTES (2u << 20) /* that of a 1B-class model */
@@ -206,7 +207,8 @@ struct paging {
 	struct loop_call starter;
 	struct slot slots[4 * DEPTH];
 	size_t page_bytes;
-	const char *huge;
+	int huge; /* 1: folios where they can be had */
+	int huge_dir;
 	uint32_t n_pages;
 	uint32_t depth; /* wants at once: a quarter of them is at the disk */
 	uint32_t next, n_done, n_read;
@@ -339,6 +341,8 @@ static void paging_fini(struct paging *p)
 	}
 	stores_free(p->stores);
 	loop_free(p->loop);
+	if (p->huge_dir > 0)
+		(void)close(p->huge_dir);
 }
 
 static int paging_start(struct paging *p, const char *dir)
@@ -349,7 +353,6 @@ static int paging_start(struct paging *p, const char *dir)
 			KV_MAX((uint64_t)p->n_pages / 4, p->depth * 3ull / 2) *
 			p->page_bytes,
 		.disk_bytes = (uint64_t)p->n_pages * 3 * p->page_bytes,
-		.huge = p->huge,
 		.numa_node = -1,
 		.policy = "clock",
 		.loop = p->loop,
@@ -361,6 +364,10 @@ static int paging_start(struct paging *p, const char *dir)
 	char path[4200], err[256];
 	int ret;
 
+	if (p->huge)
+		p->huge_dir =
+			space_huge_dir(NULL, conf.memory_bytes + (2u << 20));
+	conf.huge_dir = p->huge_dir;
 	snprintf(path, sizeof(path), "%s/kvbench.store", dir);
 	sc.disks[0] = (struct stores_disk_conf){ path, 2 * conf.disk_bytes };
 	ret = stores_new(&p->stores, &sc);
@@ -538,7 +545,7 @@ static double mmap_run(void *arg)
 
 /* Lines of one shape; beside: only its rate and CPU, under its name. */
 static int restore_shape(struct bench *b, struct raw *r, size_t page_bytes,
-			 const char *huge, const char *beside)
+			 int huge, const char *beside)
 {
 	const uint64_t n_bytes = (uint64_t)r->n_blocks * r->block;
 	const unsigned int n = b->quick ? 1 : 3;
@@ -586,11 +593,11 @@ static int restore(struct bench *b)
 
 	if (ret)
 		return bench_fail(ret, "paging: raw file in %s", b->dir);
-	ret = restore_shape(b, &r, 2u << 20, "auto", "");
+	ret = restore_shape(b, &r, 2u << 20, 1, "");
 	if (!ret)
-		ret = restore_shape(b, &r, 2u << 20, "never", ".memfd");
+		ret = restore_shape(b, &r, 2u << 20, 0, ".memfd");
 	if (!ret)
-		ret = restore_shape(b, &r, 256u << 10, "never", ".small");
+		ret = restore_shape(b, &r, 256u << 10, 0, ".small");
 	raw_fini(&r);
 	return ret ? bench_fail(ret, "paging: restore") : 0;
 }
@@ -598,7 +605,7 @@ static int restore(struct bench *b)
 int bench_paging(struct bench *b)
 {
 	const uint64_t n_bytes = (b->quick ? 96u << 20 : 512u << 20);
-	struct paging p = { .huge = "auto" };
+	struct paging p = { .huge = 1 };
 	struct raw r;
 	int ret = raw_init(&r, b->dir, BLOCK_BYTES, n_bytes);
 

@@ -84,6 +84,7 @@ struct conf {
 	int restore_layers; /* restore = layers|whole: 1 compute while it comes */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
+	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */

@@ -334,6 +334,8 @@ static const struct key kvd_keys[] = {
 	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,
 	  "auto, always or never", "auto always never", 0 },
+	{ "huge_dir", set_string, offsetof(struct conf, huge_dir), 1, 4096,
+	  "a directory", NULL, 0 },
 	{ "policy", set_word, offsetof(struct conf, policy), 0, 16, POLICIES,
 	  POLICIES, 0 },
 	{ "cuda_library", set_library, offsetof(struct conf, cuda_library), 1,

@@ -45,7 +45,7 @@ struct pager_conf {
 	struct accounts *accounts; /* account.h; NULL: a pool for itself */
 	uint64_t memory_floor, disk_floor; /* guaranteed */
 	uint32_t weight; /* of the rest; 0: 1 */
-	const char *huge; /* "auto", "always", "never" */
+	int huge_dir; /* of space_huge_dir(), borrowed; 0: none */
 	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
 	int numa_node; /* -1: where the thread runs */
 	const char *policy; /* evict.h: "clock", "lru", ... */

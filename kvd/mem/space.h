@@ -4,8 +4,8 @@
  * The file offset is the virtual address. A page has a frame when its part of the
  * file has blocks: space_map() gives it one, space_drop() takes it back. Both are
  * system calls over a whole page and run on workers. Pages that are a multiple of
- * 2 MiB live on a private tmpfs with huge=always where one can be mounted; others in a
- * memfd, since a hole smaller than a folio gives nothing back.
+ * 2 MiB live on a tmpfs with huge=always where there is one; others in a memfd, since
+ * a hole smaller than a folio gives nothing back.
  *
  * Thread: open, close, alloc, free on the loop thread; map and drop anywhere.
  */
@@ -20,11 +20,17 @@ struct space;
 struct space_conf {
 	const char *name;
 	size_t page_bytes;
-	uint64_t memory_bytes; /* size of a tmpfs */
-	const char *huge; /* "auto", "always", "never" */
+	int huge_dir; /* space_huge_dir(); 0: none */
 	int mlock;
 	int numa_node;
 };
+/*
+ * A directory on a tmpfs with huge pages, for space_open(): path, or, when that is
+ * NULL, a mount of our own of n_bytes that no path leads to, which needs CAP_SYS_ADMIN.
+ * So call it before privileges are dropped. A descriptor > 0, the caller's; -ENOTSUP
+ * path is no tmpfs; -errno.
+ */
+int space_huge_dir(const char *path, uint64_t n_bytes);
 int space_open(struct space **out, const struct space_conf *conf);
 void space_close(struct space *s);
 char *space_base(const struct space *s);

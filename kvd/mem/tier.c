@@ -39,8 +39,7 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 {
 	const struct space_conf sc = { .name = p->name,
 				       .page_bytes = page_bytes,
-				       .memory_bytes = p->conf.memory_bytes,
-				       .huge = p->conf.huge,
+				       .huge_dir = p->conf.huge_dir,
 				       .mlock = p->conf.mlock,
 				       .numa_node = p->conf.numa_node };
 	struct tier *t;

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <numa.h>
 #include <numaif.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "io/base.h"
@@ -36,11 +38,10 @@ struct space {
 
 /* ---- the file ------------------------------------------------------------ */
 
-/* A tmpfs of our own that no path leads to; needs CAP_SYS_ADMIN. */
-static int open_tmpfs(uint64_t n_bytes)
+static int mount_tmpfs(uint64_t n_bytes)
 {
 	char size[32];
-	int fs, mnt, fd = -ENOSYS;
+	int fs, ret;
 
 	snprintf(size, sizeof(size), "%llu", (unsigned long long)n_bytes);
 	fs = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
@@ -49,21 +50,35 @@ static int open_tmpfs(uint64_t n_bytes)
 	if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always",
 		    0) ||
 	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "size", size, 0) ||
-	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "0700", 0) ||
+	    /* who is asked for a file later may be another user */
+	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "1777", 0) ||
 	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0)) {
-		fd = -errno;
-		close(fs);
-		return fd;
-	}
-	mnt = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
-	if (mnt >= 0) {
-		fd = kio_sys_openat(mnt, ".", O_TMPFILE | O_RDWR, 0600);
-		close(mnt);
+		ret = -errno;
 	} else {
-		fd = -errno;
+		ret = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
+		ret = ret < 0 ? -errno : ret;
 	}
 	close(fs);
+	return ret;
+}
+
+static int open_tmpfs(const char *path)
+{
+	const int fd = kio_sys_open(path, O_RDONLY | O_DIRECTORY, 0);
+	struct statfs st;
+
+	if (fd < 0)
+		return fd;
+	if (fstatfs(fd, &st) || st.f_type != TMPFS_MAGIC) {
+		close(fd);
+		return -ENOTSUP;
+	}
 	return fd;
+}
+
+int space_huge_dir(const char *path, uint64_t n_bytes)
+{
+	return path ? open_tmpfs(path) : mount_tmpfs(n_bytes);
 }
 
 static int open_memfd(const char *name)
@@ -85,11 +100,12 @@ static int open_memfd(const char *name)
 static int open_file(struct space *s, const struct space_conf *c)
 {
 	s->fd = -ENOTSUP;
-	if (strcmp(c->huge, "never") && c->page_bytes % HUGE_BYTES == 0) {
-		s->fd = open_tmpfs(c->memory_bytes + HUGE_BYTES);
+	if (c->huge_dir > 0 && c->page_bytes % HUGE_BYTES == 0) {
+		s->fd = kio_sys_openat(c->huge_dir, ".", O_TMPFILE | O_RDWR,
+				       0600);
 		s->kind = "tmpfs huge";
 		if (s->fd < 0)
-			log_info("space", "%s: no tmpfs with huge pages: %s",
+			log_warn("space", "%s: a file with huge pages: %s",
 				 c->name, strerror(-s->fd));
 	}
 	if (s->fd < 0) {

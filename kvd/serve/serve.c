@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/space.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
@@ -137,7 +138,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.memory_floor = c->memory_floor,
 		.disk_floor = c->disk_floor,
 		.weight = c->weight,
-		.huge = s->conf->huge,
+		.huge_dir = s->huge_dir,
 		.mlock = s->conf->mlock,
 		.numa_node = s->conf->numa_node,
 		.policy = c->policy,
@@ -279,6 +280,36 @@ static int open_lanes(struct serve *s, unsigned int n_threads)
 	return ret;
 }
 
+/* Before the spaces are opened, which is when a page size is first met. */
+static int open_huge(struct serve *s, char *err, size_t err_len)
+{
+	const struct conf *c = s->conf;
+	const char *path = c->huge_dir[0] ? c->huge_dir : NULL;
+	uint64_t n_bytes = 0;
+	int fd;
+
+	if (!strcmp(c->huge, "never"))
+		return 0;
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		n_bytes += c->tenants[i].memory_bytes;
+	n_bytes += 2u << 20;
+	fd = path ? space_huge_dir(path, 0) : -ENOENT;
+	if (path && fd < 0)
+		log_warn("serve", "huge_dir %s: %s", path, strerror(-fd));
+	if (fd < 0)
+		fd = space_huge_dir(NULL, n_bytes);
+	if (fd > 0) {
+		s->huge_dir = fd;
+		return 0;
+	}
+	if (!strcmp(c->huge, "always")) {
+		snprintf(err, err_len, "huge: a tmpfs: %s", strerror(-fd));
+		return fd;
+	}
+	log_info("serve", "no tmpfs with huge pages: %s", strerror(-fd));
+	return 0;
+}
+
 static int start_parts(struct serve *s, char *err, size_t err_len)
 {
 	long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -287,7 +318,9 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 
 	if (!n)
 		n = n_cpus > 0 ? (unsigned int)n_cpus : 1;
-	ret = serve_new_stores(s);
+	ret = open_huge(s, err, err_len);
+	if (!ret)
+		ret = serve_new_stores(s);
 	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
 		ret = model_open(s, &s->conf->models[i], err, err_len);
 	if (!ret)
@@ -364,6 +397,8 @@ void serve_free(struct serve *s)
 		llama_close(s->models[i].llama);
 	stores_free(s->stores);
 	trace_free(s->trace);
+	if (s->huge_dir > 0)
+		(void)close(s->huge_dir);
 	free(s);
 }
 

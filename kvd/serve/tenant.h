@@ -129,6 +129,7 @@ struct serve {
 	int text_running;
 	struct list free_attends; /* attend.c: of earlier calls */
 	uint32_t n_free_attends;
+	int huge_dir; /* a tmpfs with huge pages; 0: none */
 	struct loop_timer check_timer; /* check.c: debug builds */
 };
 

@@ -304,6 +304,32 @@ START_TEST(without_it_the_answers_are_the_same)
 }
 END_TEST
 
+/* auto would go on without. */
+START_TEST(always_huge_means_it)
+{
+	struct rig_daemon *d;
+	char conf[512], *log;
+
+	snprintf(conf, sizeof(conf),
+		 "huge = always\nhuge_dir = /proc/self\n"
+		 "[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = 24M\n",
+		 rig_data_dir(), getuid());
+	if (getuid()) {
+		ck_assert_ptr_null(rig_daemon_start(conf));
+		return;
+	}
+	d = rig_daemon_start(conf);
+	if (!d) /* nor may root, in a container */
+		return;
+	log = rig_daemon_log(d);
+	ck_assert_ptr_nonnull(strstr(log, "huge_dir /proc/self:"));
+	free(log);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("fallback");
@@ -322,6 +348,7 @@ int main(void)
 	tcase_add_unchecked_fixture(t, learn, forget);
 	tcase_add_loop_test(t, without_it_the_answers_are_the_same, 0,
 			    (int)N_AWAY);
+	tcase_add_test(t, always_huge_means_it);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

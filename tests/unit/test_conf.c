@@ -100,6 +100,7 @@ START_TEST(defaults)
 	ck_assert_int_eq(conf.restore_layers, 1);
 	ck_assert_uint_eq(conf.scrub_bytes, 4u << 20);
 	ck_assert_str_eq(conf.huge, "auto");
+	ck_assert_str_eq(conf.huge_dir, "");
 	ck_assert_str_eq(conf.cuda_library, "auto");
 	ck_assert_str_eq(conf.policy, "density");
 	ck_assert_str_eq(t->policy, "density");
@@ -149,7 +150,7 @@ START_TEST(every_key)
 		"socket_mode = 0600\nmetrics = tcp:127.0.0.1:9100\n"
 		"state_dir = /tmp/state\nmemory = 4G\nthreads = 3\n"
 		"spin_us = 50\narena = 1M\nprefill_slice = 256\nbatch = 8\n"
-		"admin_group = 1234\nhuge = never\npolicy = lru\nlog_level = debug\n"
+		"admin_group = 1234\nhuge = never\nhuge_dir = /run/h\npolicy = lru\nlog_level = debug\n"
 		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
 		"cuda_library = /opt/cuda/libcuda.so.1\n"
 		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
@@ -172,6 +173,7 @@ START_TEST(every_key)
 	ck_assert_int_eq(conf.has_admin_gid, 1);
 	ck_assert_uint_eq(conf.admin_gid, 1234);
 	ck_assert_str_eq(conf.huge, "never");
+	ck_assert_str_eq(conf.huge_dir, "/run/h");
 	ck_assert_str_eq(conf.cuda_library, "/opt/cuda/libcuda.so.1");
 	ck_assert_str_eq(conf.policy, "lru");
 	ck_assert_str_eq(conf.tenants[0].policy, "gdsf");

@@ -256,14 +256,14 @@ static void judge(struct gate *g)
 	m->gate_plain_error = g->error[PLAIN];
 	if (ok) {
 		log_info("gate",
-			 "model %s: error of reuse %.3g, of blend %.3g "
+			 "model %s: reuse is off by %.3g, with blend by %.3g "
 			 "(at most %.3g), %.0f ms",
 			 m->conf->name, g->error[PLAIN], g->error[BLEND],
 			 GATE_BOUND, ms);
 	} else {
 		log_warn("gate",
-			 "model %s: error of reuse %.3g, of blend %.3g, more "
-			 "than %.3g: chunks are computed in place",
+			 "model %s: reuse is off by %.3g, with blend by %.3g, "
+			 "more than %.3g: chunks are computed in place",
 			 m->conf->name, g->error[PLAIN], g->error[BLEND],
 			 GATE_BOUND);
 		stat_add(g->st_failed, 1);

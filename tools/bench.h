@@ -41,6 +41,7 @@ struct bench {
 	const char *model; /* GGUF file of the private daemon */
 	uint64_t memory_bytes; /* of the private daemon's tenant */
 	const char *daemon_conf, *model_conf; /* more lines for it, or NULL */
+	const char *tenant_conf; /* instead of disk = 2G, persist = no */
 	const char *mode; /* rag: full, prefix, chunks, all */
 	const char *file; /* rag: the questions */
 	struct bench_line *lines;
@@ -57,6 +58,7 @@ int bench_decode(struct bench *b);
 int bench_start(struct bench *b);
 int bench_rag(struct bench *b);
 int bench_return(struct bench *b);
+int bench_lookup(struct bench *b);
 int bench_fault(struct bench *b);
 int bench_reuse(struct bench *b);
 int bench_edit(struct bench *b);

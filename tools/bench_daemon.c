@@ -103,9 +103,10 @@ static int write_conf(const struct bench *b, const struct bench_daemon *d,
 			model, strcmp(b->model, BENCH_MODEL) ? "no" : "auto",
 			b->model_conf ? b->model_conf : "");
 	fprintf(f,
-		"[tenant bench]\nuid = %u\nmemory = %llu\ndisk = 2G\n"
-		"sequences = 4096\nrequests = 256\npersist = no\n",
-		getuid(), (unsigned long long)b->memory_bytes);
+		"[tenant bench]\nuid = %u\nmemory = %llu\n"
+		"sequences = 4096\nrequests = 256\n%s",
+		getuid(), (unsigned long long)b->memory_bytes,
+		b->tenant_conf ? b->tenant_conf : "disk = 2G\npersist = no\n");
 	return fclose(f) ? bench_fail(-EIO, "%s", live_file[0]) : 0;
 }
 

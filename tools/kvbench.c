@@ -82,6 +82,12 @@ static const struct command {
 	  "paging.return4k.layers_ratio    of the two\n"
 	  "paging.return4k.layers_ahead    layers computed before the last page\n"
 	  "A model of 1e9 random weights; --quick: one layer of it\n" },
+	{ "lookup", bench_lookup, "16 GB of KV on disk behind 1 GB of memory",
+	  "store.lookup.kv                 GB on disk\n"
+	  "store.lookup.{p50,p99}_us       one tile: hash, index, comparison\n"
+	  "store.lookup.metadata_ratio     index, and memory beside frames, of the\n"
+	  "                                KV's bytes\n"
+	  "--quick: 0.5 GB behind 96 MiB\n" },
 	{ "reuse", bench_reuse, "first tokens of prompts made of cached chunks",
 	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"
 	  "                                100 tokens: computed, and cached with\n"

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kvd/base/clock.h"
 
 static struct prefix_tree *tree(struct gen *g)
 {
@@ -414,12 +415,21 @@ static int append_part(struct gen *g, struct gen_part *part)
 			  part->n - part->n_found + (last ? g->max_tokens : 0));
 }
 
+static void look_up(struct gen *g)
+{
+	const uint64_t from = clock_ns();
+
+	find_prefixes(g);
+	stat_observe(g->tenant->st_lookup,
+		     (clock_ns() - from) / (g->n_prefix / SEGMENT_BLOCK + 1));
+}
+
 int gen_build_seq(struct gen *g)
 {
 	int ret = 0;
 
 	if (!(gen_flags(g) & SERVE_GEN_NO_REUSE) && (g->req || g->n_parts > 1))
-		find_prefixes(g);
+		look_up(g);
 	ret = gen_choose_prefix(g);
 	/* a chunk is one segment, whatever its length */
 	seq_init(&g->seq, g->tenant->pool, &g->model->layout,

@@ -120,6 +120,10 @@ static void advance(struct restore *r)
 {
 	struct gen *g = r->g;
 
+	if (g->state == GEN_STEP) /* until now a page was missing */
+		r->n_ahead = KV_MAX(
+			r->n_ahead,
+			atomic_load_explicit(&r->layer, memory_order_relaxed));
 	while (r->n_in < r->n && r->stages[r->n_in].pinned)
 		r->n_in++;
 	if (r->waiting && r->i_wait < r->n_in)
@@ -280,10 +284,9 @@ int restore_begin(struct gen *g, uint64_t to)
 static void wait_turn(struct engine_ask *a)
 {
 	struct restore *r = container_of(a, struct restore, ask);
-	const struct kv_layout *l = &r->g->model->layout;
 
 	if (r->n_in < r->n) /* all before are computed */
-		r->n_ahead = KV_MIN(r->i_wait * r->layers, l->n_layers);
+		r->n_ahead = KV_MAX(r->n_ahead, r->i_wait * r->layers);
 	if (r->g->cancelled)
 		engine_answer(a, -ECANCELED);
 	else if (r->i_wait < r->n_in)
@@ -299,6 +302,7 @@ int restore_wait(struct engine *e, struct restore *r, uint32_t layer)
 	const uint32_t i = layer / r->layers;
 	int ret;
 
+	atomic_store_explicit(&r->layer, layer, memory_order_relaxed);
 	if (i < r->n_known)
 		return 0;
 	r->i_wait = i;

@@ -21,6 +21,7 @@
 #ifndef KVD_SERVE_RESTORE_H
 #define KVD_SERVE_RESTORE_H
 
+#include <stdatomic.h>
 #include "kvd/serve/gen.h"
 
 #define RESTORE_BYTES  (256u << 10)
@@ -43,6 +44,7 @@ struct restore {
 	uint32_t i_wait;
 	struct engine_ask ask; /* told how many are in */
 	uint32_t n_known; /* engine thread: of n_in */
+	_Atomic uint32_t layer; /* (A) relaxed: the engine is at it */
 	uint32_t n_ahead; /* layers computed while pages were still missing */
 	struct page_run *runs; /* of all stages, in order */
 	uint32_t n_runs;

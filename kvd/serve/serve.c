@@ -123,6 +123,10 @@ static void tenant_stats(struct serve_tenant *t)
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
 		*list[i].st = stat_get(STAT_COUNTER, list[i].name, list[i].help,
 				       "tenant", v, 1);
+	t->st_lookup = stat_get(
+		STAT_HISTOGRAM, "kvd_lookup_seconds",
+		"Look-up of a tile in the prefix index, mean of a request",
+		"tenant", v, 1e-9);
 	t->st_ttft = stat_get(STAT_HISTOGRAM, "kvd_first_token_seconds",
 			      "Submission to first token", "tenant", v, 1e-9);
 }

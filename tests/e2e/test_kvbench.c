@@ -184,6 +184,20 @@ START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
 }
 END_TEST
 
+START_TEST(look_ups_find_what_is_on_disk)
+{
+	static const char *const names[] = {
+		"store.lookup.kv", "store.lookup.p50_us", "store.lookup.p99_us",
+		"store.lookup.metadata_ratio", NULL
+	};
+
+	ck_assert_int_eq(kvbench("lookup --quick"), 0);
+	for (size_t i = 0; names[i]; i++)
+		ck_assert(line(names[i]) > 0);
+	ck_assert(line("store.lookup.metadata_ratio") < 0.5);
+}
+END_TEST
+
 START_TEST(a_store_is_opened_and_used)
 {
 	static const char *const names[] = {
@@ -465,6 +479,7 @@ static Suite *suite(void)
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);
 	tcase_add_test(t, faults_are_timed);
 	tcase_add_test(t, what_returns_from_disk_is_found);
+	tcase_add_test(t, look_ups_find_what_is_on_disk);
 	tcase_add_test(t, json_is_one_object);
 	tcase_add_test(t, ring_prints_its_lines);
 	tcase_add_test(t, decode_prints_its_lines);

@@ -582,8 +582,13 @@ static int run_resident(struct pool *pool, struct attn_scratch *s,
 				 row_pos(p[i].it, p[i].it->n_rows - 1) + 1);
 		list[n_list++] = p[i];
 	}
-	if (attn_list_tasks(&l, s, list, n_list, 1))
+	if (attn_relay(pool, s, list, &n_list) ||
+	    attn_list_tasks(&l, s, list, n_list, 1))
 		return -ENOMEM;
+	for (uint32_t i = 0; i < n_list; i++)
+		stat_add(s->st_bytes,
+			 KV_DIV_UP(list[i].it->n_rows, ROWS_PER_TASK) *
+				 attn_read_bytes(&list[i]));
 	attn_run(pool, &l, run_all);
 	return 0;
 }

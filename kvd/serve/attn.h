@@ -15,6 +15,7 @@
 #define KVD_SERVE_ATTN_H
 
 #include "kernels/kern.h"
+#include "kvd/base/stat.h"
 #include "kvd/cache/seq.h"
 #include "kvd/serve/engine.h"
 
@@ -54,6 +55,9 @@ struct attn_scratch {
 	size_t n_used;
 	struct list spill; /* blocks beyond base, until the reset */
 	size_t n_spilled;
+	/* K and V that passes went over, and what more they would have been had none been
+	 * shared by several rows */
+	struct stat *st_bytes, *st_shared;
 };
 void attn_scratch_init(struct attn_scratch *s);
 void attn_scratch_fini(struct attn_scratch *s);

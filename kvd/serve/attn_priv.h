@@ -53,6 +53,14 @@ void attn_run(struct pool *pool, struct task_list *l,
 void attn_run_clear(void *arg, uint32_t i);
 void attn_run_spans(void *arg, uint32_t i);
 void attn_run_finish(void *arg, uint32_t i);
+/*
+ * relay.c: run the rows of list [*n] whose lists begin alike, with their spans built; the
+ * others stay in list. 0, or -ENOMEM: nothing ran.
+ */
+int attn_relay(struct pool *pool, struct attn_scratch *s, struct prepared *list,
+	       uint32_t *n);
+/* Bytes of K and V of the item's spans, one layer. */
+uint64_t attn_read_bytes(const struct prepared *p);
 /* An item of which only what lies from resident_from on is pinned. */
 int attn_run_windows(struct engine *e, struct pool *pool,
 		     struct attn_scratch *s, struct prepared *p);

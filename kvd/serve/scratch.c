@@ -17,6 +17,12 @@ void attn_scratch_init(struct attn_scratch *s)
 {
 	memset(s, 0, sizeof(*s));
 	list_init(&s->spill);
+	s->st_bytes = stat_get(STAT_COUNTER, "kvd_attention_read_bytes_total",
+			       "K and V that attention went over", NULL, NULL,
+			       1);
+	s->st_shared = stat_get(
+		STAT_COUNTER, "kvd_attention_shared_bytes_total",
+		"K and V not read again, as rows share them", NULL, NULL, 1);
 }
 
 static void free_spill(struct attn_scratch *s)

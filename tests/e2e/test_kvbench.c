@@ -165,6 +165,21 @@ START_TEST(an_edit_is_measured)
 }
 END_TEST
 
+START_TEST(what_rows_share_is_read_once)
+{
+	static const char *const names[] = {
+		"reuse.relay.alone_us",	     "reuse.relay.shared_us",
+		"reuse.relay.time_ratio",    "reuse.relay.alone_tokens",
+		"reuse.relay.shared_tokens", NULL
+	};
+
+	ck_assert_int_eq(kvbench("relay --quick"), 0);
+	lines(names);
+	ck_assert(line("reuse.relay.bytes_ratio") == 1);
+	ck_assert(line("reuse.relay.alone_tokens") == 16 * 2080);
+}
+END_TEST
+
 START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
 {
 	static const char *const names[] = {
@@ -474,6 +489,7 @@ static Suite *suite(void)
 	tcase_add_test(t, attention_prints_its_lines);
 	tcase_add_test(t, cached_chunks_are_measured);
 	tcase_add_test(t, an_edit_is_measured);
+	tcase_add_test(t, what_rows_share_is_read_once);
 	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);
 	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);

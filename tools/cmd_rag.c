@@ -296,6 +296,6 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend@PERCENT --no-reuse",
+	"--repair first|random|blend|craft@PERCENT, craft --no-reuse",
 	rag, 0
 };

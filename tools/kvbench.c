@@ -123,7 +123,7 @@ static const struct command {
 	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
 	  "MODE: full (nothing reused), prefix, chunks (reused anywhere),\n"
 	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
-	  "      SELECTOR: first, random, blend;\n"
+	  "      SELECTOR: first, random, blend, craft (craft: by CFO);\n"
 	  "      ape@TEMPERATURE:SCALE: chunks side by side (ape: 1:1)\n" },
 };
 

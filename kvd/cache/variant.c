@@ -242,6 +242,25 @@ static void evict(struct variant_table *t, struct variant *v)
 	segment_forget(v->seg);
 }
 
+/* All of one chunk; the set goes with the last. */
+static void forget_set(struct variant_set *set)
+{
+	for (uint32_t n = set->n; n; n--)
+		segment_forget(list_entry(list_first(&set->variants),
+					  struct variant, node)
+				       ->seg);
+}
+
+int variant_rm(struct variant_table *t, struct map_id chunk)
+{
+	struct variant_set *set = map_find(&t->sets, chunk);
+
+	if (!set)
+		return -ENOENT;
+	forget_set(set);
+	return 0;
+}
+
 /* All of the chunk that is worth least. */
 static void evict_chunk(struct variant_table *t)
 {
@@ -261,9 +280,10 @@ static void evict_chunk(struct variant_table *t)
 		worst = set;
 		least_sum = sum;
 	}
-	for (uint32_t n = worst ? worst->n : 0; n; n--) /* frees it at last */
-		evict(t, list_entry(list_first(&worst->variants),
-				    struct variant, node));
+	if (!worst)
+		return;
+	t->n_evicted += worst->n;
+	forget_set(worst);
 }
 
 static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)

@@ -109,6 +109,8 @@ int variant_room(const struct variant_table *t, struct map_id chunk);
  * error). Others may go for it. -EALREADY one with this ctx is there, -ENOMEM.
  */
 int variant_add(struct variant_table *t, struct segment *s, struct variant *v);
+/* All of the chunk; -ENOENT there is none. Readers keep them until they are done. */
+int variant_rm(struct variant_table *t, struct map_id chunk);
 /* Asserts (1), (2). */
 void variant_table_check(const struct variant_table *t);
 

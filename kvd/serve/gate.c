@@ -94,10 +94,11 @@ static struct serve_model *model_of(const struct gate *g)
 static void make_exact(struct gen *g)
 {
 	g->exact = 1;
+	g->ape_shift = 0;
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *p = &g->parts[i];
 
-		p->reuse = 0;
+		p->reuse = p->parallel = 0;
 		p->found = 0;
 		p->group = NULL;
 		if (p->seg)

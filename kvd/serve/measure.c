@@ -170,7 +170,7 @@ static void layer_done(struct engine_job *j)
 	struct measure *m = first_of(ms);
 
 	ms->running = 0;
-	stat_add(ms->st_ns, clock_ns() - ms->begin_ns);
+	stat_observe(ms->st_ns, clock_ns() - ms->begin_ns);
 	if (!m->ret && ++m->layer < m->model->layout.n_layers) {
 		look(ms, 0);
 		return;
@@ -384,8 +384,9 @@ int measures_new(struct measures **out, struct serve *s)
 	ms->st_dropped = stat_get(STAT_COUNTER, "kvd_variants_dropped_total",
 				  "Requests whose new chunks did not", NULL,
 				  NULL, 1);
-	ms->st_ns = stat_get(STAT_COUNTER, "kvd_variants_measure_seconds_total",
-			     "Time of the engine for it", NULL, NULL, 1e-9);
+	ms->st_ns = stat_get(STAT_HISTOGRAM, "kvd_variants_layer_seconds",
+			     "Time of the engine for a layer of it", NULL, NULL,
+			     1e-9);
 	*out = ms;
 	return 0;
 }

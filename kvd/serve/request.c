@@ -208,8 +208,11 @@ int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 
 int serve_chunk_rm(struct serve_session *ss, const uint64_t id[2])
 {
-	const int ret = chunk_rm(&ss->tenant->chunks,
-				 (struct map_id){ { id[0], id[1] } });
+	const struct map_id chunk = { { id[0], id[1] } };
+	int ret = chunk_rm(&ss->tenant->chunks, chunk);
+
+	if (!variant_rm(&ss->tenant->variants, chunk))
+		ret = 0;
 
 	tenant_kick(ss->tenant); /* there is more room now */
 	return ret;

@@ -158,6 +158,10 @@ START_TEST(the_best_is_found)
 	ck_assert_int_eq(add(100, 2, 60, 10), 0);
 	ck_assert_int_eq(add(100, 2, 60, 10), -EALREADY);
 	ck_assert_uint_eq(table.n, 2);
+	ck_assert_int_eq(add(102, 1, 60, 10), 0);
+	ck_assert_int_eq(variant_rm(&table, CHUNK(102)), 0);
+	ck_assert_int_eq(variant_rm(&table, CHUNK(102)), -ENOENT);
+	ck_assert_uint_eq(table.n, 2);
 	ck_assert_int_eq(use(100, 9, 60, 10, &c), 2); /* its company */
 	ck_assert_double_eq_tol((double)c, 0, TOL);
 	ck_assert_int_eq(use(100, 1, 60, 10, &c), 1); /* the same bits */

@@ -25,7 +25,7 @@ struct kern_gpu {
 	const struct cuda_api *cu;
 	cuda_handle module;
 	cuda_handle attn[N_TYPES][N_DIMS], append[N_TYPES];
-	cuda_handle merge, rmsnorm, rope, swiglu;
+	cuda_handle merge, rmsnorm, rope, swiglu, read;
 };
 
 /* ---- open, close ----------------------------------------------------------- */
@@ -50,6 +50,8 @@ static int find_all(struct kern_gpu *g)
 		ret = find(g, &g->rope, "rope");
 	if (!ret)
 		ret = find(g, &g->swiglu, "swiglu");
+	if (!ret)
+		ret = find(g, &g->read, "stream_read");
 	return ret;
 }
 
@@ -227,4 +229,10 @@ int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
 	return launch(g, g->swiglu,
 		      (struct grid){ n < 4096 ? (uint32_t)n : 4096, 1, 1 }, a,
 		      st);
+}
+
+int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
+		  uint32_t n_blocks, cuda_stream st)
+{
+	return launch(g, g->read, (struct grid){ n_blocks, 1, 1 }, a, st);
 }

@@ -392,3 +392,20 @@ KERNEL(swiglu, struct gpu_swiglu)
 			g / (1.0f + expf(-g)) * ((const float *)a.up)[i];
 	}
 }
+
+/* Several loads in flight for each thread; out keeps them from being left out. */
+KERNEL(stream_read, struct gpu_read)
+{
+	const uint4 *src = (const uint4 *)a.src;
+	const uint64_t step = (uint64_t)gridDim.x * GPU_THREADS;
+	const uint64_t at = (uint64_t)blockIdx.x * GPU_THREADS + threadIdx.x;
+	uint32_t x = 0;
+
+#pragma unroll 8
+	for (uint64_t i = at; i < a.n_vecs; i += step) {
+		const uint4 w = src[i];
+
+		x ^= w.x ^ w.y ^ w.z ^ w.w;
+	}
+	((uint32_t *)a.out)[at] = x;
+}

@@ -68,5 +68,9 @@ int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st);
 /* As kern_swiglu(); relative error 2e-6. */
 int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
 		    cuda_stream st);
+/* Xor of all words, a part of it for each thread of n_blocks > 0: reads as fast as the
+ * memory gives. */
+int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
+		  uint32_t n_blocks, cuda_stream st);
 
 #endif

@@ -3,7 +3,7 @@
  *
  * Included by gpu.cu with ATTN_NAME, HEAD_DIM, LOAD8 and ELEM_BYTES set.
  *
- * A block has one part (256 tokens) of one row, one kv head and up to 8 of the query
+ * A block has one part (512 tokens) of one row, one kv head and up to 8 of the query
  * heads that share it. A warp has every fourth tile of 32 tokens and a state of its
  * own, so the loop has no barrier of the block. In a warp 8 dimensions are a lane's,
  * LANES lanes a token's; the warp reads ROWS tokens at once, 16 bytes a lane.

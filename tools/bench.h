@@ -44,6 +44,7 @@ struct bench {
 	const char *tenant_conf; /* instead of disk = 2G, persist = no */
 	const char *mode; /* rag: full, prefix, chunks, all */
 	const char *file; /* rag: the questions */
+	const char *cuda; /* gpu: the driver's library; NULL: the system's */
 	struct bench_line *lines;
 	size_t n_lines;
 };
@@ -64,6 +65,7 @@ int bench_reuse(struct bench *b);
 int bench_edit(struct bench *b);
 int bench_relay(struct bench *b);
 int bench_zipf(struct bench *b);
+int bench_gpu(struct bench *b);
 
 /* ---- results ------------------------------------------------------------ */
 

@@ -35,7 +35,8 @@ stage() {
 		$(($(date +%s) - begin)) "$line" | tee -a "$out/table"
 }
 echo "gpu-check: $gpu"
-stage build "${MAKE:-make}" "$b/tests/test_gpu_kern" "$b/kvd"
+stage build "${MAKE:-make}" "$b/tests/test_gpu_kern" \
+	"$b/kvd" "$b/kvbench"
 export KVD_GPU=1 CK_DEFAULT_TIMEOUT=120
 stage kernels "$b/tests/test_gpu_kern"
 if command -v compute-sanitizer >/dev/null; then
@@ -49,7 +50,10 @@ else
 	printf '%-28s %-14s\n' compute-sanitizer 'not installed' |
 		tee -a "$out/table"
 fi
+unset CK_FORK
+stage kvbench "$b/kvbench" gpu
 echo
 echo "gpu-check: $gpu: $(git rev-parse --short HEAD 2>/dev/null)"
 cat "$out/table"
+grep -a '^gpu\.' "$out/kvbench.log"
 exit $failed

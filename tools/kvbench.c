@@ -88,6 +88,14 @@ static const struct command {
 	  "store.lookup.metadata_ratio     index, and memory beside frames, of the\n"
 	  "                                KV's bytes\n"
 	  "--quick: 0.5 GB behind 96 MiB\n" },
+	{ "gpu", bench_gpu, "device memory, copies and kernels; none: no lines",
+	  "gpu.map.{create,map,set_access,unmap,release}_us  2 MiB, one call\n"
+	  "gpu.map.run_us                  64 pages mapped by a MAP, each\n"
+	  "gpu.copy.{h2d,d2h}.{gb_s,link_ratio}  over one large copy\n"
+	  "gpu.read_gb_s.bB.tT             streaming reads of device memory\n"
+	  "gpu.attention.decode.bB.tT.{gb_s,read_ratio}  batch B, T tokens,\n"
+	  "                                64 heads of 128, 8 of KV, bf16\n"
+	  "gpu.attention.decode.read_ratio the worst of them\n" },
 	{ "reuse", bench_reuse, "first tokens of prompts made of cached chunks",
 	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"
 	  "                                100 tokens: computed, and cached with\n"
@@ -138,6 +146,7 @@ static const struct option options[] = {
 	{ "model", required_argument, NULL, 'm' },
 	{ "mode", required_argument, NULL, 'M' },
 	{ "jobs", required_argument, NULL, 'j' },
+	{ "cuda", required_argument, NULL, 'C' },
 	{ 0 },
 };
 
@@ -159,6 +168,7 @@ static void usage(FILE *f)
 	      "                 them with commas, or all (the first three)\n"
 	      "  -n N           rag, zipf: the first N questions (100, 2000; quick 20, 60)\n"
 	      "  --jobs J       rag, zipf: requests in flight (1)\n"
+	      "  --cuda FILE    gpu: the driver's library (libcuda.so.1)\n"
 	      "  --help         this, or the lines of a subcommand\n",
 	      f);
 }
@@ -216,6 +226,9 @@ static int parse_options(struct bench *b, int argc, char **argv)
 			continue;
 		case 'M':
 			b->mode = optarg;
+			continue;
+		case 'C':
+			b->cuda = optarg;
 			continue;
 		case 't':
 			n = &b->n_threads;

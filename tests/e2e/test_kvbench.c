@@ -106,6 +106,35 @@ START_TEST(linear_prints_its_lines)
 }
 END_TEST
 
+/* Against the driver of the tests: that it works, not how fast a device is. */
+START_TEST(gpu_prints_its_lines)
+{
+	static const char *const names[] = {
+		"gpu.map.create_us",
+		"gpu.map.map_us",
+		"gpu.map.set_access_us",
+		"gpu.map.unmap_us",
+		"gpu.map.release_us",
+		"gpu.map.run_us",
+		"gpu.copy.h2d.gb_s",
+		"gpu.copy.h2d.link_ratio",
+		"gpu.copy.d2h.gb_s",
+		"gpu.copy.d2h.link_ratio",
+		NULL,
+	};
+	char args[PATH_MAX + 64];
+
+	(void)snprintf(args, sizeof(args),
+		       "gpu --quick --cuda %s/tests/libfakecuda.so", bin);
+	ck_assert_int_eq(kvbench(args), 0);
+	lines(names);
+	if (strstr(out, "gpu.attention")) /* built with nvcc */
+		(void)line("gpu.attention.decode.read_ratio");
+	ck_assert_int_ne(kvbench("gpu --cuda /nonexistent 2>&1"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "gpu skipped: /nonexistent"));
+}
+END_TEST
+
 START_TEST(attention_prints_its_lines)
 {
 	static const char *const names[] = {
@@ -484,6 +513,7 @@ static Suite *suite(void)
 	tcase_set_timeout(t, TIMEOUT_S);
 	tcase_add_test(t, usage_errors_exit_2_and_help_0);
 	tcase_add_test(t, linear_prints_its_lines);
+	tcase_add_test(t, gpu_prints_its_lines);
 	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);
 	tcase_add_test(t, attention_prints_its_lines);

@@ -385,7 +385,7 @@ START_TEST(equals_exact_sums_and_the_twin)
 		s.n_heads = heads[k].n_heads;
 		s.n_kv_heads = heads[k].n_kv_heads;
 		s.n_rows = 1 + next_random() % MAX_ROWS;
-		s.max_tokens = k ? 150 : 600;
+		s.max_tokens = k ? 90 : 1200;
 		make(&p, s);
 		run(&p, GPU_ATTN_FINISH);
 		check_exact(&p, 2e-5);
@@ -398,7 +398,7 @@ END_TEST
 /* Each row alone has the bits it had in the batch. */
 START_TEST(a_row_does_not_know_its_batch)
 {
-	const struct shape s = { KERN_BF16, 64, 4, 2, MAX_ROWS, 400 };
+	const struct shape s = { KERN_BF16, 64, 4, 2, MAX_ROWS, 700 };
 	const size_t n = 4 * 64;
 	static float o[MAX_ROWS * 4 * 64];
 	struct problem p;
@@ -482,18 +482,19 @@ END_TEST
 
 START_TEST(a_plan_is_of_the_row_alone)
 {
-	struct gpu_span s[3] = { { .n_tokens = 257, .pos = 0 },
-				 { .n_tokens = 0, .pos = 257 },
-				 { .n_tokens = 512, .pos = 257 } };
-	const struct kern_gpu_list rows[3] = { { 1000, 0, 3 },
-					       { 255, 0, 3 },
-					       { 257 + 256, 2, 1 } };
+	enum { N = GPU_SPLIT_TOKENS };
+	struct gpu_span s[3] = { { .n_tokens = N + 1, .pos = 0 },
+				 { .n_tokens = 0, .pos = N + 1 },
+				 { .n_tokens = 2 * N, .pos = N + 1 } };
+	const struct kern_gpu_list rows[3] = { { 8 * N, 0, 3 },
+					       { N - 1, 0, 3 },
+					       { 2 * N + 1, 2, 1 } };
 	struct gpu_part parts[8];
 	struct gpu_row out[3];
 
 	ck_assert_int_eq(kern_gpu_plan(s, rows, 3, parts, 8, out), 7);
 	ck_assert_uint_eq(out[0].n_parts, 4);
-	ck_assert_uint_eq(parts[1].t0, 256);
+	ck_assert_uint_eq(parts[1].t0, N);
 	ck_assert_uint_eq(parts[2].span, 2);
 	ck_assert_uint_eq(parts[2].t0, 0);
 	ck_assert_uint_eq(out[1].n_parts, 1);
@@ -652,6 +653,25 @@ START_TEST(swiglu_near_the_twin)
 }
 END_TEST
 
+START_TEST(reads_every_byte)
+{
+	const size_t n = 5000;
+	uint32_t *src = rig_gpu_alloc(&g, n * 16), x = 0;
+	uint32_t *out = rig_gpu_alloc(&g, 2 * GPU_THREADS * 4);
+	const struct gpu_read a = { (uintptr_t)src, n, (uintptr_t)out };
+
+	for (size_t i = 0; i < 4 * n; i++) {
+		src[i] = next_random();
+		x ^= src[i];
+	}
+	ck_assert_int_eq(kern_gpu_read(g.kern, &a, 2, g.stream), 0);
+	rig_gpu_wait(&g);
+	for (uint32_t i = 0; i < 2 * GPU_THREADS; i++)
+		x ^= out[i];
+	ck_assert_uint_eq(x, 0);
+}
+END_TEST
+
 START_TEST(what_nvcc_built_is_an_image)
 {
 	struct kern_gpu *k;
@@ -687,6 +707,7 @@ int main(void)
 	tcase_add_test(t, rmsnorm_near_the_twin);
 	tcase_add_loop_test(t, rope_near_the_twin, 1, 3);
 	tcase_add_test(t, swiglu_near_the_twin);
+	tcase_add_test(t, reads_every_byte);
 	tcase_add_test(t, what_nvcc_built_is_an_image);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

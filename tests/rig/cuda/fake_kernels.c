@@ -27,7 +27,7 @@
 	X(append_f32, gpu_append) \
 	X(rmsnorm, gpu_rmsnorm) \
 	X(rope, gpu_rope) \
-	X(swiglu, gpu_swiglu)
+	X(swiglu, gpu_swiglu) X(stream_read, gpu_read)
 
 #define CALL(name, type) \
 	static void call_##name(const void *args) \

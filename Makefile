@@ -47,7 +47,7 @@ E2E     := $(patsubst tests/e2e/%.c,$(B)/tests/%,$(call src,tests/e2e))
 TESTS   := $(E2E) $(CRASH) $(SWEEP) $(UNIT)
 ifeq ($(SAN),tsan)
 TESTS   := $(filter $(patsubst %,$(B)/tests/test_%,pool stat loop log ipc ring \
-	   serve calls steps attend random kill transport hostile),$(TESTS))
+	   serve calls steps attend random kill transport hostile vmm_cuda copy cuda_api),$(TESTS))
 export TSAN_OPTIONS ?= suppressions=tests/tsan.supp
 endif
 KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)

@@ -21,11 +21,11 @@ GPU_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode \
 	arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80
 # the same for every SAN
 FATBIN := build/obj/kernels/gpu.fatbin
-# which of the two this tree was built with last
-GPU_KIND := $(B)/obj/kernels/gpu.$(if $(NVCC),nvcc,none)
-$(GPU_KIND):
-	@mkdir -p $(@D) && rm -f $(B)/obj/kernels/gpu.nvcc $(B)/obj/kernels/gpu.none
-	@touch $@
+# what this tree was built with last; written here and now, since .SECONDARY keeps
+# files that are missing from being made
+GPU_KIND := $(B)/obj/kernels/gpu.kind
+$(shell mkdir -p $(dir $(GPU_KIND)) && echo '$(NVCC)' | cmp -s - $(GPU_KIND) \
+	|| echo '$(NVCC)' >$(GPU_KIND))
 $(B)/obj/kernels/gpu_image.o: $(GPU_KIND) $(if $(NVCC),$(FATBIN))
 $(B)/obj/kernels/gpu_image.o: ALLC += $(if $(NVCC),-DKV_FATBIN='"$(FATBIN)"')
 $(FATBIN): kernels/gpu.cu $(wildcard kernels/*.cuh) kernels/gpu_args.h

@@ -159,9 +159,9 @@ static void find_gpu(struct daemon *d)
 	    !d->cuda->device_name(name, sizeof(name), dev))
 		(void)d->cuda->device_bytes(&n_bytes, dev);
 	log_info("gpu",
-		 "found: %s, the first is %s with %zu MiB; KV is kept in "
-		 "host memory",
-		 why, name, n_bytes >> 20);
+		 "found: %s, the first is %s with %zu MiB; %zu KiB of kernels; "
+		 "KV is kept in host memory",
+		 why, name, n_bytes >> 20, kern_gpu_image_bytes() >> 10);
 }
 
 static int start(struct daemon *d)

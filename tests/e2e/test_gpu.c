@@ -39,7 +39,8 @@ START_TEST(a_driver_is_found)
 		return;
 	}
 	log_has(path, "gpu: found: driver 12.4, 1 device, the first is Fake "
-		      "GPU with 64 MiB");
+		      "GPU with 64 MiB; ");
+	log_has(path, "KiB of kernels; KV is kept in host memory");
 }
 END_TEST
 

@@ -39,7 +39,7 @@ struct measures {
 	int running; /* the job */
 	struct loop_timer timer;
 	struct stat *st_n, *st_ns, *st_dropped;
-	uint64_t begin_ns;
+	uint64_t layer_ns; /* of the last layer, on the engine */
 };
 
 static void release(struct measure *m)
@@ -158,10 +158,12 @@ static void run_layer(struct engine_job *j, struct pool *pool)
 {
 	struct measures *ms = container_of(j, struct measures, job);
 	struct measure *m = first_of(ms);
+	const uint64_t begin_ns = clock_ns();
 
 	m->ret = inter_layer(m->craft->inter, pool,
 			     &ms->serve->lanes[LANE_RESIDENT].scratch, &m->seq,
 			     m->layer);
+	ms->layer_ns = clock_ns() - begin_ns;
 }
 
 static void layer_done(struct engine_job *j)
@@ -170,7 +172,7 @@ static void layer_done(struct engine_job *j)
 	struct measure *m = first_of(ms);
 
 	ms->running = 0;
-	stat_observe(ms->st_ns, clock_ns() - ms->begin_ns);
+	stat_observe(ms->st_ns, ms->layer_ns);
 	if (!m->ret && ++m->layer < m->model->layout.n_layers) {
 		look(ms, 0);
 		return;
@@ -269,7 +271,6 @@ static void turn(struct loop_timer *timer)
 	if (!pin(ms, m))
 		return;
 	ms->running = 1;
-	ms->begin_ns = clock_ns();
 	ms->job.run = run_layer;
 	ms->job.done = layer_done;
 	engine_start(ms->serve->lanes[LANE_RESIDENT].engine, &ms->job);

@@ -44,6 +44,8 @@ struct conf_tenant {
 	/* persist = auto: what can be reused; request: what clients ask for; no */
 	int persist; /* enum conf_persist */
 	char policy[16]; /* policy = NAME; not given: that of [kvd] */
+	char share
+		[CONF_NAME_MAX]; /* share = NAME: with tenants that say so too */
 };
 
 struct conf_model {

@@ -399,6 +399,8 @@ static const struct key tenant_keys[] = {
 	  "1 to 1048576", NULL, 0 },
 	{ "map", set_choice, offsetof(struct conf_tenant, map), 0, 0,
 	  "no, copy or auto", "no copy auto", 0 },
+	{ "share", set_string, offsetof(struct conf_tenant, share), 1,
+	  CONF_NAME_MAX, "a name of up to 63 bytes", NULL, 0 },
 };
 
 static const struct key store_keys[] = {

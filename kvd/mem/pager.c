@@ -86,6 +86,11 @@ char *range_addr(const struct range *r)
 	return space_base(r->tier->space) + r->first * r->tier->page_bytes;
 }
 
+struct pager *range_pager(const struct range *r)
+{
+	return r->pager;
+}
+
 uint32_t range_n_pages(const struct range *r)
 {
 	return r->n_pages;

@@ -89,7 +89,8 @@ static void check_tenant(struct serve_tenant *t)
 	pager_check(t->pager);
 	pager_info(t->pager, &info);
 	assert(s.maps.n_maps == t->maps.n);
-	assert(s.reserved + s.maps.reserved == info.reserved_bytes);
+	assert(s.reserved + s.maps.reserved + t->lent_bytes ==
+	       info.reserved_bytes);
 	assert(info.pinned_bytes <= info.reserved_bytes + s.maps.held);
 }
 

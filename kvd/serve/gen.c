@@ -12,6 +12,7 @@
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
 #include "kvd/serve/restore.h"
+#include "kvd/serve/share.h"
 
 #define MAX_RETRIES 64u /* each finds at least one lost segment more */
 #define MAP_AHEAD   64u /* tokens pinned beyond the next row, at least */
@@ -35,6 +36,7 @@ void gen_release(struct gen *g)
 	g->model->queued_rows -= g->queued_rows;
 	g->queued_rows = 0;
 	release_pins(g);
+	share_unreserve(g);
 	if (g->reserved) {
 		pager_unreserve(g->tenant->pager, g->reserved);
 		g->tenant->n_active--;
@@ -86,6 +88,7 @@ static void count_end(struct gen *g)
 	stat_add(t->st_prefix_hits, g->n_prefix ? 1 : 0);
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		stat_add(t->st_chunk_hits, g->parts[i].found ? 1 : 0);
+	stat_add(t->st_shared, share_tokens(g));
 	stat_observe(t->st_ttft, g->req->stats.ttft_ns);
 	stat_add(t->st_late,
 		 g->deadline_ns && g->t_first > g->deadline_ns ? 1 : 0);
@@ -308,17 +311,25 @@ static uint64_t windowed_bytes(struct gen *g)
 static int gen_reserve(struct gen *g)
 {
 	uint64_t bytes = seq_bytes(g, 0, g->seq.n_tokens);
-	int ret;
+	int ret = share_reserve(g, &bytes);
 
 	g->windowed = 0;
+	if (ret)
+		return ret;
 	ret = pager_reserve(g->tenant->pager, bytes);
+	if (ret == -ENOSPC && g->n_loans) { /* no windows over what is lent */
+		share_unreserve(g);
+		return -EXDEV;
+	}
 	if (ret == -ENOSPC && !(g->req && g->req->repair)) {
 		g->windowed = 1;
 		bytes = windowed_bytes(g);
 		ret = pager_reserve(g->tenant->pager, bytes);
 	}
-	if (ret)
+	if (ret) {
+		share_unreserve(g);
 		return ret;
+	}
 	g->reserved = bytes;
 	g->tenant->n_active++;
 	return 0;
@@ -581,6 +592,15 @@ static void preload(struct gen *g)
 	stat_add(g->tenant->st_preloaded, n ? 1 : 0);
 }
 
+/* Nothing is reserved: look again what there is. */
+static void begin_again(struct gen *g)
+{
+	for (uint32_t i = 0; i < g->n_parts; i++)
+		g->parts[i].found = 0; /* it may turn out otherwise */
+	gen_unplan(g);
+	gen_resume(g);
+}
+
 static int gen_retry(struct waiter *w)
 {
 	struct gen *g = container_of(w, struct gen, waiter);
@@ -595,6 +615,11 @@ static int gen_retry(struct waiter *w)
 	if (!ret && g->req)
 		ret = room_for_out(g);
 	list_del(&g->waiter.node);
+	if (ret == -EXDEV) { /* others have no memory for it now */
+		g->alone = 1;
+		begin_again(g);
+		return 0;
+	}
 	if (ret) {
 		gen_end(g, ret);
 		return 0;

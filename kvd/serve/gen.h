@@ -101,6 +101,12 @@ struct gen {
 	uint32_t pos; /* next position to compute */
 	uint32_t queued_rows; /* its share of the model's */
 	uint64_t reserved;
+	struct gen_loan { /* reserved with other tenants: share.h */
+		struct serve_tenant *owner;
+		uint64_t bytes;
+	} * loans;
+	uint32_t n_loans;
+	int alone; /* nothing of others is used */
 	int windowed;
 	uint64_t pinned_from, pinned_to;
 	int wanting; /* the want is on its way, up to want_to */

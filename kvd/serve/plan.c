@@ -7,6 +7,7 @@
  */
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
+#include "kvd/serve/share.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -44,6 +45,8 @@ static int chunk_by_id(struct gen *g, const struct serve_part *p,
 {
 	part->chunk = (struct map_id){ { p->id[0], p->id[1] } };
 	part->seg = chunk_find(&g->tenant->chunks, part->chunk, NULL, 0);
+	if (!part->seg)
+		part->seg = share_chunk(g, part->chunk, NULL, 0);
 	if (!part->seg)
 		return -ENOENT;
 	/* the id names the model too: is it this one? */
@@ -211,6 +214,8 @@ static struct map_id find_part(struct gen *g, struct gen_part *part,
 		if (at + n > limit)
 			break;
 		s = prefix_find(tree(g), next, t, n, &block);
+		if (!s)
+			s = share_prefix(g, next, t, n, &block);
 		if (!s || part_add_hit(part, s, block * SEGMENT_BLOCK, n))
 			break;
 		part->n_found += n;
@@ -293,6 +298,10 @@ int gen_plan(struct gen *g)
 			continue;
 		part->seg = chunk_find(&g->tenant->chunks, part->chunk,
 				       g->tokens + part->first, part->n);
+		if (!part->seg)
+			part->seg = share_chunk(g, part->chunk,
+						g->tokens + part->first,
+						part->n);
 		if (part->seg && gen_take_chunk(g, part, &bytes)) {
 			part->found = 1;
 			continue;

@@ -114,6 +114,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Hits on disk decided otherwise for a deadline" },
 		{ &t->st_late, "kvd_deadlines_missed_total",
 		  "First tokens that came after their deadline" },
+		{ &t->st_shared, "kvd_shared_tokens_total",
+		  "Prompt tokens found with other tenants" },
 		{ &t->st_ahead, "kvd_restore_layers_ahead_total",
 		  "Layers computed while pages of later ones were read" },
 		{ &t->st_attends, "kvd_attends_total",

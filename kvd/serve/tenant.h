@@ -72,11 +72,12 @@ struct serve_tenant {
 			*st_ns;
 	} maps;
 	uint32_t n_active; /* requests that hold a reservation */
+	uint64_t lent_bytes; /* reserved here by requests of others: share.h */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_preloaded,
 		*st_refused, *st_ttft, *st_attends, *st_edits, *st_edit_tokens,
-		*st_ahead, *st_by_deadline, *st_late, *st_lookup;
+		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */

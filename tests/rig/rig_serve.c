@@ -62,6 +62,19 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 						     : 16u << 20),
 		(unsigned long long)(o->disk_bytes ? o->disk_bytes : 64u << 20),
 		o->max_requests ? o->max_requests : 64, persist[o->persist]);
+	if (o->share[0] && o->share[0][0])
+		fprintf(f, "share = %s\n", o->share[0]);
+	if (o->share[1])
+		fprintf(f,
+			"[tenant t1]\nuid = 1\nmemory = %llu\ndisk = %llu\n"
+			"sequences = 64\nsessions = 8\npersist = %s\n",
+			(unsigned long long)(o->memory_bytes ? o->memory_bytes
+							     : 16u << 20),
+			(unsigned long long)(o->disk_bytes ? o->disk_bytes
+							   : 64u << 20),
+			persist[o->persist]);
+	if (o->share[1] && o->share[1][0])
+		fprintf(f, "share = %s\n", o->share[1]);
 	ck_assert_int_eq(fclose(f), 0);
 	ck_assert_msg(!conf_load(path, &r->conf, err, sizeof(err)), "%s", err);
 	(void)unlink(path);

@@ -30,6 +30,8 @@ struct rig_serve_options {
 	uint32_t max_requests; /* 0: 64 */
 	uint32_t prefill_slice, max_batch; /* 0: 128, 64 */
 	enum conf_persist persist;
+	/* Not NULL: tenants t0 and t1, with these names to share by ("": none). */
+	const char *share[2];
 };
 /* Asserts. */
 struct rig_serve *rig_serve_open(struct rig_serve_options o);

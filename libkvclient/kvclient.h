@@ -254,6 +254,26 @@ int kvc_generate(struct kvc *c, const struct kvc_generate *g,
 int kvc_split(const char *text, size_t len, const char *separator,
 	      struct kvc_part *parts, uint32_t max);
 
+/*
+ * Which of a closed set of prompts to ask when, so that what they begin with alike is computed
+ * once: groups that share most, those first that give most tokens for those they compute. The
+ * first of a group should have ended before its others are asked; more groups may run
+ * beside it, as many as memory allows (KV_SQE_WAIT: the daemon sees to that).
+ */
+struct kvc_prompt {
+	const uint64_t *ids; /* [n] equal where parts (or tokens) are equal */
+	const uint32_t *n_tokens; /* [n] of each */
+	uint32_t n;
+	uint32_t n_out; /* tokens expected */
+};
+struct kvc_turn {
+	uint32_t prompt;
+	uint32_t first; /* the turn that begins its group */
+};
+/* turns [n]. Returns the number of groups, or -ENOMEM. Any thread. */
+int kvc_order(const struct kvc_prompt *prompts, uint32_t n,
+	      struct kvc_turn *turns);
+
 /* Compute a chunk once; id names it. Returns its tokens, or -errno. */
 int kvc_chunk_put(struct kvc *c, const char *model, const char *text,
 		  size_t len, uint64_t id[2]);

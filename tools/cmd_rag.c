@@ -23,6 +23,7 @@ struct rag {
 	struct kvc_generate g; /* what all requests share */
 	const char *stop[KV_MAX_STOP];
 	unsigned int n_jobs;
+	int batch; /* in the order that computes least */
 	json_t **lines;
 	size_t n_lines;
 	size_t n_asked, n_failed, n_known, n_right;
@@ -208,15 +209,133 @@ static int ask_all(struct rag *r)
 	return ret;
 }
 
+/* ---- all of them, in the order that computes least --------------------------------- */
+
+static uint64_t text_id(const char *s)
+{
+	uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+
+	while (*s)
+		h = (h ^ (unsigned char)*s++) * 0x100000001b3u;
+	return h;
+}
+
+/* Units of a line: what it begins with; bytes stand for tokens. */
+static void add_unit(struct kvc_prompt *p, uint64_t *ids, uint32_t *n,
+		     const char *text)
+{
+	ids[p->n] = text_id(text);
+	n[p->n++] = (uint32_t)strlen(text);
+}
+
+static int set_prompt(const struct rag *r, const json_t *o,
+		      struct kvc_prompt *p)
+{
+	const json_t *chunks = json_object_get(o, "chunks");
+	const size_t n = json_array_size(chunks) + 2;
+	uint64_t *ids = calloc(n, sizeof(*ids));
+	uint32_t *n_tokens = calloc(n, sizeof(*n_tokens));
+	size_t i;
+	json_t *c;
+
+	*p = (struct kvc_prompt){ .ids = ids,
+				  .n_tokens = n_tokens,
+				  .n_out = r->g.max_tokens };
+	if (!ids || !n_tokens)
+		return -ENOMEM;
+	if (text_of(o, "system"))
+		add_unit(p, ids, n_tokens, text_of(o, "system"));
+	json_array_foreach(chunks, i, c)
+		add_unit(p, ids, n_tokens, json_string_value(c));
+	add_unit(p, ids, n_tokens, text_of(o, "question"));
+	return 0;
+}
+
+static int set_order(struct rag *r, struct kvc_turn *turns)
+{
+	struct kvc_prompt *p = calloc(r->n_lines + 1, sizeof(*p));
+	int ret = p ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < r->n_lines && !ret; i++)
+		ret = set_prompt(r, r->lines[i], &p[i]);
+	if (!ret)
+		ret = kvc_order(p, (uint32_t)r->n_lines, turns);
+	if (ret >= 0)
+		fprintf(stderr, "%zu requests in %d groups\n", r->n_lines, ret);
+	for (size_t i = 0; p && i < r->n_lines; i++) {
+		free((void *)(uintptr_t)p[i].ids);
+		free((void *)(uintptr_t)p[i].n_tokens);
+	}
+	free(p);
+	return ret < 0 ? ret : 0;
+}
+
+/*
+ * Turns in order, n_jobs in flight; who is not first of its group waits for the first. All
+ * answers are kept, to come out in the order of the lines.
+ */
+static int ask_turns(struct rag *r, const struct kvc_turn *turns,
+		     struct kvc_gen **gens)
+{
+	size_t done = 0; /* turns whose end was awaited, in order */
+	int ret = 0;
+
+	for (size_t k = 0; k < r->n_lines && !ret; k++) {
+		const struct kvc_turn *t = &turns[k];
+		const size_t behind = k - done >= r->n_jobs ? k - r->n_jobs + 1
+							    : done;
+		const size_t need = t->first == k	 ? behind
+				    : t->first >= behind ? t->first + 1
+							 : behind;
+
+		for (; done < need; done++)
+			(void)kvc_generate_wait(r->c, gens[turns[done].prompt],
+						WAIT_MS);
+		ret = start(r, r->lines[t->prompt], &gens[t->prompt]);
+	}
+	return ret;
+}
+
+static int ask_batch(struct rag *r)
+{
+	struct kvc_turn *turns = calloc(r->n_lines + 1, sizeof(*turns));
+	struct kvc_gen **gens =
+		calloc(r->n_lines + 1, sizeof(struct kvc_gen *));
+	int ret = turns && gens ? set_order(r, turns) : -ENOMEM;
+
+	if (!ret)
+		ret = ask_turns(r, turns, gens);
+	for (size_t i = 0; gens && i < r->n_lines; i++)
+		if (gens[i])
+			finish(r, i, gens[i]); /* as it is by now */
+	free(turns);
+	free(gens);
+	return ret;
+}
+
 /* ---- the command ---------------------------------------------------------------------- */
 
-enum { O_MODEL = 256, O_MAX, O_STOP, O_JOBS, O_REPAIR, O_NO_REUSE, O_JSON };
+enum {
+	O_MODEL = 256,
+	O_MAX,
+	O_STOP,
+	O_JOBS,
+	O_REPAIR,
+	O_NO_REUSE,
+	O_JSON,
+	O_BATCH
+};
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },	 { "max-tokens", 1, NULL, O_MAX },
-	{ "stop", 1, NULL, O_STOP },	 { "jobs", 1, NULL, O_JOBS },
-	{ "repair", 1, NULL, O_REPAIR }, { "no-reuse", 0, NULL, O_NO_REUSE },
-	{ "json", 0, NULL, O_JSON },	 { NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },
+	{ "max-tokens", 1, NULL, O_MAX },
+	{ "stop", 1, NULL, O_STOP },
+	{ "jobs", 1, NULL, O_JOBS },
+	{ "repair", 1, NULL, O_REPAIR },
+	{ "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "batch", 0, NULL, O_BATCH },
+	{ "json", 0, NULL, O_JSON },
+	{ NULL, 0, NULL, 0 },
 };
 
 static int option(struct rag *r, int o)
@@ -240,6 +359,9 @@ static int option(struct rag *r, int o)
 		return cmd_repair(&r->g, optarg);
 	case O_NO_REUSE:
 		r->g.flags |= KV_GEN_NO_REUSE;
+		return 0;
+	case O_BATCH:
+		r->batch = 1;
 		return 0;
 	case O_JSON:
 		return 0;
@@ -277,7 +399,7 @@ static int rag(struct kvc *c, int argc, char **argv)
 	r.g.stop = r.stop;
 	ret = read_lines(&r, argv[optind]) ? EXIT_USAGE : EXIT_DONE;
 	if (ret == EXIT_DONE) {
-		const int err = ask_all(&r);
+		const int err = r.batch ? ask_batch(&r) : ask_all(&r);
 
 		if (err)
 			ret = cmd_fail("rag", err);
@@ -296,6 +418,7 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend|craft@PERCENT, craft --no-reuse",
+	"--repair first|random|blend|craft@PERCENT, craft --no-reuse"
+	" --batch (asked in the order that computes least)",
 	rag, 0
 };

@@ -15,7 +15,7 @@
 
 static struct rig_daemon *d;
 static char kvctl[PATH_MAX + 16];
-static char out[1 << 16];
+static char out[1 << 16], in_order[1 << 16];
 
 /* Run kvctl with args; its exit code, and what it printed in out. */
 static int run(const char *args)
@@ -105,6 +105,23 @@ START_TEST(rag_answers_line_by_line)
 		n++;
 	ck_assert_int_ge(n, 12);
 	ck_assert_ptr_nonnull(strstr(out, "\"repaired_tokens\":"));
+	/* in another order: the same answers, and in the order of the lines */
+	snprintf(cmd, sizeof(cmd),
+		 "rag --max-tokens 16 --stop '\n' %s/q.jsonl "
+		 "2>/dev/null | grep '^[0-9]*: '",
+		 d->dir);
+	ck_assert_int_eq(run(cmd), 0);
+	strcpy(in_order, out);
+	snprintf(cmd, sizeof(cmd),
+		 "rag --batch --max-tokens 16 --stop '\n' %s/q.jsonl "
+		 "2>/dev/null | grep '^[0-9]*: '",
+		 d->dir);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_str_eq(out, in_order);
+	snprintf(cmd, sizeof(cmd), "rag --batch --max-tokens 4 %s/q.jsonl",
+		 d->dir);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_ptr_nonnull(strstr(out, "12 requests in "));
 	snprintf(cmd, sizeof(cmd), "echo '{}' >> %s/q.jsonl", d->dir);
 	ck_assert_int_eq(system(cmd), 0);
 	snprintf(cmd, sizeof(cmd), "rag %s/q.jsonl", d->dir);

@@ -17,8 +17,6 @@ $(B)/obj/tests/unit/test_cuda_api.o: ALLC += $(if $(wildcard \
 # kernels: an image for the driver, in the binary. NVCC= builds without.
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard \
 	$(CUDA_HOME)/bin/nvcc))
-GPU_ARCHS := -gencode arch=compute_80,code=sm_80 -gencode \
-	arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80
 # the same for every SAN
 FATBIN := build/obj/kernels/gpu.fatbin
 # what this tree was built with last; written here and now, since .SECONDARY keeps
@@ -30,7 +28,11 @@ $(B)/obj/kernels/gpu_image.o: $(GPU_KIND) $(if $(NVCC),$(FATBIN))
 $(B)/obj/kernels/gpu_image.o: ALLC += $(if $(NVCC),-DKV_FATBIN='"$(FATBIN)"')
 $(FATBIN): kernels/gpu.cu $(wildcard kernels/*.cuh) kernels/gpu_args.h
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) -I. -O3 -fatbin --threads 2 $(GPU_ARCHS) -o $@ $<
+	$(Q)$(NVCC) -I. -O3 -fatbin --threads 2 \
+	-gencode arch=compute_80,code=sm_80 \
+	-gencode arch=compute_80,code=compute_80 \
+	$$($(NVCC) --version | grep -Eq 'release (1[2-9]|[2-9][0-9])' && \
+	echo -gencode arch=compute_90a,code=sm_90a) -o $@ $<
 
 gpu-check:
 	@NVCC="$(NVCC)" MAKE="$(MAKE)" tools/gpu-check.sh $(B)

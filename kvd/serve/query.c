@@ -111,6 +111,8 @@ static json_t *tenant_object(struct serve_tenant *t)
 
 	pager_info(t->pager, &i);
 	set_str(o, "name", t->conf->name);
+	if (t->conf->share[0])
+		set_str(o, "share", t->conf->share);
 	set_int(o, "memory_bytes", i.memory_bytes);
 	set_int(o, "mapped_bytes", i.mapped_bytes);
 	set_int(o, "pinned_bytes", i.pinned_bytes);

@@ -43,6 +43,7 @@ struct bench {
 	const char *daemon_conf, *model_conf; /* more lines for it, or NULL */
 	const char *tenant_conf; /* instead of disk = 2G, persist = no */
 	const char *mode; /* rag: full, prefix, chunks, all */
+	int kl; /* rag: divergence at the answer tokens too */
 	const char *file; /* rag: the questions */
 	const char *cuda; /* gpu: the driver's library; NULL: the system's */
 	struct bench_line *lines;
@@ -83,6 +84,12 @@ void bench_print_json(const struct bench *b);
 
 /* The p quantile (0..1, nearest rank) of v [n], which gets sorted; NAN of 0. */
 double bench_quantile(double *v, size_t n, double p);
+
+/* McNemar's exact test, two-sided: a was right where b was not so often, and the
+ * other way round. */
+double bench_mcnemar(uint32_t n_only_a, uint32_t n_only_b);
+/* KL divergence in nats of softmax(q [n]) from softmax(p [n]). */
+double bench_kl(const float *p, const float *q, uint32_t n);
 
 /* One of the things measured in turn. run() does it once and returns the
  * figure (a rate or a time), or a negative number when it failed. */

@@ -29,6 +29,9 @@
 #define N_DEFAULT   100u
 #define N_QUICK	    20u
 #define WAIT_MS	    60000
+#define MAX_MODES   64u
+#define MAX_FORCED  8u /* tokens of an answer that are looked at */
+#define MAX_LOGITS  8192u
 
 /* Beside these, a selector of repair and a percentage: blend@15. */
 static const char *const mode_names[] = { "full", "prefix", "chunks" };
@@ -67,6 +70,15 @@ struct rag {
 	double prime_s; /* to their first tokens, in all */
 	double floor_ms_per_token; /* 0: not known */
 	void (*report)(struct rag *r, double wall_s);
+	struct {
+		char name[32];
+		unsigned char *right; /* [n_items] */
+	} ran[MAX_MODES]; /* what others are compared with */
+	uint32_t n_ran;
+	float **first; /* --kl: logits of the first mode, [n_items * MAX_FORCED] */
+	const uint32_t
+		*forced; /* of the answer, behind the question; or NULL */
+	uint32_t n_forced;
 	struct tally t;
 };
 
@@ -152,7 +164,7 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 {
 	static const uint32_t stop[] = { NEWLINE };
 	const json_t *chunks = json_object_get(o, "chunks");
-	struct kvc_part parts[MAX_PARTS] = { 0 };
+	struct kvc_part parts[MAX_PARTS + 1] = { 0 };
 	uint32_t n = 0;
 	size_t i;
 	json_t *c;
@@ -180,6 +192,15 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 	};
 	parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
 					.text = text_of(o, "question") };
+	if (r->forced) {
+		g.flags |= KV_GEN_LOGITS;
+		g.n_logits = MAX_LOGITS;
+		g.max_tokens = 1;
+	}
+	if (r->n_forced)
+		parts[n++] = (struct kvc_part){ .kind = KV_PART_TOKENS,
+						.tokens = r->forced,
+						.n_tokens = r->n_forced };
 	g.n_parts = n;
 	return kvc_generate_start(r->c, &g, out);
 }
@@ -428,6 +449,102 @@ static int prime(struct rag *r)
 	return ret;
 }
 
+/* ---- modes against each other ---------------------------------------------- */
+
+static void compare(struct rag *r)
+{
+	unsigned char *right;
+
+	for (uint32_t k = 0; k < r->n_ran && !r->t.n_failed; k++) {
+		uint32_t n[2] = { 0 };
+
+		if (strcmp(r->ran[k].name, "chunks") != 0 &&
+		    strncmp(r->ran[k].name, "random", 6) != 0)
+			continue;
+		for (size_t i = 0; i < r->n_items; i++)
+			if (r->t.right[i] != r->ran[k].right[i])
+				n[r->t.right[i]]++;
+		bench_put(r->b, bench_mcnemar(n[0], n[1]), "p",
+			  "rag.%s.mcnemar_p.%s", r->name, r->ran[k].name);
+	}
+	right = malloc(r->n_items);
+	if (!right || r->n_ran == MAX_MODES || r->t.n_failed) {
+		free(right);
+		return;
+	}
+	memcpy(right, r->t.right, r->n_items);
+	memcpy(r->ran[r->n_ran].name, r->name, sizeof(r->name));
+	r->ran[r->n_ran++].right = right;
+}
+
+/* Logits behind n_forced tokens of the answer: kept, or compared with those. */
+static int diverge(struct rag *r, const json_t *o, float **first, double *kl)
+{
+	struct kvc_gen *g;
+	const float *x;
+	uint32_t n;
+	int ret = start_one(r, o, &g);
+
+	if (ret)
+		return ret;
+	ret = kvc_generate_wait(r->c, g, WAIT_MS);
+	x = kvc_gen_logits(g);
+	n = kvc_gen_n_logits(g);
+	if (ret >= 0 && (!x || n > MAX_LOGITS))
+		ret = -ENOTSUP;
+	if (ret >= 0 && *first) {
+		*kl += bench_kl(*first, x, n);
+	} else if (ret >= 0) {
+		*first = malloc(n * sizeof(**first));
+		if (*first)
+			memcpy(*first, x, n * sizeof(**first));
+		else
+			ret = -ENOMEM;
+	}
+	kvc_generate_free(r->c, g);
+	return ret < 0 ? ret : 0;
+}
+
+static int diverge_one(struct rag *r, size_t i, double *kl, size_t *n_all)
+{
+	const char *answer = text_of(r->items[i], "answer");
+	uint32_t tokens[MAX_FORCED];
+	int n = kvc_tokenize(r->c, NULL, answer, strlen(answer), tokens,
+			     MAX_FORCED);
+	int ret = 0;
+
+	if (n < 0)
+		return n;
+	n = KV_MIN(n, (int)MAX_FORCED);
+	r->forced = tokens;
+	for (r->n_forced = 0; (int)r->n_forced < n && !ret; r->n_forced++) {
+		ret = diverge(r, r->items[i],
+			      &r->first[i * MAX_FORCED + r->n_forced], kl);
+		(*n_all)++;
+	}
+	r->forced = NULL;
+	r->n_forced = 0;
+	return ret;
+}
+
+static int measure_kl(struct rag *r)
+{
+	double sum = 0;
+	size_t n_all = 0;
+	int ret = 0;
+
+	if (!r->first)
+		r->first = calloc(r->n_items * MAX_FORCED, sizeof(*r->first));
+	if (!r->first)
+		return -ENOMEM;
+	for (size_t i = 0; i < r->n_items && !ret; i++)
+		ret = diverge_one(r, i, &sum, &n_all);
+	if (!ret && n_all)
+		bench_put(r->b, sum / (double)n_all, "nats", "rag.%s.kl",
+			  r->name);
+	return ret;
+}
+
 /* On a daemon of its own, so that no mode finds what another has kept. */
 static int run_mode(struct rag *r)
 {
@@ -463,6 +580,13 @@ static int run_mode(struct rag *r)
 		(void)bench_fail(ret, "rag");
 	else
 		r->report(r, (double)(clock_ns() - t0) * 1e-9);
+	if (!ret && r->report == report)
+		compare(r);
+	if (!ret && r->b->kl && r->report == report) {
+		ret = measure_kl(r);
+		if (ret)
+			(void)bench_fail(ret, "rag: --kl");
+	}
 	if (!ret && r->t.n_failed)
 		ret = -EIO;
 	kvc_close(r->c);
@@ -579,6 +703,11 @@ int bench_rag(struct bench *b)
 			ret = run_mode(&r);
 		word += len + (word[len] == ',');
 	}
+	for (uint32_t i = 0; i < r.n_ran; i++)
+		free(r.ran[i].right);
+	for (size_t i = 0; r.first && i < r.n_items * MAX_FORCED; i++)
+		free(r.first[i]);
+	free(r.first);
 	free_items(&r);
 	return ret;
 }

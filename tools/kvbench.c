@@ -129,6 +129,10 @@ static const struct command {
 	  "rag.MODE.ttft_ratio             over the FLOPs of the computed\n"
 	  "                                tokens at rag.gemm_gflops\n"
 	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
+	  "rag.MODE.mcnemar_p.OTHER        of the exact matches; OTHER: chunks and\n"
+	  "                                random@PERCENT that ran before\n"
+	  "rag.MODE.kl                     --kl: nats from the first mode, mean over\n"
+	  "                                the tokens of the right answers\n"
 	  "MODE: full (nothing reused), prefix, chunks (reused anywhere),\n"
 	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
 	  "      SELECTOR: first, random, blend, craft (craft: by CFO);\n"
@@ -146,6 +150,7 @@ static const struct option options[] = {
 	{ "model", required_argument, NULL, 'm' },
 	{ "mode", required_argument, NULL, 'M' },
 	{ "jobs", required_argument, NULL, 'j' },
+	{ "kl", no_argument, NULL, 'K' },
 	{ "cuda", required_argument, NULL, 'C' },
 	{ 0 },
 };
@@ -169,6 +174,7 @@ static void usage(FILE *f)
 	      "  -n N           rag, zipf: the first N questions (100, 2000; quick 20, 60)\n"
 	      "  --jobs J       rag, zipf: requests in flight (1)\n"
 	      "  --cuda FILE    gpu: the driver's library (libcuda.so.1)\n"
+	      "  --kl           rag: KL divergence from full prefill, too\n"
 	      "  --help         this, or the lines of a subcommand\n",
 	      f);
 }
@@ -211,6 +217,9 @@ static int parse_options(struct bench *b, int argc, char **argv)
 			continue;
 		case 'q':
 			b->quick = 1;
+			continue;
+		case 'K':
+			b->kl = 1;
 			continue;
 		case 'd':
 			b->dir = optarg;

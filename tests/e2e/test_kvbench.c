@@ -393,6 +393,24 @@ START_TEST(rag_answers_in_every_mode_and_finds_moved_chunks)
 }
 END_TEST
 
+START_TEST(rag_compares_modes)
+{
+	static const char *const names[] = { "rag.chunks.kl", "rag.blend@30.kl",
+					     "rag.blend@30.mcnemar_p.chunks",
+					     "rag.blend@30.mcnemar_p.random@30",
+					     NULL };
+
+	ck_assert_int_eq(kvbench("rag --kl -n 12 --jobs 4 --mode "
+				 "full,chunks,random@30,blend@30,blend@100 "
+				 "tests/data/eval/rag-dev.jsonl"),
+			 0);
+	lines(names);
+	ck_assert(line("rag.blend@30.kl") < line("rag.chunks.kl"));
+	/* all of them again is the full prefill, bit for bit */
+	ck_assert_ptr_nonnull(strstr(out, "rag.blend@100.kl 0 nats"));
+}
+END_TEST
+
 START_TEST(rag_refuses_what_is_no_question)
 {
 	char path[] = "/tmp/test_kvbench.XXXXXX";
@@ -530,6 +548,7 @@ static Suite *suite(void)
 	tcase_add_test(t, ring_prints_its_lines);
 	tcase_add_test(t, decode_prints_its_lines);
 	tcase_add_test(t, rag_answers_in_every_mode_and_finds_moved_chunks);
+	tcase_add_test(t, rag_compares_modes);
 	tcase_add_test(t, rag_refuses_what_is_no_question);
 	tcase_add_test(t, an_interrupt_ends_the_daemon_and_leaves_nothing);
 	suite_add_tcase(s, t);

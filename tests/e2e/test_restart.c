@@ -40,7 +40,7 @@ static struct rig_daemon *start_recompute(const char *recompute,
 
 	snprintf(conf, sizeof(conf),
 		 "recompute = %s\n"
-		 "[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[model m]\npath = %s/models/rag-mini.gguf\ngate = no\n"
 		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 128M\n%s",
 		 recompute, rig_data_dir(), getuid(), persist);
 	d = rig_daemon_start(conf);

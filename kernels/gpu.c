@@ -1,57 +1,46 @@
 /*
  * gpu.c - launches of the CUDA kernels; see gpu.h
  */
-#include "kernels/gpu.h"
+#include "kernels/gpu_priv.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include "kernels/gpu_image.h"
 
-#define N_TYPES	    3
-#define N_DIMS	    4
 #define GRID_YZ_MAX 65535u
 
-/* Every instantiation, by name. */
-static const uint32_t dims[N_DIMS] = { 64, 96, 128, 256 };
-static const char *const attn_names[N_TYPES][N_DIMS] = {
-	{ "attn_f32_64", "attn_f32_96", "attn_f32_128", "attn_f32_256" },
-	{ "attn_f16_64", "attn_f16_96", "attn_f16_128", "attn_f16_256" },
-	{ "attn_bf16_64", "attn_bf16_96", "attn_bf16_128", "attn_bf16_256" },
+/* By enum gpu_kernel. */
+#define BY_DIM(name)  name "_64", name "_96", name "_128", name "_256"
+#define BY_TYPE(name) name "_f32", name "_f16", name "_bf16"
+static const char *const gpu_names[] = {
+	BY_DIM("attn_f32"),
+	BY_DIM("attn_f16"),
+	BY_DIM("attn_bf16"),
+	BY_TYPE("append"),
+	BY_TYPE("gather"),
+	BY_TYPE("from_f32_to"),
+	BY_TYPE("to_f32_from"),
+	BY_TYPE("deviation"),
+	"attn_merge",
+	"rmsnorm",
+	"rope",
+	"swiglu",
+	"add",
+	"move_runs",
+	"stream_read",
 };
-static const char *const append_names[N_TYPES] = { "append_f32", "append_f16",
-						   "append_bf16" };
-
-struct kern_gpu {
-	const struct cuda_api *cu;
-	cuda_handle module;
-	cuda_handle attn[N_TYPES][N_DIMS], append[N_TYPES];
-	cuda_handle merge, rmsnorm, rope, swiglu, read;
-};
+_Static_assert(sizeof(gpu_names) / sizeof(*gpu_names) == GPU_N_KERNELS,
+	       "a name for each kernel");
 
 /* ---- open, close ----------------------------------------------------------- */
 
-static int find(struct kern_gpu *g, cuda_handle *out, const char *name)
-{
-	return kern_errno(g->cu->module_function(out, g->module, name));
-}
-
 static int find_all(struct kern_gpu *g)
 {
-	int ret = find(g, &g->merge, "attn_merge");
+	int ret = 0;
 
-	for (int t = 0; t < N_TYPES && !ret; t++) {
-		ret = find(g, &g->append[t], append_names[t]);
-		for (int d = 0; d < N_DIMS && !ret; d++)
-			ret = find(g, &g->attn[t][d], attn_names[t][d]);
-	}
-	if (!ret)
-		ret = find(g, &g->rmsnorm, "rmsnorm");
-	if (!ret)
-		ret = find(g, &g->rope, "rope");
-	if (!ret)
-		ret = find(g, &g->swiglu, "swiglu");
-	if (!ret)
-		ret = find(g, &g->read, "stream_read");
+	for (int i = 0; i < GPU_N_KERNELS && !ret; i++)
+		ret = kern_errno(g->cu->module_function(&g->f[i], g->module,
+							gpu_names[i]));
 	return ret;
 }
 
@@ -131,44 +120,44 @@ int64_t kern_gpu_plan(const struct gpu_span *spans,
 
 /* ---- launches ---------------------------------------------------------------- */
 
-struct grid {
-	uint32_t x, y, z;
-};
-
-static int launch(struct kern_gpu *g, cuda_handle f, struct grid n,
-		  const void *args, cuda_stream st)
+int gpu_launch(struct kern_gpu *g, enum gpu_kernel k, struct gpu_grid n,
+	       const void *args, cuda_stream st)
 {
 	void *params[] = { (void *)(uintptr_t)args }; /* only read */
 
-	return kern_errno(g->cu->launch(f, n.x, n.y, n.z, GPU_THREADS, 1, 1, 0,
-					st, params, NULL));
+	return kern_errno(g->cu->launch(g->f[k], n.x, n.y, n.z, GPU_THREADS, 1,
+					1, 0, st, params, NULL));
 }
 
-/* Its row in the tables, or -EINVAL. */
-static int type_index(enum kern_type type)
+int gpu_of_type(enum gpu_kernel base, enum kern_type type)
 {
-	return type == KERN_F32	   ? 0
-	       : type == KERN_F16  ? 1
-	       : type == KERN_BF16 ? 2
+	return type == KERN_F32	   ? (int)base
+	       : type == KERN_F16  ? (int)base + 1
+	       : type == KERN_BF16 ? (int)base + 2
 				   : -EINVAL;
 }
 
-static int dim_index(uint32_t head_dim)
+/* The kernel of attention, or -EINVAL. */
+static int attn_of(enum kern_type type, uint32_t head_dim)
 {
-	for (int i = 0; i < N_DIMS; i++)
-		if (dims[i] == head_dim)
-			return i;
-	return -EINVAL;
+	const int t = gpu_of_type(0, type);
+	const int d = head_dim == 64	? 0
+		      : head_dim == 96	? 1
+		      : head_dim == 128 ? 2
+		      : head_dim == 256 ? 3
+					: -1;
+
+	return t < 0 || d < 0 ? -EINVAL : GK_ATTN_F32_64 + 4 * t + d;
 }
 
 int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st)
 {
-	const int t = type_index(type), d = dim_index(a->head_dim);
+	const int k = attn_of(type, a->head_dim);
 	uint32_t group;
 	int ret = 0;
 
-	if (t < 0 || d < 0 || !a->n_kv_heads || !a->n_heads ||
+	if (k < 0 || !a->n_kv_heads || !a->n_heads ||
 	    a->n_heads % a->n_kv_heads || a->n_heads > GRID_YZ_MAX ||
 	    a->flags & ~(GPU_ATTN_ADD | GPU_ATTN_FINISH))
 		return -EINVAL;
@@ -176,63 +165,13 @@ int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		return 0;
 	group = a->n_heads / a->n_kv_heads;
 	if (a->n_parts) /* a grid of 0 is an error of the driver's */
-		ret = launch(
-			g, g->attn[t][d],
-			(struct grid){ a->n_parts, a->n_kv_heads,
-				       (group + GPU_HEADS - 1) / GPU_HEADS },
-			a, st);
+		ret = gpu_launch(g, (enum gpu_kernel)k,
+				 (struct gpu_grid){ a->n_parts, a->n_kv_heads,
+						    (group + GPU_HEADS - 1) /
+							    GPU_HEADS },
+				 a, st);
 	if (ret)
 		return ret;
-	return launch(g, g->merge, (struct grid){ a->n_rows, a->n_heads, 1 }, a,
-		      st);
-}
-
-int kern_gpu_append(struct kern_gpu *g, enum kern_type type,
-		    const struct gpu_append *a, cuda_stream st)
-{
-	const int t = type_index(type);
-
-	if (t < 0 || !a->n_kv_heads || !a->head_dim)
-		return -EINVAL;
-	if (!a->n_rows)
-		return 0;
-	return launch(g, g->append[t], (struct grid){ a->n_rows, 1, 1 }, a, st);
-}
-
-int kern_gpu_rmsnorm(struct kern_gpu *g, const struct gpu_rmsnorm *a,
-		     cuda_stream st)
-{
-	if (!a->n)
-		return -EINVAL;
-	if (!a->n_rows)
-		return 0;
-	return launch(g, g->rmsnorm, (struct grid){ a->n_rows, 1, 1 }, a, st);
-}
-
-int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st)
-{
-	if ((a->kind != KERN_ROPE_INTERLEAVED && a->kind != KERN_ROPE_HALVES) ||
-	    a->n_rot % 2 || a->n_rot > a->head_dim || !a->n_heads)
-		return -EINVAL;
-	if (!a->n_rows)
-		return 0;
-	return launch(g, g->rope, (struct grid){ a->n_rows, 1, 1 }, a, st);
-}
-
-int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
-		    cuda_stream st)
-{
-	const uint64_t n = (a->n + GPU_THREADS - 1) / GPU_THREADS;
-
-	if (!a->n)
-		return 0;
-	return launch(g, g->swiglu,
-		      (struct grid){ n < 4096 ? (uint32_t)n : 4096, 1, 1 }, a,
-		      st);
-}
-
-int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
-		  uint32_t n_blocks, cuda_stream st)
-{
-	return launch(g, g->read, (struct grid){ n_blocks, 1, 1 }, a, st);
+	return gpu_launch(g, GK_MERGE,
+			  (struct gpu_grid){ a->n_rows, a->n_heads, 1 }, a, st);
 }

@@ -68,6 +68,22 @@ int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st);
 /* As kern_swiglu(); relative error 2e-6. */
 int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
 		    cuda_stream st);
+/* As kern_add(); the same bits. */
+int kern_gpu_add(struct kern_gpu *g, const struct gpu_add *a, cuda_stream st);
+/* As kern_from_f32() and kern_to_f32(), byte for byte but for which NaN it is; F32
+ * copies. src and dst do not overlap. */
+int kern_gpu_from_f32(struct kern_gpu *g, enum kern_type to,
+		      const struct gpu_convert *a, cuda_stream st);
+int kern_gpu_to_f32(struct kern_gpu *g, enum kern_type from,
+		    const struct gpu_convert *a, cuda_stream st);
+/* Rows idx[] of a table of the type into f32; exact. Who calls has checked idx. */
+int kern_gpu_gather(struct kern_gpu *g, enum kern_type type,
+		    const struct gpu_gather *a, cuda_stream st);
+/* memcpy() of all runs and heads; n_heads <= 65535. */
+int kern_gpu_move(struct kern_gpu *g, const struct gpu_move *a, cuda_stream st);
+/* Squared distance of rows of V from pages; relative error 1e-5. */
+int kern_gpu_deviation(struct kern_gpu *g, enum kern_type type,
+		       const struct gpu_deviation *a, cuda_stream st);
 /* Xor of all words, a part of it for each thread of n_blocks > 0: reads as fast as the
  * memory gives. */
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,

@@ -71,6 +71,43 @@ struct gpu_append {
 	uint32_t n_kv_heads, head_dim, n_rows, pad;
 };
 
+/*
+ * How far new rows of V are from what the pages hold: dev[r] = sum over heads and
+ * dimensions of (v - page)^2.
+ */
+struct gpu_deviation {
+	uint64_t v; /* f32 [n_rows][n_kv_heads][head_dim] */
+	uint64_t spans, at; /* as in struct gpu_append; only v is read */
+	uint64_t dev; /* f32 [n_rows] */
+	uint32_t n_kv_heads, head_dim, n_rows, pad;
+};
+
+/* Runs of bytes from page to page: of token rows, a run a layer and K or V. */
+struct gpu_move {
+	uint64_t runs; /* uint64_t [n_runs][2]: from, to, of kv head 0 */
+	uint64_t n_bytes; /* of one head, a multiple of 16, all aligned to it */
+	uint64_t src_head_bytes, dst_head_bytes;
+	uint32_t n_runs, n_heads;
+};
+
+/* Rows of a table, widened: embeddings, or the rows whose logits are wanted. */
+struct gpu_gather {
+	uint64_t table; /* [..][n] of the type */
+	uint64_t idx; /* uint32_t [n_rows] */
+	uint64_t y; /* f32 [n_rows][n] */
+	uint32_t n_rows, n;
+};
+
+struct gpu_convert {
+	uint64_t src, dst;
+	uint64_t n;
+};
+
+struct gpu_add {
+	uint64_t x, y; /* f32 [n]; y += x */
+	uint64_t n;
+};
+
 struct gpu_rmsnorm {
 	uint64_t x, w, y; /* f32 [n_rows][n], [n], [n_rows][n]; y may be x */
 	uint32_t n_rows, n;

@@ -25,6 +25,20 @@
 	X(append_bf16, gpu_append) \
 	X(append_f16, gpu_append) \
 	X(append_f32, gpu_append) \
+	X(gather_bf16, gpu_gather) \
+	X(gather_f16, gpu_gather) \
+	X(gather_f32, gpu_gather) \
+	X(from_f32_to_bf16, gpu_convert) \
+	X(from_f32_to_f16, gpu_convert) \
+	X(from_f32_to_f32, gpu_convert) \
+	X(to_f32_from_bf16, gpu_convert) \
+	X(to_f32_from_f16, gpu_convert) \
+	X(to_f32_from_f32, gpu_convert) \
+	X(deviation_bf16, gpu_deviation) \
+	X(deviation_f16, gpu_deviation) \
+	X(deviation_f32, gpu_deviation) \
+	X(move_runs, gpu_move) \
+	X(add, gpu_add) \
 	X(rmsnorm, gpu_rmsnorm) \
 	X(rope, gpu_rope) \
 	X(swiglu, gpu_swiglu) X(stream_read, gpu_read)

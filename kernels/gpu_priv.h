@@ -1,0 +1,51 @@
+/*
+ * gpu_priv.h - what the files of launches share: the kernels by number
+ */
+#ifndef KERNELS_GPU_PRIV_H
+#define KERNELS_GPU_PRIV_H
+
+#include "kernels/gpu.h"
+
+/* Of one kernel for each type that KV may have: in this order. */
+#define GPU_TYPES(name) GK_##name##_F32, GK_##name##_F16, GK_##name##_BF16
+#define GPU_DIMS(name) \
+	GK_##name##_64, GK_##name##_96, GK_##name##_128, GK_##name##_256
+
+/* The order is that of gpu_names[]. */
+enum gpu_kernel {
+	GPU_DIMS(ATTN_F32),
+	GPU_DIMS(ATTN_F16),
+	GPU_DIMS(ATTN_BF16),
+	GPU_TYPES(APPEND),
+	GPU_TYPES(GATHER),
+	GPU_TYPES(FROM_F32),
+	GPU_TYPES(TO_F32),
+	GPU_TYPES(DEVIATION),
+	GK_MERGE,
+	GK_RMSNORM,
+	GK_ROPE,
+	GK_SWIGLU,
+	GK_ADD,
+	GK_MOVE,
+	GK_READ,
+	GPU_N_KERNELS
+};
+
+struct kern_gpu {
+	const struct cuda_api *cu;
+	cuda_handle module;
+	cuda_handle f[GPU_N_KERNELS];
+};
+
+struct gpu_grid {
+	uint32_t x, y, z;
+};
+/* GPU_THREADS threads a block. */
+int gpu_launch(struct kern_gpu *g, enum gpu_kernel k, struct gpu_grid n,
+	       const void *args, cuda_stream st);
+/* base + 0 F32, 1 F16, 2 BF16; -EINVAL for others. */
+int gpu_of_type(enum gpu_kernel base, enum kern_type type);
+/* Blocks for n things, one a thread; some do several. */
+struct gpu_grid gpu_grid_of(uint64_t n);
+
+#endif

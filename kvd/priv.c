@@ -142,6 +142,8 @@ static void give_state(const struct conf *c, uid_t uid, gid_t gid)
 	give(c->state_dir, uid, gid);
 	(void)snprintf(path, sizeof(path), "%s/kvd.store", c->state_dir);
 	give(path, uid, gid);
+	(void)snprintf(path, sizeof(path), "%s/kvd.gates", c->state_dir);
+	give(path, uid, gid);
 }
 
 static int change_user(const struct conf *conf)

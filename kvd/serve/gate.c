@@ -5,12 +5,15 @@
 
 #include <errno.h>
 #include <math.h>
+#include <sodium.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
+#include "kvd/serve/verdict.h"
 
 #define MAX_CHUNKS 5u
 #define MAX_TOKENS 512u /* of a prompt */
@@ -65,7 +68,11 @@ struct gate {
 	struct loop_call next;
 	struct wait closed;
 	int closing, over;
-	struct stat *st_failed;
+	struct verdict found[CONF_MAX_MODELS]; /* to be kept */
+	uint32_t n_found, n_kept;
+	struct loop_work keep;
+	uint32_t n_keeping; /* by the worker: [n_kept, n_keeping) */
+	int keep_err;
 };
 
 const char *gate_name(const struct serve_model *m)
@@ -245,33 +252,146 @@ static int ask(struct gate *g)
 	return ret;
 }
 
+/* ---- kept across restarts ---------------------------------------------------------- */
+
+/* What is asked, and how: another question is another measurement. */
+static void how_measured(uint64_t how[2])
+{
+	const uint32_t n[] = { GATE_PERMILLE, MAX_TOKENS, MAX_CHUNKS };
+	crypto_generichash_state st;
+
+	crypto_generichash_init(&st, NULL, 0, 16);
+	crypto_generichash_update(&st, (const void *)n, sizeof(n));
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(prompts); i++) {
+		const struct prompt *p = &prompts[i];
+		const char *all[MAX_CHUNKS + 2] = { p->system, p->question };
+
+		memcpy(all + 2, p->chunks, sizeof(p->chunks));
+		for (uint32_t k = 0; k < KV_ARRAY_LEN(all); k++)
+			if (all[k])
+				crypto_generichash_update(&st,
+							  (const void *)all[k],
+							  strlen(all[k]) + 1);
+	}
+	crypto_generichash_final(&st, (unsigned char *)how, 16);
+}
+
+static void keep_next(struct gate *g);
+
+static void keep_run(struct loop_work *w)
+{
+	struct gate *g = container_of(w, struct gate, keep);
+
+	g->keep_err = verdict_keep(g->serve->conf->state_dir,
+				   g->found + g->n_kept,
+				   g->n_keeping - g->n_kept);
+}
+
+static void keep_done(struct loop_work *w)
+{
+	struct gate *g = container_of(w, struct gate, keep);
+
+	if (g->keep_err)
+		log_info("gate", "%s: not kept for the next start: %s",
+			 g->serve->conf->state_dir, strerror(-g->keep_err));
+	g->n_kept = g->n_keeping;
+	g->n_keeping = 0;
+	keep_next(g);
+}
+
+static void keep_next(struct gate *g)
+{
+	if (g->n_keeping || g->n_kept == g->n_found)
+		return;
+	g->n_keeping = g->n_found;
+	g->keep.run = keep_run;
+	g->keep.done = keep_done;
+	loop_work_start(g->serve->loop, &g->keep);
+}
+
+static void keep(struct gate *g, const struct serve_model *m)
+{
+	struct verdict *v = &g->found[g->n_found];
+
+	if (!isfinite(m->gate_error) || !isfinite(m->gate_plain_error))
+		return; /* it was not measured */
+	memcpy(v->model, m->id, sizeof(v->model));
+	how_measured(v->how);
+	v->plain = m->gate_plain_error;
+	v->blend = m->gate_error;
+	g->n_found++;
+	keep_next(g);
+}
+
 /* ---- models, one after the other --------------------------------------------------- */
+
+static struct stat *st_failed(void)
+{
+	return stat_get(STAT_COUNTER, "kvd_gate_failed_total",
+			"Models whose chunks are not reused", NULL, NULL, 1);
+}
+
+/* The errors are known, from now or (ms < 0) from before. */
+static enum gate_state judge_model(struct serve_model *m, double ms)
+{
+	char when[32] = "as measured before";
+
+	if (ms >= 0)
+		(void)snprintf(when, sizeof(when), "%.0f ms", ms);
+	if (m->gate_error <= GATE_BOUND) {
+		log_info("gate",
+			 "model %s: reuse is off by %.3g, with blend by %.3g "
+			 "(at most %.3g), %s",
+			 m->conf->name, m->gate_plain_error, m->gate_error,
+			 GATE_BOUND, when);
+		return GATE_PASSED;
+	}
+	log_warn("gate",
+		 "model %s: reuse is off by %.3g, with blend by %.3g, "
+		 "more than %.3g: chunks are computed in place, %s",
+		 m->conf->name, m->gate_plain_error, m->gate_error, GATE_BOUND,
+		 when);
+	stat_add(st_failed(), 1);
+	return GATE_FAILED;
+}
 
 static void judge(struct gate *g)
 {
 	struct serve_model *m = model_of(g);
-	const double ms = (double)(clock_ns() - g->begin_ns) * 1e-6;
-	const int ok = g->error[BLEND] <= GATE_BOUND;
 
 	m->gate_error = g->error[BLEND];
 	m->gate_plain_error = g->error[PLAIN];
-	if (ok) {
-		log_info("gate",
-			 "model %s: reuse is off by %.3g, with blend by %.3g "
-			 "(at most %.3g), %.0f ms",
-			 m->conf->name, g->error[PLAIN], g->error[BLEND],
-			 GATE_BOUND, ms);
-	} else {
-		log_warn("gate",
-			 "model %s: reuse is off by %.3g, with blend by %.3g, "
-			 "more than %.3g: chunks are computed in place",
-			 m->conf->name, g->error[PLAIN], g->error[BLEND],
-			 GATE_BOUND);
-		stat_add(g->st_failed, 1);
-	}
 	free(g->full);
 	g->full = NULL;
-	verdict(m, ok ? GATE_PASSED : GATE_FAILED);
+	keep(g, m);
+	verdict(m, judge_model(m, (double)(clock_ns() - g->begin_ns) * 1e-6));
+}
+
+/* Models that an earlier daemon measured need not be. */
+static void recall(struct serve *s)
+{
+	struct verdict list[VERDICT_MAX];
+	const int n = verdict_read(s->conf->state_dir, list);
+	uint64_t how[2];
+
+	if (n < 0 && n != -ENOENT)
+		log_warn("gate", "%s/" VERDICT_FILE ": %s: models are measured",
+			 s->conf->state_dir,
+			 n == -EINVAL ? "damaged" : strerror(-n));
+	how_measured(how);
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		struct serve_model *m = &s->models[i];
+
+		for (int k = 0; k < n && m->gate == GATE_PENDING; k++) {
+			if (memcmp(list[k].model, m->id, sizeof(m->id)) ||
+			    memcmp(list[k].how, how, sizeof(how)))
+				continue;
+			m->gate_error = list[k].blend;
+			m->gate_plain_error = list[k].plain;
+			m->gate_kept = 1;
+			m->gate = judge_model(m, -1);
+		}
+	}
 }
 
 static void session_closed(struct wait *w, int ret)
@@ -365,15 +485,14 @@ int gate_new(struct gate **out, struct serve *s)
 	struct gate *g;
 	int ret;
 
+	(void)st_failed(); /* it is shown, 0 too */
+	recall(s);
 	if (!memory_for(s))
 		return 0;
 	g = calloc(1, sizeof(*g));
 	if (!g)
 		return -ENOMEM;
 	g->serve = s;
-	g->st_failed = stat_get(STAT_COUNTER, "kvd_gate_failed_total",
-				"Models whose chunks are not reused", NULL,
-				NULL, 1);
 	g->next.run = turn;
 	list_init(&g->next.node);
 	accounts_init(&g->accounts, memory_for(s), 0);
@@ -402,7 +521,7 @@ void gate_free(struct gate *g)
 	g->serve->draining = 1;
 	if (!g->over)
 		close_all(g);
-	while (!g->over)
+	while (!g->over || g->n_keeping)
 		if (loop_turn(g->serve->loop, 10) < 0)
 			break;
 	list_del(&g->next.node);

@@ -11,6 +11,9 @@
  * must be at most GATE_BOUND with blend, or the model gets exact reuse only: prefixes are
  * found, but chunks and earlier versions are computed in place.
  *
+ * What was measured is kept for the next start (verdict.h), and not measured again while
+ * model, arithmetic and questions are the same.
+ *
  * The measurement is a tenant of its own, with its own memory (a few hundred tokens),
  * that nobody sees, through the same calls as any client. Requests with chunks wait for the
  * verdict; others do not. [model] gate = no: chunks are reused, unmeasured.

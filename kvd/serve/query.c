@@ -256,6 +256,7 @@ static void set_gate(json_t *o, const struct serve_model *m)
 	set_str(o, "reuse", m->gate == GATE_FAILED ? "prefixes" : "chunks");
 	if (m->gate <= GATE_PENDING)
 		return;
+	set_str(o, "gate_from", m->gate_kept ? "kept" : "measured");
 	json_object_set_new(o, "gate_error", json_real(m->gate_error));
 	json_object_set_new(o, "gate_plain_error",
 			    json_real(m->gate_plain_error));

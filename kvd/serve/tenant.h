@@ -41,6 +41,7 @@ struct serve_model {
 	} gate; /* gate.h */
 	struct list gate_waiting; /* gens: waiter.node, until it is known */
 	double gate_error, gate_plain_error;
+	int gate_kept; /* measured by an earlier daemon: verdict.h */
 };
 
 struct serve_tenant {

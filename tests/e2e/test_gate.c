@@ -161,6 +161,79 @@ START_TEST(it_is_told)
 }
 END_TEST
 
+static void wait_for(struct kvc *c, const char *from)
+{
+	char *json, word[64];
+
+	(void)ask(c, "noise", KV_PART_REUSE, KV_REPAIR_NONE);
+	(void)ask(c, "good", KV_PART_REUSE, KV_REPAIR_NONE);
+	ck_assert_int_ge(kvc_query(c, "models", "", &json), 0);
+	snprintf(word, sizeof(word), "\"gate_from\":\"%s\"", from);
+	ck_assert(says(json, "good", "\"gate\":\"passed\""));
+	ck_assert(says(json, "noise", "\"gate\":\"failed\""));
+	ck_assert(says(json, "good", word));
+	ck_assert(says(json, "noise", word));
+	free(json);
+}
+
+/* A file of the daemon's, changed in one byte. */
+static void damage(const char *name)
+{
+	char path[128];
+	FILE *f;
+	int byte;
+
+	snprintf(path, sizeof(path), "%s/state/%s", d->dir, name);
+	f = fopen(path, "r+");
+	ck_assert_ptr_nonnull(f);
+	ck_assert_int_eq(fseek(f, 60, SEEK_SET), 0);
+	byte = fgetc(f);
+	ck_assert_int_eq(fseek(f, 60, SEEK_SET), 0);
+	ck_assert_int_ge(fputc(byte ^ 4, f), 0);
+	ck_assert_int_eq(fclose(f), 0);
+}
+
+static void restart(void)
+{
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+}
+
+/* Nothing is measured again, and nothing believed that is not as it was written. */
+START_TEST(it_is_kept)
+{
+	struct kvc *c = rig_join(d->socket);
+	const struct answer before =
+		ask(c, "noise", KV_PART_REUSE, KV_REPAIR_NONE);
+	char *metrics, *log;
+
+	wait_for(c, "measured");
+	kvc_close(c);
+	restart();
+	c = rig_join(d->socket);
+	ck_assert_int_ge(kvc_query(c, "metrics", "", &metrics), 0);
+	ck_assert_ptr_nonnull(strstr(metrics, "\nkvd_gate_failed_total 1\n"));
+	ck_assert_ptr_nonnull(strstr(metrics, "\nkvd_steps_total 0\n"));
+	free(metrics);
+	ck_assert(same(ask(c, "noise", KV_PART_REUSE, KV_REPAIR_NONE), before));
+	wait_for(c, "kept");
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	damage("kvd.gates");
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	c = rig_join(d->socket);
+	wait_for(c, "measured");
+	log = rig_daemon_log(d);
+	ck_assert_ptr_nonnull(strstr(log, "kvd.gates: damaged"));
+	free(log);
+	kvc_close(c);
+	restart();
+	c = rig_join(d->socket);
+	wait_for(c, "kept");
+	kvc_close(c);
+}
+END_TEST
+
 /* Nobody hangs who waits for it. */
 START_TEST(it_may_stop_at_once)
 {
@@ -169,6 +242,10 @@ START_TEST(it_may_stop_at_once)
 	kvc_close(c);
 	ck_assert_int_eq(rig_daemon_stop(d), 0);
 	for (int i = 0; i < 10; i++) {
+		char path[128];
+
+		snprintf(path, sizeof(path), "%s/state/kvd.gates", d->dir);
+		(void)unlink(path);
 		ck_assert_int_eq(rig_daemon_restart(d), 0);
 		usleep((useconds_t)i * 5000);
 		ck_assert_int_eq(rig_daemon_stop(d), 0);
@@ -192,6 +269,7 @@ int main(void)
 	tcase_add_test(t, noise_is_not_reused);
 	tcase_add_test(t, a_trained_model_is);
 	tcase_add_test(t, it_is_told);
+	tcase_add_test(t, it_is_kept);
 	tcase_add_test(t, it_may_stop_at_once);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -118,6 +118,8 @@ enum {
 	X(ctx_set, "cuCtxSetCurrent", (cuda_handle ctx)) \
 	X(ctx_prio, "cuCtxGetStreamPriorityRange", (int *least, int *most)) \
 	X(mem_info, "cuMemGetInfo_v2", (size_t * n_free, size_t * total)) \
+	X(alloc, "cuMemAlloc_v2", (cuda_ptr * out, size_t n)) \
+	X(free, "cuMemFree_v2", (cuda_ptr at)) \
 	X(reserve, "cuMemAddressReserve", \
 	  (cuda_ptr * out, size_t n, size_t align, cuda_ptr at, \
 	   unsigned long long flags)) \

@@ -267,6 +267,36 @@ START_TEST(memory_is_counted)
 }
 END_TEST
 
+/* Usable at once, junk, counted; what is no allocation is not freed. */
+START_TEST(plain_memory)
+{
+	cuda_ptr at, other, mapped;
+	size_t n_free, total;
+	cuda_stream st;
+	cuda_mem mem;
+
+	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	mapped = map_one(&mem);
+	ck_assert_int_eq(api->alloc(&at, 5000), 0);
+	ck_assert_uint_eq(((unsigned char *)at)[4999], 0xcd);
+	ck_assert_int_eq(api->mem_info(&n_free, &total), 0);
+	ck_assert_uint_eq(n_free, (1 << 20) - PAGE - 5000);
+	ck_assert_int_eq(api->stream_new(&st, CUDA_STREAM_NON_BLOCKING, 0), 0);
+	ck_assert_int_eq(api->memset8(at, 3, 5000, st), 0);
+	ck_assert_int_eq(api->stream_sync(st), 0);
+	ck_assert_uint_eq(((unsigned char *)at)[4999], 3);
+	ck_assert_int_eq(api->alloc(&other, 0), CUDA_INVALID_VALUE);
+	ck_assert_int_eq(api->alloc(&other, 1 << 20), CUDA_OUT_OF_MEMORY);
+	ck_assert_int_eq(api->free(at + 16), CUDA_INVALID_VALUE);
+	ck_assert_int_eq(api->free(mapped), CUDA_INVALID_VALUE);
+	ck_assert_int_eq(api->free(at), 0);
+	ck_assert_int_eq(api->free(at), CUDA_INVALID_VALUE);
+	ck_assert_int_eq(api->stream_free(st), 0);
+	unmap_one(mapped, mem);
+	rig_cuda_close(api, &ctl);
+}
+END_TEST
+
 START_TEST(streams_are_late)
 {
 	cuda_stream a, b;
@@ -342,6 +372,7 @@ int main(void)
 	tcase_add_test(t, errors);
 	tcase_add_test(t, mapping_is_real);
 	tcase_add_test(t, memory_is_counted);
+	tcase_add_test(t, plain_memory);
 	tcase_add_test(t, streams_are_late);
 	tcase_add_test(t, unmapped_under_a_stream);
 	suite_add_tcase(s, t);

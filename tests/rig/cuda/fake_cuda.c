@@ -13,7 +13,6 @@
 #include "tests/rig/cuda/fake_priv.h"
 
 #define N_SYMBOLS 64
-#define JUNK	  0xcd
 
 struct fake fake = { .m = PTHREAD_MUTEX_INITIALIZER,
 		     .changed = PTHREAD_COND_INITIALIZER,
@@ -281,7 +280,7 @@ int cuMemGetInfo_v2(size_t *n_free, size_t *total)
 
 /* ---- ranges --------------------------------------------------------------- */
 
-static struct fake_range *range_new(struct fake_range *list)
+struct fake_range *fake_range_new(struct fake_range *list)
 {
 	for (int i = 0; i < FAKE_MAX; i++)
 		if (!list[i].used) {
@@ -364,7 +363,7 @@ int cuMemAddressReserve(cuda_ptr *out, size_t n, size_t align, cuda_ptr at,
 		return fake_leave(CUDA_INVALID_VALUE);
 	p = mmap(NULL, n, PROT_NONE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	r = p == MAP_FAILED ? NULL : range_new(fake.reserved);
+	r = p == MAP_FAILED ? NULL : fake_range_new(fake.reserved);
 	if (!r)
 		return fake_leave(CUDA_OUT_OF_MEMORY);
 	r->at = (uintptr_t)p;
@@ -421,7 +420,7 @@ static int fill(int fd, size_t n)
 
 	if (p == MAP_FAILED)
 		return -1;
-	memset(p, JUNK, n);
+	memset(p, FAKE_JUNK, n);
 	return munmap(p, n);
 }
 
@@ -509,7 +508,7 @@ int cuMemMap(cuda_ptr at, size_t n, size_t off, cuda_mem mem,
 	if (!m || !m->handles || off || flags || n != m->n ||
 	    overlaps(fake.maps, at, n) || !overlaps(fake.reserved, at, n))
 		return fake_leave(CUDA_INVALID_VALUE);
-	r = range_new(fake.maps);
+	r = fake_range_new(fake.maps);
 	if (!r)
 		return fake_leave(CUDA_OUT_OF_MEMORY);
 	if (mmap((void *)at, n, PROT_NONE, MAP_SHARED | MAP_FIXED, m->fd, 0) ==
@@ -633,7 +632,7 @@ static int pin(void *p, size_t n)
 
 	if (overlaps(fake.pinned, (uintptr_t)p, n))
 		return CUDA_HOST_MEMORY_ALREADY_REGISTERED;
-	r = range_new(fake.pinned);
+	r = fake_range_new(fake.pinned);
 	if (!r)
 		return CUDA_OUT_OF_MEMORY;
 	r->at = (uintptr_t)p;

@@ -11,7 +11,8 @@
 #include "kernels/cuda_api.h"
 #include "tests/rig/cuda/fake_cuda.h"
 
-#define FAKE_MAX 8192 /* handles, maps, ranges: each */
+#define FAKE_JUNK 0xcd /* what new device memory is full of */
+#define FAKE_MAX  8192 /* handles, maps, ranges: each */
 
 struct fake_mem { /* a handle's memory */
 	int used; /* this entry */
@@ -84,6 +85,8 @@ extern struct fake fake;
  * locked. */
 int fake_enter(const char *symbol);
 int fake_leave(int result);
+/* An unused entry of list, taken; NULL: there is none. */
+struct fake_range *fake_range_new(struct fake_range *list);
 /* The mapped range that holds at, or NULL. */
 struct fake_range *fake_map_of(uint64_t at);
 /* All of it mapped with access. */

@@ -5,8 +5,12 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <ucontext.h>
 #include "kernels/gpu_args.h"
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+	!defined(__x86_64__)
+#include <ucontext.h>
+#define EMU_UCONTEXT
+#endif
 
 #define STACK (64u << 10)
 
@@ -14,14 +18,74 @@ enum at { RUNS, AT_WARP, AT_BLOCK, ENDED };
 
 struct emu_dim threadIdx, blockIdx, gridDim;
 
+/* ---- contexts: ucontext where a sanitizer has to know of them, else 20 times faster */
+
+#ifdef EMU_UCONTEXT
+struct emu_ctx {
+	ucontext_t u;
+};
+
+static void switch_to(struct emu_ctx *from, struct emu_ctx *to)
+{
+	if (swapcontext(&from->u, &to->u))
+		abort();
+}
+
+static void ctx_init(struct emu_ctx *c, char *stack, void (*fn)(void))
+{
+	if (getcontext(&c->u))
+		abort();
+	c->u.uc_stack.ss_sp = stack;
+	c->u.uc_stack.ss_size = STACK;
+	c->u.uc_link = NULL;
+	makecontext(&c->u, fn, 0);
+}
+#else
+/* What a call must keep lies on the stack. */
+struct emu_ctx {
+	void *sp;
+};
+
+void emu_switch(void **from, void *to);
+__asm__(".text\n"
+	".hidden emu_switch\n"
+	".globl emu_switch\n"
+	".type emu_switch, @function\n"
+	"emu_switch:\n"
+	"	push %rbp\n	push %rbx\n"
+	"	push %r12\n	push %r13\n	push %r14\n	push %r15\n"
+	"	mov %rsp, (%rdi)\n"
+	"	mov %rsi, %rsp\n"
+	"	pop %r15\n	pop %r14\n	pop %r13\n	pop %r12\n"
+	"	pop %rbx\n	pop %rbp\n"
+	"	ret\n"
+	".size emu_switch, . - emu_switch\n");
+
+static void switch_to(struct emu_ctx *from, struct emu_ctx *to)
+{
+	emu_switch(&from->sp, to->sp);
+}
+
+/* The first switch returns into fn, which sees a stack as after a call. */
+static void ctx_init(struct emu_ctx *c, char *stack, void (*fn)(void))
+{
+	void **sp = (void **)(stack + STACK) - 8;
+
+	for (int i = 0; i < 8; i++)
+		sp[i] = NULL;
+	memcpy(&sp[6], &fn, sizeof(fn));
+	c->sp = sp;
+}
+#endif
+
 static struct {
-	ucontext_t ctx;
+	struct emu_ctx ctx;
 	enum at at;
 	int parity;
 } threads[GPU_THREADS];
 static char stacks[GPU_THREADS][STACK] __attribute__((aligned(64)));
 static float slots[2][GPU_THREADS];
-static ucontext_t scheduler;
+static struct emu_ctx scheduler;
 static uint32_t current;
 static void (*run_fn)(const void *);
 static const void *run_args;
@@ -31,8 +95,7 @@ static void stop_at(enum at at)
 	const uint32_t i = current;
 
 	threads[i].at = at;
-	if (swapcontext(&threads[i].ctx, &scheduler))
-		abort();
+	switch_to(&threads[i].ctx, &scheduler);
 }
 
 void emu_sync_warp(void)
@@ -85,16 +148,9 @@ static int ended(void)
 
 static void start(uint32_t i)
 {
-	ucontext_t *c = &threads[i].ctx;
-
 	threads[i].at = RUNS;
 	threads[i].parity = 0;
-	if (getcontext(c))
-		abort();
-	c->uc_stack.ss_sp = stacks[i];
-	c->uc_stack.ss_size = STACK;
-	c->uc_link = NULL;
-	makecontext(c, thread_main, 0);
+	ctx_init(&threads[i].ctx, stacks[i], thread_main);
 }
 
 static void run_block(void)
@@ -110,8 +166,7 @@ static void run_block(void)
 			current = i;
 			threadIdx.x = i;
 			any = 1;
-			if (swapcontext(&scheduler, &threads[i].ctx))
-				abort();
+			switch_to(&scheduler, &threads[i].ctx);
 		}
 		for (uint32_t w = 0; w < GPU_THREADS; w += 32)
 			any |= release(w, w + 32, AT_WARP);

@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api vmm_cuda copy gpu_kern gpu_elem)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem)
 
 $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)

@@ -84,6 +84,11 @@ struct cuda_access {
 	int flags; /* CUDA_PROT_READWRITE */
 };
 
+/* CUipcMemHandle, CUipcEventHandle: by value */
+struct cuda_ipc {
+	char bytes[64];
+};
+
 enum {
 	CUDA_LOCATION_DEVICE = 1,
 	CUDA_ALLOCATION_PINNED = 1,
@@ -94,10 +99,18 @@ enum {
 	CUDA_STREAM_NON_BLOCKING = 1,
 	CUDA_EVENT_BLOCKING_SYNC = 1,
 	CUDA_EVENT_DISABLE_TIMING = 2,
+	CUDA_EVENT_INTERPROCESS = 4,
+	CUDA_IPC_LAZY_PEER = 1,
 	CUDA_HOST_PORTABLE = 1,
+	CUDA_MANAGED_GLOBAL = 1,
+	CUDA_ADVISE_PREFERRED = 3,
+	CUDA_ADVISE_ACCESSED_BY = 5,
+	CUDA_CPU = -1, /* as a device */
 	CUDA_ATTR_N_SM = 16,
 	CUDA_ATTR_MAJOR = 75,
 	CUDA_ATTR_MINOR = 76,
+	CUDA_ATTR_MANAGED = 83, /* managed memory */
+	CUDA_ATTR_MANAGED_CONCURRENT = 89, /* while kernels run */
 	CUDA_ATTR_VMM = 102, /* virtual memory management */
 	CUDA_ATTR_POSIX_FD = 103, /* handles as file descriptors */
 };
@@ -120,6 +133,21 @@ enum {
 	X(mem_info, "cuMemGetInfo_v2", (size_t * n_free, size_t * total)) \
 	X(alloc, "cuMemAlloc_v2", (cuda_ptr * out, size_t n)) \
 	X(free, "cuMemFree_v2", (cuda_ptr at)) \
+	X(alloc_managed, "cuMemAllocManaged", \
+	  (cuda_ptr * out, size_t n, unsigned int flags)) \
+	X(advise, "cuMemAdvise", (cuda_ptr at, size_t n, int advice, int dev)) \
+	X(prefetch, "cuMemPrefetchAsync", \
+	  (cuda_ptr at, size_t n, int dev, cuda_stream st)) \
+	X(range_of, "cuMemGetAddressRange_v2", \
+	  (cuda_ptr * base, size_t * n, cuda_ptr at)) \
+	X(ipc_mem, "cuIpcGetMemHandle", (struct cuda_ipc * out, cuda_ptr at)) \
+	X(ipc_open, "cuIpcOpenMemHandle_v2", \
+	  (cuda_ptr * out, struct cuda_ipc h, unsigned int flags)) \
+	X(ipc_close, "cuIpcCloseMemHandle", (cuda_ptr at)) \
+	X(ipc_event, "cuIpcGetEventHandle", \
+	  (struct cuda_ipc * out, cuda_event e)) \
+	X(ipc_event_open, "cuIpcOpenEventHandle", \
+	  (cuda_event * out, struct cuda_ipc h)) \
 	X(reserve, "cuMemAddressReserve", \
 	  (cuda_ptr * out, size_t n, size_t align, cuda_ptr at, \
 	   unsigned long long flags)) \

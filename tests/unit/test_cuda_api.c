@@ -71,6 +71,22 @@ static_assert(
 	CUDA_ATTR_POSIX_FD ==
 		(int)CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
 	"");
+static_assert(sizeof(struct cuda_ipc) == sizeof(CUipcMemHandle), "");
+static_assert(sizeof(struct cuda_ipc) == sizeof(CUipcEventHandle), "");
+static_assert(CUDA_EVENT_INTERPROCESS == (int)CU_EVENT_INTERPROCESS, "");
+static_assert(CUDA_IPC_LAZY_PEER == (int)CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS,
+	      "");
+static_assert(CUDA_MANAGED_GLOBAL == (int)CU_MEM_ATTACH_GLOBAL, "");
+static_assert(CUDA_ADVISE_PREFERRED ==
+		      (int)CU_MEM_ADVISE_SET_PREFERRED_LOCATION,
+	      "");
+static_assert(CUDA_ADVISE_ACCESSED_BY == (int)CU_MEM_ADVISE_SET_ACCESSED_BY,
+	      "");
+static_assert(CUDA_CPU == (int)CU_DEVICE_CPU, "");
+static_assert(CUDA_ATTR_MANAGED == (int)CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY, "");
+static_assert(CUDA_ATTR_MANAGED_CONCURRENT ==
+		      (int)CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS,
+	      "");
 #define SAME(ours, theirs) \
 	static_assert((int)(ours) == (int)CUDA_ERROR_##theirs, #theirs)
 SAME(CUDA_INVALID_VALUE, INVALID_VALUE);

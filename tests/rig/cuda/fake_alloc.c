@@ -2,46 +2,68 @@
  * fake_alloc.c - plain device memory of the fake driver; see fake_cuda.h
  *
  * An allocation is a reserved range that is one map, usable at once, whose bytes are
- * junk. It counts as used, as reserved and as a map, so leaks are seen.
+ * junk. It counts as used, as reserved and as a map, so leaks are seen. Its
+ * memory is a file, so that another process can open it (fake_share.c). Managed
+ * memory is the same; what the host touches is not looked at.
  */
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "tests/rig/cuda/fake_priv.h"
 
-int cuMemAlloc_v2(cuda_ptr *out, size_t n);
-int cuMemAlloc_v2(cuda_ptr *out, size_t n)
+static int alloc(cuda_ptr *out, size_t n, int kind)
 {
-	const int err = fake_enter("cuMemAlloc_v2");
 	struct fake_range *map, *res;
-	char *p;
+	void *p;
+	int fd;
 
-	if (err)
-		return err;
 	if (!n)
-		return fake_leave(CUDA_INVALID_VALUE);
+		return CUDA_INVALID_VALUE;
 	if (fake.used + fake.others + n > fake.total)
-		return fake_leave(CUDA_OUT_OF_MEMORY);
-	p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		 -1, 0);
-	if (p == MAP_FAILED)
-		return fake_leave(CUDA_OUT_OF_MEMORY);
+		return CUDA_OUT_OF_MEMORY;
+	fd = fake_share_new(n, &p);
+	if (fd <= 0)
+		return CUDA_OUT_OF_MEMORY;
 	map = fake_range_new(fake.maps);
 	res = map ? fake_range_new(fake.reserved) : NULL;
 	if (!res) {
 		if (map)
 			map->used = 0;
 		munmap(p, n);
-		return fake_leave(CUDA_OUT_OF_MEMORY);
+		close(fd);
+		return CUDA_OUT_OF_MEMORY;
 	}
 	memset(p, FAKE_JUNK, n);
 	map->at = res->at = (uintptr_t)p;
 	map->n = res->n = n;
 	map->readable = 1;
+	map->fd = fd;
+	map->kind = kind;
 	fake.used += n;
 	fake.st.n_maps++;
 	fake.st.n_reserved++;
 	*out = (uintptr_t)p;
-	return fake_leave(CUDA_OK);
+	return CUDA_OK;
+}
+
+int cuMemAlloc_v2(cuda_ptr *out, size_t n);
+int cuMemAlloc_v2(cuda_ptr *out, size_t n)
+{
+	const int err = fake_enter("cuMemAlloc_v2");
+
+	return err ? err : fake_leave(alloc(out, n, FAKE_PLAIN));
+}
+
+int cuMemAllocManaged(cuda_ptr *out, size_t n, unsigned int flags);
+int cuMemAllocManaged(cuda_ptr *out, size_t n, unsigned int flags)
+{
+	const int err = fake_enter("cuMemAllocManaged");
+
+	if (err)
+		return err;
+	if (flags != CUDA_MANAGED_GLOBAL)
+		return fake_leave(CUDA_INVALID_VALUE);
+	return fake_leave(alloc(out, n, FAKE_MANAGED));
 }
 
 int cuMemFree_v2(cuda_ptr at);
@@ -54,16 +76,56 @@ int cuMemFree_v2(cuda_ptr at)
 		return err;
 	map = fake_map_of(at);
 	/* one of cuMemMap() has memory of a handle */
-	if (!map || map->mem || map->at != at)
+	if (!map || map->mem || map->at != at || map->kind == FAKE_OPENED)
 		return fake_leave(CUDA_INVALID_VALUE);
 	while (!res->used || res->at != at)
 		res++;
 	if (fake_in_use(at, map->n))
 		fake.st.n_violations++;
 	munmap((void *)at, map->n);
+	close(map->fd);
 	fake.used -= map->n;
 	fake.st.n_maps--;
 	fake.st.n_reserved--;
 	map->used = res->used = 0;
 	return fake_leave(CUDA_OK);
+}
+
+/* ---- managed memory ---------------------------------------------------------- */
+
+/* All of it in one allocation. */
+static int managed(cuda_ptr at, size_t n)
+{
+	const struct fake_range *r = fake_map_of(at);
+
+	return n && r && r->kind == FAKE_MANAGED && n <= r->n - (at - r->at);
+}
+
+int cuMemAdvise(cuda_ptr at, size_t n, int advice, int dev);
+int cuMemAdvise(cuda_ptr at, size_t n, int advice, int dev)
+{
+	const int err = fake_enter("cuMemAdvise");
+
+	if (err)
+		return err;
+	return fake_leave(!managed(at, n) || advice < 1 || advice > 6 ||
+					  (dev && dev != CUDA_CPU)
+				  ? CUDA_INVALID_VALUE
+				  : CUDA_OK);
+}
+
+int cuMemPrefetchAsync(cuda_ptr at, size_t n, int dev, cuda_stream st);
+int cuMemPrefetchAsync(cuda_ptr at, size_t n, int dev, cuda_stream st)
+{
+	const int err = fake_enter("cuMemPrefetchAsync");
+
+	if (err)
+		return err;
+	if (!managed(at, n))
+		return fake_leave(CUDA_INVALID_VALUE);
+	if (dev && dev != CUDA_CPU)
+		return fake_leave(CUDA_INVALID_DEVICE);
+	/* its bytes are where they were */
+	return fake_leave(fake_queue(
+		st, (struct fake_op){ .kind = OP_MOVE, .dev = at, .n = n }));
 }

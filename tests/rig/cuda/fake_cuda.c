@@ -12,7 +12,7 @@
 #include "io/base.h"
 #include "tests/rig/cuda/fake_priv.h"
 
-#define N_SYMBOLS 64
+#define N_SYMBOLS 128
 
 struct fake fake = { .m = PTHREAD_MUTEX_INITIALIZER,
 		     .changed = PTHREAD_COND_INITIALIZER,
@@ -411,7 +411,8 @@ static void mem_put(struct fake_mem *m)
 		return;
 	close(m->fd);
 	m->used = 0;
-	fake.used -= m->n;
+	if (!m->foreign)
+		fake.used -= m->n;
 }
 
 static int fill(int fd, size_t n)
@@ -602,6 +603,33 @@ int cuMemExportToShareableHandle(void *out, cuda_mem mem, int type,
 	return fake_leave(CUDA_OK);
 }
 
+/* What another process made. */
+static int import_foreign(cuda_mem *out, int fd, const struct stat *st)
+{
+	struct fake_mem *m = fake.mem;
+
+	if (!S_ISREG(st->st_mode) || st->st_size <= 0 ||
+	    (size_t)st->st_size % fake.granularity)
+		return CUDA_INVALID_VALUE;
+	while (m < fake.mem + FAKE_MAX && m->used)
+		m++;
+	if (m == fake.mem + FAKE_MAX)
+		return CUDA_OUT_OF_MEMORY;
+	*m = (struct fake_mem){ .used = 1,
+				.fd = dup(fd),
+				.n = (size_t)st->st_size,
+				.refs = 1,
+				.handles = 1,
+				.foreign = 1 };
+	if (m->fd < 0) {
+		m->used = 0;
+		return CUDA_OPERATING_SYSTEM;
+	}
+	fake.st.n_handles++;
+	*out = (uintptr_t)m;
+	return CUDA_OK;
+}
+
 int cuMemImportFromShareableHandle(cuda_mem *out, void *handle, int type);
 int cuMemImportFromShareableHandle(cuda_mem *out, void *handle, int type)
 {
@@ -621,7 +649,7 @@ int cuMemImportFromShareableHandle(cuda_mem *out, void *handle, int type)
 		*out = (uintptr_t)m;
 		return fake_leave(CUDA_OK);
 	}
-	return fake_leave(CUDA_INVALID_VALUE);
+	return fake_leave(import_foreign(out, (int)(intptr_t)handle, &want));
 }
 
 /* ---- host memory ---------------------------------------------------------- */

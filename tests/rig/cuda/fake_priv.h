@@ -20,6 +20,7 @@ struct fake_mem { /* a handle's memory */
 	size_t n;
 	uint32_t refs; /* handle, imports and maps */
 	uint32_t handles; /* of refs: those of the user */
+	int foreign; /* imported: another process made it */
 };
 
 struct fake_range { /* reserved, mapped or pinned */
@@ -28,11 +29,21 @@ struct fake_range { /* reserved, mapped or pinned */
 	size_t n;
 	struct fake_mem *mem;
 	int readable; /* access was set */
+	int fd; /* of cuMemAlloc(): its memory; else 0 */
+	enum { FAKE_PLAIN, FAKE_MANAGED, FAKE_OPENED } kind;
 };
 
 struct fake_op {
 	struct fake_op *next;
-	enum { OP_H2D, OP_D2H, OP_SET, OP_EVENT, OP_WAIT, OP_LAUNCH } kind;
+	enum {
+		OP_H2D,
+		OP_D2H,
+		OP_SET,
+		OP_MOVE,
+		OP_EVENT,
+		OP_WAIT,
+		OP_LAUNCH
+	} kind;
 	uint64_t dev; /* device range [dev, dev + n) */
 	void *host;
 	size_t n;
@@ -52,11 +63,17 @@ struct fake_stream {
 	int err; /* for its next events */
 };
 
+struct fake_event_state {
+	_Atomic uint64_t recorded; /* generations: queued */
+	_Atomic uint64_t done; /* and executed */
+	int err;
+};
+
 struct fake_event {
 	struct fake_event *next;
-	uint64_t recorded; /* generations: queued */
-	uint64_t done; /* and executed */
-	int err;
+	struct fake_event_state own, *s; /* s: own, or shared by processes */
+	int fd; /* of what is shared; else 0 */
+	int opened; /* another process made it */
 };
 
 struct fake {
@@ -68,6 +85,7 @@ struct fake {
 	struct fake_range reserved[FAKE_MAX], maps[FAKE_MAX], pinned[FAKE_MAX];
 	struct fake_stream *streams;
 	struct fake_event *events;
+	int n_shared_events;
 	struct fake_stats st;
 	int lost;
 	int held;
@@ -96,6 +114,12 @@ int fake_is_pinned(const void *p, size_t n);
 int fake_queue(struct fake_stream *s, struct fake_op op);
 /* Is something queued that uses [at, at + n)? */
 int fake_in_use(uint64_t at, size_t n);
+/* Until something changed; with shared events also now and then. */
+void fake_wait(void);
+struct fake_event *fake_event_new(void);
+void fake_event_free(struct fake_event *e);
+/* Memory that another process can open: its descriptor > 0, mapped at *out. */
+int fake_share_new(size_t n, void **out);
 /* Ends all streams, frees all events. */
 void fake_end_streams(void);
 

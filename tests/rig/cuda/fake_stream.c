@@ -43,6 +43,8 @@ static void execute(struct fake_stream *s, struct fake_op *op)
 	case OP_D2H:
 		memcpy(op->host, (const void *)op->dev, op->n);
 		break;
+	case OP_MOVE:
+		break;
 	default:
 		memset((void *)op->dev, op->value, op->n);
 	}
@@ -60,7 +62,7 @@ static int may_run(const struct fake_stream *s)
 	if (fake.held && !fake.steps && op->kind != OP_EVENT &&
 	    op->kind != OP_WAIT)
 		return 0;
-	return op->kind != OP_WAIT || op->event->done >= op->gen;
+	return op->kind != OP_WAIT || op->event->s->done >= op->gen;
 }
 
 static void run_first(struct fake_stream *s)
@@ -68,8 +70,8 @@ static void run_first(struct fake_stream *s)
 	struct fake_op *op = s->head;
 
 	if (op->kind == OP_EVENT) {
-		op->event->done = op->gen;
-		op->event->err = s->err;
+		op->event->s->done = op->gen;
+		op->event->s->err = s->err;
 		s->err = 0;
 	} else if (op->kind != OP_WAIT) {
 		if (fake.held && fake.steps)
@@ -95,7 +97,7 @@ static void *stream_main(void *arg)
 			pthread_mutex_unlock(&fake.m);
 			pthread_mutex_lock(&fake.m);
 		} else {
-			pthread_cond_wait(&fake.changed, &fake.m);
+			fake_wait();
 		}
 	}
 	pthread_mutex_unlock(&fake.m);
@@ -191,12 +193,8 @@ void fake_end_streams(void)
 	lose(CUDA_DEINITIALIZED);
 	while (fake.streams)
 		end_stream(fake.streams);
-	while (fake.events) {
-		struct fake_event *e = fake.events;
-
-		fake.events = e->next;
-		free(e);
-	}
+	while (fake.events)
+		fake_event_free(fake.events);
 	pthread_mutex_unlock(&fake.m);
 }
 
@@ -210,7 +208,7 @@ int cuStreamSynchronize(cuda_stream st)
 	if (err)
 		return err;
 	while (s->head)
-		pthread_cond_wait(&fake.changed, &fake.m);
+		fake_wait();
 	ret = fake.lost ? fake.lost : s->err;
 	s->err = 0;
 	return fake_leave(ret);
@@ -224,15 +222,20 @@ int cuEventCreate(cuda_event *out, unsigned int flags)
 	const int err = fake_enter("cuEventCreate");
 	struct fake_event *e;
 
-	(void)flags;
 	if (err)
 		return err;
-	e = calloc(1, sizeof(*e));
+	e = fake_event_new();
 	if (!e)
 		return fake_leave(CUDA_OUT_OF_MEMORY);
-	e->next = fake.events;
-	fake.events = e;
-	fake.st.n_events++;
+	if (flags & CUDA_EVENT_INTERPROCESS) {
+		e->fd = fake_share_new(sizeof(*e->s), (void **)&e->s);
+		if (e->fd <= 0) {
+			e->s = &e->own;
+			fake_event_free(e);
+			return fake_leave(CUDA_OUT_OF_MEMORY);
+		}
+		fake.n_shared_events++;
+	}
 	*out = e;
 	return fake_leave(CUDA_OK);
 }
@@ -241,18 +244,14 @@ int cuEventDestroy_v2(cuda_event e);
 int cuEventDestroy_v2(cuda_event e)
 {
 	const int err = fake_enter("cuEventDestroy_v2");
-	struct fake_event *ev = e, **at = &fake.events;
+	struct fake_event *ev = e;
 
 	if (err)
 		return err;
 	/* a stream still has it: on a device it would live on */
-	while (ev->done < ev->recorded)
-		pthread_cond_wait(&fake.changed, &fake.m);
-	while (*at != ev)
-		at = &(*at)->next;
-	*at = ev->next;
-	free(ev);
-	fake.st.n_events--;
+	while (!ev->opened && ev->s->done < ev->s->recorded)
+		fake_wait();
+	fake_event_free(ev);
 	return fake_leave(CUDA_OK);
 }
 
@@ -267,9 +266,9 @@ int cuEventRecord(cuda_event e, cuda_stream st)
 		return err;
 	ret = fake_queue(st, (struct fake_op){ .kind = OP_EVENT,
 					       .event = ev,
-					       .gen = ev->recorded + 1 });
+					       .gen = ev->s->recorded + 1 });
 	if (!ret)
-		ev->recorded++;
+		ev->s->recorded++;
 	return fake_leave(ret);
 }
 
@@ -285,7 +284,7 @@ int cuStreamWaitEvent(cuda_stream st, cuda_event e, unsigned int flags)
 	return fake_leave(
 		fake_queue(st, (struct fake_op){ .kind = OP_WAIT,
 						 .event = ev,
-						 .gen = ev->recorded }));
+						 .gen = ev->s->recorded }));
 }
 
 int cuEventQuery(cuda_event e);
@@ -296,7 +295,8 @@ int cuEventQuery(cuda_event e)
 
 	if (err)
 		return err;
-	return fake_leave(ev->done < ev->recorded ? CUDA_NOT_READY : ev->err);
+	return fake_leave(ev->s->done < ev->s->recorded ? CUDA_NOT_READY
+							: ev->s->err);
 }
 
 int cuEventSynchronize(cuda_event e);
@@ -307,9 +307,9 @@ int cuEventSynchronize(cuda_event e)
 
 	if (err)
 		return err;
-	while (ev->done < ev->recorded && !fake.lost)
-		pthread_cond_wait(&fake.changed, &fake.m);
-	return fake_leave(fake.lost ? fake.lost : ev->err);
+	while (ev->s->done < ev->s->recorded && !fake.lost)
+		fake_wait();
+	return fake_leave(fake.lost ? fake.lost : ev->s->err);
 }
 
 /* ---- copies ---------------------------------------------------------------- */

@@ -321,7 +321,7 @@ enum kv_repair {
 	KV_REPAIR_NONE = 0,
 	KV_REPAIR_FIRST = 1, /* the first of each chunk */
 	KV_REPAIR_RANDOM = 2,
-	KV_REPAIR_BLEND = 3, /* the largest deviation of V at layer 1 */
+	KV_REPAIR_BLEND = 3, /* the largest deviation at layer 1 */
 	KV_REPAIR_CRAFT = 4 /* variants of chunks; see kv_chunk_used */
 };
 #define KV_REPAIR_ALL	  1000u /* permille */

@@ -98,7 +98,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 
 /*
  * Layer 0: attention with the keys that are there; nothing is stored, as what the tokens
- * give at layer 0 is there already. Layer 1: how far V is off; and no further.
+ * give at layer 0 is there already. Layer 1: how far K and V are off; no further.
  */
 static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		      float *o)
@@ -106,9 +106,8 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 	struct batch *b = ctx;
 	struct repair_group *r = b->probe_group;
 
-	(void)k;
 	if (layer) {
-		repair_measure(b->probe, r, b->n_rows, v);
+		repair_measure(b->probe, r, b->n_rows, k, v);
 		return -ECANCELED;
 	}
 	b->items[0] = (struct attn_item){

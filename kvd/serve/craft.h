@@ -8,7 +8,7 @@
  *   FRESH  no variant fits: computed here, as if it were no chunk, and kept as a new one
  *   EXACT  a variant with the same before it, bit for bit: nothing is computed again
  *   INTER  another variant: the tokens with the largest inter-attention
- *   ALONE  only what was computed alone is there: the tokens whose V deviates most
+ *   ALONE  only what was computed alone is there: the tokens that deviate most
  *
  * How many: a fixed share; or by CFO, for each chunk; or as many as can be computed
  * while the chunks are read from disk, but CRAFT_LEAST of them at least.

@@ -92,7 +92,7 @@ struct map_id repair_id(struct map_id chunk, enum repair_kind kind,
 		char name[8];
 		struct map_id chunk;
 		uint32_t kind, permille;
-	} in = { "repair1", chunk, kind, permille };
+	} in = { "repair2", chunk, kind, permille };
 	struct map_id id;
 
 	crypto_generichash((unsigned char *)&id, sizeof(id),
@@ -315,41 +315,57 @@ uint32_t repair_rows(const struct gen *g, const struct gen_part *part,
 
 /* ---- the probe --------------------------------------------------------------------- */
 
-static float distance(const struct gen *g, const struct segment *s, uint32_t t,
-		      const float *v)
+/* Squared distance of fresh [dim] from what lies at from. */
+static float distance(const struct gen *g, const char *from, const float *fresh,
+		      uint32_t dim)
+{
+	float old[KERN_HEAD_DIM_MAX], sum = 0;
+
+	kern_to_f32(g->model->shape.type, from, old, dim);
+	for (uint32_t d = 0; d < dim; d++)
+		sum += (fresh[d] - old[d]) * (fresh[d] - old[d]);
+	return sum;
+}
+
+/* Over all heads, K and V; keys are compared as they lie there, rotated. */
+static float deviation(const struct gen *g, const struct segment *s, uint32_t t,
+		       const float *k, const float *v)
 {
 	const struct kv_layout *l = &s->layout;
 	const uint32_t dim = l->head_dim;
-	const char *from = segment_addr(s, 1, 1, t) +
-			   t % l->page_tokens * (size_t)dim * l->elem_bytes;
-	float old[KERN_HEAD_DIM_MAX], sum = 0;
+	const size_t head = layout_head_bytes(l);
+	const size_t in_page = t % l->page_tokens * (size_t)dim * l->elem_bytes;
+	const char *at[2] = { segment_addr(s, 1, 0, t) + in_page,
+			      segment_addr(s, 1, 1, t) + in_page };
+	const int64_t pos = s->pos0 + t;
+	float key[KERN_HEAD_DIM_MAX], sum = 0;
 
-	for (uint32_t h = 0; h < l->n_kv_heads; h++, v += dim) {
-		kern_to_f32(g->model->shape.type,
-			    from + h * layout_head_bytes(l), old, dim);
-		for (uint32_t d = 0; d < dim; d++)
-			sum += (v[d] - old[d]) * (v[d] - old[d]);
+	for (uint32_t h = 0; h < l->n_kv_heads; h++) {
+		kern_rope(&g->model->shape.rope, k + h * (size_t)dim, key, &pos,
+			  1, 1, dim);
+		sum += distance(g, at[0] + h * head, key, dim) +
+		       distance(g, at[1] + h * head, v + h * (size_t)dim, dim);
 	}
 	return sum;
 }
 
 void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
-		    const float *v)
+		    const float *k, const float *v)
 {
 	const struct kv_layout *l = &g->model->layout;
 	const size_t row = (size_t)l->n_kv_heads * l->head_dim;
 	uint32_t i = r->i_part;
 
-	for (uint32_t k = 0; k < n; k++) {
-		const uint32_t pos = r->first + r->n_probed + k;
+	for (uint32_t t = 0; t < n; t++) {
+		const uint32_t pos = r->first + r->n_probed + t;
 		const struct gen_part *p;
 
 		while (pos >= g->parts[i].first + g->parts[i].n)
 			i++;
 		p = &g->parts[i];
-		r->dev[r->n_probed + k] =
-			distance(g, g->seq.entries[p->i_entry].seg,
-				 p->from + pos - p->first, v + k * row);
+		r->dev[r->n_probed + t] = deviation(
+			g, g->seq.entries[p->i_entry].seg,
+			p->from + pos - p->first, k + t * row, v + t * row);
 	}
 }
 

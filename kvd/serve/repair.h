@@ -7,13 +7,14 @@
  *
  *   first   the first tokens of the chunk
  *   random  any tokens, by chunk and seed of nothing else: the control
- *   blend   the tokens whose V at layer 1 deviates most, squared L2 over all heads,
- *           from what the chunk has (CacheBlend, Yao et al. 2025, arXiv:2405.16444:
- *           one check layer, one top-k, the same tokens in all layers)
+ *   blend   the tokens whose K and V at layer 1 deviate most, squared L2 over all
+ *           heads, from what the chunk has (CacheBlend, Yao et al. 2025,
+ *           arXiv:2405.16444: one check layer, one top-k, the same tokens in all
+ *           layers; its authors' program looks at V only, which is worse here)
  *   craft   variants of chunks in company, see craft.h
  *
  * Blend needs a probe: all tokens of the chunk through layer 0 (whose K and V depend on
- * the tokens only) and V of layer 1, against the cache; nothing is stored. What is
+ * the tokens only) and K and V of layer 1, against the cache; nothing is stored. What is
  * chosen depends on the request alone, not on batches, slices or paging.
  */
 #ifndef KVD_SERVE_REPAIR_H
@@ -76,11 +77,11 @@ int repair_append(struct gen *g, struct gen_part *part);
 /* The group that must be probed before the gen can go on, or NULL. Loop thread. */
 struct repair_group *repair_next_probe(const struct gen *g);
 /*
- * Squared distance of v [n][kv_heads * head_dim] (f32, layer 1 of the group's next n
- * tokens) to the chunks', into dev. Engine thread.
+ * Squared distance of k (unrotated) and v [n][kv_heads * head_dim] (f32, layer 1 of the
+ * group's next n tokens) to the chunks', into dev. Engine thread.
  */
 void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
-		    const float *v);
+		    const float *k, const float *v);
 /* n more tokens were probed; with the last, choose. 0, -ENOMEM. Loop thread. */
 int repair_probed(struct gen *g, struct repair_group *r, uint32_t n);
 /* Rows to compute of the part from token off of it on: *off moves to the first;

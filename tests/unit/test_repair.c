@@ -1,11 +1,15 @@
 /*
- * test_repair.c - which tokens of a chunk are chosen
+ * test_repair.c - which tokens of a chunk are chosen, and how far they deviate
  */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include "kvd/serve/attn.h"
+#include "kvd/serve/gen.h"
 #include "kvd/serve/repair.h"
+#include "kvd/serve/tenant.h"
+#include "tests/rig/rig_mem.h"
 
 #define N 200
 
@@ -94,6 +98,111 @@ START_TEST(repairs_have_names)
 }
 END_TEST
 
+#define LAYERS	  2u
+#define TOKENS	  70u
+#define KV_ROW	  (3u * 64) /* three heads of 64 */
+#define CHANGED_K 33u
+#define CHANGED_V 66u
+
+static const struct attn_shape shape = { .type = KERN_F32,
+					 .n_heads = 3,
+					 .n_kv_heads = 3,
+					 .head_dim = 64,
+					 .scale = 0.125f,
+					 .rope = { .kind = KERN_ROPE_HALVES,
+						   .n_rot = 64,
+						   .theta = 10000,
+						   .scale = 1 } };
+
+/* K and V of both layers, k rotated for positions from 0 on. */
+static void write_chunk(struct seq *q, const float *k, const float *v)
+{
+	struct attn_scratch scratch;
+	struct attn_item it = { .shape = &shape,
+				.seq = q,
+				.n_rows = TOKENS,
+				.in = KERN_F32,
+				.k = k,
+				.v = v };
+
+	attn_scratch_init(&scratch);
+	for (uint32_t l = 0; l < LAYERS; l++)
+		ck_assert_int_eq(attn_layer(NULL, NULL, &scratch, &it, 1, l),
+				 0);
+	attn_scratch_fini(&scratch);
+}
+
+/* Somewhere else in a prompt: only what changed deviates, by as much as it did. */
+static void measure_at(struct gen *g, uint32_t first, float *k, float *v)
+{
+	float dev[TOKENS];
+	struct gen_part part = { .first = first, .n = TOKENS };
+	struct repair_group r = {
+		.n_parts = 1, .first = first, .n = TOKENS, .dev = dev
+	};
+
+	g->parts = &part;
+	g->n_parts = 1;
+	k[CHANGED_K * KV_ROW + 100] += 0.5f;
+	v[CHANGED_V * KV_ROW + 7] -= 2;
+	repair_measure(g, &r, 40, k, v); /* in two probes */
+	r.n_probed = 40;
+	repair_measure(g, &r, TOKENS - 40, k + 40 * KV_ROW, v + 40 * KV_ROW);
+	k[CHANGED_K * KV_ROW + 100] -= 0.5f;
+	v[CHANGED_V * KV_ROW + 7] += 2;
+	for (uint32_t t = 0; t < TOKENS; t++)
+		ck_assert_float_eq_tol(dev[t],
+				       t == CHANGED_K	? 0.25f
+				       : t == CHANGED_V ? 4
+							: 0,
+				       1e-5f);
+}
+
+START_TEST(deviation_is_of_k_and_v_wherever_they_stand)
+{
+	struct kv_layout l = { .n_layers = LAYERS,
+			       .n_kv_heads = 3,
+			       .head_dim = 64,
+			       .elem_bytes = 4,
+			       .page_tokens = 32 };
+	static float k[TOKENS * KV_ROW], v[TOKENS * KV_ROW];
+	struct serve_model model = { .shape = shape };
+	struct gen *g = calloc(1, sizeof(*g));
+	struct segment_pool *pool;
+	struct page_run run;
+	struct seq_copy copy;
+	struct rig_mem *mem;
+
+	kern_init(KERN_ISA_AMX);
+	mem = rig_mem_open((struct rig_mem_options){ .memory_bytes = 16 << 20,
+						     .disk_bytes = 16 << 20 });
+	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 16 << 20), 0);
+	ck_assert_int_eq(kv_layout_init(&l), 0);
+	ck_assert_ptr_nonnull(g);
+	model.layout = l;
+	g->model = &model;
+	seq_init(&g->seq, pool, &l, 1024);
+	ck_assert_int_eq(seq_grow(&g->seq, TOKENS, 0, &copy), 0);
+	ck_assert_uint_eq(seq_runs(&g->seq, 0, TOKENS, UINT32_MAX, &run, 1), 1);
+	run.flags = PAGE_WRITE;
+	ck_assert_int_eq(pager_reserve(mem->pager, run.n * l.page_bytes), 0);
+	ck_assert_int_eq(rig_mem_want(mem, &run, 1), 0);
+	for (uint32_t i = 0; i < TOKENS * KV_ROW; i++) {
+		k[i] = (float)(rand_r(&seed) % 2000) * 1e-3f - 1;
+		v[i] = (float)(rand_r(&seed) % 2000) * 1e-3f - 1;
+	}
+	write_chunk(&g->seq, k, v);
+	measure_at(g, 0, k, v);
+	measure_at(g, 1234, k, v);
+	page_unpin(mem->pager, &run, 1);
+	pager_unreserve(mem->pager, run.n * l.page_bytes);
+	seq_fini(&g->seq);
+	free(g);
+	segment_pool_free(pool);
+	rig_mem_close(mem);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("repair");
@@ -108,6 +217,7 @@ int main(void)
 	tcase_add_test(t, the_largest_are_chosen);
 	tcase_add_test(t, random_is_the_same_and_even);
 	tcase_add_test(t, repairs_have_names);
+	tcase_add_test(t, deviation_is_of_k_and_v_wherever_they_stand);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm)
 
 $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)
@@ -11,7 +11,7 @@ $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 $(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_kvbench check-built: | $(FAKE_CUDA)
 
 # the toolkit's declarations, where there are any, to compare ours with
-$(B)/obj/tests/unit/test_cuda_api.o: ALLC += $(if $(wildcard \
+$(B)/obj/tests/unit/test_cuda_api.o $(B)/obj/tests/unit/test_gpu_gemm.o: ALLC += $(if $(wildcard \
 	$(CUDA_HOME)/include/cuda.h),-isystem $(CUDA_HOME)/include)
 
 # kernels: an image for the driver, in the binary. NVCC= builds without.

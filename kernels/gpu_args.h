@@ -103,6 +103,17 @@ struct gpu_convert {
 	uint64_t n;
 };
 
+#define GPU_GEMM_ADD 1u /* y += x W^T: one f32 add after the whole sum */
+
+/* y[n_rows][n_out] = x[n_rows][n_in] W[n_out][n_in]^T */
+struct gpu_gemm {
+	uint64_t x, w; /* of the type */
+	uint64_t y; /* f32 */
+	uint64_t x_stride, y_stride; /* elements from row to row */
+	uint32_t n_rows, n_out, n_in;
+	uint32_t flags; /* GPU_GEMM_* */
+};
+
 struct gpu_add {
 	uint64_t x, y; /* f32 [n]; y += x */
 	uint64_t n;

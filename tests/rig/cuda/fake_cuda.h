@@ -57,6 +57,8 @@ struct fake_stats {
 	X(step, void, (uint32_t n)) \
 	/* Queue a "kernel" that writes value to [at, at + n). */ \
 	X(kernel, int, (void *st, uint64_t at, size_t n, unsigned char value)) \
+	/* Handles, plans and the like of fake_cublas.c that were not freed. */ \
+	X(cublas_objects, int, (void)) \
 	/* Memory that others have taken. */ \
 	X(others, void, (uint64_t n)) \
 	X(stats, void, (struct fake_stats * out))

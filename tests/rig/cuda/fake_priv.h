@@ -52,7 +52,7 @@ struct fake_op {
 	uint64_t gen; /* of the event */
 	void (*fn)(const void *args); /* LAUNCH: a kernel of gpu.cu */
 	char args[256];
-	uint32_t grid[3];
+	uint32_t grid[3]; /* 0: fn is no kernel, and is called once */
 };
 
 struct fake_stream {

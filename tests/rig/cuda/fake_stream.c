@@ -27,9 +27,15 @@ static void execute(struct fake_stream *s, struct fake_op *op)
 		return;
 	}
 	if (op->kind == OP_LAUNCH) {
-		emu_run(op->fn, op->args,
-			(struct emu_dim){ op->grid[0], op->grid[1],
-					  op->grid[2] });
+		/* it stays in the queue; others may call meanwhile */
+		pthread_mutex_unlock(&fake.m);
+		if (op->grid[0])
+			emu_run(op->fn, op->args,
+				(struct emu_dim){ op->grid[0], op->grid[1],
+						  op->grid[2] });
+		else
+			op->fn(op->args);
+		pthread_mutex_lock(&fake.m);
 		return;
 	}
 	if (!fake_usable(op->dev, op->n)) {

@@ -3,6 +3,7 @@
  */
 #include "tests/rig/cuda/gpu_emu.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include "kernels/gpu_args.h"
@@ -183,6 +184,9 @@ static void run_block(void)
 void emu_run(void (*fn)(const void *args), const void *args,
 	     struct emu_dim grid)
 {
+	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+
+	pthread_mutex_lock(&one); /* of all streams */
 	run_fn = fn;
 	run_args = args;
 	gridDim = grid;
@@ -190,4 +194,5 @@ void emu_run(void (*fn)(const void *args), const void *args,
 		for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
 			for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++)
 				run_block();
+	pthread_mutex_unlock(&one);
 }

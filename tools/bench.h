@@ -55,6 +55,7 @@ int bench_ring(struct bench *b);
 int bench_attention(struct bench *b);
 int bench_linear(struct bench *b);
 int bench_paging(struct bench *b);
+int bench_io(struct bench *b);
 int bench_store(struct bench *b);
 int bench_decode(struct bench *b);
 int bench_start(struct bench *b);

@@ -11,10 +11,10 @@
  * a single system call would kill.
  */
 #include "tools/bench.h"
+#include "tools/bench_raw.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <liburing.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,6 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,163 +30,7 @@
 #include "kvd/mem/stores.h"
 
 #define BLOCK_BYTES (2u << 20) /* that of a 1B-class model */
-#define DEPTH	    16u
 #define N_RESIDENT  200000u
-
-/* So many in flight: 8 MiB of them, or DEPTH. */
-static uint32_t depth_of(size_t block)
-{
-	return (uint32_t)KV_MIN(KV_MAX((8u << 20) / block, 2u), DEPTH);
-}
-
-/* The i-th block to read: all n of them once, far apart, as those of segments lie. */
-static uint32_t scattered(uint32_t i, uint32_t n)
-{
-	uint32_t stride = n * 5 / 8 | 1, a = n, b = stride;
-
-	while (b) { /* gcd */
-		const uint32_t c = a % b;
-
-		a = b;
-		b = c;
-		if (!b && a != 1) { /* the next stride */
-			stride += 2;
-			a = n;
-			b = stride;
-		}
-	}
-	return (uint32_t)((uint64_t)i * stride % n);
-}
-
-/* ---- raw ---------------------------------------------------------------- */
-
-struct raw {
-	struct io_uring ring;
-	int fd;
-	/*
-	 * [n_bufs][block]: as much as the pager has memory. A small buffer stays in
-	 * the CPU's cache, which what is read to be kept cannot.
-	 */
-	char *buf;
-	size_t block;
-	uint32_t n_blocks, n_bufs, depth;
-};
-
-static int raw_submit(struct raw *r, uint32_t block, uint32_t slot, int write)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
-	char *buf = r->buf + (size_t)(block % r->n_bufs) * r->block;
-	const uint64_t off = scattered(block, r->n_blocks) * r->block;
-
-	if (!sqe)
-		return -EBUSY;
-	if (write)
-		io_uring_prep_write(sqe, r->fd, buf, (unsigned)r->block, off);
-	else
-		io_uring_prep_read(sqe, r->fd, buf, (unsigned)r->block, off);
-	io_uring_sqe_set_data64(sqe, slot);
-	return 0;
-}
-
-/* Through the whole file, r->depth in flight; seconds, negative when it failed. */
-static double raw_pass(struct raw *r, int write)
-{
-	const uint64_t t0 = clock_ns();
-	uint32_t next = 0, n_done = 0;
-
-	while (next < KV_MIN(r->depth, r->n_blocks)) {
-		if (raw_submit(r, next, next, write))
-			return -1;
-		next++;
-	}
-	while (n_done < r->n_blocks) {
-		struct io_uring_cqe *cqe;
-		uint32_t slot;
-
-		if (io_uring_submit_and_wait(&r->ring, 1) < 0 ||
-		    io_uring_peek_cqe(&r->ring, &cqe))
-			return -1;
-		do {
-			slot = (uint32_t)cqe->user_data;
-			if (cqe->res != (int)r->block)
-				return -1;
-			io_uring_cqe_seen(&r->ring, cqe);
-			n_done++;
-			if (next < r->n_blocks &&
-			    raw_submit(r, next++, slot, write))
-				return -1;
-		} while (!io_uring_peek_cqe(&r->ring, &cqe));
-	}
-	return (double)(clock_ns() - t0) * 1e-9;
-}
-
-static double raw_gb_s(struct raw *r, int write)
-{
-	const double s = raw_pass(r, write);
-
-	return s < 0 ? s : (double)r->n_blocks * (double)r->block * 1e-9 / s;
-}
-
-static double raw_read_run(void *arg)
-{
-	return raw_gb_s(arg, 0);
-}
-
-static double raw_write_run(void *arg)
-{
-	return raw_gb_s(arg, 1);
-}
-
-static void raw_fini(struct raw *r)
-{
-	io_uring_queue_exit(&r->ring);
-	(void)close(r->fd); /* unlinked: nothing is lost */
-	free(r->buf);
-}
-
-static int raw_open(const char *dir)
-{
-	char path[4096];
-	int fd;
-
-	if ((size_t)snprintf(path, sizeof(path), "%s/kvbench.raw.%d", dir,
-			     getpid()) >= sizeof(path))
-		return -ENAMETOOLONG;
-	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_DIRECT | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return -errno;
-	(void)unlink(path);
-	return fd;
-}
-
-static int raw_init(struct raw *r, const char *dir, size_t block,
-		    uint64_t n_bytes)
-{
-	int ret;
-
-	*r = (struct raw){ .block = block,
-			   .n_blocks = (uint32_t)(n_bytes / block),
-			   .depth = depth_of(block) };
-	r->fd = raw_open(dir);
-	if (r->fd < 0)
-		return r->fd;
-	r->n_bufs = KV_MAX(r->n_blocks / 4, r->depth);
-	r->buf = aligned_alloc(2u << 20, (size_t)r->n_bufs * r->block);
-	ret = r->buf ? io_uring_queue_init(r->depth, &r->ring, 0) : -ENOMEM;
-	if (ret) {
-		free(r->buf);
-		(void)close(r->fd);
-		return ret;
-	}
-	(void)madvise(r->buf, (size_t)r->n_bufs * r->block, MADV_HUGEPAGE);
-	bench_fill_f32((float *)r->buf, r->n_bufs * r->block / sizeof(float));
-	if (posix_fallocate(r->fd, 0, (off_t)(r->n_blocks * r->block)) ||
-	    raw_pass(r, 1) < 0) {
-		raw_fini(r);
-		return -ENOSPC;
-	}
-	return 0;
-}
 
 /* ---- the pager ---------------------------------------------------------- */
 
@@ -205,7 +48,7 @@ struct paging {
 	struct pager *pager;
 	struct range *range;
 	struct loop_call starter;
-	struct slot slots[4 * DEPTH];
+	struct slot slots[4 * RAW_DEPTH];
 	size_t page_bytes;
 	int huge; /* 1: folios where they can be had */
 	int huge_dir;
@@ -272,8 +115,8 @@ static void start_wants(struct loop_call *c)
 		while (!s->busy && p->next < p->n_pages && !p->err) {
 			*s = (struct slot){ .p = p, .busy = 1 };
 			s->run = (struct page_run){
-				p->range, scattered(p->next++, p->n_pages), 1,
-				p->flags
+				p->range, raw_scattered(p->next++, p->n_pages),
+				1, p->flags
 			};
 			s->want.wait.done = want_told;
 			s->want.runs = &s->run;
@@ -392,7 +235,7 @@ static int paging_init(struct paging *p, const char *dir, size_t page_bytes,
 		return ret;
 	p->page_bytes = page_bytes;
 	p->n_pages = (uint32_t)(n_bytes / page_bytes);
-	p->depth = 4 * depth_of(page_bytes);
+	p->depth = 4 * raw_depth(page_bytes);
 	p->starter.run = start_wants;
 	list_init(&p->starter.node);
 	loop_set_spin(p->loop, 20000);
@@ -443,7 +286,7 @@ static int resident_is_quiet(struct paging *p, uint32_t i)
 
 static int resident(struct bench *b, struct paging *p)
 {
-	const uint32_t i = scattered(p->n_pages - 1, p->n_pages);
+	const uint32_t i = raw_scattered(p->n_pages - 1, p->n_pages);
 	uint64_t t0;
 
 	if (touch_resident(p, i, 1))
@@ -494,16 +337,6 @@ static int measure(struct bench *b, struct raw *r, struct paging *p)
 
 /* ---- restore: the shapes of frames against each other --------------------- */
 
-/* CPU seconds of this process, kernel and its workers included. */
-static double cpu_s(void)
-{
-	struct rusage u;
-
-	(void)getrusage(RUSAGE_SELF, &u); /* cannot fail */
-	return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-	       (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
-}
-
 struct restore {
 	struct paging p;
 	double cpu_s, gb; /* of all passes */
@@ -512,10 +345,10 @@ struct restore {
 static double restore_run(void *arg)
 {
 	struct restore *r = arg;
-	const double before = cpu_s();
+	const double before = raw_cpu_s();
 	const double gb_s = page_in_run(&r->p);
 
-	r->cpu_s += cpu_s() - before;
+	r->cpu_s += raw_cpu_s() - before;
 	r->gb += (double)r->p.n_read * (double)r->p.page_bytes * 1e-9;
 	return gb_s;
 }
@@ -535,9 +368,9 @@ static double mmap_run(void *arg)
 	t0 = clock_ns();
 	for (uint32_t i = 0; i < r->n_blocks; i++)
 		for (size_t k = 0; k < r->block; k += 4096)
-			sum = (char)(sum +
-				     at[scattered(i, r->n_blocks) * r->block +
-					k]);
+			sum = (char)(sum + at[raw_scattered(i, r->n_blocks) *
+						      r->block +
+					      k]);
 	t0 = clock_ns() - t0;
 	(void)munmap((void *)at, n);
 	return (double)n / (double)t0;
@@ -576,9 +409,12 @@ static int restore_shape(struct bench *b, struct raw *r, size_t page_bytes,
 		bench_put(b, bench_ratio(&out[1], &out[0]), "x",
 			  "paging.write%s.raw_ratio", beside);
 	}
-	if (!ret && !beside[0])
+	if (!ret && !beside[0]) {
 		bench_put(b, bench_ratio(&in[1], &in[2]), "x",
 			  "paging.restore.mmap_ratio");
+		bench_put(b, bench_ratio(&in[0], &in[2]), "x",
+			  "paging.raw.mmap_ratio");
+	}
 	pager_unreserve(x.p.pager, (uint64_t)x.p.depth * page_bytes);
 	paging_fini(&x.p);
 	return ret;
@@ -589,7 +425,7 @@ static int restore(struct bench *b)
 {
 	struct raw r;
 	int ret = raw_init(&r, b->dir, 2u << 20,
-			   b->quick ? 96u << 20 : 512u << 20);
+			   b->quick ? 96u << 20 : 512u << 20, 0);
 
 	if (ret)
 		return bench_fail(ret, "paging: raw file in %s", b->dir);
@@ -607,7 +443,7 @@ int bench_paging(struct bench *b)
 	const uint64_t n_bytes = (b->quick ? 96u << 20 : 512u << 20);
 	struct paging p = { .huge = 1 };
 	struct raw r;
-	int ret = raw_init(&r, b->dir, BLOCK_BYTES, n_bytes);
+	int ret = raw_init(&r, b->dir, BLOCK_BYTES, n_bytes, 0);
 
 	if (ret)
 		return bench_fail(ret, "paging: raw file in %s", b->dir);

@@ -47,7 +47,16 @@ static const struct command {
 	  "paging.raw.{gb_s,write_gb_s}    io_uring, O_DIRECT, same depth,\n"
 	  "                                block and file size\n"
 	  "paging.resident.ns              want and unpin of a resident page\n"
-	  "paging.resident.syscalls        0: it was done under seccomp\n" },
+	  "paging.resident.syscalls        0: it was done under seccomp\n"
+	  "paging.restore.{gb_s,raw_ratio,cores_per_gbs}  2 MiB pages, with\n"
+	  "                                checksums; .memfd, .small: 4 KiB\n"
+	  "                                frames, pages of 256 KiB\n"
+	  "paging.write.raw_ratio          the same, written\n"
+	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n" },
+	{ "io", bench_io, "what io_uring's options are worth, in --dir",
+	  "io.{2m,64k}.HOW.{gb_s,cores_per_gbs}  reads of 2 MiB, 64 KiB: plain;\n"
+	  "                                registered files; and buffers; SQPOLL;\n"
+	  "                                IOPOLL, where it can be had\n" },
 	{ "store", bench_store, "the page store on a file in --dir",
 	  "store.restart_1m_ms             open with a million records, cold\n"
 	  "store.record_bytes              of the index, for each of them\n"

@@ -106,6 +106,21 @@ START_TEST(linear_prints_its_lines)
 }
 END_TEST
 
+/* IOPOLL and SQPOLL may not be there. */
+START_TEST(io_prints_its_lines)
+{
+	static const char *const names[] = {
+		"io.2m.plain.gb_s",	      "io.2m.plain.cores_per_gbs",
+		"io.2m.files.gb_s",	      "io.2m.buffers.gb_s",
+		"io.64k.plain.gb_s",	      "io.64k.files.gb_s",
+		"io.64k.files.cores_per_gbs", NULL,
+	};
+
+	ck_assert_int_eq(kvbench("io --quick"), 0);
+	lines(names);
+}
+END_TEST
+
 /* Against the driver of the tests: that it works, not how fast a device is. */
 START_TEST(gpu_prints_its_lines)
 {
@@ -531,6 +546,7 @@ static Suite *suite(void)
 	tcase_set_timeout(t, TIMEOUT_S);
 	tcase_add_test(t, usage_errors_exit_2_and_help_0);
 	tcase_add_test(t, linear_prints_its_lines);
+	tcase_add_test(t, io_prints_its_lines);
 	tcase_add_test(t, gpu_prints_its_lines);
 	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);

@@ -120,23 +120,54 @@ static int fill_pool(struct vmm *v, uint64_t n, enum vmm_wait wait)
 	return 0;
 }
 
-static int do_map(struct vmm_op *op, enum vmm_wait wait)
+/* IDLE pages whose memory others may have, their fences passed: they become EMPTY. */
+static void expel(struct vmm_space *s, uint64_t first, uint64_t n)
 {
-	struct vmm_space *s = op->space;
-	uint64_t n_empty = 0;
-	int ret;
+	for (uint64_t i = first; i < first + n; i++) {
+		struct vmm_page *p = &s->pages[i];
 
-	for (uint64_t i = op->first; i < op->first + op->n; i++) {
+		if (vmm_state(p) != VMM_IDLE || !vmm_is_exported(s, i))
+			continue;
+		if (!--p->batch->n_idle)
+			vmm_batch_free(s->vmm, p->batch);
+		p->batch = NULL;
+		s->vmm->n.n_idle -= s->page_frames;
+		(void)vmm_unmap(s, i, 1); /* or it is STUCK */
+	}
+}
+
+/* How many pages of the run are EMPTY; -EIO: one is STUCK. */
+static int64_t count_empty(const struct vmm_space *s, uint64_t first,
+			   uint64_t n)
+{
+	int64_t n_empty = 0;
+
+	for (uint64_t i = first; i < first + n; i++) {
 		if (vmm_state(&s->pages[i]) == VMM_STUCK)
 			return -EIO;
 		n_empty += vmm_state(&s->pages[i]) == VMM_EMPTY;
 	}
+	return n_empty;
+}
+
+static int do_map(struct vmm_op *op, enum vmm_wait wait)
+{
+	struct vmm_space *s = op->space;
+	int64_t n_empty = count_empty(s, op->first, op->n);
+	int ret;
+
+	if (n_empty < 0)
+		return (int)n_empty;
 	s->vmm->no_topup = 0;
 	ret = wait_idle(s, op->first, op->n, wait);
 	if (ret)
 		return ret;
+	expel(s, op->first, op->n);
+	n_empty = count_empty(s, op->first, op->n);
+	if (n_empty < 0)
+		return (int)n_empty;
 	hold_idle(s, op->first, op->n);
-	ret = fill_pool(s->vmm, n_empty * s->page_frames, wait);
+	ret = fill_pool(s->vmm, (uint64_t)n_empty * s->page_frames, wait);
 	if (!ret && n_empty)
 		ret = vmm_map_empty(s, op->first, op->n);
 	if (ret)
@@ -225,19 +256,35 @@ static void trim(struct vmm *v, uint64_t n_bytes, uint64_t *given)
 {
 	const size_t fb = v->conf.frame_bytes;
 	const uint64_t n = n_bytes / fb + !!(n_bytes % fb);
-	uint64_t done = vmm_frames_release(v, n);
+	const uint64_t before = v->n.released, unmapped = v->n.unmapped;
+	uint64_t done = 0;
 
+	/* of managed memory only what goes to the host is given */
+	if (v->conf.kind == VMM_MAPPED_FRAMES)
+		done = vmm_frames_release(v, n);
 	if (done < n && vmm_reclaim(v, n - done, VMM_NO_WAIT) > 0)
-		done += vmm_frames_release(v, n - done);
+		(void)vmm_frames_release(v, n - done);
 	if (n)
 		v->no_topup = 1;
-	*given = done * fb;
+	*given = fb * (v->conf.kind == VMM_MANAGED ? v->n.unmapped - unmapped
+						   : v->n.released - before);
 }
 
 static int do_trim(struct vmm *v, struct vmm_op *op)
 {
 	trim(v, op->n_bytes ? op->n_bytes : vmm_missing_bytes(v), &op->n_bytes);
 	return atomic_load(&v->lost) ? -ENODEV : 0;
+}
+
+/* ---- EXPORT ---------------------------------------------------------------- */
+
+static int do_export(struct vmm_op *op)
+{
+	if (op->space->vmm->conf.share != VMM_SHAREABLE)
+		return -ENOTSUP;
+	if (!vmm_ready(op->space, op->first, op->n))
+		return -EINVAL;
+	return vmm_frames_export(op->space, op->first, op->n, op->fds);
 }
 
 /* ---- the thread ------------------------------------------------------------ */
@@ -262,6 +309,8 @@ static int handle(struct vmm *v, struct vmm_op *op)
 		return ret;
 	case VMM_TRIM:
 		return do_trim(v, op);
+	case VMM_EXPORT:
+		return do_export(op);
 	}
 	return -EINVAL;
 }
@@ -445,9 +494,7 @@ int vmm_space_open(struct vmm_space **out, struct vmm *v, uint32_t tenant,
 	memset(s->frames, 0xff, n_slots * sizeof(*s->frames));
 	ret = vmm_result(v, "cuCtxSetCurrent", v->cu->ctx_set(v->ctx));
 	if (!ret)
-		ret = vmm_result(v, "cuMemAddressReserve",
-				 v->cu->reserve(&s->base, n_pages * page_bytes,
-						0, 0, 0));
+		ret = vmm_result(v, "cuMemAddressReserve", v->ops->reserve(s));
 	if (ret)
 		goto fail;
 	pthread_mutex_lock(&v->m);
@@ -513,8 +560,7 @@ void vmm_space_close(struct vmm_space *s)
 	end_batches(s);
 	unmap_all(s);
 	/* with a stuck page in it, it stays */
-	if (vmm_result(v, "cuMemAddressFree",
-		       v->cu->unreserve(s->base, s->n_pages * s->page_bytes)))
+	if (vmm_result(v, "cuMemAddressFree", v->ops->unreserve(s)))
 		log_warn("vmm", "%llu bytes of addresses stay reserved",
 			 (unsigned long long)(s->n_pages * s->page_bytes));
 	pthread_mutex_lock(&v->m);
@@ -552,20 +598,29 @@ int vmm_ready(const struct vmm_space *s, uint64_t first, uint64_t n)
 
 /* ---- open, close ----------------------------------------------------------- */
 
+static int has(struct vmm *v, int attr)
+{
+	int is = 0;
+	const int ret = vmm_result(v, "cuDeviceGetAttribute",
+				   v->cu->device_attr(&is, attr, v->dev));
+
+	return ret ? ret : is ? 0 : -ENOTSUP;
+}
+
 /* The context, what the device can do, and what a frame is. */
 static int probe(struct vmm *v)
 {
 	const struct cuda_api *cu = v->cu;
 	size_t least = 0;
-	int has = 0, ret;
+	int ret;
 
 	ret = vmm_result(v, "cuDeviceGet",
 			 cu->device_get(&v->dev, v->conf.device));
-	if (!ret)
-		ret = vmm_result(v, "cuDeviceGetAttribute",
-				 cu->device_attr(&has, CUDA_ATTR_VMM, v->dev));
-	if (!ret && !has)
-		ret = -ENOTSUP;
+	if (!ret && v->conf.kind == VMM_MAPPED_FRAMES)
+		ret = has(v, CUDA_ATTR_VMM);
+	if (!ret && v->conf.share == VMM_SHAREABLE)
+		ret = v->conf.kind == VMM_MANAGED ? -ENOTSUP
+						  : has(v, CUDA_ATTR_POSIX_FD);
 	if (!ret)
 		ret = vmm_result(v, "cuDevicePrimaryCtxRetain",
 				 cu->ctx_retain(&v->ctx, v->dev));
@@ -573,12 +628,17 @@ static int probe(struct vmm *v)
 		return ret;
 	v->prop = (struct cuda_mem_prop){
 		.type = CUDA_ALLOCATION_PINNED,
+		.handle_types = v->conf.share == VMM_SHAREABLE
+					? CUDA_HANDLE_POSIX_FD
+					: 0,
 		.location = { CUDA_LOCATION_DEVICE, v->dev },
 	};
 	v->access =
 		(struct cuda_access){ v->prop.location, CUDA_PROT_READWRITE };
 	ret = vmm_result(v, "cuCtxSetCurrent", cu->ctx_set(v->ctx));
-	if (!ret)
+	if (!ret && v->conf.kind == VMM_MANAGED)
+		ret = vmm_uvm_probe(v, &least);
+	else if (!ret)
 		ret = vmm_result(v, "cuMemGetAllocationGranularity",
 				 cu->granularity(&least, &v->prop,
 						 CUDA_GRANULARITY_MINIMUM));
@@ -643,6 +703,8 @@ int vmm_open(struct vmm **out, const struct vmm_conf *conf)
 		return -ENOMEM;
 	v->conf = *conf;
 	v->cu = conf->api;
+	v->ops = conf->kind == VMM_MANAGED ? &vmm_uvm_backend
+					   : &vmm_frames_backend;
 	list_init(&v->urgent);
 	list_init(&v->ahead);
 	list_init(&v->spaces);
@@ -694,69 +756,4 @@ cuda_handle vmm_ctx(const struct vmm *v)
 int vmm_lost(const struct vmm *v)
 {
 	return atomic_load(&v->lost);
-}
-
-/* ---- check ----------------------------------------------------------------- */
-
-/* Frames in the slots of a space; each is USED and named once. */
-static uint64_t check_space(const struct vmm_space *s, uint8_t *seen,
-			    uint64_t *n_idle)
-{
-	uint64_t n = 0;
-
-	for (uint64_t i = 0; i < s->n_pages; i++) {
-		const enum vmm_state st = vmm_state(&s->pages[i]);
-
-		if (st == VMM_IDLE) {
-			assert(s->pages[i].batch->space == s);
-			*n_idle += s->page_frames;
-		}
-		for (uint32_t k = 0; k < s->page_frames; k++) {
-			const uint32_t f = s->frames[i * s->page_frames + k];
-
-			assert(st == VMM_STUCK ||
-			       (f == VMM_NO_FRAME) == (st == VMM_EMPTY));
-			if (f == VMM_NO_FRAME)
-				continue;
-			assert(s->vmm->frames[f].where == FRAME_USED);
-			/* (3): what is mapped is the tenant's */
-			assert(st == VMM_STUCK ||
-			       s->vmm->frames[f].tenant == s->tenant);
-			assert(!seen[f]++);
-			n++;
-		}
-	}
-	return n;
-}
-
-void vmm_check(struct vmm *v)
-{
-	uint8_t *seen = calloc(v->max_frames, 1);
-	uint64_t n_used = 0, n_pool = 0, n_idle = 0, n_none = 0, n_batch = 0;
-
-	assert(seen);
-	vmm_settle(v);
-	list_for_each(it, &v->spaces)
-		n_used += check_space(list_entry(it, struct vmm_space, node),
-				      seen, &n_idle);
-	for (uint32_t i = v->pool; i != VMM_NO_FRAME; i = v->frames[i].next) {
-		assert(v->frames[i].where == FRAME_POOL && !seen[i]++);
-		n_pool++;
-	}
-	for (uint32_t i = v->none; i != VMM_NO_FRAME; i = v->frames[i].next) {
-		assert(v->frames[i].where == FRAME_NONE && !seen[i]++);
-		n_none++;
-	}
-	list_for_each(it, &v->batches) {
-		const struct vmm_batch *b =
-			list_entry(it, struct vmm_batch, node);
-
-		assert(b->n_idle);
-		n_batch += b->n_idle * b->space->page_frames;
-	}
-	free(seen);
-	assert(n_batch == n_idle && v->n.n_idle == n_idle);
-	assert(n_pool == v->n.n_pool);
-	assert(n_used + n_pool + v->n_orphans == v->n.n_frames);
-	assert(v->n.n_frames + n_none == v->max_frames);
 }

@@ -22,7 +22,8 @@
  *  (3) Memory that another tenant had, or nobody, is zero before a page is
  *      MAPPED; a page that comes back to its own tenant has any of its bytes.
  *  (4) A page is MAPPED from the end of its MAP until its DROP is started.
- *  (5) Frames that could not be unmapped (STUCK) count, and are not used again.
+ *  (5) A frame that was exported never leaves its page for another.
+ *  (6) Frames that could not be unmapped (STUCK) count, and are not used again.
  *
  * Threads: all calls of the driver are made by one thread of the vmm, since the
  * driver takes them one at a time anyway (kvcached, 4 processes: 1.9x). Everything
@@ -41,8 +42,26 @@
 struct vmm;
 struct vmm_space;
 
+/* How a page gets memory. */
+enum vmm_kind {
+	VMM_MAPPED_FRAMES, /* cuMemCreate, cuMemMap: what stands above */
+	/*
+	 * Managed memory (cuMemAllocManaged), for comparison and for small budgets: an
+	 * address is memory, so all spaces together have as many addresses as the budget
+	 * has bytes, and no more than the device had free; MAP brings pages to
+	 * the device ahead of use, TRIM sends them to the host.
+	 */
+	VMM_MANAGED,
+};
+enum vmm_share {
+	VMM_PRIVATE,
+	VMM_SHAREABLE, /* VMM_EXPORT works; not with VMM_MANAGED */
+};
+
 struct vmm_conf {
 	const struct cuda_api *api; /* outlives the vmm */
+	enum vmm_kind kind;
+	enum vmm_share share;
 	struct loop *loop;
 	int device;
 	uint64_t budget_bytes; /* of all frames */
@@ -52,8 +71,10 @@ struct vmm_conf {
 };
 /*
  * Take the device: context, thread, a stream to zero with.
- * -ENOTSUP: it has no virtual memory management; -EINVAL: frame_bytes is not a
- * multiple of the device's, or no frame fits the budget; -ENODEV; -ENOMEM.
+ * -ENOTSUP: it has no virtual memory management, no managed memory that works while
+ * kernels run, or no handles that can be shared; -EINVAL: frame_bytes is not a
+ * multiple of the device's, or no frame fits the budget; -ENOSPC: managed, and the
+ * device has not as much free as the budget; -ENODEV; -ENOMEM.
  */
 int vmm_open(struct vmm **out, const struct vmm_conf *conf);
 /* All spaces are closed and no op is in flight. Blocks. */
@@ -66,7 +87,8 @@ int vmm_lost(const struct vmm *v);
 
 /*
  * Reserve addresses for n_pages pages of page_bytes, a multiple of the frame's,
- * of tenant (not 0). Blocks for some microseconds. -EINVAL, -ENOMEM, -ENODEV.
+ * of tenant (not 0). Blocks for some microseconds. -EINVAL, -ENOMEM (managed: the
+ * budget, or what the device has free), -ENODEV.
  */
 int vmm_space_open(struct vmm_space **out, struct vmm *v, uint32_t tenant,
 		   size_t page_bytes, uint64_t n_pages);
@@ -102,6 +124,14 @@ enum vmm_verb {
 	 * n_bytes becomes what was given back.
 	 */
 	VMM_TRIM,
+	/*
+	 * Descriptors of the memory of MAPPED pages, for another process to map:
+	 * fds[n * frames of a page], the caller's; when it fails none. Such memory
+	 * is never used for anything else once its page is dropped, but given back to
+	 * the system: who has a descriptor, or mapped one, keeps it for as long as it
+	 * likes, to read and to write. -ENOTSUP, -EINVAL a page is not MAPPED, -EMFILE.
+	 */
+	VMM_EXPORT,
 };
 
 struct vmm_op {
@@ -109,6 +139,7 @@ struct vmm_op {
 	struct vmm_space *space; /* not of TRIM */
 	uint64_t first, n; /* pages */
 	uint64_t n_bytes; /* TRIM */
+	int *fds; /* EXPORT: out */
 	cuda_stream streams[VMM_MAX_STREAMS]; /* DROP: of the last users */
 	uint32_t n_streams;
 	struct wait *waiter; /* told on the loop thread; never NULL */
@@ -127,6 +158,7 @@ struct vmm_counts {
 	uint64_t created, released; /* frames */
 	uint64_t maps, set_access, unmaps, zeroings; /* calls */
 	uint64_t mapped, unmapped, zeroed; /* frames in them */
+	uint64_t exported; /* frames */
 	uint64_t revived; /* pages mapped again without a call */
 	uint64_t fence_waits; /* a MAP had to wait for a fence */
 	uint64_t create_ns, map_ns, set_access_ns, unmap_ns; /* in calls */

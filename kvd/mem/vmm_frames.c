@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/vmm_priv.h"
@@ -25,6 +26,62 @@ int vmm_result(struct vmm *v, const char *what, int result)
 			  cuda_error_name(v->cu, result));
 	return ret;
 }
+
+/* ---- calls ----------------------------------------------------------------- */
+
+static int frames_reserve(struct vmm_space *s)
+{
+	return s->vmm->cu->reserve(&s->base, s->n_pages * s->page_bytes, 0, 0,
+				   0);
+}
+
+static int frames_unreserve(struct vmm_space *s)
+{
+	return s->vmm->cu->unreserve(s->base, s->n_pages * s->page_bytes);
+}
+
+static int frames_create(struct vmm *v, struct vmm_frame *f)
+{
+	return v->cu->create(&f->mem, v->conf.frame_bytes, &v->prop, 0);
+}
+
+static int frames_release(struct vmm *v, struct vmm_frame *f)
+{
+	return v->cu->release(f->mem);
+}
+
+static int frames_map(struct vmm_space *s, uint64_t i,
+		      const struct vmm_frame *f)
+{
+	struct vmm *v = s->vmm;
+
+	return v->cu->map(vmm_slot_at(s, i), v->conf.frame_bytes, 0, f->mem, 0);
+}
+
+static int frames_access(struct vmm_space *s, uint64_t first, uint64_t n)
+{
+	struct vmm *v = s->vmm;
+
+	return v->cu->set_access(vmm_slot_at(s, first), n * v->conf.frame_bytes,
+				 &v->access, 1);
+}
+
+static int frames_unmap(struct vmm_space *s, uint64_t first, uint64_t n)
+{
+	struct vmm *v = s->vmm;
+
+	return v->cu->unmap(vmm_slot_at(s, first), n * v->conf.frame_bytes);
+}
+
+const struct vmm_backend vmm_frames_backend = {
+	.reserve = frames_reserve,
+	.unreserve = frames_unreserve,
+	.create = frames_create,
+	.release = frames_release,
+	.map = frames_map,
+	.access = frames_access,
+	.unmap = frames_unmap,
+};
 
 /* ---- the pool -------------------------------------------------------------- */
 
@@ -64,9 +121,7 @@ int vmm_frame_create(struct vmm *v)
 
 	if (i == VMM_NO_FRAME)
 		return -ENOSPC;
-	ret = vmm_result(v, "cuMemCreate",
-			 v->cu->create(&v->frames[i].mem, v->conf.frame_bytes,
-				       &v->prop, 0));
+	ret = vmm_result(v, "cuMemCreate", v->ops->create(v, &v->frames[i]));
 	if (ret)
 		return ret;
 	v->n.create_ns += clock_ns() - start_ns;
@@ -78,6 +133,37 @@ int vmm_frame_create(struct vmm *v)
 	return 0;
 }
 
+/* Its memory is the system's again. */
+static int frame_end(struct vmm *v, uint32_t i)
+{
+	const int ret = vmm_result(v, "cuMemRelease",
+				   v->ops->release(v, &v->frames[i]));
+
+	if (ret)
+		return ret;
+	v->frames[i].where = FRAME_NONE;
+	v->frames[i].exported = 0;
+	v->frames[i].next = v->none;
+	v->none = i;
+	v->n.n_frames--;
+	v->n.released++;
+	return 0;
+}
+
+/* Out of a page: to the pool, unless others may have it. */
+static void frame_back(struct vmm *v, uint32_t i)
+{
+	/* of managed memory the bytes stay with the slot */
+	if (v->conf.kind == VMM_MANAGED)
+		v->frames[i].tenant = 0;
+	if (!v->frames[i].exported) {
+		pool_push(v, i);
+	} else if (frame_end(v, i)) {
+		v->n.n_stuck++;
+		v->n_orphans++;
+	}
+}
+
 uint64_t vmm_frames_release(struct vmm *v, uint64_t n)
 {
 	uint64_t done = 0;
@@ -85,16 +171,10 @@ uint64_t vmm_frames_release(struct vmm *v, uint64_t n)
 	for (; done < n && v->pool != VMM_NO_FRAME; done++) {
 		const uint32_t i = pool_pop(v, 0);
 
-		if (vmm_result(v, "cuMemRelease",
-			       v->cu->release(v->frames[i].mem))) {
+		if (frame_end(v, i)) {
 			pool_push(v, i);
 			break;
 		}
-		v->frames[i].where = FRAME_NONE;
-		v->frames[i].next = v->none;
-		v->none = i;
-		v->n.n_frames--;
-		v->n.released++;
 	}
 	return done;
 }
@@ -111,11 +191,6 @@ uint64_t vmm_missing_bytes(struct vmm *v)
 
 /* ---- unmap ----------------------------------------------------------------- */
 
-static cuda_ptr slot_at(const struct vmm_space *s, uint64_t slot)
-{
-	return s->base + slot * s->vmm->conf.frame_bytes;
-}
-
 /* Slots [first, first + n) have frames. */
 static int unmap_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 {
@@ -125,9 +200,7 @@ static int unmap_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 
 	if (!n)
 		return 0;
-	ret = vmm_result(
-		v, "cuMemUnmap",
-		v->cu->unmap(slot_at(s, first), n * v->conf.frame_bytes));
+	ret = vmm_result(v, "cuMemUnmap", v->ops->unmap(s, first, n));
 	v->n.unmap_ns += clock_ns() - start_ns;
 	v->n.unmaps++;
 	if (ret) {
@@ -140,7 +213,7 @@ static int unmap_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 	}
 	v->n.unmapped += n;
 	for (uint64_t i = first; i < first + n; i++) {
-		pool_push(v, s->frames[i]);
+		frame_back(v, s->frames[i]);
 		s->frames[i] = VMM_NO_FRAME;
 	}
 	return 0;
@@ -154,6 +227,42 @@ int vmm_unmap(struct vmm_space *s, uint64_t first, uint64_t n)
 	for (uint64_t i = first; !ret && i < first + n; i++)
 		vmm_set(&s->pages[i], VMM_EMPTY);
 	return ret;
+}
+
+/* ---- export ---------------------------------------------------------------- */
+
+int vmm_is_exported(const struct vmm_space *s, uint64_t page)
+{
+	for (uint32_t k = 0; k < s->page_frames; k++) {
+		const uint32_t f = s->frames[page * s->page_frames + k];
+
+		if (f != VMM_NO_FRAME && s->vmm->frames[f].exported)
+			return 1;
+	}
+	return 0;
+}
+
+int vmm_frames_export(struct vmm_space *s, uint64_t first, uint64_t n, int *fds)
+{
+	struct vmm *v = s->vmm;
+	const uint64_t slot = first * s->page_frames, k = n * s->page_frames;
+
+	for (uint64_t i = 0; i < k; i++) {
+		struct vmm_frame *f = &v->frames[s->frames[slot + i]];
+		const int ret =
+			vmm_result(v, "cuMemExportToShareableHandle",
+				   v->cu->export_fd(&fds[i], f->mem,
+						    CUDA_HANDLE_POSIX_FD, 0));
+
+		if (ret) {
+			while (i--)
+				(void)close(fds[i]); /* nobody has it */
+			return ret;
+		}
+		v->n.exported += !f->exported;
+		f->exported = 1;
+	}
+	return 0;
 }
 
 /* ---- map ------------------------------------------------------------------- */
@@ -174,8 +283,7 @@ static int map_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 		const uint32_t f = pool_pop(v, s->tenant);
 
 		ret = vmm_result(v, "cuMemMap",
-				 v->cu->map(slot_at(s, i), v->conf.frame_bytes,
-					    0, v->frames[f].mem, 0));
+				 v->ops->map(s, i, &v->frames[f]));
 		if (ret) {
 			pool_push(v, f);
 			return ret;
@@ -187,10 +295,7 @@ static int map_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 	v->n.map_ns += clock_ns() - start_ns;
 	start_ns = clock_ns();
 	/* the dear one of the calls: once for the whole run */
-	ret = vmm_result(v, "cuMemSetAccess",
-			 v->cu->set_access(slot_at(s, first),
-					   n * v->conf.frame_bytes, &v->access,
-					   1));
+	ret = vmm_result(v, "cuMemSetAccess", v->ops->access(s, first, n));
 	v->n.set_access_ns += clock_ns() - start_ns;
 	v->n.set_access++;
 	return ret;
@@ -212,7 +317,7 @@ static int zero_slots(struct vmm_space *s, uint64_t first, uint64_t n)
 		if (k == i)
 			continue;
 		ret = vmm_result(v, "cuMemsetD8Async",
-				 v->cu->memset8(slot_at(s, i), 0,
+				 v->cu->memset8(vmm_slot_at(s, i), 0,
 						(k - i) * v->conf.frame_bytes,
 						v->zero));
 		if (ret)

@@ -30,6 +30,7 @@ struct vmm_frame {
 	uint32_t tenant; /* whose bytes are in it; 0: unknown */
 	uint32_t next; /* in the pool, or of those without memory */
 	enum { FRAME_NONE, FRAME_POOL, FRAME_USED } where;
+	int exported; /* somebody else may have it */
 };
 
 struct vmm_page {
@@ -62,8 +63,23 @@ struct vmm_space {
 	struct extents free; /* loop thread */
 };
 
+/* Calls of the driver; each a CUresult. Slots: vmm_frames.c. */
+struct vmm_backend {
+	int (*reserve)(struct vmm_space *s);
+	int (*unreserve)(struct vmm_space *s);
+	int (*create)(struct vmm *v, struct vmm_frame *f);
+	int (*release)(struct vmm *v, struct vmm_frame *f);
+	/* a frame into slot i; then access to [first, first + n) at once */
+	int (*map)(struct vmm_space *s, uint64_t i, const struct vmm_frame *f);
+	int (*access)(struct vmm_space *s, uint64_t first, uint64_t n);
+	int (*unmap)(struct vmm_space *s, uint64_t first, uint64_t n);
+};
+extern const struct vmm_backend vmm_frames_backend, vmm_uvm_backend;
+
 struct vmm {
 	struct vmm_conf conf; /* (I) */
+	const struct vmm_backend *ops; /* (I) */
+	uint64_t managed_bytes; /* loop thread: in spaces that are managed */
 	const struct cuda_api *cu; /* (I) */
 	cuda_handle ctx; /* (I) */
 	int dev; /* (I) */
@@ -109,6 +125,18 @@ void vmm_batch_free(struct vmm *v, struct vmm_batch *b);
 /* Of drops that are over, oldest first: about n_frames to the pool. How many; 0:
  * none is over (VMM_WAIT: there is none); -ENODEV. */
 int64_t vmm_reclaim(struct vmm *v, uint64_t n_frames, enum vmm_wait wait);
+/* Descriptors of the frames of pages [first, first + n), all MAPPED. */
+int vmm_frames_export(struct vmm_space *s, uint64_t first, uint64_t n,
+		      int *fds);
+/* Does the page have a frame that was exported? */
+int vmm_is_exported(const struct vmm_space *s, uint64_t page);
+static inline cuda_ptr vmm_slot_at(const struct vmm_space *s, uint64_t slot)
+{
+	return s->base + slot * s->vmm->conf.frame_bytes;
+}
+/* vmm_uvm.c: what managed memory asks of the device, and the unit of its pages. */
+int vmm_uvm_probe(struct vmm *v, size_t *least);
+
 /* Bytes that the device lacks to spare_bytes; 0 where it does not say. */
 uint64_t vmm_missing_bytes(struct vmm *v);
 

@@ -48,8 +48,9 @@ struct llama_scratch {
 
 /* ---- open --------------------------------------------------------------- */
 
-int llama_open_gguf(struct llama **out, const struct gguf *g,
-		    enum kern_type math, char *err, size_t err_len)
+static int open_gguf(struct llama **out, const struct gguf *g,
+		     enum kern_type math, const struct llama_sink *sink,
+		     char *err, size_t err_len)
 {
 	struct llama *m;
 	int ret;
@@ -67,7 +68,7 @@ int llama_open_gguf(struct llama **out, const struct gguf *g,
 				    err_len);
 	m->sh.math = math;
 	if (!ret)
-		ret = weights_init(&m->w, &m->sh, g, err, err_len);
+		ret = weights_init(&m->w, &m->sh, g, sink, err, err_len);
 	if (ret == -ENOMEM && err_len && !err[0])
 		(void)snprintf(err, err_len, "out of memory");
 	if (ret)
@@ -77,17 +78,29 @@ int llama_open_gguf(struct llama **out, const struct gguf *g,
 	return ret;
 }
 
-int llama_open(struct llama **out, const char *path, enum kern_type math,
-	       char *err, size_t err_len)
+int llama_open_gguf(struct llama **out, const struct gguf *g,
+		    enum kern_type math, char *err, size_t err_len)
+{
+	return open_gguf(out, g, math, NULL, err, err_len);
+}
+
+int llama_open_to(struct llama **out, const char *path, enum kern_type math,
+		  const struct llama_sink *sink, char *err, size_t err_len)
 {
 	struct gguf *g;
 	int ret = gguf_open(&g, path, err, err_len);
 
 	if (ret)
 		return ret;
-	ret = llama_open_gguf(out, g, math, err, err_len);
+	ret = open_gguf(out, g, math, sink, err, err_len);
 	gguf_close(g);
 	return ret;
+}
+
+int llama_open(struct llama **out, const char *path, enum kern_type math,
+	       char *err, size_t err_len)
+{
+	return llama_open_to(out, path, math, NULL, err, err_len);
 }
 
 void llama_close(struct llama *m)
@@ -489,7 +502,7 @@ static const void *attended(struct llama_scratch *s, struct pool *pool,
 static int check_batch(const struct llama *m, const struct llama_scratch *s,
 		       const struct llama_batch *b)
 {
-	if (s->m != m || b->n_rows > s->max_rows ||
+	if (!m->w.output || s->m != m || b->n_rows > s->max_rows ||
 	    b->n_logits > s->max_logits || !b->attn)
 		return -EINVAL;
 	for (uint32_t i = 0; i < b->n_rows; i++)

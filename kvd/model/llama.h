@@ -44,6 +44,37 @@ int llama_open(struct llama **out, const char *path, enum kern_type math,
 int llama_open_gguf(struct llama **out, const struct gguf *g,
 		    enum kern_type math, char *err, size_t err_len);
 void llama_close(struct llama *m);
+
+/* Where matrices go that somebody else computes with. */
+enum llama_matrix {
+	LLAMA_EMBD, /* [n_vocab][d_model], to look up rows */
+	LLAMA_OUTPUT, /* the same again when the model has no other */
+	LLAMA_Q,
+	LLAMA_K,
+	LLAMA_V,
+	LLAMA_O,
+	LLAMA_GATE,
+	LLAMA_UP,
+	LLAMA_DOWN,
+};
+struct llama_sink {
+	uint32_t numeric_path; /* part of the id instead of this CPU's */
+	/* As it lies in the file, for the time of the call; layer 0 for the first two.
+	 * sh is complete. Negative: llama_open_to() ends with it. */
+	int (*matrix)(void *ctx, const struct llama_shape *sh,
+		      enum llama_matrix which, uint32_t layer,
+		      const struct kern_matrix *src);
+	/* [d_model] f32; layer n_layers: the one before the output */
+	int (*norm)(void *ctx, const struct llama_shape *sh, int of_ffn,
+		    uint32_t layer, const void *w);
+	void *ctx;
+};
+/*
+ * As llama_open(), but weights go to the sink, once each, and are not kept: the model has
+ * shape, tokenizer and id, and llama_step() refuses it (-EINVAL).
+ */
+int llama_open_to(struct llama **out, const char *path, enum kern_type math,
+		  const struct llama_sink *sink, char *err, size_t err_len);
 const struct llama_shape *llama_shape(const struct llama *m);
 const struct tokenizer *llama_tokenizer(const struct llama *m);
 /* 128-bit identity of weights and arithmetic (part of segment ids). */

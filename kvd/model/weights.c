@@ -26,6 +26,7 @@ struct loader {
 	struct weights *w;
 	const struct llama_shape *sh;
 	const struct gguf *g;
+	const struct llama_sink *sink; /* or NULL */
 	uint8_t *used; /* [n_tensors] */
 	crypto_generichash_state hash;
 	char *err;
@@ -38,6 +39,14 @@ static int fail(struct loader *l, const char *name, const char *what, int ret)
 		(void)snprintf(l->err, l->err_len, "tensor \"%s\" %s", name,
 			       what);
 	return ret;
+}
+
+/* The sink may have said why. */
+static int refused(struct loader *l, const char *name, int ret)
+{
+	if (l->err_len && l->err[0])
+		return ret;
+	return fail(l, name, strerror(-ret), ret);
 }
 
 static int kern_type_of(uint32_t ggml_type)
@@ -117,7 +126,8 @@ static int take(struct loader *l, const char *name, uint32_t cols,
 	return 0;
 }
 
-static int load_norm(struct loader *l, const char *name, float **out)
+static int load_norm(struct loader *l, const char *name, int of_ffn,
+		     uint32_t layer, float **out)
 {
 	const struct gguf_tensor *t;
 	int ret = take(l, name, l->sh->d_model, 0, &t);
@@ -126,50 +136,77 @@ static int load_norm(struct loader *l, const char *name, float **out)
 		return ret;
 	if (t->ggml_type != 0)
 		return fail_type(l, name, t->ggml_type, "F32");
+	l->w->bytes += t->n_bytes;
+	if (l->sink) {
+		ret = l->sink->norm(l->sink->ctx, l->sh, of_ffn, layer,
+				    t->data);
+		return ret ? refused(l, name, ret) : 0;
+	}
 	*out = malloc(t->n_bytes);
 	if (!*out)
 		return fail(l, name, "does not fit in memory", -ENOMEM);
 	memcpy(*out, t->data, t->n_bytes);
-	l->w->bytes += t->n_bytes;
 	return 0;
 }
 
-static int pack(struct loader *l, const char *name, const struct gguf_tensor *t,
-		struct kern_weight **out)
+static struct kern_matrix matrix_of(const struct gguf_tensor *t)
 {
-	const struct kern_matrix src = {
+	return (struct kern_matrix){
 		.type = (enum kern_type)kern_type_of(t->ggml_type),
 		.data = t->data,
 		.n_out = (uint32_t)t->dims[1],
 		.n_in = (uint32_t)t->dims[0],
 	};
-	int ret = kern_weight_pack(out, &src, l->sh->math);
+}
 
+/* Where a matrix belongs. */
+struct place {
+	enum llama_matrix which;
+	uint32_t layer;
+	struct kern_weight **out;
+};
+
+static int give(struct loader *l, const char *name, const struct gguf_tensor *t,
+		const struct place *p)
+{
+	const struct kern_matrix src = matrix_of(t);
+	const int ret =
+		l->sink->matrix(l->sink->ctx, l->sh, p->which, p->layer, &src);
+
+	l->w->bytes += t->n_bytes;
+	return ret ? refused(l, name, ret) : 0;
+}
+
+static int pack(struct loader *l, const char *name, const struct gguf_tensor *t,
+		const struct place *p)
+{
+	const struct kern_matrix src = matrix_of(t);
+	int ret;
+
+	if (l->sink)
+		return give(l, name, t, p);
+	ret = kern_weight_pack(p->out, &src, l->sh->math);
 	if (ret)
 		return fail(l, name, "cannot be packed", ret);
-	l->w->bytes += kern_weight_bytes(*out);
+	l->w->bytes += kern_weight_bytes(*p->out);
 	return 0;
 }
 
 static int load_matrix(struct loader *l, const char *name, uint32_t cols,
-		       uint32_t rows, struct kern_weight **out)
+		       uint32_t rows, const struct place *p)
 {
 	const struct gguf_tensor *t;
 	int ret = take(l, name, cols, rows, &t);
 
-	return ret ? ret : pack(l, name, t, out);
+	return ret ? ret : pack(l, name, t, p);
 }
 
-/* The embedding as it lies in the file; packed too when it is the output. */
-static int load_embd(struct loader *l)
+/* As it lies in the file. */
+static int keep_embd(struct loader *l, const char *name,
+		     const struct gguf_tensor *t)
 {
-	static const char name[] = "token_embd.weight";
-	const struct gguf_tensor *t;
 	struct weights *w = l->w;
-	int ret = take(l, name, l->sh->d_model, l->sh->n_vocab, &t);
 
-	if (ret)
-		return ret;
 	w->embd = malloc(t->n_bytes);
 	if (!w->embd)
 		return fail(l, name, "does not fit in memory", -ENOMEM);
@@ -177,10 +214,28 @@ static int load_embd(struct loader *l)
 	w->embd_type = (enum kern_type)kern_type_of(t->ggml_type);
 	w->embd_row_bytes = t->n_bytes / l->sh->n_vocab;
 	w->bytes += t->n_bytes;
+	return 0;
+}
+
+/* The embedding; packed too when it is the output. */
+static int load_embd(struct loader *l)
+{
+	static const char name[] = "token_embd.weight";
+	const struct place embd = { .which = LLAMA_EMBD },
+			   output = { .which = LLAMA_OUTPUT,
+				      .out = &l->w->output };
+	const struct gguf_tensor *t;
+	int ret = take(l, name, l->sh->d_model, l->sh->n_vocab, &t);
+
+	if (ret)
+		return ret;
+	ret = l->sink ? give(l, name, t, &embd) : keep_embd(l, name, t);
+	if (ret)
+		return ret;
 	if (gguf_find(l->g, "output.weight"))
 		return load_matrix(l, "output.weight", l->sh->d_model,
-				   l->sh->n_vocab, &w->output);
-	return pack(l, name, t, &w->output);
+				   l->sh->n_vocab, &output);
+	return pack(l, name, t, &output);
 }
 
 static int load_layer(struct loader *l, uint32_t i)
@@ -192,28 +247,31 @@ static int load_layer(struct loader *l, uint32_t i)
 	const struct {
 		const char *name;
 		uint32_t cols, rows;
-		struct kern_weight **out;
+		struct place p;
 	} matrices[] = {
-		{ "attn_q", d, q, &y->q },	 { "attn_k", d, kv, &y->k },
-		{ "attn_v", d, kv, &y->v },	 { "attn_output", q, d, &y->o },
-		{ "ffn_gate", d, ff, &y->gate }, { "ffn_up", d, ff, &y->up },
-		{ "ffn_down", ff, d, &y->down },
+		{ "attn_q", d, q, { LLAMA_Q, i, &y->q } },
+		{ "attn_k", d, kv, { LLAMA_K, i, &y->k } },
+		{ "attn_v", d, kv, { LLAMA_V, i, &y->v } },
+		{ "attn_output", q, d, { LLAMA_O, i, &y->o } },
+		{ "ffn_gate", d, ff, { LLAMA_GATE, i, &y->gate } },
+		{ "ffn_up", d, ff, { LLAMA_UP, i, &y->up } },
+		{ "ffn_down", ff, d, { LLAMA_DOWN, i, &y->down } },
 	};
 	char name[64];
 	int ret;
 
 	(void)snprintf(name, sizeof(name), "blk.%u.attn_norm.weight", i);
-	ret = load_norm(l, name, &y->attn_norm);
+	ret = load_norm(l, name, 0, i, &y->attn_norm);
 	if (ret)
 		return ret;
 	(void)snprintf(name, sizeof(name), "blk.%u.ffn_norm.weight", i);
-	ret = load_norm(l, name, &y->ffn_norm);
+	ret = load_norm(l, name, 1, i, &y->ffn_norm);
 	for (size_t j = 0; j < sizeof(matrices) / sizeof(matrices[0]) && !ret;
 	     j++) {
 		(void)snprintf(name, sizeof(name), "blk.%u.%s.weight", i,
 			       matrices[j].name);
 		ret = load_matrix(l, name, matrices[j].cols, matrices[j].rows,
-				  matrices[j].out);
+				  &matrices[j].p);
 	}
 	return ret;
 }
@@ -238,7 +296,7 @@ static void hash_shape(struct loader *l)
 {
 	const struct llama_shape *sh = l->sh;
 	const uint32_t words[] = {
-		NUMERIC_PATH,
+		l->sink ? l->sink->numeric_path : NUMERIC_PATH,
 		(uint32_t)sh->math,
 		sh->n_layers,
 		sh->d_model,
@@ -269,7 +327,8 @@ static int load_all(struct loader *l)
 	for (uint32_t i = 0; i < l->sh->n_layers && !ret; i++)
 		ret = load_layer(l, i);
 	if (!ret)
-		ret = load_norm(l, "output_norm.weight", &w->norm);
+		ret = load_norm(l, "output_norm.weight", 0, l->sh->n_layers,
+				&w->norm);
 	if (!ret)
 		ret = check_all_used(l);
 	if (!ret)
@@ -279,12 +338,14 @@ static int load_all(struct loader *l)
 }
 
 int weights_init(struct weights *w, const struct llama_shape *sh,
-		 const struct gguf *g, char *err, size_t err_len)
+		 const struct gguf *g, const struct llama_sink *sink, char *err,
+		 size_t err_len)
 {
 	struct loader l = {
 		.w = w,
 		.sh = sh,
 		.g = g,
+		.sink = sink,
 		.err = err,
 		.err_len = err_len,
 	};
@@ -338,16 +399,20 @@ static void q8_to_f32(const uint8_t *blocks, uint32_t n, float *out)
 	}
 }
 
+void weights_widen(enum kern_type type, const void *src, uint32_t n, float *out)
+{
+	if (type == KERN_Q8_0)
+		q8_to_f32(src, n, out);
+	else if (type == KERN_F32)
+		memcpy(out, src, n * sizeof(*out));
+	else
+		kern_to_f32(type, src, out, n);
+}
+
 void weights_embed(const struct weights *w, uint32_t token, uint32_t d_model,
 		   float *out)
 {
-	const uint8_t *row =
-		(const uint8_t *)w->embd + token * w->embd_row_bytes;
-
-	if (w->embd_type == KERN_Q8_0)
-		q8_to_f32(row, d_model, out);
-	else if (w->embd_type == KERN_F32)
-		memcpy(out, row, d_model * sizeof(*out));
-	else
-		kern_to_f32(w->embd_type, row, out, d_model);
+	weights_widen(w->embd_type,
+		      (const uint8_t *)w->embd + token * w->embd_row_bytes,
+		      d_model, out);
 }

@@ -32,13 +32,18 @@ struct weights {
 int weights_shape(struct llama_shape *sh, const struct gguf *g,
 		  uint32_t n_vocab, char *err, size_t err_len);
 /*
- * Check each tensor of g by name, shape and type, and pack it for sh->math.
+ * Check each tensor of g by name, shape and type, and pack it for sh->math; or give
+ * it to sink, if that is not NULL, and keep none.
  * w is the caller's, zeroed, and finished by weights_fini() in any case.
  * -EINVAL, -ENOTSUP, -ENOMEM.
  */
 int weights_init(struct weights *w, const struct llama_shape *sh,
-		 const struct gguf *g, char *err, size_t err_len);
+		 const struct gguf *g, const struct llama_sink *sink, char *err,
+		 size_t err_len);
 void weights_fini(struct weights *w, uint32_t n_layers);
+/* n elements at src, of any type a matrix may have, as f32: exact. */
+void weights_widen(enum kern_type type, const void *src, uint32_t n,
+		   float *out);
 /* Row token of the embedding as f32 [d_model], exactly widened. */
 void weights_embed(const struct weights *w, uint32_t token, uint32_t d_model,
 		   float *out);

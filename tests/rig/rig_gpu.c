@@ -47,6 +47,11 @@ const char *rig_gpu_missing(void)
 
 void rig_gpu_open(struct rig_gpu *g)
 {
+	rig_gpu_open_with(g, 1 << 20);
+}
+
+void rig_gpu_open_with(struct rig_gpu *g, uint64_t total)
+{
 	cuda_handle ctx;
 	char why[256];
 	int dev, ret;
@@ -57,7 +62,7 @@ void rig_gpu_open(struct rig_gpu *g)
 		ret = cuda_api_open(&g->api, NULL, why, sizeof(why));
 		ck_assert_msg(!ret, "%s", why);
 	} else {
-		g->api = rig_cuda_open(&g->ctl, 1 << 20, 65536);
+		g->api = rig_cuda_open(&g->ctl, total, 65536);
 	}
 	ck_assert_int_eq(g->api->device_get(&dev, 0), 0);
 	ck_assert_int_eq(g->api->ctx_retain(&ctx, dev), 0);

@@ -21,6 +21,8 @@ struct rig_gpu {
 };
 /* Aborts the test if it cannot. */
 void rig_gpu_open(struct rig_gpu *g);
+/* The same with so much memory of the fake's. */
+void rig_gpu_open_with(struct rig_gpu *g, uint64_t total);
 void rig_gpu_close(struct rig_gpu *g);
 /* Memory that both sides see at the same address; until reset or close. */
 void *rig_gpu_alloc(struct rig_gpu *g, size_t n);

@@ -1,0 +1,356 @@
+/*
+ * llama_gpu.c - one step of a batch through the layers, on a stream; see llama_gpu.h
+ *
+ *   embed -> per layer: norm -> q,k,v -> attn (the caller's) -> +o
+ *                       norm -> gate,up,swiglu -> +down
+ *         -> norm and output of the logit rows, LLAMA_GPU_LOGIT_ROWS at a time
+ *
+ * Everything of a step is queued in order on one stream; the host waits for logits only.
+ */
+#include "kvd/model/llama_gpu.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvd/model/llama_gpu_priv.h"
+
+/* f32 unless said; x and act are h and gate when all is f32. */
+struct llama_gpu_scratch {
+	const struct llama_gpu *m;
+	const struct cuda_api *api;
+	struct kern_gpu *kern;
+	cuda_stream stream;
+	struct llama_gpu_plans plans;
+	cuda_ptr workspace;
+	cuda_ptr idx; /* uint32_t [2][max_rows]: tokens, then rows of logits */
+	cuda_ptr res, h; /* [max_rows][d_model] */
+	cuda_ptr q, k, v, o;
+	cuda_ptr gate, up; /* [max_rows][n_ff] */
+	cuda_ptr x; /* math [max_rows][max(d_model, n_heads * head_dim)] */
+	cuda_ptr act; /* math [max_rows][n_ff] */
+	cuda_ptr logits; /* [LLAMA_GPU_LOGIT_ROWS][n_vocab] */
+	uint32_t *host_idx; /* pinned, as idx */
+	float *host_logits; /* pinned, as logits */
+	cuda_ptr allocs[16];
+	uint32_t n_allocs;
+};
+
+/* ---- scratch ---------------------------------------------------------------- */
+
+static int take(struct llama_gpu_scratch *s, cuda_ptr *out, size_t n_elems,
+		size_t elem_bytes)
+{
+	const struct cuda_api *cu = s->api;
+	const int ret = kern_errno(cu->alloc(out, n_elems * elem_bytes));
+
+	if (!ret)
+		s->allocs[s->n_allocs++] = *out;
+	return ret;
+}
+
+static int take_all(struct llama_gpu_scratch *s)
+{
+	const struct llama_shape *sh = &s->m->sh;
+	const size_t q = (size_t)sh->n_heads * sh->head_dim;
+	const size_t kv = (size_t)sh->n_kv_heads * sh->head_dim;
+	const size_t n = s->m->max_rows, d = sh->d_model, f = sizeof(float);
+	const size_t x = d > q ? d : q;
+	const struct {
+		cuda_ptr *out;
+		size_t n, elem_bytes;
+	} list[] = {
+		{ &s->workspace, LLAMA_GPU_WORKSPACE, 1 },
+		{ &s->idx, 2 * n, sizeof(uint32_t) },
+		{ &s->res, n * d, f },
+		{ &s->h, n * d, f },
+		{ &s->q, n * q, f },
+		{ &s->k, n * kv, f },
+		{ &s->v, n * kv, f },
+		{ &s->o, n * q, f },
+		{ &s->gate, n * sh->n_ff, f },
+		{ &s->up, n * sh->n_ff, f },
+		{ &s->logits, (size_t)LLAMA_GPU_LOGIT_ROWS * sh->n_vocab, f },
+		{ &s->x, n * x, sizeof(uint16_t) },
+		{ &s->act, n * sh->n_ff, sizeof(uint16_t) },
+	};
+	/* the last two are only of bf16 */
+	const size_t n_list =
+		sizeof(list) / sizeof(*list) - (sh->math == KERN_BF16 ? 0 : 2);
+	int ret = 0;
+
+	for (size_t i = 0; i < n_list && !ret; i++)
+		ret = take(s, list[i].out, list[i].n, list[i].elem_bytes);
+	return ret;
+}
+
+static int take_host(struct llama_gpu_scratch *s)
+{
+	const struct cuda_api *cu = s->api;
+	void *idx = NULL, *logits = NULL;
+	int ret;
+
+	ret = kern_errno(cu->host_alloc(
+		&idx, 2 * (size_t)s->m->max_rows * sizeof(*s->host_idx),
+		CUDA_HOST_PORTABLE));
+	s->host_idx = idx;
+	if (!ret)
+		ret = kern_errno(cu->host_alloc(&logits,
+						(size_t)LLAMA_GPU_LOGIT_ROWS *
+							s->m->sh.n_vocab *
+							sizeof(float),
+						CUDA_HOST_PORTABLE));
+	s->host_logits = logits;
+	return ret;
+}
+
+int llama_gpu_scratch_new(struct llama_gpu_scratch **out,
+			  const struct llama_gpu *m, struct kern_gpu *kern,
+			  cuda_stream stream)
+{
+	struct llama_gpu_scratch *s;
+	int ret;
+
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->m = m;
+	s->api = m->api;
+	s->kern = kern;
+	s->stream = stream;
+	ret = llama_gpu_plans_new(&s->plans, m);
+	if (!ret)
+		ret = take_all(s);
+	if (!ret)
+		ret = take_host(s);
+	if (ret) {
+		llama_gpu_scratch_free(s);
+		return ret;
+	}
+	*out = s;
+	return 0;
+}
+
+/* What a lost device does not take back is gone with it. */
+void llama_gpu_scratch_free(struct llama_gpu_scratch *s)
+{
+	if (!s)
+		return;
+	while (s->n_allocs)
+		(void)s->api->free(s->allocs[--s->n_allocs]);
+	if (s->host_idx)
+		(void)s->api->host_free(s->host_idx);
+	if (s->host_logits)
+		(void)s->api->host_free(s->host_logits);
+	llama_gpu_plans_free(&s->plans);
+	free(s);
+}
+
+/* ---- phases ------------------------------------------------------------------ */
+
+struct product {
+	enum llama_gpu_role role;
+	const struct llama_gpu_matrix *w;
+	uint32_t flags; /* GPU_GEMM_ADD: y += x W^T */
+};
+
+static int linear(struct llama_gpu_scratch *s, struct product p, cuda_ptr x,
+		  cuda_ptr y, uint32_t n_rows)
+{
+	const struct gpu_gemm a = {
+		.x = x,
+		.w = p.w->at,
+		.y = y,
+		.x_stride = p.w->n_in,
+		.y_stride = p.w->n_out,
+		.n_rows = n_rows,
+		.n_out = p.w->n_out,
+		.n_in = p.w->n_in,
+		.flags = p.flags,
+	};
+
+	return cublas_gemm(s->plans.p[p.role], &a, s->workspace, s->stream);
+}
+
+/* f32 rows to what matrices take; *x says where they are then. */
+static int typed(struct llama_gpu_scratch *s, cuda_ptr from, cuda_ptr to,
+		 size_t n, cuda_ptr *x)
+{
+	const struct gpu_convert a = { from, to, n };
+
+	*x = from;
+	if (s->m->sh.math == KERN_F32)
+		return 0;
+	*x = to;
+	return kern_gpu_from_f32(s->kern, s->m->sh.math, &a, s->stream);
+}
+
+/* Rows of the residual (at from), normed into h, then typed. */
+static int normed(struct llama_gpu_scratch *s, cuda_ptr from, cuda_ptr norm,
+		  uint32_t n_rows, cuda_ptr *x)
+{
+	const uint32_t d = s->m->sh.d_model;
+	const struct gpu_rmsnorm a = {
+		.x = from,
+		.w = norm,
+		.y = s->h,
+		.n_rows = n_rows,
+		.n = d,
+		.eps = s->m->sh.norm_eps,
+	};
+	const int ret = kern_gpu_rmsnorm(s->kern, &a, s->stream);
+
+	return ret ? ret : typed(s, s->h, s->x, (size_t)n_rows * d, x);
+}
+
+static int attention(struct llama_gpu_scratch *s,
+		     const struct llama_gpu_batch *b, uint32_t i)
+{
+	const struct llama_gpu_layer *y = &s->m->layers[i];
+	const size_t q = (size_t)s->m->sh.n_heads * s->m->sh.head_dim;
+	cuda_ptr x;
+	int ret = normed(s, s->res, y->attn_norm, b->n_rows, &x);
+
+	if (!ret)
+		ret = linear(s, (struct product){ PLAN_Q, &y->q, 0 }, x, s->q,
+			     b->n_rows);
+	if (!ret)
+		ret = linear(s, (struct product){ PLAN_KV, &y->k, 0 }, x, s->k,
+			     b->n_rows);
+	if (!ret)
+		ret = linear(s, (struct product){ PLAN_KV, &y->v, 0 }, x, s->v,
+			     b->n_rows);
+	if (!ret)
+		ret = b->attn(b->ctx, i, s->q, s->k, s->v, s->o, s->stream);
+	if (!ret)
+		ret = typed(s, s->o, s->x, b->n_rows * q, &x);
+	return ret ? ret
+		   : linear(s, (struct product){ PLAN_O, &y->o, GPU_GEMM_ADD },
+			    x, s->res, b->n_rows);
+}
+
+static int ffn(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b,
+	       uint32_t i)
+{
+	const struct llama_gpu_layer *y = &s->m->layers[i];
+	const size_t n = (size_t)b->n_rows * s->m->sh.n_ff;
+	const struct gpu_swiglu a = { s->gate, s->up, s->gate, n };
+	cuda_ptr x;
+	int ret = normed(s, s->res, y->ffn_norm, b->n_rows, &x);
+
+	if (!ret)
+		ret = linear(s, (struct product){ PLAN_FF, &y->gate, 0 }, x,
+			     s->gate, b->n_rows);
+	if (!ret)
+		ret = linear(s, (struct product){ PLAN_FF, &y->up, 0 }, x,
+			     s->up, b->n_rows);
+	if (!ret)
+		ret = kern_gpu_swiglu(s->kern, &a, s->stream);
+	if (!ret)
+		ret = typed(s, s->gate, s->act, n, &x);
+	return ret ? ret
+		   : linear(s,
+			    (struct product){ PLAN_DOWN, &y->down,
+					      GPU_GEMM_ADD },
+			    x, s->res, b->n_rows);
+}
+
+/* ---- the step ------------------------------------------------------------------ */
+
+static int check_batch(const struct llama_gpu_scratch *s,
+		       const struct llama_gpu_batch *b)
+{
+	if (b->n_rows > s->m->max_rows || b->n_logits > b->n_rows || !b->attn)
+		return -EINVAL;
+	for (uint32_t i = 0; i < b->n_rows; i++)
+		if (b->tokens[i] >= s->m->sh.n_vocab)
+			return -EINVAL;
+	for (uint32_t i = 0; i < b->n_logits; i++)
+		if (b->logit_rows[i] >= b->n_rows ||
+		    (i && b->logit_rows[i] <= b->logit_rows[i - 1]))
+			return -EINVAL;
+	return 0;
+}
+
+/* Tokens and rows to the device, embeddings of the tokens into the residual. */
+static int embed(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
+{
+	const struct gpu_gather a = {
+		.table = s->m->embd.at,
+		.idx = s->idx,
+		.y = s->res,
+		.n_rows = b->n_rows,
+		.n = s->m->sh.d_model,
+	};
+	const size_t n = b->n_rows;
+	int ret;
+
+	memcpy(s->host_idx, b->tokens, n * sizeof(*b->tokens));
+	memcpy(s->host_idx + n, b->logit_rows,
+	       b->n_logits * sizeof(*b->logit_rows));
+	ret = kern_errno(s->api->h2d(s->idx, s->host_idx,
+				     (n + b->n_logits) * sizeof(*s->host_idx),
+				     s->stream));
+	return ret ? ret
+		   : kern_gpu_gather(s->kern, s->m->embd_type, &a, s->stream);
+}
+
+/* The rows whose logits are wanted, normed: *x, typed. */
+static int gather_rows(struct llama_gpu_scratch *s,
+		       const struct llama_gpu_batch *b, cuda_ptr *x)
+{
+	const struct gpu_gather a = {
+		.table = s->res,
+		.idx = s->idx + b->n_rows * sizeof(uint32_t),
+		.y = s->h,
+		.n_rows = b->n_logits,
+		.n = s->m->sh.d_model,
+	};
+	const int ret = kern_gpu_gather(s->kern, KERN_F32, &a, s->stream);
+
+	return ret ? ret : normed(s, s->h, s->m->norm, b->n_logits, x);
+}
+
+static int logits(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
+{
+	const struct llama_shape *sh = &s->m->sh;
+	const size_t row = (size_t)sh->d_model * kern_type_bytes(sh->math);
+	const size_t bytes = (size_t)sh->n_vocab * sizeof(float);
+	cuda_ptr x;
+	int ret = gather_rows(s, b, &x);
+
+	for (uint32_t i = 0, n; i < b->n_logits && !ret; i += n) {
+		n = b->n_logits - i < LLAMA_GPU_LOGIT_ROWS
+			    ? b->n_logits - i
+			    : LLAMA_GPU_LOGIT_ROWS;
+		ret = linear(s, (struct product){ PLAN_OUT, &s->m->output, 0 },
+			     x + i * row, s->logits, n);
+		if (!ret)
+			ret = kern_errno(s->api->d2h(s->host_logits, s->logits,
+						     n * bytes, s->stream));
+		if (!ret)
+			ret = kern_errno(s->api->stream_sync(s->stream));
+		if (!ret)
+			memcpy(b->logits + (size_t)i * sh->n_vocab,
+			       s->host_logits, n * bytes);
+	}
+	return ret;
+}
+
+int llama_gpu_step(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
+{
+	int ret = check_batch(s, b), end;
+
+	if (ret || !b->n_rows)
+		return ret;
+	ret = embed(s, b);
+	for (uint32_t i = 0; i < s->m->sh.n_layers && !ret; i++) {
+		ret = attention(s, b, i);
+		if (!ret)
+			ret = ffn(s, b, i);
+	}
+	if (!ret && b->n_logits)
+		ret = logits(s, b);
+	end = kern_errno(s->api->stream_sync(s->stream));
+	return ret ? ret : end;
+}

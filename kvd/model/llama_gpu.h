@@ -1,0 +1,78 @@
+/*
+ * llama_gpu.h - a llama-architecture model on the device: weights, and one step of a batch
+ *
+ * The step of llama.h in device memory, on one stream: embeddings, norms, activations and
+ * conversions by the kernels of gpu.h, matrices by cuBLASLt. As there, K, V and attention are
+ * the caller's, who gets device pointers and queues. Operands are rounded where
+ * the CPU rounds them, sums have other orders: f32 logits are within 2e-5 of their
+ * spread of those of llama_step(), bf16 within 3e-2 (test_llama_gpu). So the id is another.
+ *
+ * Thread: any that has the context; a scratch is one thread's at a time.
+ */
+#ifndef KVD_MODEL_LLAMA_GPU_H
+#define KVD_MODEL_LLAMA_GPU_H
+
+#include "kernels/cublas_api.h"
+#include "kernels/gpu.h"
+#include "kvd/model/llama.h"
+
+/*
+ * Part of every id of a model on a device: goes up when this file, the kernels or the way
+ * an algorithm is chosen give other bits.
+ */
+#define LLAMA_GPU_PATH 1u
+
+struct llama_gpu;
+
+struct llama_gpu_conf {
+	const struct cuda_api *api; /* both outlive the model */
+	struct cublas *blas;
+	uint32_t max_rows; /* of a step: scratches have as many */
+};
+/*
+ * Open path as llama_open_to() does and copy its weights to the device of the current
+ * context: matrices in math, the embedding as it is (Q8_0: widened). *host has shape and
+ * tokenizer; the caller closes it, after *out. err: the reason in words. Errors of
+ * llama_open(), -ENOSPC the device is full, and those of the driver and of cuBLAS.
+ */
+int llama_gpu_open(struct llama_gpu **out, struct llama **host,
+		   const struct llama_gpu_conf *c, const char *path,
+		   enum kern_type math, char *err, size_t err_len);
+void llama_gpu_close(struct llama_gpu *m); /* NULL is fine */
+/* Identity of weights, kernels, kind of device and algorithms: as llama_id(), and never
+ * equal to that of a model on a CPU. */
+void llama_gpu_id(const struct llama_gpu *m, uint64_t id[2]);
+/* Of weights, in device memory. */
+size_t llama_gpu_bytes(const struct llama_gpu *m);
+
+struct llama_gpu_batch {
+	uint32_t n_rows; /* <= max_rows of the scratch; 0: nothing happens */
+	const uint32_t *tokens; /* [n_rows], < n_vocab */
+	uint32_t n_logits; /* rows whose logits are wanted */
+	const uint32_t *logit_rows; /* [n_logits], ascending */
+	float *logits; /* [n_logits][n_vocab] out; plain host memory */
+	/*
+	 * Queue on st attention of one layer: q, k, v as llama_batch's, f32, scratch of the
+	 * step, in device memory; writes o there. A negative return ends the step with it.
+	 */
+	int (*attn)(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
+		    cuda_ptr v, cuda_ptr o, cuda_stream st);
+	void *ctx;
+};
+
+/* What one step at a time needs: buffers, plans of matrices. */
+struct llama_gpu_scratch;
+/* m, kern and stream outlive it. -EINVAL, -ENOMEM, those of the driver. */
+int llama_gpu_scratch_new(struct llama_gpu_scratch **out,
+			  const struct llama_gpu *m, struct kern_gpu *kern,
+			  cuda_stream stream);
+void llama_gpu_scratch_free(struct llama_gpu_scratch *s); /* NULL is fine */
+/*
+ * Run b and wait for it. 0; -EINVAL for a batch outside the above; what attn returned;
+ * those of the driver, -ENODEV when the device is lost. Then the logits have any values, and
+ * nothing of the step is queued any more.
+ */
+int llama_gpu_step(struct llama_gpu_scratch *s,
+		   const struct llama_gpu_batch *b);
+
+#endif

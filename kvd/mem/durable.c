@@ -75,7 +75,7 @@ static void commit(struct range_persist *rp)
 static int placed(const struct page *pg)
 {
 	return pg->slot >= 0 && pg->state != PAGE_WRITING &&
-	       pg->state != PAGE_DIRTY;
+	       pg->state != PAGE_DIRTY && !park_is_dirty(pg);
 }
 
 /* Start what may start; go on when all is there. */
@@ -95,6 +95,8 @@ static void clean(struct range_persist *rp)
 		else if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
 			ret = -EINVAL; /* never written: nothing to keep */
 		n_missing += !placed(pg);
+		if (park_is_dirty(pg) && n_writing < WRITES_AT_ONCE)
+			n_writing += (uint32_t)park_flush(pg);
 		if (pg->state != PAGE_DIRTY || pg->busy ||
 		    n_writing >= WRITES_AT_ONCE)
 			continue;

@@ -20,6 +20,8 @@
 #include "io/crc.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/dev_op.h"
+#include "kvd/mem/device.h"
 #include "kvd/mem/stores.h"
 
 #define RETRY_NS   1000000000u /* a page whose write failed rests so long */
@@ -76,12 +78,12 @@ static int op_split(struct move *op, void (*go)(struct move *one))
 	}
 	if (i < op->n) {
 		while (i--)
-			free(one[i]);
+			op_release(one[i]);
 		return -ENOMEM;
 	}
 	for (i = 0; i < op->n; i++)
 		go(one[i]);
-	free(op);
+	op_release(op);
 	return 0;
 }
 
@@ -107,16 +109,19 @@ static void drop_end(struct page *pg, int err)
 	page_end(pg, OP_DROP, err);
 }
 
-static void drop_done(struct loop_work *w)
+void move_dropped(struct move *op)
 {
-	struct move *op = container_of(w, struct move, work);
-
 	if (op->ret)
 		log_warn("move", "%s: punching a hole: %s",
 			 op->page->range->pager->name, strerror(-op->ret));
 	for (uint32_t i = 0; i < op->n; i++)
 		drop_end(op->page + i, op->ret);
 	op_free(op);
+}
+
+static void drop_done(struct loop_work *w)
+{
+	move_dropped(container_of(w, struct move, work));
 }
 
 /* ---- lines of pages about to move ----------------------------------------------- */
@@ -192,7 +197,10 @@ static void send_drops(struct pager *p)
 			line_undo(&p->drops, pg, n);
 			return;
 		}
-		op_work(op, work_drop, drop_done);
+		if (op->dev)
+			dev_drop(op);
+		else
+			op_work(op, work_drop, drop_done);
 	}
 }
 
@@ -245,7 +253,7 @@ static void write_page_end(struct move *op, uint32_t i)
 	page_end(pg, OP_WRITE, op->ret);
 }
 
-static void write_end(struct move *op)
+void move_written(struct move *op)
 {
 	for (uint32_t i = 0; i < op->n; i++)
 		write_page_end(op, i);
@@ -257,7 +265,7 @@ static void write_done(struct kio_req *r)
 	struct move *op = container_of(r, struct move, req);
 
 	op_io_end(op);
-	write_end(op);
+	move_written(op);
 }
 
 static void write_crc_done(struct loop_work *w)
@@ -269,7 +277,7 @@ static void write_crc_done(struct loop_work *w)
 		n_doomed += op->page[i].doomed;
 	if (n_doomed == op->n) { /* not worth the trip */
 		op->ret = -ECANCELED;
-		write_end(op);
+		move_written(op);
 		return;
 	}
 	op_io(op, write_done);
@@ -279,8 +287,9 @@ static int writes_along(const struct page *pg, uint32_t n)
 {
 	const int64_t blocks = (int64_t)(pg->range->tier->page_bytes / 4096);
 
-	return pg[n].slot == pg[n - 1].slot + blocks && !pg->retry_ns &&
-	       !pg[n].retry_ns && pg[n].to_go == pg->to_go;
+	return (pg->range->pager->conf.device ||
+		pg[n].slot == pg[n - 1].slot + blocks) &&
+	       !pg->retry_ns && !pg[n].retry_ns && pg[n].to_go == pg->to_go;
 }
 
 static void send_writes(struct pager *p)
@@ -288,7 +297,11 @@ static void send_writes(struct pager *p)
 	struct page *pg;
 	uint32_t n;
 
-	while ((n = line_run(&p->writes, RUN_BYTES, writes_along, &pg))) {
+	size_t most = RUN_BYTES;
+
+	if (p->conf.device)
+		most = KV_MIN(most, device_page_most(p->conf.device));
+	while ((n = line_run(&p->writes, most, writes_along, &pg))) {
 		struct move *op = op_new(pg, n, OP_WRITE);
 
 		if (!op) {
@@ -296,7 +309,10 @@ static void send_writes(struct pager *p)
 			return;
 		}
 		op->prio = pg->to_go ? WANT_NEXT : WANT_BACKGROUND;
-		op_work(op, work_crc, write_crc_done);
+		if (op->dev)
+			dev_write(op);
+		else
+			op_work(op, work_crc, write_crc_done);
 	}
 }
 
@@ -341,6 +357,7 @@ static void fetch_failed(struct page *pg, enum op_kind kind, int err, int lost)
 {
 	struct pager *p = pg->range->pager;
 
+	park_read_end(pg);
 	if (lost) {
 		page_quarantine_slot(pg);
 		pg->lost_err = err;
@@ -360,6 +377,7 @@ static void page_read(struct page *pg, uint64_t ns)
 {
 	struct pager *p = pg->range->pager;
 
+	park_read_end(pg);
 	page_set_state(pg, PAGE_CLEAN);
 	p->n_read_total++;
 	p->read_bytes_total += pg->range->tier->page_bytes;
@@ -369,9 +387,8 @@ static void page_read(struct page *pg, uint64_t ns)
 	page_end(pg, OP_READ, 0);
 }
 
-static void read_crc_done(struct loop_work *w)
+static void read_over(struct move *op)
 {
-	struct move *op = container_of(w, struct move, work);
 	const uint64_t ns = clock_ns() - op->start_ns;
 
 	tier_note_restore(op->page->range->tier, ns / op->n);
@@ -382,6 +399,27 @@ static void read_crc_done(struct loop_work *w)
 			page_read(pg, ns);
 		else
 			fetch_failed(pg, OP_READ, -EBADMSG, 1);
+	}
+	op_free(op);
+}
+
+static void read_crc_done(struct loop_work *w)
+{
+	read_over(container_of(w, struct move, work));
+}
+
+void move_read(struct move *op)
+{
+	if (!op->ret) {
+		read_over(op);
+		return;
+	}
+	for (uint32_t i = 0; i < op->n; i++) {
+		struct page *pg = op->page + i;
+		const int bad = !pg->parked && op->crc[i] &&
+				op->crc[i] != pg->crc;
+
+		fetch_failed(pg, OP_READ, bad ? -EBADMSG : op->ret, bad);
 	}
 	op_free(op);
 }
@@ -402,7 +440,12 @@ static void read_done(struct kio_req *r)
 		op_work(op, work_crc, read_crc_done);
 		return;
 	}
-	if (op->n > 1 && !op_split(op, read_one))
+	move_read_failed(op, read_one);
+}
+
+void move_read_failed(struct move *op, void (*go)(struct move *one))
+{
+	if (op->n > 1 && !op_split(op, go))
 		return;
 	for (uint32_t i = 0; i < op->n; i++)
 		fetch_failed(op->page + i, OP_READ, op->ret, op->n == 1);
@@ -413,7 +456,10 @@ static void map_done(struct loop_work *w);
 
 static void map_one(struct move *op)
 {
-	op_work(op, work_map, map_done);
+	if (op->dev)
+		dev_map(op);
+	else
+		op_work(op, work_map, map_done);
 }
 
 static void map_failed(struct move *op)
@@ -429,7 +475,11 @@ static void map_failed(struct move *op)
 
 static void map_done(struct loop_work *w)
 {
-	struct move *op = container_of(w, struct move, work);
+	move_mapped(container_of(w, struct move, work));
+}
+
+void move_mapped(struct move *op)
+{
 	struct pager *p = op->page->range->pager;
 
 	if (op->ret) {
@@ -439,7 +489,10 @@ static void map_done(struct loop_work *w)
 	p->n_mapped_total += op->n;
 	stat_add(p->st_mapped, op->n);
 	if (op->kind == OP_READ) {
-		op_io(op, read_done);
+		if (op->dev)
+			dev_read(op);
+		else
+			op_io(op, read_done);
 		return;
 	}
 	for (uint32_t i = 0; i < op->n; i++) {
@@ -454,8 +507,11 @@ int page_fetches_along(const struct page *pg, uint32_t n)
 	const size_t bytes = pg->range->tier->page_bytes;
 
 	if (page_index(pg) + n >= pg->range->n_pages || pg[n].busy ||
-	    pg[n].state != pg->state || (n + 1) * bytes > RUN_BYTES)
+	    pg[n].state != pg->state ||
+	    (n + 1) * bytes > dev_run_bytes(pg, RUN_BYTES))
 		return 0;
+	if (pg->parked || pg[n].parked)
+		return pg->parked && pg[n].parked;
 	return pg->state == PAGE_EMPTY ||
 	       pg[n].slot == pg[n - 1].slot + (int64_t)(bytes / 4096);
 }
@@ -472,8 +528,10 @@ int page_start_fetch(struct page *pg, uint32_t n, enum want_prio prio)
 		page_begin(pg + i);
 		page_charge(pg + i);
 		page_set_state(pg + i, lower ? PAGE_READING : PAGE_MAPPING);
+		if (pg[i].parked)
+			park_read_begin(pg + i);
 	}
-	op_work(op, work_map, map_done);
+	map_one(op);
 	return 0;
 }
 
@@ -503,7 +561,11 @@ void range_look_freed(struct range *r)
 	if (!r->freed || r->n_busy)
 		return;
 	p->n_state[PAGE_EMPTY] -= r->n_virtual;
-	(void)space_free(r->tier->space, r->first, r->n_virtual);
+	if (r->tier->space)
+		(void)space_free(r->tier->space, r->first, r->n_virtual);
+	else
+		(void)vmm_space_free(r->tier->dev_space, r->first,
+				     r->n_virtual);
 	r->tier->n_ranges--;
 	list_del(&r->node);
 	free(r);

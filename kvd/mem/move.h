@@ -12,6 +12,7 @@
 #include "kvd/base/stat.h"
 #include "kvd/mem/account.h"
 #include "kvd/mem/page.h"
+#include "kvd/mem/park.h"
 #include "kvd/mem/stores.h"
 
 /* Space of one page size. */
@@ -21,7 +22,10 @@ struct tier {
 	size_t page_bytes;
 	uint32_t n_ranges;
 	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
-	struct space *space;
+	char *base; /* of page 0 */
+	struct space *space; /* in host memory; else NULL */
+	struct vmm_space *dev_space; /* of the device; else NULL */
+	uint64_t n_mapped; /* of the device: pages with frames */
 };
 
 struct pager {
@@ -42,6 +46,8 @@ struct pager {
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
 	struct stores_flow flow;
+	uint32_t tenant; /* of its frames: with a device */
+	struct park_part part; /* the same */
 	int keep_records; /* the daemon stops */
 	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
@@ -56,6 +62,13 @@ struct pager {
 };
 
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out);
+/* Bytes of frames of t's pages. */
+uint64_t tier_bytes(const struct tier *t);
+/* 1: a page that goes down has a place there. */
+static inline int pager_has_lower(const struct pager *p)
+{
+	return p->conf.disk_bytes && (p->conf.stores || p->conf.device);
+}
 void page_set_state(struct page *pg, enum page_state s);
 void page_release_slot(struct page *pg);
 /* pager.c: it took ns to restore a page. */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/mem/dev_op.h"
 #include "kvd/mem/stores.h"
 
 /* ---- accounts ------------------------------------------------------------- */
@@ -81,8 +82,14 @@ int page_take_slot(struct page *pg)
 	int64_t slot;
 	int ret;
 
-	if (!p->conf.stores || account_room(&p->account, ACCOUNT_DISK) < bytes)
+	if (!pager_has_lower(p) ||
+	    account_room(&p->account, ACCOUNT_DISK) < bytes)
 		return -ENOSPC;
+	if (!p->conf.stores) { /* its place is in the host pool */
+		pg->slot = 0;
+		pager_charge_slots(p, bytes);
+		return 0;
+	}
 	ret = pick_disk(pg->range);
 	if (ret)
 		return ret;
@@ -102,9 +109,14 @@ static void slot_gone(struct page *pg)
 
 void page_release_slot(struct page *pg)
 {
+	int is_written = 0;
+
 	if (pg->slot < 0)
 		return;
-	if (!pg->range->durable) /* else a record still names it */
+	if (pg->parked)
+		is_written = park_forget(pg);
+	/* durable: a record still names it */
+	if (!pg->range->durable && !is_written && pg->range->pager->conf.stores)
 		kio_store_release(disk_of(pg), (uint64_t)pg->slot,
 				  pg->range->tier->page_bytes);
 	slot_gone(pg);
@@ -144,6 +156,13 @@ struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind)
 	op->n = n;
 	op->kind = kind;
 	op->start_ns = clock_ns();
+	if (pg->range->pager->conf.device && kind != OP_SCRUB) {
+		op->dev = dev_op_new(pg->range, n, kind);
+		if (!op->dev) {
+			free(op);
+			return NULL;
+		}
+	}
 	return op;
 }
 
@@ -213,13 +232,19 @@ void page_end(struct page *pg, enum op_kind kind, int err)
 		durable_page_written(pg, err);
 }
 
+void op_release(struct move *op)
+{
+	dev_op_free(op->dev);
+	free(op);
+}
+
 void op_free(struct move *op)
 {
 	struct range *r = op->page->range;
 	struct pager *p = r->pager;
 
 	r->n_busy -= op->n;
-	free(op);
+	op_release(op);
 	range_look_freed(r);
 	pager_make_room(p);
 }

@@ -40,6 +40,7 @@ struct move {
 	uint32_t prio; /* of its request */
 	uint64_t start_ns;
 	struct page_scrub *scrub; /* SCRUB */
+	struct dev_op *dev; /* with a device */
 	uint32_t crc[]; /* [n] */
 };
 
@@ -58,6 +59,17 @@ void op_io_end(struct move *op);
  */
 void page_end(struct page *pg, enum op_kind kind, int err);
 void op_free(struct move *op);
+/* Only its memory. */
+void op_release(struct move *op);
+
+/* dev_op.c: the steps that move.c would have done are over, op->ret says how. */
+void move_mapped(struct move *op);
+void move_dropped(struct move *op);
+void move_written(struct move *op);
+void move_read(
+	struct move *op); /* with ret 0 pages whose crc differs are lost */
+/* The disk failed: again page by page from go(), or the page is lost. */
+void move_read_failed(struct move *op, void (*go)(struct move *one));
 
 /* Frames and slots: the books. -ENOSPC, -errno of the store. */
 void page_charge(struct page *pg);

@@ -13,6 +13,8 @@
  *  (3) A page with an operation in flight (busy) belongs to it; others only pin. In
  *      WRITING others read its bytes too; who wants to write waits for the end.
  *  (4) In the policy's hands: DIRTY or CLEAN, not pinned, not busy.
+ *  (6) With a device (device.h) a slot's bytes may be in the host pool only (parked);
+ *      without a disk they always are, and the slot is no more than a mark.
  *  (5) waiters are the wants that miss the page; it has pins for each.
  */
 #ifndef KVD_MEM_PAGE_H
@@ -41,6 +43,7 @@ struct page {
 	struct list starved; /* in a line of the pager: for room, or to move */
 	struct list waiters; /* struct page_wait */
 	int64_t slot;
+	struct parked *parked; /* with a device: its copy in the host pool */
 	uint32_t crc;
 	uint32_t n_pins;
 	uint8_t state;
@@ -54,6 +57,7 @@ struct page {
 	uint64_t retry_ns; /* not a victim before (a write failed) */
 };
 
+struct parked;
 struct tier; /* space and page file of one page size */
 
 struct range {

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kvd/mem/dev_op.h"
+#include "kvd/mem/device.h"
 #include "kvd/mem/move.h"
 #include "kvd/mem/page.h"
 #include "kvd/mem/stores.h"
@@ -34,7 +36,8 @@ int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
 	r = calloc(1, sizeof(*r) + n_pages * sizeof(r->pages[0]));
 	if (!r)
 		return -ENOMEM;
-	first = space_alloc(t->space, n_pages);
+	first = t->space ? space_alloc(t->space, n_pages)
+			 : vmm_space_alloc(t->dev_space, n_pages);
 	if (first < 0) {
 		free(r);
 		return -ENOMEM;
@@ -83,7 +86,7 @@ void range_trim(struct range *r, uint32_t n_keep)
 
 char *range_addr(const struct range *r)
 {
-	return space_base(r->tier->space) + r->first * r->tier->page_bytes;
+	return r->tier->base + r->first * r->tier->page_bytes;
 }
 
 struct pager *range_pager(const struct range *r)
@@ -116,7 +119,7 @@ uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n)
 	uint64_t bytes = 0;
 
 	for (uint32_t i = first; r->n_lower && i < first + n; i++)
-		if (r->pages[i].state == PAGE_LOWER)
+		if (r->pages[i].state == PAGE_LOWER && !r->pages[i].parked)
 			bytes += r->tier->page_bytes;
 	return bytes;
 }
@@ -125,8 +128,11 @@ uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
 {
 	const uint64_t bytes = range_lower_bytes(r, first, n);
 
-	return bytes ? stores_read_ns(r->pager->conf.stores, r->i_disk, bytes)
-		     : 0;
+	if (r->pager->conf.device)
+		return dev_load_ns(r, first, n);
+	if (!bytes)
+		return 0;
+	return stores_read_ns(r->pager->conf.stores, r->i_disk, bytes);
 }
 
 void range_disk_speed(const struct range *r, double *bytes_per_s,
@@ -342,7 +348,8 @@ int page_want(struct pager *p, struct page_want *w)
 	uint32_t n = 0;
 	int ret = 0;
 
-	(void)p;
+	if (p->conf.device && device_lost(p->conf.device))
+		return -ENODEV;
 	w->n_missing = w->n_read = 0;
 	w->ret = 0;
 	EACH_PAGE(pg, w->runs, w->n_runs)
@@ -400,7 +407,8 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 
 int range_file(const struct range *r, struct range_file *out)
 {
-	const int fd = space_share_fd(r->tier->space);
+	const int fd = r->tier->space ? space_share_fd(r->tier->space)
+				      : -ENOTSUP;
 
 	if (fd < 0)
 		return fd;
@@ -509,7 +517,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->n_lost_total = stat_read(p->st_lost);
 	out->written_bytes_total = p->written_bytes_total;
 	for (struct tier *t = p->tiers; t; t = t->next)
-		out->file_bytes += space_file_bytes(t->space);
+		out->file_bytes += tier_bytes(t);
 }
 
 static void check_page(const struct page *pg, uint64_t *mapped,
@@ -524,6 +532,7 @@ static void check_page(const struct page *pg, uint64_t *mapped,
 	assert(pg->state != PAGE_LOWER || pg->busy ||
 	       (pg->slot >= 0 && !pg->charged));
 	assert(pg->state != PAGE_CLEAN || pg->slot >= 0);
+	assert(!pg->parked || pg->slot >= 0);
 	assert(!pg->in_policy ||
 	       ((pg->state == PAGE_DIRTY || pg->state == PAGE_CLEAN) &&
 		!pg->n_pins && !pg->busy));
@@ -546,6 +555,6 @@ void pager_check(struct pager *p)
 	assert(pinned == p->pinned_bytes);
 	assert(slots == pager_used(p, ACCOUNT_DISK));
 	for (struct tier *t = p->tiers; t; t = t->next)
-		files += space_file_bytes(t->space);
+		files += tier_bytes(t);
 	assert(busy || files == mapped);
 }

@@ -34,6 +34,7 @@
 #include "kvd/base/wait.h"
 
 struct accounts;
+struct device;
 struct pager;
 struct range;
 struct stores;
@@ -51,6 +52,11 @@ struct pager_conf {
 	const char *policy; /* evict.h: "clock", "lru", ... */
 	struct loop *loop;
 	struct stores *stores; /* shared by all pagers, or NULL: no disk */
+	/*
+	 * device.h: frames are the device's, and what goes down goes to its host pool
+	 * first; without stores disk_bytes are bytes of that. NULL: host memory.
+	 */
+	struct device *device;
 	/*
 	 * Memory and disk are full of what nobody uses: let go of some of it
 	 * (range_free() of at least one range). Returns 0, or -ENOSPC when there

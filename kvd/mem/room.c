@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <string.h>
 #include "kvd/base/clock.h"
+#include "kvd/mem/device.h"
 #include "kvd/mem/move.h"
 #include "kvd/mem/stores.h"
 
@@ -377,7 +378,7 @@ static void write_ahead(struct pager *p, uint64_t now)
 	const struct account_side *s = &p->account.side[ACCOUNT_MEMORY];
 	const uint64_t budget = KV_MIN(s->limit, s->share);
 
-	if (!p->conf.disk_bytes || !p->conf.stores || p->account.demand ||
+	if (!pager_has_lower(p) || p->account.demand ||
 	    s->used < budget / 8 * 7 || p->clean_bytes > budget / 8)
 		return;
 	while (p->writing_bytes < CLEAN_AHEAD && write_next(p, now))
@@ -412,6 +413,26 @@ static uint64_t ahead(struct accounts *as, uint64_t now)
 	if (mark && mark != UINT64_MAX && pool_short(as, mark))
 		(void)make_pool(as, now, 2 * mark); /* as far as it goes */
 	return mark;
+}
+
+/* The device is lost: 1, and who waits for a frame is told. */
+static int fail_all(struct accounts *as)
+{
+	struct pager *p;
+	struct page *pg;
+	int is_lost = 0;
+
+	EACH_PAGER(p, as)
+	{
+		if (!p->conf.device || !device_lost(p->conf.device))
+			continue;
+		is_lost = 1;
+		while ((pg = first_of(p, 0, WANT_PRIOS))) {
+			page_unstarve(pg);
+			page_failed(pg, -ENODEV);
+		}
+	}
+	return is_lost;
 }
 
 /* ---- a turn ------------------------------------------------------------------------------ */
@@ -474,7 +495,9 @@ static void room_turn(struct loop_call *c)
 
 	as->room_queued = 0;
 	serve(as);
-	if (!take(as, now)) {
+	if (fail_all(as)) {
+		; /* the device is gone: nobody comes or goes */
+	} else if (!take(as, now)) {
 		mark = ahead(as, now);
 		serve_spare(as, mark == UINT64_MAX ? 0 : mark);
 	}

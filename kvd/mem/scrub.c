@@ -37,7 +37,7 @@ struct scrub {
 
 int page_can_scrub(const struct page *pg)
 {
-	return pg->slot >= 0 && !pg->busy && !pg->doomed &&
+	return pg->slot >= 0 && !pg->parked && !pg->busy && !pg->doomed &&
 	       list_empty(&pg->starved) && /* about to be fetched */
 	       !pg->range->persist && /* its places are being written down */
 	       (pg->state == PAGE_LOWER || pg->state == PAGE_CLEAN);

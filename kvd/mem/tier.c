@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/dev_op.h"
+#include "kvd/mem/device.h"
 #include "kvd/mem/move.h"
 #include "kvd/mem/stores.h"
 
@@ -31,17 +33,36 @@ static int room_for_tier(struct pager *p)
 	t = *unused;
 	*unused = t->next;
 	space_close(t->space);
+	vmm_space_close(t->dev_space);
 	free(t);
 	return 0;
 }
 
-int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
+static int open_space(struct pager *p, struct tier *t)
 {
 	const struct space_conf sc = { .name = p->name,
-				       .page_bytes = page_bytes,
+				       .page_bytes = t->page_bytes,
 				       .huge_dir = p->conf.huge_dir,
 				       .mlock = p->conf.mlock,
 				       .numa_node = p->conf.numa_node };
+	int ret;
+
+	if (p->conf.device)
+		return dev_space_open(p, t);
+	ret = space_open(&t->space, &sc);
+	if (!ret)
+		t->base = space_base(t->space);
+	return ret;
+}
+
+uint64_t tier_bytes(const struct tier *t)
+{
+	return t->dev_space ? t->n_mapped * t->page_bytes
+			    : space_file_bytes(t->space);
+}
+
+int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
+{
 	struct tier *t;
 	int ret;
 
@@ -57,13 +78,13 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 	if (!t)
 		return -ENOMEM;
 	t->page_bytes = page_bytes;
-	ret = space_open(&t->space, &sc);
+	ret = open_space(p, t);
 	if (ret) {
 		free(t);
 		return ret;
 	}
 	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
-		 space_kind(t->space));
+		 t->space ? space_kind(t->space) : "device");
 	t->next = p->tiers;
 	t->id = ++p->n_tiers_total;
 	p->tiers = t;
@@ -123,7 +144,8 @@ static void open_account(struct pager *p)
 {
 	const struct pager_conf *c = &p->conf;
 	const struct account_conf ac = {
-		.limit = { c->memory_bytes, c->stores ? c->disk_bytes : 0 },
+		.limit = { c->memory_bytes,
+			   c->stores || c->device ? c->disk_bytes : 0 },
 		.floor = { c->memory_floor, c->disk_floor },
 		.weight = c->weight,
 	};
@@ -156,6 +178,11 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 		return ret;
 	}
 	open_account(p);
+	if (conf->device) {
+		p->tenant = device_new_tenant(conf->device);
+		park_open_part(device_park(conf->device), &p->part, p,
+			       conf->weight);
+	}
 	pager_stats(p);
 	*out = p;
 	return 0;
@@ -209,8 +236,11 @@ void pager_free(struct pager *p)
 	while ((t = p->tiers)) {
 		p->tiers = t->next;
 		space_close(t->space);
+		vmm_space_close(t->dev_space);
 		free(t);
 	}
+	if (p->conf.device)
+		park_close_part(device_park(p->conf.device), &p->part);
 	p->policy->close(p->policy_state);
 	free(p);
 }

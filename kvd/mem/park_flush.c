@@ -1,0 +1,169 @@
+/*
+ * park_flush.c - dirty parked pages to their slots on disk; see park.h
+ *
+ *  (1) A page that is being written counts as an operation of its pager: nobody gives
+ *      up for want of room, and the pager is not freed.
+ *  (2) Its page may let go of it meanwhile (park_forget()): then slot and room are
+ *      given back at the end.
+ *  (3) What could not be written gets another slot, and rests for a second.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kvd/base/clock.h"
+#include "kvd/base/log.h"
+#include "kvd/mem/park_priv.h"
+#include "kvd/mem/stores.h"
+
+#define FLIGHT_BYTES (16u << 20)
+#define RETRY_NS     1000000000u
+
+static size_t bytes_of(const struct parked *h)
+{
+	return h->n_units * h->park->conf.unit_bytes;
+}
+
+static struct kio_store *disk_of(const struct parked *h)
+{
+	return stores_disk(h->part->pager->conf.stores, h->i_disk);
+}
+
+static void timer_ends(struct loop_timer *t)
+{
+	park_kick(container_of(t, struct park, timer));
+}
+
+/* ---- the end of a write ---------------------------------------------------- */
+
+/* Another place: that one may be bad. None: the same again. */
+static void move_slot(struct parked *h)
+{
+	const int64_t slot = kio_store_alloc(disk_of(h), bytes_of(h));
+
+	if (slot < 0)
+		return;
+	kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
+	h->page->slot = slot;
+}
+
+static void failed(struct parked *h)
+{
+	struct park *k = h->park;
+	struct pager *p = h->part->pager;
+	const uint64_t now = clock_ns();
+
+	k->n.flush_errors++;
+	stat_add(p->st_write_errors, 1);
+	h->retry_ns = now + RETRY_NS;
+	if (now - k->logged_ns > RETRY_NS) {
+		k->logged_ns = now;
+		log_warn("park", "%s: page host->disk: %s, kept in host",
+			 p->name, strerror(-h->ret));
+	}
+	move_slot(h);
+	k->timer.run = timer_ends;
+	loop_timer_set(k->conf.loop, &k->timer, h->retry_ns);
+}
+
+static void flush_end(struct parked *h)
+{
+	struct park *k = h->park;
+	struct pager *p = h->part->pager;
+	struct page *pg = h->page;
+	const int ret = h->ret;
+
+	h->is_flushing = 0;
+	k->flight_bytes -= bytes_of(h);
+	p->n_ops--;
+	if (!pg) {
+		kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
+		park_put(h);
+	} else if (ret) {
+		failed(h);
+		park_list(h);
+	} else {
+		k->n.flushed++;
+		h->retry_ns = 0;
+		park_set_dirty(h, 0);
+		park_list(h);
+	}
+	park_kick(k);
+	if (pg)
+		durable_page_written(pg, ret);
+	pager_make_room(p);
+}
+
+static void io_done(struct kio_req *r)
+{
+	struct park_io *io = container_of(r, struct park_io, req);
+	struct parked *h = io->parked;
+
+	stores_end(h->part->pager->conf.stores, h->i_disk, r);
+	if (r->ret && !h->ret)
+		h->ret = r->ret;
+	if (!--h->n_ios)
+		flush_end(h);
+}
+
+/* ---- its begin ------------------------------------------------------------- */
+
+static void start(struct parked *h, enum want_prio prio)
+{
+	struct pager *p = h->part->pager;
+	struct park *k = h->park;
+	uint64_t block;
+	uint32_t n = 0;
+
+	h->slot = h->page->slot;
+	h->i_disk = h->page->range->i_disk;
+	h->is_flushing = 1;
+	h->ret = 0;
+	park_list(h);
+	k->flight_bytes += bytes_of(h);
+	p->n_ops++;
+	block = (uint64_t)h->slot;
+	for (uint32_t u = 0; u < h->n_units; u += park_run_units(h, u)) {
+		struct park_io *io = &h->ios[n++];
+		size_t bytes;
+
+		io->parked = h;
+		io->req = (struct kio_req){ .block = block, .done = io_done };
+		io->req.buf = park_run(h, u, &bytes);
+		io->req.n_bytes = bytes;
+		block += bytes / 4096;
+	}
+	h->n_ios = n;
+	for (uint32_t i = 0; i < n; i++)
+		stores_write(p->conf.stores, h->i_disk, &p->flow, prio,
+			     &h->ios[i].req);
+}
+
+int park_flush(struct page *pg)
+{
+	struct parked *h = pg->parked;
+
+	if (!h->is_dirty || h->is_flushing)
+		return 0;
+	start(h, WANT_NEXT);
+	return 1;
+}
+
+void park_flush_turn(struct park *k)
+{
+	const int asked = k->n_waiting[PARK_WRITE] != 0;
+	const uint64_t now = clock_ns();
+	struct parked *h = NULL;
+
+	k->is_stuck = 0;
+	if (!k->conf.has_disk || (!asked && k->n_dirty <= k->n_units / 2))
+		return;
+	while (k->flight_bytes < FLIGHT_BYTES) {
+		h = park_oldest(k, offsetof(struct park_part, dirty), now);
+		if (!h)
+			break;
+		start(h, asked ? WANT_NEXT : WANT_BACKGROUND);
+	}
+	/* the rest is on its way to be dirty, or rests */
+	k->is_stuck = asked && !k->flight_bytes && !k->n_coming;
+}

@@ -1,0 +1,43 @@
+/*
+ * park_mem.c - the memory of a park; see park_mem.h
+ */
+#include "kvd/mem/park_mem.h"
+
+#include <errno.h>
+#include <numa.h>
+#include <numaif.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "io/sys.h"
+#include "kvd/base/log.h"
+
+int park_mem_map(size_t n, int numa_node, char **out)
+{
+	struct bitmask *m;
+	void *p = NULL;
+	const int ret = kio_sys_mmap(
+		NULL, n, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &p);
+
+	if (ret)
+		return ret;
+	/* wishes: what cannot be had is done without */
+	(void)madvise(p, n, MADV_HUGEPAGE);
+	(void)madvise(p, n, MADV_DONTFORK);
+	(void)madvise(p, n, MADV_DONTDUMP);
+	if (numa_node >= 0 && numa_available() >= 0) {
+		m = numa_allocate_nodemask();
+		numa_bitmask_setbit(m, (unsigned int)numa_node);
+		if (mbind(p, n, MPOL_PREFERRED, m->maskp, m->size + 1, 0))
+			log_warn("park", "node %d: %s", numa_node,
+				 strerror(errno));
+		numa_free_nodemask(m);
+	}
+	*out = p;
+	return 0;
+}
+
+void park_mem_unmap(char *p, size_t n)
+{
+	(void)kio_sys_munmap(p, n);
+}

@@ -1,0 +1,406 @@
+/*
+ * test_device.c - pagers over device memory, on the fake driver
+ *
+ * Bytes go device -> host pool -> disk and back; random operations do what a trivial
+ * model does, with a disk and without, for one tenant and two.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "tests/rig/rig_dev.h"
+#include "tests/rig/rig_gguf.h"
+
+#define PAGE RIG_DEV_FRAME
+
+static struct rig_dev *r;
+
+static uint32_t *page_of(struct range *range, uint32_t i)
+{
+	return (uint32_t *)(range_addr(range) + i * range_page_bytes(range));
+}
+
+static void fill(struct range *range, uint32_t i, uint32_t seed)
+{
+	uint32_t *p = page_of(range, i);
+
+	for (uint32_t k = 0; k < range_page_bytes(range) / 4; k++)
+		p[k] = seed * 2654435761u + k;
+}
+
+static void check_fill(struct range *range, uint32_t i, uint32_t seed)
+{
+	const uint32_t *p = page_of(range, i);
+	uint32_t n_bad = 0; /* an assertion for each word takes too long */
+
+	for (uint32_t k = 0; k < range_page_bytes(range) / 4; k++)
+		n_bad += p[k] != seed * 2654435761u + k;
+	ck_assert_uint_eq(n_bad, 0);
+}
+
+static void write_page(struct range *range, uint32_t i, uint32_t seed)
+{
+	struct page_run run = { range, i, 1, PAGE_WRITE };
+	struct pager *p = range_pager(range);
+
+	ck_assert_int_eq(pager_reserve(p, range_page_bytes(range)), 0);
+	ck_assert_int_eq(rig_dev_want(r, p, &run, 1), 0);
+	fill(range, i, seed);
+	page_unpin(p, &run, 1);
+	pager_unreserve(p, range_page_bytes(range));
+}
+
+static void read_page(struct range *range, uint32_t i, uint32_t seed)
+{
+	struct page_run run = { range, i, 1, 0 };
+	struct pager *p = range_pager(range);
+
+	ck_assert_int_eq(pager_reserve(p, range_page_bytes(range)), 0);
+	ck_assert_int_eq(rig_dev_want(r, p, &run, 1), 0);
+	check_fill(range, i, seed);
+	page_unpin(p, &run, 1);
+	pager_unreserve(p, range_page_bytes(range));
+}
+
+/* 32 pages over 8 frames and a pool of pool pages; and again in another order. */
+static void go_round(uint64_t pool, uint64_t disk)
+{
+	struct device_info d;
+	struct pager_info i;
+	struct range *range;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 8 * PAGE,
+						   .host_bytes = pool * PAGE,
+						   .disk_bytes = disk });
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 32, &range), 0);
+	for (uint32_t k = 0; k < 32; k++)
+		write_page(range, k, k + 1);
+	for (uint32_t k = 0; k < 32; k++)
+		read_page(range, k, k + 1);
+	for (uint32_t k = 32; k--;)
+		read_page(range, k, k + 1);
+	for (uint32_t k = 0; k < 32; k += 3)
+		write_page(range, k, 100 + k);
+	for (uint32_t k = 32; k--;)
+		read_page(range, k, k % 3 ? k + 1 : 100 + k);
+	rig_dev_settle(r);
+	rig_dev_check(r);
+	pager_info(r->pagers[0], &i);
+	device_info(r->device, &d);
+	ck_assert_uint_gt(i.n_evicted_total, 0);
+	ck_assert_uint_gt(i.n_read_total, 0);
+	ck_assert_uint_ge(d.copy.bytes[COPY_TO_HOST], 24 * PAGE);
+	ck_assert_uint_ge(d.copy.bytes[COPY_TO_DEVICE], 24 * PAGE);
+	if (disk && pool < 32)
+		ck_assert_uint_gt(d.park.flushed, 0);
+	if (!disk)
+		ck_assert_uint_eq(d.park.used_bytes, i.slot_bytes);
+	range_free(range);
+	rig_dev_close(r);
+}
+
+START_TEST(pages_go_down_to_disk_and_come_back)
+{
+	go_round(8, 64 * PAGE);
+}
+END_TEST
+
+START_TEST(a_pool_that_holds_all_writes_little)
+{
+	struct device_info d;
+	struct range *range;
+
+	go_round(80, 64 * PAGE);
+	/* freed before its time came: nothing was written for it */
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 8 * PAGE,
+						   .host_bytes = 80 * PAGE,
+						   .disk_bytes = 64 * PAGE });
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 32, &range), 0);
+	for (uint32_t k = 0; k < 32; k++)
+		write_page(range, k, k + 1);
+	for (uint32_t k = 0; k < 32; k++)
+		read_page(range, k, k + 1);
+	range_free(range);
+	rig_dev_settle(r);
+	device_info(r->device, &d);
+	ck_assert_uint_eq(d.park.flushed, 0);
+	ck_assert_uint_eq(d.park.used_bytes, 0);
+	rig_dev_close(r);
+}
+END_TEST
+
+START_TEST(without_a_disk_the_pool_is_the_place)
+{
+	go_round(40, 0);
+}
+END_TEST
+
+/* ---- random operations ------------------------------------------------------ */
+
+#define N_RANGES 24u
+#define N_WANTS	 6u
+#define MOST	 6u
+
+struct item {
+	struct range *range;
+	uint32_t n, n_open;
+	uint32_t fill[MOST]; /* 0: any bytes */
+};
+struct open_want {
+	struct page_want want;
+	struct page_run run;
+	struct item *item; /* NULL: free */
+	uint64_t reserved;
+	int told, ret;
+};
+static struct item items[N_RANGES];
+static struct open_want wants[N_WANTS];
+static uint64_t seed, n_done[6];
+static uint32_t next_fill;
+
+static uint32_t rnd(uint32_t n)
+{
+	return (uint32_t)(rig_random(&seed) % n);
+}
+
+static void done(struct wait *wait, int ret)
+{
+	struct open_want *w =
+		container_of(container_of(wait, struct page_want, wait),
+			     struct open_want, want);
+
+	ck_assert(!w->told);
+	w->told = 1;
+	w->ret = ret;
+}
+
+static void finish(struct open_want *w, int pinned)
+{
+	struct pager *p = range_pager(w->run.range);
+
+	if (pinned)
+		page_unpin(p, &w->run, 1);
+	pager_unreserve(p, w->reserved);
+	w->item->n_open--;
+	w->item = NULL;
+}
+
+/* What was told: look at each page, and write it if that was asked for. */
+static void take(struct open_want *w)
+{
+	ck_assert_int_eq(w->ret, 0);
+	for (uint32_t i = 0; i < w->run.n; i++) {
+		const uint32_t k = w->run.first + i;
+		uint32_t *f = &w->item->fill[k];
+
+		if (*f)
+			check_fill(w->run.range, k, *f);
+		if (w->run.flags & PAGE_WRITE && (rnd(4) || !*f))
+			fill(w->run.range, k, *f = ++next_fill);
+	}
+	finish(w, 1);
+	n_done[3]++;
+}
+
+static uint64_t all_bytes(void)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < N_RANGES; i++)
+		if (items[i].range)
+			sum += items[i].n * range_page_bytes(items[i].range);
+	return sum;
+}
+
+static void op_new(struct item *it, uint64_t most)
+{
+	const size_t bytes = PAGE << rnd(2);
+
+	it->n = 1 + rnd(MOST);
+	if (all_bytes() + it->n * bytes > most)
+		return;
+	ck_assert_int_eq(range_new(r->pagers[rnd(r->n_pagers)], bytes, it->n,
+				   &it->range),
+			 0);
+	it->n_open = 0;
+	memset(it->fill, 0, sizeof(it->fill));
+	n_done[0]++;
+}
+
+static void op_want(struct item *it)
+{
+	struct open_want *w = &wants[rnd(N_WANTS)];
+	int ret;
+
+	if (w->item || it->n_open)
+		return;
+	memset(w, 0, sizeof(*w));
+	w->run.first = rnd(it->n);
+	w->run.n = 1 + rnd(it->n - w->run.first);
+	w->run.range = it->range;
+	w->run.flags = rnd(2) ? PAGE_WRITE : 0;
+	w->reserved = w->run.n * range_page_bytes(it->range);
+	if (pager_reserve(range_pager(it->range), w->reserved))
+		return;
+	list_init(&w->want.node);
+	list_init(&w->want.call.node);
+	w->want.runs = &w->run;
+	w->want.n_runs = 1;
+	w->want.prio = rnd(2) ? WANT_STEP : WANT_NEXT;
+	w->want.wait.done = done;
+	w->item = it;
+	it->n_open = 1;
+	ret = page_want(range_pager(it->range), &w->want);
+	ck_assert_int_ge(ret, 0);
+	n_done[1]++;
+	if (ret)
+		done(&w->want.wait, 0);
+}
+
+static void op_end(void)
+{
+	struct open_want *w = &wants[rnd(N_WANTS)];
+
+	if (!w->item)
+		return;
+	if (w->told) {
+		take(w);
+	} else if (!rnd(8)) {
+		page_want_cancel(range_pager(w->run.range), &w->want);
+		finish(w, 0);
+		n_done[2]++;
+	}
+}
+
+static void op_free(struct item *it)
+{
+	if (it->n_open)
+		return;
+	if (it->n > 1 && rnd(2)) {
+		it->n = 1 + rnd(it->n - 1);
+		range_trim(it->range, it->n);
+		n_done[4]++;
+		return;
+	}
+	range_free(it->range);
+	it->range = NULL;
+	n_done[5]++;
+}
+
+static void op_ahead(struct item *it)
+{
+	const struct page_run all = { it->range, 0, it->n, 0 };
+
+	page_prefetch(range_pager(it->range), &all, 1);
+}
+
+static void step(uint64_t most)
+{
+	struct item *it = &items[rnd(N_RANGES)];
+	const uint32_t what = rnd(100);
+
+	if (what >= 70)
+		rig_dev_turn(r);
+	else if (what >= 45)
+		op_end();
+	else if (!it->range)
+		op_new(it, most);
+	else if (what >= 12)
+		op_want(it);
+	else if (what >= 7)
+		op_free(it);
+	else
+		op_ahead(it);
+}
+
+static void settle(void)
+{
+	for (uint32_t i = 0; i < N_WANTS; i++) {
+		while (wants[i].item && !wants[i].told)
+			rig_dev_turn(r);
+		if (wants[i].item)
+			take(&wants[i]);
+	}
+	rig_dev_settle(r);
+	rig_dev_check(r);
+	for (uint32_t i = 0; i < N_RANGES; i++)
+		for (uint32_t k = 0; items[i].range && k < items[i].n; k++)
+			if (items[i].fill[k])
+				read_page(items[i].range, k, items[i].fill[k]);
+}
+
+static const struct rig_dev_options mixes[] = {
+	{ .memory_bytes = 24 * PAGE,
+	  .host_bytes = 32 * PAGE,
+	  .disk_bytes = 160 * PAGE },
+	{ .memory_bytes = 24 * PAGE,
+	  .host_bytes = 16 * PAGE,
+	  .disk_bytes = 160 * PAGE,
+	  .n_pagers = 2,
+	  .weights = { 100, 300 } },
+	{ .memory_bytes = 24 * PAGE, .host_bytes = 100 * PAGE },
+	{ .memory_bytes = 24 * PAGE,
+	  .host_bytes = 200 * PAGE,
+	  .n_pagers = 2,
+	  .weights = { 100, 100 } },
+};
+
+START_TEST(a_device_does_what_a_model_does)
+{
+	const struct rig_dev_options *o = &mixes[_i];
+	const char *s = getenv("KVD_SEED");
+	const uint32_t n = getenv("KVD_LONG") ? 400000 : 10000;
+	/* two tenants have half of it each */
+	const uint64_t place = o->disk_bytes ? o->disk_bytes : o->host_bytes;
+	const uint64_t most = place / (o->n_pagers ? o->n_pagers : 1);
+	struct device_info d;
+
+	seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL);
+	printf("mix %d, seed %llu\n", _i, (unsigned long long)seed);
+	r = rig_dev_open(*o);
+	for (uint32_t i = 0; i < n; i++) {
+		step(most / 4 * 3);
+		if (i % (n / 10) == n / 10 - 1)
+			settle();
+	}
+	device_info(r->device, &d);
+	printf("ranges %llu, wants %llu, cancelled %llu, told %llu, cut %llu, "
+	       "freed %llu; pages of pool: %llu written, %llu dropped\n",
+	       (unsigned long long)n_done[0], (unsigned long long)n_done[1],
+	       (unsigned long long)n_done[2], (unsigned long long)n_done[3],
+	       (unsigned long long)n_done[4], (unsigned long long)n_done[5],
+	       (unsigned long long)d.park.flushed,
+	       (unsigned long long)d.park.dropped);
+	for (size_t i = 0; i < KV_ARRAY_LEN(n_done); i++)
+		ck_assert_uint_gt(n_done[i], 0);
+	if (o->disk_bytes)
+		ck_assert_uint_gt(d.park.dropped, 0);
+	for (uint32_t i = 0; i < N_RANGES; i++)
+		range_free(items[i].range);
+	rig_dev_close(r);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("device");
+	TCase *t = tcase_create("all");
+	SRunner *sr;
+	int n;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	tcase_set_timeout(t, 300);
+	tcase_add_test(t, pages_go_down_to_disk_and_come_back);
+	tcase_add_test(t, a_pool_that_holds_all_writes_little);
+	tcase_add_test(t, without_a_disk_the_pool_is_the_place);
+	tcase_add_loop_test(t, a_device_does_what_a_model_does, 0,
+			    (int)KV_ARRAY_LEN(mixes));
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	n = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return n ? 1 : 0;
+}

@@ -236,7 +236,20 @@ static void find_seen(struct prepared *p)
 	}
 }
 
-static int alloc_seen(struct prepared *p, struct attn_scratch *s)
+static int alloc_spans(struct prepared *p, struct attn_scratch *s)
+{
+	for (uint32_t i = 0; i < p->n_seen; i++) {
+		struct seen *x = &p->seen[i];
+
+		x->spans = attn_scratch_alloc(s, p->n_spans_max *
+							 sizeof(*x->spans));
+		if (!x->spans)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int alloc_states(struct prepared *p, struct attn_scratch *s)
 {
 	const struct attn_shape *g = p->it->shape;
 	const size_t n = (size_t)p->it->n_rows * g->n_heads;
@@ -247,19 +260,15 @@ static int alloc_seen(struct prepared *p, struct attn_scratch *s)
 		x->o = attn_scratch_alloc(s, n * g->head_dim * sizeof(float));
 		x->m = attn_scratch_alloc(s, n * sizeof(float));
 		x->l = attn_scratch_alloc(s, n * sizeof(float));
-		x->spans = attn_scratch_alloc(s, p->n_spans_max *
-							 sizeof(*x->spans));
-		if (!x->o || !x->m || !x->l || !x->spans)
+		if (!x->o || !x->m || !x->l)
 			return -ENOMEM;
 	}
 	return 0;
 }
 
-static int prepare(struct prepared *p, struct attn_scratch *s)
+int attn_prepare_list(struct prepared *p, struct attn_scratch *s)
 {
 	struct attn_item *it = p->it;
-	const struct attn_shape *g = it->shape;
-	const size_t n_q = (size_t)it->n_rows * g->n_heads * g->head_dim;
 	const uint32_t n_entries = it->seq->n_entries;
 
 	p->scratch = s;
@@ -275,13 +284,27 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 	find_variants(p);
 	p->n_spans_max = max_spans(it->seq);
 	p->pos = attn_scratch_alloc(s, it->n_rows * sizeof(*p->pos));
-	p->tmp = attn_scratch_alloc(s, n_q * sizeof(float));
-	p->q = attn_scratch_alloc(s, n_q * p->n_variants *
-					     kern_type_bytes(g->type));
-	if (!p->pos || !p->tmp || !p->q || alloc_seen(p, s))
+	if (!p->pos || alloc_spans(p, s))
 		return -ENOMEM;
 	for (uint32_t i = 0; i < it->n_rows; i++)
 		p->pos[i] = (int64_t)row_pos(it, i);
+	return 0;
+}
+
+static int prepare(struct prepared *p, struct attn_scratch *s)
+{
+	const struct attn_item *it = p->it;
+	const struct attn_shape *g = it->shape;
+	const size_t n_q = (size_t)it->n_rows * g->n_heads * g->head_dim;
+	const int ret = attn_prepare_list(p, s);
+
+	if (ret)
+		return ret;
+	p->tmp = attn_scratch_alloc(s, n_q * sizeof(float));
+	p->q = attn_scratch_alloc(s, n_q * p->n_variants *
+					     kern_type_bytes(g->type));
+	if (!p->tmp || !p->q || alloc_states(p, s))
+		return -ENOMEM;
 	return 0;
 }
 
@@ -289,24 +312,34 @@ static int prepare(struct prepared *p, struct attn_scratch *s)
 
 #define STORE_ELEMS 4096u /* of stack, twice; >= KERN_HEAD_DIM_MAX */
 
+struct attn_target attn_target(const struct attn_item *it, uint32_t r)
+{
+	const int64_t pos = (int64_t)row_pos(it, r);
+	const struct seq_entry *e = entry_at(it->seq, pos);
+	const uint32_t i_row = (uint32_t)(pos - e->pos);
+
+	uint32_t t;
+
+	if (!e->patch)
+		return (struct attn_target){ e->seg, e->from + i_row };
+	/* rows of a patched entry are the patch's */
+	t = (uint32_t)seq_patch_index(e, i_row);
+	assert(t < e->patch->n_tokens);
+	return (struct attn_target){ e->patch, t };
+}
+
 /* Heads [h, h + n) of row r, [n][head_dim] in the pages' type, into the pages. */
 static void store_heads(const struct attn_item *it, uint32_t layer, int v,
 			const char *heads, uint32_t r, uint32_t h, uint32_t n)
 {
 	const struct attn_shape *g = it->shape;
 	const size_t head = g->head_dim * kern_type_bytes(g->type);
-	const int64_t pos = (int64_t)row_pos(it, r);
-	const struct seq_entry *e = entry_at(it->seq, pos);
-	/* rows of a patched entry are the patch's */
-	const struct segment *s = e->patch ? e->patch : e->seg;
-	const uint32_t i_row = (uint32_t)(pos - e->pos);
-	const uint32_t t = e->patch ? (uint32_t)seq_patch_index(e, i_row)
-				    : e->from + i_row;
+	const struct attn_target to = attn_target(it, r);
+	const struct segment *s = to.seg;
+	const uint32_t t = to.token;
 	const struct kv_layout *l = &s->layout;
 	char *at = segment_addr(s, layer, v, t) + t % l->page_tokens * head +
 		   h * layout_head_bytes(l);
-
-	assert(!e->patch || t < s->n_tokens);
 
 	for (uint32_t i = 0; i < n; i++)
 		memcpy(at + i * layout_head_bytes(l), heads + i * head, head);

@@ -42,6 +42,17 @@ struct task_list {
 	uint32_t n_rows;
 };
 
+/*
+ * What of p does not depend on who computes: positions, ways of seeing, rotations, room for
+ * spans; p->it and p->layer are set, the rest zero. -ENOMEM.
+ */
+int attn_prepare_list(struct prepared *p, struct attn_scratch *s);
+/* Where K and V of row r go. */
+struct attn_target {
+	const struct segment *seg;
+	uint32_t token;
+};
+struct attn_target attn_target(const struct attn_item *it, uint32_t r);
 /* Spans of the positions [from, to). */
 void attn_build_spans(struct prepared *p, uint64_t from, uint64_t to);
 /* Tasks of n_items items by rows, or by rows and heads. 0, -ENOMEM. */

@@ -1,0 +1,616 @@
+/*
+ * attn_gpu.c - lists of sequences to launches of the device; see attn_gpu.h
+ *
+ * The plan is one block of memory, built in the pinned buffer and copied whole:
+ *
+ *   positions of queries, by variant | of keys | rows | targets | skip bits
+ *   | spans, by layer | parts
+ *
+ * Segments of one layout lie alike, so a layer's spans are the first layer's, moved by
+ * the same number of bytes.
+ */
+#include "kvd/serve/attn_gpu_priv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvd/serve/attn_priv.h"
+
+/* Of states of parts in one launch; the rest of the rows goes in another. */
+#define PART_BYTES (64u << 20)
+
+/* ---- buffers ------------------------------------------------------------------- */
+
+int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n)
+{
+	const struct cuda_api *cu = g->c.api;
+	int ret;
+
+	if (n <= b->n_bytes)
+		return 0;
+	if (b->n_bytes)
+		(void)cu->free(b->at); /* or the device is lost */
+	n += n / 4;
+	b->n_bytes = 0;
+	ret = kern_errno(cu->alloc(&b->at, n));
+	if (!ret)
+		b->n_bytes = n;
+	return ret == -ENOMEM ? -ENOSPC : ret;
+}
+
+int pinned_buf_want(struct attn_gpu *g, struct pinned_buf *b, size_t n)
+{
+	const struct cuda_api *cu = g->c.api;
+	void *p = NULL;
+	int ret;
+
+	if (n <= b->n_bytes)
+		return 0;
+	if (b->n_bytes)
+		(void)cu->host_free(b->p);
+	n += n / 4;
+	b->n_bytes = 0;
+	ret = kern_errno(cu->host_alloc(&p, n, CUDA_HOST_PORTABLE));
+	if (ret)
+		return ret;
+	b->p = p;
+	b->n_bytes = n;
+	return 0;
+}
+
+int attn_gpu_new(struct attn_gpu **out, const struct attn_gpu_conf *c)
+{
+	struct attn_gpu *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return -ENOMEM;
+	g->c = *c;
+	*out = g;
+	return 0;
+}
+
+void attn_gpu_free(struct attn_gpu *g)
+{
+	if (!g)
+		return;
+	struct gpu_buf *const bufs[] = { &g->plan, &g->q,      &g->tmp,
+					 &g->ml,   &g->part_o, &g->part_ml,
+					 &g->in,   &g->f32 };
+	for (size_t i = 0; i < KV_ARRAY_LEN(bufs); i++)
+		if (bufs[i]->n_bytes)
+			(void)g->c.api->free(bufs[i]->at);
+	if (g->host.n_bytes)
+		(void)g->c.api->host_free(g->host.p);
+	if (g->io.n_bytes)
+		(void)g->c.api->host_free(g->io.p);
+	free(g->slice);
+	free(g);
+}
+
+int attn_gpu_use(const struct attn_gpu *g)
+{
+	return kern_errno(g->c.api->ctx_set(g->c.ctx));
+}
+
+/* ---- what the lists need --------------------------------------------------------- */
+
+struct lists {
+	struct attn_gpu *g;
+	struct attn_scratch *s;
+	const struct attn_gpu_step *step;
+	struct prepared *p; /* [n_items] */
+	uint32_t *first_span; /* [n_items] */
+	uint32_t *parts_most; /* [n_items] of one row */
+	struct attn_target *to; /* [n_kv_rows] */
+	uint32_t *to_span; /* [n_kv_rows] */
+	size_t n_skip_words;
+	uint64_t n_parts; /* at most */
+};
+
+int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b)
+{
+	return a->type == b->type && a->n_heads == b->n_heads &&
+	       a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim &&
+	       !memcmp(&a->scale, &b->scale, sizeof(a->scale)) &&
+	       !memcmp(&a->rope, &b->rope, sizeof(a->rope));
+}
+
+int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b)
+{
+	return a->page_bytes == b->page_bytes && a->n_groups == b->n_groups &&
+	       a->page_layers == b->page_layers &&
+	       a->page_tokens == b->page_tokens && a->head_dim == b->head_dim &&
+	       a->n_kv_heads == b->n_kv_heads && a->elem_bytes == b->elem_bytes;
+}
+
+/* Is everything that the item sees of the kind that is known here? */
+static int check_item(const struct lists *l, const struct attn_item *it)
+{
+	const struct kv_layout *g = &l->step->items[0].seq->layout;
+
+	if (it->resident_from || it->lse ||
+	    !attn_gpu_same_shape(it->shape, l->g->shape))
+		return -ENOTSUP;
+	for (uint32_t i = 0; i < it->seq->n_entries; i++) {
+		const struct seq_entry *e = &it->seq->entries[i];
+
+		if (!attn_gpu_same_layout(&e->seg->layout, g) ||
+		    (e->patch && !attn_gpu_same_layout(&e->patch->layout, g)))
+			return -ENOTSUP;
+	}
+	return 0;
+}
+
+static uint64_t row_parts(const struct seen *s)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < s->n_spans; i++)
+		n += KV_DIV_UP(s->spans[i].n_tokens, GPU_SPLIT_TOKENS);
+	return n;
+}
+
+static int prepare_item(struct lists *l, uint32_t i)
+{
+	struct attn_item *it = &l->step->items[i];
+	struct prepared *p = &l->p[i];
+	struct attn_gpu *g = l->g;
+	uint64_t n;
+	int ret = check_item(l, it);
+
+	memset(p, 0, sizeof(*p));
+	p->it = it;
+	p->layer = l->step->layer;
+	l->first_span[i] = g->n_spans;
+	if (!ret && it->n_rows)
+		ret = attn_prepare_list(p, l->s);
+	if (ret || !it->n_rows)
+		return ret;
+	if (p->n_seen > 1 || p->seen->temperature != 1 || p->seen->scale != 1)
+		return -ENOTSUP;
+	if (it->q)
+		attn_build_spans(p, 0, (uint64_t)p->pos[it->n_rows - 1] + 1);
+	if (it->ret)
+		return it->ret;
+	for (uint32_t k = 0; k < p->seen->n_spans; k++)
+		if (p->seen->spans[k].skip)
+			l->n_skip_words +=
+				KV_DIV_UP(p->seen->spans[k].n_tokens, 64);
+	n = row_parts(p->seen);
+	l->parts_most[i] = (uint32_t)KV_MIN(n, (uint64_t)UINT32_MAX);
+	l->n_parts += n * it->n_rows;
+	g->n_spans += p->seen->n_spans;
+	g->n_rows += it->n_rows;
+	g->n_kv_rows += it->k ? it->n_rows : 0;
+	g->n_variants = KV_MAX(g->n_variants, p->n_variants);
+	return 0;
+}
+
+/* Targets of rows that are stored: a span for each segment in turn. */
+static int find_targets(struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	uint32_t n = 0;
+
+	l->to = attn_scratch_alloc(l->s, (g->n_kv_rows + 1) * sizeof(*l->to));
+	l->to_span = attn_scratch_alloc(l->s, (g->n_kv_rows + 1) *
+						      sizeof(*l->to_span));
+	if (!l->to || !l->to_span)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < l->step->n_items; i++) {
+		const struct attn_item *it = &l->step->items[i];
+
+		for (uint32_t r = 0; it->k && r < it->n_rows; r++, n++) {
+			l->to[n] = attn_target(it, r);
+			if (!n || l->to[n].seg != l->to[n - 1].seg)
+				g->n_spans++;
+			l->to_span[n] = g->n_spans - 1;
+		}
+	}
+	return 0;
+}
+
+static int prepare_all(struct lists *l)
+{
+	const uint32_t n = l->step->n_items;
+	int ret = 0;
+
+	l->p = attn_scratch_alloc(l->s, n * sizeof(*l->p));
+	l->first_span = attn_scratch_alloc(l->s, n * sizeof(*l->first_span));
+	l->parts_most = attn_scratch_alloc(l->s, n * sizeof(*l->parts_most));
+	if (!l->p || !l->first_span || !l->parts_most)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n && !ret; i++) {
+		l->step->items[i].ret = 0;
+		ret = prepare_item(l, i);
+		l->step->items[i].ret = ret;
+	}
+	if (!ret && l->n_parts > UINT32_MAX)
+		ret = -ENOSPC;
+	return ret ? ret : find_targets(l);
+}
+
+/* ---- the plan ------------------------------------------------------------------------ */
+
+static size_t part_bytes(const struct attn_shape *s)
+{
+	return ((size_t)s->head_dim + 2) * s->n_heads * sizeof(float);
+}
+
+static size_t place(size_t *end, size_t n)
+{
+	const size_t at = (*end + 63) / 64 * 64;
+
+	*end = at + n;
+	return at;
+}
+
+/* Where everything lies; room for it on both sides. */
+static int lay_out(struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	const size_t n = g->n_rows;
+	size_t end = 0;
+	int ret;
+
+	g->pos_at = place(&end, g->n_variants * n * sizeof(int64_t));
+	g->key_pos_at = place(&end, g->n_kv_rows * sizeof(int64_t));
+	g->rows_at = place(&end, n * sizeof(struct gpu_row));
+	g->to_at = place(&end, g->n_kv_rows * 2 * sizeof(uint32_t));
+	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
+	g->spans_at = place(&end, (size_t)g->n_layers * g->n_spans *
+					  sizeof(struct gpu_span));
+	g->parts_at = place(&end, l->n_parts * sizeof(struct gpu_part));
+	ret = pinned_buf_want(g, &g->host, end);
+	return ret ? ret : gpu_buf_want(g, &g->plan, end);
+}
+
+static void *host_at(const struct attn_gpu *g, size_t at)
+{
+	return g->host.p + at;
+}
+
+static void write_positions(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	int64_t *pos = host_at(g, g->pos_at), *key = host_at(g, g->key_pos_at);
+	uint32_t row = 0;
+
+	for (uint32_t i = 0; i < l->step->n_items; i++) {
+		const struct prepared *p = &l->p[i];
+
+		for (uint32_t r = 0; r < p->it->n_rows; r++, row++) {
+			for (uint32_t v = 0; v < g->n_variants; v++)
+				pos[(size_t)v * g->n_rows + row] =
+					p->pos[r] -
+					(v < p->n_variants ? p->delta[v] : 0);
+			if (p->it->k)
+				*key++ = p->pos[r];
+		}
+	}
+}
+
+static struct gpu_span target_span(const struct attn_target *to, uint32_t layer)
+{
+	const struct kv_layout *g = &to->seg->layout;
+
+	return (struct gpu_span){
+		.k = (uintptr_t)segment_addr(to->seg, layer, 0, 0),
+		.v = (uintptr_t)segment_addr(to->seg, layer, 1, 0),
+		.head_bytes = layout_head_bytes(g),
+		.page_bytes = g->page_bytes * g->n_groups,
+		.page_tokens = g->page_tokens,
+	};
+}
+
+/* Spans of the first layer, and the skip bits that they refer to. */
+static void write_spans(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	struct gpu_span *out = host_at(g, g->spans_at);
+	uint64_t *skip = host_at(g, g->skip_at);
+	uint64_t *const skip0 = skip;
+	uint32_t *to = host_at(g, g->to_at);
+
+	for (uint32_t i = 0; i < l->step->n_items; i++) {
+		const struct seen *s = l->p[i].seen;
+
+		for (uint32_t k = 0; s && k < s->n_spans; k++) {
+			const struct kern_span *x = &s->spans[k];
+			const size_t n = KV_DIV_UP(x->n_tokens, 64);
+
+			*out++ = (struct gpu_span){
+				.k = (uintptr_t)x->k,
+				.v = (uintptr_t)x->v,
+				.skip = x->skip ? g->plan.at + g->skip_at +
+							  (size_t)(skip -
+								   skip0) *
+								  sizeof(*skip)
+						: 0,
+				.head_bytes = x->head_bytes,
+				.page_bytes = x->page_bytes,
+				.pos = x->pos,
+				.page_tokens = x->page_tokens,
+				.n_tokens = x->n_tokens,
+				.q_variant = x->q_variant,
+			};
+			if (x->skip) {
+				memcpy(skip, x->skip, n * sizeof(*skip));
+				skip += n;
+			}
+		}
+	}
+	for (uint32_t i = 0; i < g->n_kv_rows; i++) {
+		if (!i || l->to_span[i] != l->to_span[i - 1])
+			*out++ = target_span(&l->to[i], l->step->layer);
+		to[2 * i] = l->to_span[i];
+		to[2 * i + 1] = l->to[i].token;
+	}
+}
+
+/* Byte of a layer's K in the pages of its tokens, from that of layer 0. */
+static size_t layer_bytes(const struct kv_layout *g, uint32_t layer)
+{
+	return layer / g->page_layers * g->page_bytes +
+	       (size_t)(layer % g->page_layers) * 2 * g->n_kv_heads *
+		       layout_head_bytes(g);
+}
+
+static void write_layers(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	const struct kv_layout *y = &l->step->items[0].seq->layout;
+	const struct gpu_span *from = host_at(g, g->spans_at);
+	const size_t first = layer_bytes(y, g->layer);
+	struct gpu_span *to = host_at(g, g->spans_at);
+
+	for (uint32_t i = 1; i < g->n_layers; i++) {
+		const size_t off = layer_bytes(y, g->layer + i) - first;
+
+		to += g->n_spans;
+		for (uint32_t k = 0; k < g->n_spans; k++) {
+			to[k] = from[k];
+			to[k].k += off;
+			to[k].v += off;
+		}
+	}
+}
+
+/* Rows in order, as many in a turn as parts have room for. */
+static int write_parts(struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	const uint64_t most = KV_MAX(PART_BYTES / part_bytes(g->shape), 1u);
+	struct gpu_part *parts = host_at(g, g->parts_at);
+	struct gpu_row *rows = host_at(g, g->rows_at);
+	struct gpu_turn *t = NULL;
+	uint32_t row = 0, part = 0;
+
+	g->turns = attn_scratch_alloc(l->s, g->n_rows * sizeof(*g->turns));
+	if (!g->turns)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < l->step->n_items; i++) {
+		const struct prepared *p = &l->p[i];
+
+		for (uint32_t r = 0; p->it->q && r < p->it->n_rows;
+		     r++, row++) {
+			const struct kern_gpu_list list = { p->pos[r],
+							    l->first_span[i],
+							    p->seen->n_spans };
+			int64_t n;
+
+			if (!t ||
+			    t->n_parts + (uint64_t)l->parts_most[i] > most) {
+				t = &g->turns[g->n_turns++];
+				*t = (struct gpu_turn){ row, 0, part, 0 };
+			}
+			n = kern_gpu_plan(
+				host_at(g, g->spans_at), &list, 1, parts + part,
+				(uint32_t)l->n_parts - part, rows + row);
+			assert(n >= 0);
+			rows[row].first_part = t->n_parts;
+			for (int64_t k = 0; k < n; k++)
+				parts[part + k].row = t->n_rows;
+			t->n_rows++;
+			t->n_parts += (uint32_t)n;
+			part += (uint32_t)n;
+		}
+	}
+	return 0;
+}
+
+static int room_for_rows(struct attn_gpu *g)
+{
+	const struct attn_shape *s = g->shape;
+	const size_t row = (size_t)s->n_heads * s->head_dim;
+	size_t most = 0;
+	int ret;
+
+	for (uint32_t i = 0; i < g->n_turns; i++)
+		most = KV_MAX(most, (size_t)g->turns[i].n_parts);
+	ret = gpu_buf_want(g, &g->q,
+			   g->n_variants * g->n_rows * row *
+				   kern_type_bytes(s->type));
+	if (!ret)
+		ret = gpu_buf_want(g, &g->tmp, g->n_rows * row * sizeof(float));
+	if (!ret)
+		ret = gpu_buf_want(g, &g->ml,
+				   (size_t)g->n_rows * s->n_heads * 2 *
+					   sizeof(float));
+	if (!ret)
+		ret = gpu_buf_want(g, &g->part_o, most * row * sizeof(float));
+	if (!ret)
+		ret = gpu_buf_want(g, &g->part_ml,
+				   most * s->n_heads * 2 * sizeof(float));
+	return ret;
+}
+
+int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
+		   const struct attn_gpu_step *step)
+{
+	struct lists l = { .g = g, .s = s, .step = step };
+	int ret;
+
+	attn_scratch_reset(s);
+	g->shape = step->items[0].shape;
+	g->layer = step->layer;
+	g->n_layers = step->n_layers;
+	g->n_rows = g->n_kv_rows = g->n_variants = g->n_spans = 0;
+	g->n_turns = 0;
+	ret = prepare_all(&l);
+	if (!ret)
+		ret = lay_out(&l);
+	if (ret || !g->n_rows)
+		return ret;
+	write_positions(&l);
+	write_spans(&l);
+	write_layers(&l);
+	ret = write_parts(&l);
+	if (!ret)
+		ret = room_for_rows(g);
+	if (ret)
+		return ret;
+	return kern_errno(
+		g->c.api->h2d(g->plan.at, g->host.p,
+			      g->parts_at + l.n_parts * sizeof(struct gpu_part),
+			      g->c.stream));
+}
+
+/* ---- one layer --------------------------------------------------------------------------- */
+
+static int rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst, size_t pos_at,
+		  uint32_t n_rows, uint32_t n_heads)
+{
+	const struct kern_rope *r = &g->shape->rope;
+	const struct gpu_rope a = {
+		.src = src,
+		.dst = dst,
+		.pos = g->plan.at + pos_at,
+		.n_rows = n_rows,
+		.n_heads = n_heads,
+		.head_dim = g->shape->head_dim,
+		.kind = r->kind,
+		.n_rot = r->n_rot,
+		.theta = r->theta,
+		.scale = r->scale,
+	};
+
+	return kern_gpu_rope(g->c.kern, &a, g->c.stream);
+}
+
+static cuda_ptr spans_of(const struct attn_gpu *g, uint32_t layer)
+{
+	return g->plan.at + g->spans_at +
+	       (size_t)(layer - g->layer) * g->n_spans *
+		       sizeof(struct gpu_span);
+}
+
+static int store(struct attn_gpu *g, uint32_t layer,
+		 const struct attn_gpu_rows *rows)
+{
+	const struct attn_shape *s = g->shape;
+	const struct gpu_append a = {
+		.k = rows->k,
+		.v = rows->v,
+		.spans = spans_of(g, layer),
+		.to = g->plan.at + g->to_at,
+		.n_kv_heads = s->n_kv_heads,
+		.head_dim = s->head_dim,
+		.n_rows = g->n_kv_rows,
+	};
+	int ret = 0;
+
+	if (s->rope.kind != KERN_ROPE_NONE)
+		ret = rotate(g, rows->k, rows->k, g->key_pos_at, g->n_kv_rows,
+			     s->n_kv_heads);
+	return ret ? ret : kern_gpu_append(g->c.kern, s->type, &a, g->c.stream);
+}
+
+/* Queries for each variant, typed, into g->q. */
+static int rotate_queries(struct attn_gpu *g, cuda_ptr q)
+{
+	const struct attn_shape *s = g->shape;
+	const size_t n = (size_t)g->n_rows * s->n_heads * s->head_dim;
+	const int turns = s->rope.kind != KERN_ROPE_NONE;
+	int ret = 0;
+
+	for (uint32_t i = 0; i < g->n_variants && !ret; i++) {
+		const cuda_ptr to = g->q.at + i * n * kern_type_bytes(s->type);
+		const cuda_ptr f = s->type == KERN_F32 ? to : g->tmp.at;
+		const struct gpu_convert a = { turns ? f : q, to, n };
+
+		if (turns)
+			ret = rotate(g, q, f,
+				     g->pos_at + (size_t)i * g->n_rows *
+							 sizeof(int64_t),
+				     g->n_rows, s->n_heads);
+		if (!ret && a.src != a.dst)
+			ret = kern_gpu_from_f32(g->c.kern, s->type, &a,
+						g->c.stream);
+	}
+	return ret;
+}
+
+static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
+		  cuda_ptr o)
+{
+	const struct attn_shape *s = g->shape;
+	const size_t row = (size_t)s->n_heads * s->head_dim;
+	const size_t ml = (size_t)t->row * s->n_heads * sizeof(float);
+	const struct gpu_attn a = {
+		.q = g->q.at + t->row * row * kern_type_bytes(s->type),
+		.q_variant_elems = g->n_rows * row,
+		.spans = spans_of(g, layer),
+		.parts = g->plan.at + g->parts_at +
+			 t->part * sizeof(struct gpu_part),
+		.rows = g->plan.at + g->rows_at +
+			t->row * sizeof(struct gpu_row),
+		.part_o = g->part_o.at,
+		.part_ml = g->part_ml.at,
+		.o = o + t->row * row * sizeof(float),
+		.m = g->ml.at + ml,
+		.l = g->ml.at + ml +
+		     (size_t)g->n_rows * s->n_heads * sizeof(float),
+		.n_heads = s->n_heads,
+		.n_kv_heads = s->n_kv_heads,
+		.head_dim = s->head_dim,
+		.n_rows = t->n_rows,
+		.n_parts = t->n_parts,
+		.flags = GPU_ATTN_FINISH,
+		.scale = s->scale,
+	};
+
+	return kern_gpu_attn(g->c.kern, s->type, &a, g->c.stream);
+}
+
+int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
+		   const struct attn_gpu_rows *rows)
+{
+	int ret = 0;
+
+	assert(layer >= g->layer && layer < g->layer + g->n_layers);
+	if (g->n_kv_rows)
+		ret = store(g, layer, rows);
+	if (!ret && g->n_turns)
+		ret = rotate_queries(g, rows->q);
+	for (uint32_t i = 0; i < g->n_turns && !ret; i++)
+		ret = attend(g, layer, &g->turns[i], rows->o);
+	return ret;
+}
+
+int attn_gpu_deviation(struct attn_gpu *g, uint32_t layer, cuda_ptr v,
+		       cuda_ptr dev)
+{
+	const struct gpu_deviation a = {
+		.v = v,
+		.spans = spans_of(g, layer),
+		.at = g->plan.at + g->to_at,
+		.dev = dev,
+		.n_kv_heads = g->shape->n_kv_heads,
+		.head_dim = g->shape->head_dim,
+		.n_rows = g->n_kv_rows,
+	};
+
+	return kern_gpu_deviation(g->c.kern, g->shape->type, &a, g->c.stream);
+}

@@ -1,0 +1,72 @@
+/*
+ * attn_gpu.h - attention on the device for rows of several sequences
+ *
+ * What attn.h does, for pages in device memory. The lists of a step are prepared once on
+ * the host (spans, parts, rotations, targets), for all of its layers, and copied in one
+ * piece from a pinned buffer; then each layer is a few launches: keys are rotated and
+ * stored, queries rotated once for each distance, attention in parts of the lists.
+ * A row's bits depend on its list and on the device alone (gpu.h).
+ *
+ * Not here: windows (everything is pinned) and chunks side by side; -ENOTSUP.
+ *
+ * Thread: one at a time, an engine's; the context is set by attn_gpu_use().
+ */
+#ifndef KVD_SERVE_ATTN_GPU_H
+#define KVD_SERVE_ATTN_GPU_H
+
+#include "kernels/gpu.h"
+#include "kvd/serve/attn.h"
+
+struct attn_gpu;
+
+struct attn_gpu_conf {
+	const struct cuda_api *api; /* all outlive it */
+	cuda_handle ctx;
+	struct kern_gpu *kern;
+	cuda_stream stream; /* its own */
+};
+/* -ENOMEM. Memory of the device is taken when it is needed, and kept. */
+int attn_gpu_new(struct attn_gpu **out, const struct attn_gpu_conf *c);
+/* Nothing is queued. NULL is fine. */
+void attn_gpu_free(struct attn_gpu *g);
+/* The calling thread computes from now on. Errors of the driver. */
+int attn_gpu_use(const struct attn_gpu *g);
+
+struct attn_gpu_step {
+	/*
+	 * [n_items] of equal shape and layout; the rows of one follow those of the one before.
+	 * Of q and k only counts whether they are NULL; those with q, or all without.
+	 */
+	struct attn_item *items;
+	uint32_t n_items;
+	uint32_t layer, n_layers; /* that will be asked for */
+};
+/*
+ * Prepare the lists and queue their copy. The scratch is used as by attn_layer(). Nothing
+ * is queued on the stream from before. 0, -ENOTSUP, -ENOSPC a list is too long, -ENOMEM, the
+ * driver's.
+ */
+int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
+		   const struct attn_gpu_step *step);
+/*
+ * Queue one layer of what was begun: f32 rows in device memory, as struct attn_item has
+ * them; k and v: of the items that have them, side by side; k is overwritten. o gets all rows.
+ */
+struct attn_gpu_rows {
+	cuda_ptr q, k, v, o;
+};
+int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
+		   const struct attn_gpu_rows *rows);
+/* Rows of v at layer against what the pages hold: dev [rows with k], queued. */
+int attn_gpu_deviation(struct attn_gpu *g, uint32_t layer, cuda_ptr v,
+		       cuda_ptr dev);
+/* As attn_copy(), and wait for it. */
+int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c);
+/*
+ * As attn_layer() without windows: q, k, v, o in host memory, which are read once. Each item
+ * gets its ret. Waits. Returns 0 or the first error.
+ */
+int attn_gpu_items(struct attn_gpu *g, struct attn_scratch *s,
+		   struct attn_item *items, uint32_t n_items, uint32_t layer);
+
+#endif

@@ -1,0 +1,272 @@
+/*
+ * attn_gpu_items.c - rows of clients through the device, and copies of tiles' heads; see
+ * attn_gpu.h
+ *
+ * Calls go in slices of rows that fit the pinned buffer: read once from the client's memory, copied,
+ * widened; and back the same way.
+ */
+#include "kvd/serve/attn_gpu_priv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SLICE_BYTES (16u << 20) /* of q, k, v and o as f32 */
+
+static int same_shape(const struct attn_item *a, const struct attn_item *b)
+{
+	return attn_gpu_same_shape(a->shape, b->shape) &&
+	       attn_gpu_same_layout(&a->seq->layout, &b->seq->layout) &&
+	       !a->q == !b->q && a->in == b->in;
+}
+
+/* Where a slice's rows lie, in elements. */
+struct slice {
+	struct attn_item *items;
+	uint32_t n_items;
+	size_t q, kv; /* elements of a row */
+	uint32_t n_rows, n_kv_rows;
+	enum kern_type in;
+};
+
+static size_t slice_elems(const struct slice *s)
+{
+	return s->n_rows * s->q + s->n_kv_rows * s->kv * 2;
+}
+
+/* From the client's memory into the pinned buffer: q, then k, then v. */
+static void gather(const struct slice *s, char *to)
+{
+	const size_t es = kern_type_bytes(s->in);
+
+	for (int what = 0; what < 3; what++)
+		for (uint32_t i = 0; i < s->n_items; i++) {
+			const struct attn_item *it = &s->items[i];
+			const void *from = what == 0   ? it->q
+					   : what == 1 ? it->k
+						       : it->v;
+			const size_t n =
+				it->n_rows * (what ? s->kv : s->q) * es;
+
+			if (!from || !n)
+				continue;
+			memcpy(to, from, n);
+			to += n;
+		}
+}
+
+static void scatter(const struct slice *s, const char *from)
+{
+	const size_t es = kern_type_bytes(s->in);
+
+	for (uint32_t i = 0; i < s->n_items; i++) {
+		const size_t n = s->items[i].n_rows * s->q * es;
+
+		if (s->items[i].o && n)
+			memcpy(s->items[i].o, from, n);
+		from += n;
+	}
+}
+
+static int buffers(struct attn_gpu *g, const struct slice *s)
+{
+	const size_t n = slice_elems(s) + s->n_rows * s->q;
+	int ret = pinned_buf_want(g, &g->io, n * kern_type_bytes(s->in));
+
+	if (!ret)
+		ret = gpu_buf_want(g, &g->in, n * kern_type_bytes(s->in));
+	return ret ? ret : gpu_buf_want(g, &g->f32, n * sizeof(float));
+}
+
+/* Queue everything of a slice whose lists were begun. */
+static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
+{
+	const struct cuda_api *cu = g->c.api;
+	const size_t es = kern_type_bytes(s->in), n = slice_elems(s);
+	const size_t n_q = s->n_items && s->items[0].q ? s->n_rows * s->q : 0;
+	const size_t n_in = n_q + s->n_kv_rows * s->kv * 2;
+	const size_t f = sizeof(float);
+	const struct attn_gpu_rows rows = {
+		.q = g->f32.at,
+		.k = g->f32.at + n_q * f,
+		.v = g->f32.at + (n_q + s->n_kv_rows * s->kv) * f,
+		.o = g->f32.at + n * f,
+	};
+	const struct gpu_convert widen = { g->in.at, g->f32.at, n_in };
+	const struct gpu_convert narrow = { rows.o, g->in.at + n * es, n_q };
+	int ret;
+
+	gather(s, g->io.p);
+	ret = kern_errno(cu->h2d(g->in.at, g->io.p, n_in * es, g->c.stream));
+	if (!ret)
+		ret = kern_gpu_to_f32(g->c.kern, s->in, &widen, g->c.stream);
+	if (!ret)
+		ret = attn_gpu_layer(g, layer, &rows);
+	if (ret || !n_q)
+		return ret;
+	ret = kern_gpu_from_f32(g->c.kern, s->in, &narrow, g->c.stream);
+	if (!ret)
+		ret = kern_errno(cu->d2h(g->io.p + n * es, g->in.at + n * es,
+					 n_q * es, g->c.stream));
+	return ret;
+}
+
+static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
+		     struct slice *s, uint32_t layer)
+{
+	const struct attn_gpu_step step = { s->items, s->n_items, layer, 1 };
+	int ret = attn_gpu_begin(g, scratch, &step), end;
+
+	if (!ret)
+		ret = buffers(g, s);
+	if (!ret && s->n_rows)
+		ret = queue(g, s, layer);
+	end = kern_errno(g->c.api->stream_sync(g->c.stream));
+	if (!ret)
+		ret = end;
+	if (!ret && s->n_items && s->items[0].q)
+		scatter(s, g->io.p + slice_elems(s) * kern_type_bytes(s->in));
+	return ret;
+}
+
+/* Rows [from, from + n) of it. */
+static struct attn_item rows_of(const struct attn_item *it, uint32_t from,
+				uint32_t n)
+{
+	const struct attn_shape *g = it->shape;
+	const size_t es = kern_type_bytes(it->in);
+	const size_t q = from * (size_t)g->n_heads * g->head_dim * es;
+	const size_t kv = from * (size_t)g->n_kv_heads * g->head_dim * es;
+	struct attn_item r = *it;
+
+	r.pos = it->rows_at ? it->rows_at[from] : it->pos + from;
+	r.rows_at = it->rows_at ? it->rows_at + from : NULL;
+	r.n_rows = n;
+	r.q = it->q ? (const char *)it->q + q : NULL;
+	r.k = it->k ? (const char *)it->k + kv : NULL;
+	r.v = it->v ? (const char *)it->v + kv : NULL;
+	r.o = it->o ? (char *)it->o + q : NULL;
+	return r;
+}
+
+static struct attn_item *slice_room(struct attn_gpu *g, uint32_t n)
+{
+	struct attn_item *p;
+
+	if (n <= g->n_slice_room)
+		return g->slice;
+	p = realloc(g->slice, n * sizeof(*p));
+	if (!p)
+		return NULL;
+	g->slice = p;
+	g->n_slice_room = n;
+	return p;
+}
+
+/* Items of one shape, all their rows, slice by slice; earlier rows come first. */
+static int run_alike(struct attn_gpu *g, struct attn_scratch *scratch,
+		     struct attn_item *items, uint32_t n, uint32_t layer)
+{
+	const struct attn_shape *y = items[0].shape;
+	struct slice s = { .items = slice_room(g, n),
+			   .q = (size_t)y->n_heads * y->head_dim,
+			   .kv = (size_t)y->n_kv_heads * y->head_dim,
+			   .in = items[0].in };
+	const size_t row = (2 * s.q + 2 * s.kv) * sizeof(float);
+	const uint32_t most = (uint32_t)KV_MAX(SLICE_BYTES / row, 1u);
+	uint32_t i = 0, at = 0, k;
+	int ret = s.items ? 0 : -ENOMEM;
+
+	while (i < n && !ret) {
+		s.n_items = s.n_rows = s.n_kv_rows = 0;
+		while (i < n && s.n_rows < most) {
+			k = KV_MIN(items[i].n_rows - at, most - s.n_rows);
+			s.items[s.n_items++] = rows_of(&items[i], at, k);
+			s.n_rows += k;
+			s.n_kv_rows += items[i].k ? k : 0;
+			at += k;
+			if (at == items[i].n_rows) {
+				at = 0;
+				i++;
+			}
+		}
+		ret = run_slice(g, scratch, &s, layer);
+	}
+	return ret;
+}
+
+/* One that cannot be done does not take others with it. */
+static void run_group(struct attn_gpu *g, struct attn_scratch *s,
+		      struct attn_item *items, uint32_t n, uint32_t layer)
+{
+	int ret = run_alike(g, s, items, n, layer);
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (ret && n > 1 && ret != -ENODEV)
+			items[i].ret = run_alike(g, s, &items[i], 1, layer);
+		else
+			items[i].ret = ret;
+	}
+}
+
+int attn_gpu_items(struct attn_gpu *g, struct attn_scratch *s,
+		   struct attn_item *items, uint32_t n_items, uint32_t layer)
+{
+	uint32_t n;
+	int ret = attn_gpu_use(g);
+
+	for (uint32_t i = 0; i < n_items; i += n) {
+		n = 1;
+		while (i + n < n_items && same_shape(&items[i], &items[i + n]))
+			n++;
+		if (ret)
+			for (uint32_t k = 0; k < n; k++)
+				items[i + k].ret = ret;
+		else
+			run_group(g, s, &items[i], n, layer);
+	}
+	for (uint32_t i = 0; i < n_items && !ret; i++)
+		ret = items[i].ret;
+	return ret;
+}
+
+/* ---- heads of tiles ------------------------------------------------------------- */
+
+int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c)
+{
+	const struct kv_layout *y = &c->src->layout;
+	const size_t row = (size_t)y->head_dim * y->elem_bytes;
+	const struct gpu_move a = {
+		.n_bytes = c->n * row,
+		.src_head_bytes = layout_head_bytes(y),
+		.dst_head_bytes = layout_head_bytes(&c->dst->layout),
+		.n_runs = 2 * y->n_layers,
+		.n_heads = y->n_kv_heads,
+	};
+	const size_t n = a.n_runs * 2 * sizeof(uint64_t);
+	struct gpu_move m = a;
+	uint64_t *runs;
+	int ret = attn_gpu_use(g);
+
+	if (!ret)
+		ret = pinned_buf_want(g, &g->host, n);
+	if (!ret)
+		ret = gpu_buf_want(g, &g->plan, n);
+	if (ret)
+		return ret;
+	runs = (uint64_t *)(void *)g->host.p;
+	for (uint32_t l = 0; l < y->n_layers; l++)
+		for (int v = 0; v < 2; v++) {
+			*runs++ = (uintptr_t)segment_addr(c->src, l, v,
+							  c->src_from) +
+				  c->src_from % y->page_tokens * row;
+			*runs++ = (uintptr_t)segment_addr(c->dst, l, v, 0);
+		}
+	m.runs = g->plan.at;
+	ret = kern_errno(g->c.api->h2d(g->plan.at, g->host.p, n, g->c.stream));
+	if (!ret)
+		ret = kern_gpu_move(g->c.kern, &m, g->c.stream);
+	if (!ret)
+		ret = kern_errno(g->c.api->stream_sync(g->c.stream));
+	return ret;
+}

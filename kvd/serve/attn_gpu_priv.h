@@ -1,0 +1,57 @@
+/*
+ * attn_gpu_priv.h - buffers of a lane on the device, between attn_gpu.c and
+ * attn_gpu_items.c
+ *
+ * Thread: engine thread.
+ */
+#ifndef KVD_SERVE_ATTN_GPU_PRIV_H
+#define KVD_SERVE_ATTN_GPU_PRIV_H
+
+#include "kvd/serve/attn_gpu.h"
+
+/* Grows when nothing is queued; contents are lost then. */
+struct gpu_buf {
+	cuda_ptr at;
+	size_t n_bytes;
+};
+struct pinned_buf {
+	char *p;
+	size_t n_bytes;
+};
+
+/* Rows [row, row + n) of one launch, with their parts. */
+struct gpu_turn {
+	uint32_t row, n_rows, part, n_parts;
+};
+
+struct attn_gpu {
+	struct attn_gpu_conf c;
+	struct gpu_buf plan; /* as host, copied */
+	struct pinned_buf host;
+	struct gpu_buf q; /* [n_variants][n_rows][n_heads][head_dim] typed */
+	struct gpu_buf tmp; /* f32 [n_rows][n_heads][head_dim] */
+	struct gpu_buf ml; /* f32 [2][n_rows][n_heads] */
+	struct gpu_buf part_o, part_ml;
+	/* of the step */
+	const struct attn_shape *shape;
+	uint32_t layer, n_layers;
+	uint32_t n_rows, n_kv_rows, n_variants, n_spans;
+	struct gpu_turn *turns;
+	uint32_t n_turns;
+	/* where they lie in plan */
+	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, parts_at;
+	/* attn_gpu_items.c: one slice of rows */
+	struct gpu_buf in, f32; /* as in the call; widened */
+	struct pinned_buf io;
+	struct attn_item *slice;
+	uint32_t n_slice_room;
+};
+
+/* At least n bytes; -ENOSPC there is no more, those of the driver. */
+int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n);
+int pinned_buf_want(struct attn_gpu *g, struct pinned_buf *b, size_t n);
+
+int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b);
+int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b);
+
+#endif

@@ -108,6 +108,13 @@ static __device__ uint32_t tile_mask(const struct gpu_span *s, uint32_t t0,
 	return mask;
 }
 
+/* From token to token of a page. */
+static __device__ uint32_t span_row_bytes(const struct gpu_span *s,
+					  uint32_t head)
+{
+	return s->row_bytes ? s->row_bytes : head;
+}
+
 /* Of token 0 of t0's page, kv head h. */
 static __device__ size_t tile_offset(const struct gpu_span *s, uint32_t t0,
 				     uint32_t h)

@@ -28,7 +28,10 @@ struct gpu_span {
 	uint32_t page_tokens; /* a multiple of GPU_TILE */
 	uint32_t n_tokens;
 	uint32_t q_variant;
-	uint32_t pad;
+	/* from token to token of a page; 0: one head.
+	 * Otherwise every token may be a page of its own, as in a constant stride;
+	 * decode attention and what goes by row_offset() take it. */
+	uint32_t row_bytes;
 };
 
 /* Tokens [t0, t0 + GPU_SPLIT_TOKENS) of a span, for one row. */

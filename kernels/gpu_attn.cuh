@@ -36,6 +36,7 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 	const uint32_t group = a.n_heads / a.n_kv_heads;
 	const uint32_t h0 = blockIdx.y * group + blockIdx.z * GPU_HEADS;
 	const uint32_t left = group - blockIdx.z * GPU_HEADS;
+	const uint32_t row = span_row_bytes(s, HEAD_DIM * ELEM_BYTES);
 	const uint32_t n_h = left < GPU_HEADS ? left : GPU_HEADS;
 	const int active = d0 < HEAD_DIM;
 	float q[GPU_HEADS][8], o[GPU_HEADS][8], m[GPU_HEADS], l[GPU_HEADS];
@@ -60,10 +61,9 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 	     t0 < s->n_tokens && t0 < part.t0 + GPU_SPLIT_TOKENS;
 	     t0 += GPU_WARPS * GPU_TILE) {
 		const uint32_t mask = tile_mask(s, t0, pos);
-		const size_t off =
-			tile_offset(s, t0, blockIdx.y) +
-			(size_t)(t0 % s->page_tokens) * HEAD_DIM * ELEM_BYTES +
-			(size_t)d0 * ELEM_BYTES;
+		const size_t off = tile_offset(s, t0, blockIdx.y) +
+				   (size_t)(t0 % s->page_tokens) * row +
+				   (size_t)d0 * ELEM_BYTES;
 		const char *k = (const char *)s->k + off;
 		const char *v = (const char *)s->v + off;
 
@@ -74,7 +74,7 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 			float dot[GPU_HEADS] = { 0 }, x[8];
 
 			if ((mask >> t & 1) && active) {
-				LOAD8(k + (size_t)t * HEAD_DIM * ELEM_BYTES, x);
+				LOAD8(k + (size_t)t * row, x);
 #pragma unroll
 				for (uint32_t h = 0; h < GPU_HEADS; h++)
 #pragma unroll
@@ -96,7 +96,7 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 
 			if (!(mask >> t & 1) || !active)
 				continue;
-			LOAD8(v + (size_t)t * HEAD_DIM * ELEM_BYTES, x);
+			LOAD8(v + (size_t)t * row, x);
 #pragma unroll
 			for (uint32_t h = 0; h < GPU_HEADS; h++) {
 				const float p = p_sh[warp][t][h];

@@ -9,7 +9,8 @@ static __device__ size_t row_offset(const struct gpu_span *s, uint32_t t,
 				    uint32_t i, uint32_t head_dim, uint32_t es)
 {
 	return tile_offset(s, t, i / head_dim) +
-	       ((size_t)(t % s->page_tokens) * head_dim + i % head_dim) * es;
+	       (size_t)(t % s->page_tokens) * span_row_bytes(s, head_dim * es) +
+	       (size_t)(i % head_dim) * es;
 }
 
 /* A block has a row. */

@@ -565,7 +565,8 @@ static int blob_layout(const struct blob *b, const struct kio_record *r,
 		.page_tokens = b->page_tokens,
 		.page_layers = b->page_layers,
 	};
-	if (!g->page_tokens || !g->page_layers || kv_layout_init(g))
+	if (g->page_tokens < SEGMENT_BLOCK || !g->page_layers ||
+	    kv_layout_init(g))
 		return -EINVAL;
 	return g->page_bytes == r->page_bytes &&
 			       kv_layout_bytes(g, b->n_tokens) ==

@@ -17,14 +17,15 @@ struct segment_pool {
 	struct list kept; /* for reuse, oldest first */
 };
 
-#define LAYOUT_MAX 65536u
+#define LAYOUT_MAX	    65536u
+#define LAYOUT_BY_TOKEN_MAX 16384u /* tokens of a page */
 
 static int layout_ok(const struct kv_layout *g)
 {
 	return g->n_layers && g->n_layers <= LAYOUT_MAX && g->n_kv_heads &&
 	       g->n_kv_heads <= 1024 && g->head_dim && g->head_dim <= 1024 &&
 	       (g->elem_bytes == 2 || g->elem_bytes == 4) &&
-	       g->page_tokens % SEGMENT_BLOCK == 0 &&
+	       (g->page_tokens % SEGMENT_BLOCK == 0 || g->page_tokens == 1) &&
 	       g->page_tokens <= LAYOUT_MAX && g->page_layers <= g->n_layers;
 }
 
@@ -66,12 +67,33 @@ static void choose_small(struct kv_layout *g)
 		g->page_layers = (uint32_t)KV_MIN(KV_MAX(n, 1u), g->n_layers);
 }
 
+/* No byte between two pages, or the stride would not be one. */
+static int choose_by_token(struct kv_layout *g)
+{
+	uint32_t n = SEGMENT_BLOCK;
+
+	g->order = LAYOUT_BY_TOKEN;
+	if (!g->page_layers)
+		g->page_layers = 1;
+	while (n <= LAYOUT_BY_TOKEN_MAX &&
+	       n * layout_row_bytes(g) % LAYOUT_FOLIO)
+		n += SEGMENT_BLOCK;
+	if (n > LAYOUT_BY_TOKEN_MAX || g->n_layers % g->page_layers)
+		return -EINVAL;
+	g->page_tokens = n;
+	g->n_groups = g->n_layers / g->page_layers;
+	g->page_bytes = n * layout_row_bytes(g);
+	return 0;
+}
+
 int kv_layout_init(struct kv_layout *g)
 {
 	struct kv_layout f;
 
 	if (!layout_ok(g))
 		return -EINVAL;
+	if (g->page_tokens == 1)
+		return choose_by_token(g);
 	f = *g;
 	if (!g->page_tokens && !g->page_layers && choose_folios(&f))
 		*g = f;

@@ -14,7 +14,9 @@
  *
  * Address of an element, token t, layer l, by arithmetic only:
  *   page  = t / page_tokens * n_groups + l / page_layers
- *   inside [page_layers][K|V][kv_head][page_tokens][head_dim]
+ *   inside [page_layers][K|V][kv_head][page_tokens][head_dim], or, by token,
+ *          [page_tokens][page_layers][K|V][kv_head][head_dim] without any padding:
+ *          pages of one group side by side have one stride from token to token
  *
  * Thread: loop thread; readers of pinned pages on engine threads use
  * segment_addr() only, whose inputs do not change while a reference is held.
@@ -36,8 +38,10 @@ struct kv_layout {
 	uint32_t n_kv_heads;
 	uint32_t head_dim;
 	uint32_t elem_bytes;
-	uint32_t page_tokens; /* a multiple of SEGMENT_BLOCK */
+	uint32_t
+		page_tokens; /* a multiple of SEGMENT_BLOCK; in: 1, see below */
 	uint32_t page_layers;
+	enum { LAYOUT_BY_HEAD, LAYOUT_BY_TOKEN } order;
 	uint32_t n_groups; /* of page_layers layers */
 	size_t page_bytes; /* multiple of 4096 */
 };
@@ -45,7 +49,9 @@ struct kv_layout {
  * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen. Both: so
  * that a page is LAYOUT_MAX_FOLIOS or fewer whole folios, with as few bytes as can
  * be (docs/benchmarks, 2026-11-21-zen5-paging.md). Else 32 tokens, and layers up to
- * LAYOUT_PAGE_TARGET bytes. -EINVAL for shapes out of range.
+ * LAYOUT_PAGE_TARGET bytes. page_tokens 1 asks for LAYOUT_BY_TOKEN: pages of one layer (or
+ * page_layers) and of as many tokens as it takes to fill whole folios, for devices; kernels
+ * of the CPU do not know it. -EINVAL for shapes out of range.
  */
 #define LAYOUT_PAGE_TARGET (1u << 20)
 #define LAYOUT_FOLIO	   (2ull << 20)
@@ -132,7 +138,17 @@ void segment_each(struct segment_pool *p,
 char *segment_addr(const struct segment *s, uint32_t layer, int v, uint32_t t);
 static inline size_t layout_head_bytes(const struct kv_layout *g)
 {
-	return (size_t)g->page_tokens * g->head_dim * g->elem_bytes;
+	return (size_t)(g->order == LAYOUT_BY_TOKEN ? 1 : g->page_tokens) *
+	       g->head_dim * g->elem_bytes;
+}
+/* From token to token of a page. */
+static inline size_t layout_row_bytes(const struct kv_layout *g)
+{
+	const size_t head = (size_t)g->head_dim * g->elem_bytes;
+
+	return g->order == LAYOUT_BY_TOKEN
+		       ? 2 * head * g->n_kv_heads * g->page_layers
+		       : head;
 }
 /* Pages [first, first + n) that hold tokens [from, to) of all layers. */
 void segment_pages(const struct segment *s, uint32_t from, uint32_t to,

@@ -64,6 +64,41 @@ START_TEST(pages_of_large_models_are_whole_folios)
 }
 END_TEST
 
+/* Pages of a group side by side: from token to token always as far. */
+START_TEST(pages_by_token_have_one_stride)
+{
+	static const uint32_t chosen[][5] = {
+		{ 16, 8, 64, 0, 1024 }, /* 2 KiB a token and layer */
+		{ 28, 8, 128, 0, 512 },
+		{ 28, 8, 128, 7, 512 },
+		{ 22, 4, 80, 0, 8192 },
+		{ 32, 5, 40, 0, 0 }, /* 800 bytes: no such page */
+		{ 28, 8, 128, 5, 0 }, /* layers that do not go in */
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(chosen); i++) {
+		struct kv_layout g = { .n_layers = chosen[i][0],
+				       .n_kv_heads = chosen[i][1],
+				       .head_dim = chosen[i][2],
+				       .elem_bytes = 2,
+				       .page_tokens = 1,
+				       .page_layers = chosen[i][3] };
+		const int ret = kv_layout_init(&g);
+
+		ck_assert_int_eq(ret, chosen[i][4] ? 0 : -EINVAL);
+		if (ret)
+			continue;
+		ck_assert_uint_eq(g.page_tokens, chosen[i][4]);
+		ck_assert_uint_eq(g.page_bytes,
+				  g.page_tokens * layout_row_bytes(&g));
+		ck_assert_uint_eq(g.page_bytes % LAYOUT_FOLIO, 0);
+		ck_assert_uint_eq(layout_row_bytes(&g),
+				  2 * g.n_kv_heads * layout_head_bytes(&g) *
+					  g.page_layers);
+	}
+}
+END_TEST
+
 static void teardown(void)
 {
 	segment_pool_check(pool);
@@ -378,6 +413,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, an_address_is_arithmetic);
 	tcase_add_test(t, pages_of_large_models_are_whole_folios);
+	tcase_add_test(t, pages_by_token_have_one_stride);
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);

@@ -34,6 +34,8 @@ struct kvc_gen {
 	uint32_t max_logits, n_logits;
 	uint64_t max_text, n_text;
 	const struct kv_chunk_used *arena_used;
+	const struct kv_gen_repair *arena_repair; /* or NULL */
+	struct kv_gen_repair repair;
 	struct kv_chunk_used *used; /* [n_used], or NULL */
 	uint32_t n_used;
 	struct kv_gen_stats stats;
@@ -43,7 +45,7 @@ struct kvc_gen {
 /* Where everything lies in the block. */
 struct plan {
 	uint64_t at; /* bytes so far */
-	uint64_t parts, data, stop, tokens, text, logits, stats, used;
+	uint64_t parts, data, stop, tokens, text, logits, stats, used, repair;
 	uint64_t stop_bytes;
 	uint32_t max_tokens;
 	uint64_t max_text;
@@ -98,6 +100,8 @@ static int make_plan(const struct kvc_generate *g, struct plan *p)
 	p->stats = place(p, sizeof(struct kv_gen_stats));
 	if (g->repair == KV_REPAIR_CRAFT)
 		p->used = place(p, g->n_parts * sizeof(struct kv_chunk_used));
+	if (g->repair)
+		p->repair = place(p, sizeof(struct kv_gen_repair));
 	if (g->flags & KV_GEN_LOGITS)
 		p->logits = place(p, sizeof(float) *
 					     (g->n_logits ? g->n_logits
@@ -161,6 +165,7 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		.repair_permille = g->repair_permille,
 		.deadline_ms = g->deadline_ms,
 		.used_off = p->used ? kvc_off(c, block + p->used) : 0,
+		.repair_off = p->repair ? kvc_off(c, block + p->repair) : 0,
 	};
 	char *stop = block + p->stop;
 
@@ -181,6 +186,8 @@ static int write_request(const struct kvc *c, const struct kvc_generate *g,
 		r.n_logits = g->n_logits ? g->n_logits : DEFAULT_LOGITS;
 	}
 	memset(block + p->stats, 0, sizeof(struct kv_gen_stats));
+	if (p->repair)
+		memset(block + p->repair, 0, sizeof(struct kv_gen_repair));
 	if (p->used)
 		memset(block + p->used, 0,
 		       g->n_parts * sizeof(struct kv_chunk_used));
@@ -194,6 +201,8 @@ static void take_end(struct kvc_gen *g)
 	const uint64_t n_vocab = g->arena_stats->n_vocab;
 
 	g->stats = *g->arena_stats;
+	if (g->arena_repair)
+		g->repair = *g->arena_repair;
 	if (g->used)
 		memcpy(g->used, g->arena_used, g->n_used * sizeof(*g->used));
 	g->end = (enum kv_end)(g->req.arg[1] >> 32);
@@ -301,6 +310,9 @@ int kvc_generate_start(struct kvc *c, const struct kvc_generate *g,
 	gen->arena_logits = (const float *)(gen->block + p.logits);
 	gen->arena_stats = (struct kv_gen_stats *)(gen->block + p.stats);
 	gen->arena_used = (struct kv_chunk_used *)(gen->block + p.used);
+	if (p.repair)
+		gen->arena_repair =
+			(struct kv_gen_repair *)(gen->block + p.repair);
 	ret = write_request(c, g, &p, gen->block);
 	if (ret)
 		goto fail;
@@ -339,6 +351,11 @@ const char *kvc_gen_text(const struct kvc_gen *g)
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g)
 {
 	return &g->stats;
+}
+
+const struct kv_gen_repair *kvc_gen_repair(const struct kvc_gen *g)
+{
+	return &g->repair;
 }
 
 const struct kv_chunk_used *kvc_gen_used(const struct kvc_gen *g, uint32_t *n)

@@ -38,10 +38,11 @@
 #define KV_FEATURE_PERSIST  (1ull << 3) /* what is reused survives a restart */
 #define KV_FEATURE_MAP	    (1ull << 4) /* KV_OP_MAP; kv_ctl on the socket */
 #define KV_FEATURE_REPAIR   (1ull << 5) /* chunks may be repaired */
-#define KV_FEATURE_PARALLEL (1ull << 8) /* KV_PART_PARALLEL */
 #define KV_FEATURE_EDIT	    (1ull << 6) /* KV_OP_SEQ_EDIT */
 #define KV_FEATURE_VARIANTS (1ull << 7) /* KV_REPAIR_CRAFT, used_off */
 #define KV_FEATURE_DEADLINE (1ull << 8) /* kv_generate.deadline_ms */
+#define KV_FEATURE_PARALLEL (1ull << 9) /* KV_PART_PARALLEL */
+#define KV_FEATURE_FOCUS    (1ull << 10) /* KV_GEN_FOCUS, repair_off */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -315,6 +316,8 @@ KV_STATIC_ASSERT(sizeof(struct kv_part) == 48, "kv_part is ABI");
 #define KV_GEN_IGNORE_EOS 4u
 #define KV_GEN_LOGITS	  8u /* the first step's logits go to logits_off */
 #define KV_GEN_NO_TEXT	  16u /* leave text empty */
+/* With repair: chunks that the question does not look at are not repaired to the end. */
+#define KV_GEN_FOCUS	  32u
 
 /* Which tokens of a reused chunk are computed again in their context. */
 enum kv_repair {
@@ -346,6 +349,21 @@ struct kv_chunk_used { /* [D] */
 	uint32_t cfo_permille; /* how badly it fits: 0 as it is .. 1000 */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_chunk_used) == 24, "kv_chunk_used is ABI");
+
+/* How the chunks of a request were repaired. */
+struct kv_gen_repair { /* [D] */
+	uint32_t
+		permille; /* share of their tokens; with BY_LOAD: as was chosen; BY_CFO: 0 */
+	uint32_t n_layers; /* of the model */
+	uint32_t
+		stop_layer; /* KV_GEN_FOCUS: first that some did not get to; 0: none */
+	uint32_t n_stopped; /* tokens that stopped there */
+	uint32_t
+		n_looked; /* tokens that looked first, through as many layers */
+	uint32_t looked_layers;
+	uint64_t _rsvd;
+};
+KV_STATIC_ASSERT(sizeof(struct kv_gen_repair) == 32, "kv_gen_repair is ABI");
 
 #define KV_MAX_STOP 8
 
@@ -401,7 +419,7 @@ struct kv_generate { /* [C] */
 	uint32_t
 		deadline_ms; /* KV_FEATURE_DEADLINE: of the first token; 0: none */
 	uint32_t _pad2;
-	uint64_t _rsvd[1];
+	uint64_t repair_off; /* KV_FEATURE_FOCUS: kv_gen_repair [D]; 0: none */
 };
 KV_STATIC_ASSERT(sizeof(struct kv_generate) == 208, "kv_generate is ABI");
 

@@ -9,11 +9,10 @@
  * Limit of the first token: the multiply-adds of the prompt tokens that had to
  * be computed, at oneDNN's bf16 rate.
  */
-#include "tools/bench.h"
+#include "tools/bench_rag.h"
 
 #include <ctype.h>
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,65 +21,19 @@
 
 #define MAX_PARTS   64u
 #define MAX_COMPANY 8u /* chunks of a question */
-#define MAX_KINDS   16u
 #define MAX_JOBS    64u
 #define N_OUT	    16u
 #define NEWLINE	    13u /* <0x0A> of the byte tokens */
 #define N_DEFAULT   100u
 #define N_QUICK	    20u
 #define WAIT_MS	    60000
-#define MAX_MODES   64u
 #define MAX_FORCED  8u /* tokens of an answer that are looked at */
 #define MAX_LOGITS  8192u
 
 /* Beside these, a selector of repair and a percentage: blend@15. */
 static const char *const mode_names[] = { "full", "prefix", "chunks" };
-enum mode { FULL, PREFIX, CHUNKS, N_MODES };
 static const char *const selectors[] = { "none", "first", "random", "blend",
 					 "craft" };
-
-struct kind {
-	const char *name;
-	uint32_t n, n_right;
-};
-
-/* One mode's results; ms, flops and right have room for all questions. */
-struct tally {
-	double *ttft_ms;
-	unsigned char *right; /* answered, and so */
-	double *floor_ms;
-	size_t n;
-	uint32_t n_right, n_failed;
-	uint64_t n_prompt, n_prefix, n_chunk, n_repaired, n_out;
-	uint64_t kv_bytes; /* in memory at the end */
-	struct kind kinds[MAX_KINDS];
-	uint32_t n_kinds;
-};
-
-struct rag {
-	struct bench *b;
-	struct kvc *c;
-	json_t **items;
-	size_t n_items;
-	enum mode mode;
-	char name[32]; /* of the mode */
-	uint32_t repair, repair_permille;
-	float temperature, scale; /* of chunks side by side; 0: they are not */
-	int prime; /* variants of the chunks, in other company, first */
-	double prime_s; /* to their first tokens, in all */
-	double floor_ms_per_token; /* 0: not known */
-	void (*report)(struct rag *r, double wall_s);
-	struct {
-		char name[32];
-		unsigned char *right; /* [n_items] */
-	} ran[MAX_MODES]; /* what others are compared with */
-	uint32_t n_ran;
-	float **first; /* --kl: logits of the first mode, [n_items * MAX_FORCED] */
-	const uint32_t
-		*forced; /* of the answer, behind the question; or NULL */
-	uint32_t n_forced;
-	struct tally t;
-};
 
 /* ---- the questions ------------------------------------------------------ */
 
@@ -104,7 +57,7 @@ static const char *text_of(const json_t *o, const char *key)
 	return json_string_value(json_object_get(o, key));
 }
 
-static void free_items(struct rag *r)
+void rag_unload(struct rag *r)
 {
 	for (size_t i = 0; i < r->n_items; i++)
 		json_decref(r->items[i]);
@@ -132,7 +85,7 @@ static int add_item(struct rag *r, const char *line, size_t len)
 	return 0;
 }
 
-static int load_items(struct rag *r, size_t n_default, size_t n_quick)
+int rag_load(struct rag *r, size_t n_default, size_t n_quick)
 {
 	const size_t max = r->b->n_items ? r->b->n_items
 			   : r->b->quick ? n_quick
@@ -154,7 +107,7 @@ static int load_items(struct rag *r, size_t n_default, size_t n_quick)
 	free(line);
 	(void)fclose(f);
 	if (ret)
-		free_items(r);
+		rag_unload(r);
 	return ret;
 }
 
@@ -170,7 +123,7 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 	json_t *c;
 	struct kvc_generate g = {
 		.parts = parts,
-		.flags = r->mode == FULL ? KV_GEN_NO_REUSE : 0,
+		.flags = r->flags | (r->mode == FULL ? KV_GEN_NO_REUSE : 0),
 		.max_tokens = N_OUT,
 		.stop_tokens = stop,
 		.n_stop_tokens = 1,
@@ -235,6 +188,18 @@ static void count_kind(struct tally *t, const char *name, int right)
 	t->kinds[i].n_right += right ? 1 : 0;
 }
 
+/* Of repair, and of looking for what it is worth. */
+static double work(const struct kv_gen_stats *st,
+		   const struct kv_gen_repair *how)
+{
+	const double layers = how->n_layers ? how->n_layers : 1;
+
+	return (double)st->n_repaired +
+	       ((double)how->n_looked * how->looked_layers -
+		(double)how->n_stopped * (layers - how->stop_layer)) /
+		       layers;
+}
+
 static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 {
 	const int n = kvc_generate_wait(r->c, g, WAIT_MS);
@@ -258,6 +223,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		t->n_prefix += st->n_prefix;
 		t->n_chunk += st->n_chunk;
 		t->n_repaired += st->n_repaired;
+		t->n_work += work(st, kvc_gen_repair(g));
 		t->n_out += (uint64_t)n;
 	}
 	t->n_right += right ? 1 : 0;
@@ -320,9 +286,12 @@ static void report(struct rag *r, double wall_s)
 		  "rag.%s.prefix_hits", mode);
 	bench_put(b, percent(t->n_chunk, t->n_prompt), "%", "rag.%s.chunk_hits",
 		  mode);
-	if (r->repair)
+	if (r->repair) {
 		bench_put(b, percent(t->n_repaired, t->n_prompt), "%",
 			  "rag.%s.repaired", mode);
+		bench_put(b, 100 * t->n_work / (double)t->n_prompt, "%",
+			  "rag.%s.repair_work", mode);
+	}
 	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions", mode);
 }
 
@@ -546,7 +515,7 @@ static int measure_kl(struct rag *r)
 }
 
 /* On a daemon of its own, so that no mode finds what another has kept. */
-static int run_mode(struct rag *r)
+int rag_run(struct rag *r)
 {
 	struct kvc_options opt = { .name = "kvbench" };
 	double *room =
@@ -642,12 +611,14 @@ static int set_ape(struct rag *r, const char *word, size_t len)
 	return !*end && r->temperature > 0 && r->scale > 0 ? 0 : -EINVAL;
 }
 
-/* One of --mode's words; -EINVAL there is no such mode. */
-static int set_mode(struct rag *r, const char *word, size_t len)
+int rag_set_mode(struct rag *r, const char *word, size_t len)
 {
+	static const char focus[] = ":focus";
 	const char *at = memchr(word, '@', len);
 	const size_t n = at ? (size_t)(at - word) : len;
+	char *tail;
 
+	r->flags = 0;
 	r->temperature = r->scale = 0;
 	if (n == 3 && !memcmp(word, "ape", 3))
 		return set_ape(r, word, len);
@@ -657,6 +628,16 @@ static int set_mode(struct rag *r, const char *word, size_t len)
 		return -EINVAL;
 	memcpy(r->name, word, len);
 	r->name[len] = 0;
+	tail = strstr(r->name, focus);
+	if (tail && !tail[sizeof(focus) - 1]) {
+		int ret;
+
+		ret = rag_set_mode(r, word, len - (sizeof(focus) - 1));
+		memcpy(r->name, word, len);
+		r->name[len] = 0;
+		r->flags = KV_GEN_FOCUS;
+		return r->repair ? ret : -EINVAL;
+	}
 	if (!strcmp(r->name, "craft")) { /* as many as CFO says */
 		r->mode = CHUNKS;
 		r->repair = KV_REPAIR_CRAFT;
@@ -688,7 +669,7 @@ int bench_rag(struct bench *b)
 	const char *word = strcmp(b->mode, "all") ? b->mode
 						  : "full,prefix,chunks";
 	struct rag r = { .b = b, .report = report, .prime = 1 };
-	int ret = load_items(&r, N_DEFAULT, N_QUICK);
+	int ret = rag_load(&r, N_DEFAULT, N_QUICK);
 
 	if (ret)
 		return ret;
@@ -696,11 +677,11 @@ int bench_rag(struct bench *b)
 	while (*word && !ret) {
 		const size_t len = strcspn(word, ",");
 
-		ret = set_mode(&r, word, len);
+		ret = rag_set_mode(&r, word, len);
 		if (ret)
 			(void)bench_fail(ret, "rag: no mode %s", word);
 		else
-			ret = run_mode(&r);
+			ret = rag_run(&r);
 		word += len + (word[len] == ',');
 	}
 	for (uint32_t i = 0; i < r.n_ran; i++)
@@ -708,79 +689,6 @@ int bench_rag(struct bench *b)
 	for (size_t i = 0; r.first && i < r.n_items * MAX_FORCED; i++)
 		free(r.first[i]);
 	free(r.first);
-	free_items(&r);
-	return ret;
-}
-
-/* ---- the steady state ---------------------------------------------------- */
-
-static uint64_t n_computed(const struct tally *t)
-{
-	return t->n_prompt - t->n_prefix - t->n_chunk + t->n_repaired;
-}
-
-static void report_nothing(struct rag *r, double wall_s)
-{
-	(void)r;
-	(void)wall_s;
-}
-
-static void report_part(struct rag *r, const char *name, size_t from, size_t to)
-{
-	uint32_t n_right = 0;
-
-	for (size_t i = from; i < to; i++)
-		n_right += r->t.right[i];
-	bench_put(r->b, percent(n_right, to - from), "%",
-		  "reuse.zipf.%s.exact_match", name);
-	bench_put(r->b, bench_quantile(r->t.ttft_ms + from, to - from, 0.5),
-		  "ms", "reuse.zipf.%s.ttft_p50_ms", name);
-}
-
-static void report_parts(struct rag *r, double wall_s)
-{
-	const size_t n = r->t.n / 4;
-
-	report_part(r, "early", n, 2 * n);
-	report_part(r, "late", r->t.n - n, r->t.n);
-	bench_put(r->b, (double)r->t.n / wall_s, "requests/s",
-		  "reuse.zipf.requests_per_s");
-}
-
-int bench_zipf(struct bench *b)
-{
-	const uint64_t memory = b->memory_bytes;
-	const char *word = strcmp(b->mode, "all") ? b->mode : "chunks";
-	struct rag r = { .b = b, .report = report_nothing };
-	uint64_t plain;
-	int ret = load_items(&r, 2000, 60);
-
-	if (ret)
-		return ret;
-	b->memory_bytes = 4ull << 30; /* all of it, to see how much it is */
-	ret = set_mode(&r, word, strlen(word));
-	if (ret)
-		(void)bench_fail(ret, "zipf: no mode %s", word);
-	if (!ret)
-		ret = run_mode(&r);
-	b->memory_bytes = r.t.kv_bytes / 3;
-	if (!ret)
-		ret = set_mode(&r, "prefix", strlen("prefix"));
-	if (!ret)
-		ret = run_mode(&r);
-	plain = n_computed(&r.t);
-	r.report = report_parts;
-	if (!ret)
-		ret = set_mode(&r, word, strlen(word));
-	if (!ret)
-		ret = run_mode(&r);
-	if (!ret) {
-		bench_put(b, (double)n_computed(&r.t) / (double)plain, "x",
-			  "reuse.zipf.computed_ratio");
-		bench_put(b, (double)b->memory_bytes * 1e-6, "MB",
-			  "reuse.zipf.memory_mb");
-	}
-	b->memory_bytes = memory;
-	free_items(&r);
+	rag_unload(&r);
 	return ret;
 }

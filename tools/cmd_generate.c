@@ -67,7 +67,8 @@ enum {
 	O_BASE,
 	O_SPLIT,
 	O_DEADLINE,
-	O_APE
+	O_APE,
+	O_FOCUS
 };
 
 static const struct option options[] = {
@@ -92,6 +93,7 @@ static const struct option options[] = {
 	{ "split", 1, NULL, O_SPLIT },
 	{ "deadline", 1, NULL, O_DEADLINE },
 	{ "ape", 1, NULL, O_APE },
+	{ "focus", 0, NULL, O_FOCUS },
 	{ NULL, 0, NULL, 0 },
 };
 
@@ -220,6 +222,9 @@ static int option(struct request *r, int o)
 	case O_NO_REUSE:
 		r->g.flags |= KV_GEN_NO_REUSE;
 		return 0;
+	case O_FOCUS:
+		r->g.flags |= KV_GEN_FOCUS;
+		return 0;
 	case O_WAIT:
 		r->g.sqe_flags |= KV_SQE_WAIT;
 		return 0;
@@ -269,6 +274,19 @@ static void print_used(const struct kvc_gen *g)
 	printf("],");
 }
 
+static void print_repair(const struct kvc_gen *g)
+{
+	const struct kv_gen_repair *r = kvc_gen_repair(g);
+
+	if (!r->n_layers)
+		return;
+	printf("\"repair\":{\"share\":%.3f,\"layers\":%u,\"stop_layer\":%u,"
+	       "\"stopped_tokens\":%u,\"looked_tokens\":%u,"
+	       "\"looked_layers\":%u},",
+	       r->permille * 1e-3, r->n_layers, r->stop_layer, r->n_stopped,
+	       r->n_looked, r->looked_layers);
+}
+
 static void print_json(const struct kvc_gen *g)
 {
 	const struct kv_gen_stats *st = kvc_gen_stats(g);
@@ -293,6 +311,7 @@ static void print_json(const struct kvc_gen *g)
 			       (double)t[i].logprob);
 	printf("],");
 	print_used(g);
+	print_repair(g);
 	printf("\"text\":\"");
 	for (const char *s = kvc_gen_text(g); *s; s++)
 		if ((unsigned char)*s < ' ' || *s == '"' || *s == '\\')
@@ -349,7 +368,8 @@ const struct cmd cmd_generate = {
 	"--score --no-reuse --wait --deadline MS (of the first token)\n"
 	"--split SEPARATOR (of the chunks that follow)\n"
 	"--ape TEMPERATURE:SCALE (they stand side by side)\n"
-	"--repair first|random|blend|craft@PERCENT, craft, craft@load. "
+	"--repair first|random|blend|craft@PERCENT, craft, craft@load\n"
+	"--focus (what the question does not look at is not repaired to the end)\n"
 	"T is text, @FILE or - (standard input).",
 	generate, 0
 };

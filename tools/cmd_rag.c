@@ -323,19 +323,16 @@ enum {
 	O_REPAIR,
 	O_NO_REUSE,
 	O_JSON,
-	O_BATCH
+	O_BATCH,
+	O_FOCUS
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },
-	{ "max-tokens", 1, NULL, O_MAX },
-	{ "stop", 1, NULL, O_STOP },
-	{ "jobs", 1, NULL, O_JOBS },
-	{ "repair", 1, NULL, O_REPAIR },
-	{ "no-reuse", 0, NULL, O_NO_REUSE },
-	{ "batch", 0, NULL, O_BATCH },
-	{ "json", 0, NULL, O_JSON },
-	{ NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },	 { "max-tokens", 1, NULL, O_MAX },
+	{ "stop", 1, NULL, O_STOP },	 { "jobs", 1, NULL, O_JOBS },
+	{ "repair", 1, NULL, O_REPAIR }, { "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "batch", 0, NULL, O_BATCH },	 { "json", 0, NULL, O_JSON },
+	{ "focus", 0, NULL, O_FOCUS },	 { NULL, 0, NULL, 0 },
 };
 
 static int option(struct rag *r, int o)
@@ -359,6 +356,9 @@ static int option(struct rag *r, int o)
 		return cmd_repair(&r->g, optarg);
 	case O_NO_REUSE:
 		r->g.flags |= KV_GEN_NO_REUSE;
+		return 0;
+	case O_FOCUS:
+		r->g.flags |= KV_GEN_FOCUS;
 		return 0;
 	case O_BATCH:
 		r->batch = 1;
@@ -418,7 +418,7 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend|craft@PERCENT, craft --no-reuse"
+	"--repair first|random|blend|craft@PERCENT, craft --focus --no-reuse"
 	" --batch (asked in the order that computes least)",
 	rag, 0
 };

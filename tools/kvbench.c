@@ -138,6 +138,9 @@ static const struct command {
 	  "rag.MODE.ttft_ratio             over the FLOPs of the computed\n"
 	  "                                tokens at rag.gemm_gflops\n"
 	  "rag.MODE.{prefix_hits,chunk_hits}  percent of the prompt's tokens\n"
+	  "rag.MODE.repaired               tokens computed again, percent\n"
+	  "rag.MODE.repair_work            the same by the layers that each went\n"
+	  "                                through, with what focus looks at\n"
 	  "rag.MODE.mcnemar_p.OTHER        of the exact matches; OTHER: chunks and\n"
 	  "                                random@PERCENT that ran before\n"
 	  "rag.MODE.kl                     --kl: nats from the first mode, mean over\n"
@@ -145,6 +148,7 @@ static const struct command {
 	  "MODE: full (nothing reused), prefix, chunks (reused anywhere),\n"
 	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
 	  "      SELECTOR: first, random, blend, craft (craft: by CFO);\n"
+	  "      with :focus behind it: early stop of what the question leaves;\n"
 	  "      ape@TEMPERATURE:SCALE: chunks side by side (ape: 1:1)\n" },
 };
 

@@ -82,6 +82,7 @@ static struct seq_entry *push(struct seq *q, struct segment *s, uint32_t from,
 	e->context = q->context;
 	e->patch = NULL;
 	e->patch_at = NULL;
+	e->stop_layer = 0;
 	e->n_patch = e->patch_from = 0;
 	e->patch_pages = 0;
 	q->n_tokens += n;
@@ -391,6 +392,7 @@ static int fork_entry(struct seq *dst, const struct seq_entry *e)
 	to = push(dst, e->seg, e->from, e->n);
 	to->skip = skip;
 	to->context = e->context;
+	to->stop_layer = e->stop_layer;
 	if (e->patch) {
 		segment_get(e->patch);
 		to->patch = e->patch;
@@ -442,6 +444,7 @@ static int fork_rest(struct seq *dst, const struct seq_entry *e, uint32_t off)
 	to = push(dst, e->seg, e->from + off, e->n - off);
 	to->skip = skip;
 	to->context = e->context;
+	to->stop_layer = e->stop_layer;
 	return 0;
 }
 

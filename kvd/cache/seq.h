@@ -45,6 +45,8 @@ struct seq_entry {
 	int patch_pages; /* its pages go with this entry's (one of those sharing) */
 	uint32_t n_patch; /* 0 until they are chosen */
 	uint32_t *patch_at; /* [n_patch] tokens of the entry, ascending */
+	uint32_t
+		stop_layer; /* from this layer on as without the patch; 0: never */
 };
 
 struct seq {

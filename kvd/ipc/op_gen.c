@@ -182,14 +182,13 @@ static int generate_ok(const struct kv_generate *q)
 {
 	const uint32_t flags = KV_GEN_SCORE | KV_GEN_NO_REUSE |
 			       KV_GEN_IGNORE_EOS | KV_GEN_LOGITS |
-			       KV_GEN_NO_TEXT;
+			       KV_GEN_NO_TEXT | KV_GEN_FOCUS;
 
 	return name_ok(q->model) && q->n_parts && q->n_parts <= MAX_PARTS &&
 	       !(q->flags & ~flags) && q->max_tokens <= MAX_NEW &&
 	       q->n_stop_tokens <= KV_MAX_STOP &&
 	       q->stop_text_len <= MAX_STOP_TEXT && q->priority <= 3 &&
 	       !q->_pad && !q->_pad2 &&
-	       all_zero(q->_rsvd, KV_ARRAY_LEN(q->_rsvd)) &&
 	       (q->flags & KV_GEN_LOGITS || (!q->n_logits && !q->logits_off));
 }
 
@@ -206,6 +205,8 @@ static int ranges_ok(struct sess *s, const struct kv_generate *q,
 		chan_at(ch, q->logits_off, q->n_logits * sizeof(float), 4)) &&
 	       (q->stats_off == KV_NO_OFF ||
 		chan_at(ch, q->stats_off, sizeof(struct kv_gen_stats), 8)) &&
+	       (!q->repair_off ||
+		chan_at(ch, q->repair_off, sizeof(struct kv_gen_repair), 8)) &&
 	       (!q->used_off ||
 		chan_at(ch, q->used_off,
 			q->n_parts * sizeof(struct kv_chunk_used), 8));
@@ -254,6 +255,22 @@ static void send_used(const struct sess_gen *sg, struct chan *ch)
 						.cfo_permille = u[i].cfo };
 }
 
+static void send_repair(const struct sess_gen *sg, struct chan *ch)
+{
+	const struct serve_gen_repair *r = &sg->gen.how;
+
+	if (sg->repair_off)
+		*(struct kv_gen_repair *)(ch->arena + sg->repair_off) =
+			(struct kv_gen_repair){
+				.permille = r->permille,
+				.n_layers = r->n_layers,
+				.stop_layer = r->stop_layer,
+				.n_stopped = r->n_stopped,
+				.n_looked = r->n_looked,
+				.looked_layers = r->looked_layers,
+			};
+}
+
 static void send_end(struct sess_gen *sg, struct chan *ch)
 {
 	const struct serve_gen *g = &sg->gen;
@@ -264,6 +281,7 @@ static void send_end(struct sess_gen *sg, struct chan *ch)
 		memcpy(ch->arena + sg->logits_off, g->logits,
 		       KV_MIN(g->n_vocab, sg->n_logits) * sizeof(float));
 	send_used(sg, ch);
+	send_repair(sg, ch);
 	if (sg->stats_off == KV_NO_OFF)
 		return;
 	*(struct kv_gen_stats *)(ch->arena + sg->stats_off) =
@@ -341,6 +359,7 @@ static void set_fields(struct sess_gen *sg, const struct kv_generate *q,
 	sg->n_logits = q->n_logits;
 	sg->stats_off = q->stats_off;
 	sg->used_off = q->used_off;
+	sg->repair_off = q->repair_off;
 	sg->n_used = q->n_parts;
 }
 

@@ -24,7 +24,7 @@ struct sess;
 struct sess_gen {
 	struct serve_gen gen;
 	uint64_t tokens_off, text_off, text_bytes, logits_off, stats_off,
-		used_off;
+		used_off, repair_off;
 	uint32_t n_used; /* parts */
 	uint32_t n_room; /* tokens */
 	uint32_t n_logits; /* room */

@@ -42,6 +42,8 @@ struct llama_scratch {
 	float *h; /* [max_rows][d_model] normed */
 	float *q, *k, *v, *o;
 	float *gate, *up; /* [max_rows][n_ff] */
+	uint32_t *row; /* [max_rows] of the batch, where some have ended */
+	uint32_t *keep; /* [max_rows] */
 	uint16_t *x; /* bf16 [max_rows][max(d_model, n_heads * head_dim)] */
 	uint16_t *act; /* bf16 [max_rows][n_ff] */
 };
@@ -165,12 +167,15 @@ int llama_scratch_new(struct llama_scratch **out, const struct llama *m,
 	s->o = lines(n * q, sizeof(float));
 	s->gate = lines(n * sh->n_ff, sizeof(float));
 	s->up = lines(n * sh->n_ff, sizeof(float));
+	s->row = calloc(n, sizeof(*s->row));
+	s->keep = calloc(n, sizeof(*s->keep));
 	if (sh->math == KERN_BF16) {
 		s->x = lines(n * (d > q ? d : q), sizeof(*s->x));
 		s->act = lines(n * sh->n_ff, sizeof(*s->act));
 	}
 	if (!s->res || !s->h || !s->q || !s->k || !s->v || !s->o || !s->gate ||
-	    !s->up || (sh->math == KERN_BF16 && (!s->x || !s->act))) {
+	    !s->up || !s->row || !s->keep ||
+	    (sh->math == KERN_BF16 && (!s->x || !s->act))) {
 		llama_scratch_free(s);
 		return -ENOMEM;
 	}
@@ -190,6 +195,8 @@ void llama_scratch_free(struct llama_scratch *s)
 	free(s->o);
 	free(s->gate);
 	free(s->up);
+	free(s->row);
+	free(s->keep);
 	free(s->x);
 	free(s->act);
 	free(s);
@@ -515,6 +522,37 @@ static int check_batch(const struct llama *m, const struct llama_scratch *s,
 	return 0;
 }
 
+/* Rows that end before layer i leave the residual. */
+static void drop_rows(struct llama_scratch *s, struct llama_batch *b,
+		      uint32_t i)
+{
+	const size_t d = s->m->sh.d_model;
+	const uint32_t n = b->narrow(b->ctx, i, s->keep);
+
+	assert(n <= b->n_rows);
+	for (uint32_t r = 0; r < n && n < b->n_rows; r++) {
+		if (s->keep[r] == r)
+			continue;
+		memcpy(s->res + r * d, s->res + s->keep[r] * d,
+		       d * sizeof(*s->res));
+		s->row[r] = s->row[s->keep[r]];
+	}
+	b->n_rows = n;
+}
+
+/* Where the rows whose logits are wanted are now. */
+static void find_logit_rows(struct llama_scratch *s, struct llama_batch *b)
+{
+	uint32_t r = 0;
+
+	for (uint32_t i = 0; i < b->n_logits; i++) {
+		while (s->row[r] != b->logit_rows[i])
+			r++;
+		s->keep[i] = r;
+	}
+	b->logit_rows = s->keep;
+}
+
 static int layer(struct llama_scratch *s, struct pool *pool,
 		 const struct llama_batch *b, uint32_t i)
 {
@@ -541,8 +579,9 @@ static int layer(struct llama_scratch *s, struct pool *pool,
 }
 
 int llama_step(const struct llama *m, struct llama_scratch *s,
-	       struct pool *pool, const struct llama_batch *b)
+	       struct pool *pool, const struct llama_batch *all)
 {
+	struct llama_batch live = *all, *b = &live;
 	struct rows_phase embed = {
 		.s = s,
 		.b = b,
@@ -556,13 +595,21 @@ int llama_step(const struct llama *m, struct llama_scratch *s,
 	if (ret || !b->n_rows)
 		return ret;
 	run_rows(pool, &embed, embed_part);
+	for (uint32_t i = 0; i < b->n_rows && b->narrow; i++)
+		s->row[i] = i;
 	for (uint32_t i = 0; i < m->sh.n_layers; i++) {
+		if (b->narrow)
+			drop_rows(s, b, i);
+		if (!b->n_rows)
+			return 0;
 		ret = layer(s, pool, b, i);
 		if (ret)
 			return ret;
 	}
 	if (!b->n_logits)
 		return 0;
+	if (b->narrow)
+		find_logit_rows(s, b);
 	x = normed(s, pool, m->w.norm, b->logit_rows, b->n_logits);
 	output.a[0] = linear_of(m->w.output, x, b->logits, b->n_logits);
 	linear(s, pool, &output);

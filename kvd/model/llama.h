@@ -96,6 +96,12 @@ struct llama_batch {
 	 */
 	int (*attn)(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		    float *o);
+	/*
+	 * NULL, or before each layer: which rows go on, ascending, into keep
+	 * [rows of the layer before]; returns how many. The others end there: later
+	 * layers have so many rows, in this order. Rows whose logits are wanted go on.
+	 */
+	uint32_t (*narrow)(void *ctx, uint32_t layer, uint32_t *keep);
 	void *ctx;
 };
 struct llama_scratch;

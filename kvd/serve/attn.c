@@ -68,6 +68,12 @@ static void find_variants(struct prepared *p)
 	}
 }
 
+/* In this layer the entry is seen as if it had no patch. */
+static int stopped(const struct prepared *p, const struct seq_entry *e)
+{
+	return e->stop_layer && p->layer >= e->stop_layer;
+}
+
 /* The entry's skip bits from token from on, as kern_span wants them. */
 static const uint64_t *skip_bits(struct prepared *p, const struct seq_entry *e,
 				 uint32_t from, uint32_t n)
@@ -75,8 +81,10 @@ static const uint64_t *skip_bits(struct prepared *p, const struct seq_entry *e,
 	const uint32_t n_words = KV_DIV_UP(n, 64);
 	uint64_t *bits;
 
-	if (!e->skip || from % 64 == 0)
-		return e->skip ? e->skip + from / 64 : NULL;
+	if (!e->skip || stopped(p, e))
+		return NULL;
+	if (from % 64 == 0)
+		return e->skip + from / 64;
 	bits = attn_scratch_alloc(p->scratch, n_words * sizeof(*bits));
 	if (!bits) {
 		p->it->ret = -ENOMEM;
@@ -187,7 +195,7 @@ void attn_build_spans(struct prepared *p, uint64_t from, uint64_t to)
 		if (a >= b)
 			continue;
 		add_spans(p, e, (uint32_t)(a - pos), (uint32_t)(b - pos));
-		if (e->patch)
+		if (e->patch && !stopped(p, e))
 			add_patches(p, e, (uint32_t)(b - pos));
 	}
 }

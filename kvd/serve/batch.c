@@ -12,6 +12,7 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/serve/craft.h"
+#include "kvd/serve/focus.h"
 #include "kvd/serve/gen.h"
 #include "kvd/serve/restore.h"
 
@@ -20,6 +21,7 @@
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
 	uint32_t row, n, pos;
+	uint32_t at; /* row of the layer: others may have ended */
 	const struct gen_part
 		*patched; /* its rows lie apart: pos is the first */
 };
@@ -71,20 +73,21 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			.shape = s,
 			.seq = &r->g->seq,
 			.pos = r->pos,
-			.n_rows = r->n,
+			.n_rows = focus_stops(r->g, r->patched, layer) ? 0
+								       : r->n,
 			.rows_at = r->patched ? b->rows_at + r->row : NULL,
 			.in = KERN_F32,
-			.q = q + r->row * q_row,
-			.k = k + r->row * kv_row,
-			.v = v + r->row * kv_row,
-			.o = o + r->row * q_row,
+			.q = q + r->at * q_row,
+			.k = k + r->at * kv_row,
+			.v = v + r->at * kv_row,
+			.o = o + r->at * q_row,
 			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
 			.window_bytes = r->g->window_bytes,
 			.cancelled = &r->g->cancelled,
 		};
 		if (r->g->craft && !r->patched)
 			craft_queries(r->g, layer, r->pos, r->n,
-				      q + r->row * q_row);
+				      q + r->at * q_row);
 	}
 	ret = b->restore ? restore_wait(b->lane->engine, b->restore, layer) : 0;
 	if (ret)
@@ -94,6 +97,34 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 	for (uint32_t i = 0; i < b->n_runs; i++)
 		b->runs[i].g->n_window_read += b->items[i].n_read;
 	return ret;
+}
+
+/* Rows of chunks out of focus end: focus.h. */
+static uint32_t step_narrow(void *ctx, uint32_t layer, uint32_t *keep)
+{
+	struct batch *b = ctx;
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < b->n_runs; i++) {
+		struct row_run *r = &b->runs[i];
+		const uint32_t at = layer ? r->at : r->row;
+
+		if (focus_stops(r->g, r->patched, layer))
+			continue;
+		r->at = n;
+		for (uint32_t k = 0; k < r->n; k++)
+			keep[n++] = at + k;
+	}
+	return n;
+}
+
+static int focus_step(void *ctx, uint32_t layer, float *q, float *k, float *v,
+		      float *o)
+{
+	struct batch *b = ctx;
+
+	return focus_attn(b->probe, b->pool, &b->lane->scratch, layer, q, k, v,
+			  o);
 }
 
 /*
@@ -149,7 +180,10 @@ static void step_run(struct engine_job *j, struct pool *pool)
 		.n_logits = b->n_logits,
 		.logit_rows = b->logit_rows,
 		.logits = b->logits,
-		.attn = b->probe ? probe_attn : step_attn,
+		.attn = !b->probe	 ? step_attn
+			: b->probe_group ? probe_attn
+					 : focus_step,
+		.narrow = b->probe ? NULL : step_narrow,
 		.ctx = b,
 	};
 
@@ -201,10 +235,12 @@ static void probe_done(struct batch *b)
 
 	b->probe = NULL;
 	g->state = GEN_READY;
-	if (!ret)
-		ret = g->cancelled
-			      ? -ECANCELED
-			      : repair_probed(g, b->probe_group, b->n_rows);
+	if (!ret && g->cancelled)
+		ret = -ECANCELED;
+	if (!ret && b->probe_group)
+		ret = repair_probed(g, b->probe_group, b->n_rows);
+	else if (!ret)
+		focus_looked(g);
 	if (ret)
 		gen_end(g, ret);
 	else
@@ -286,7 +322,8 @@ static void add_run(struct batch *b, struct gen *g, uint32_t pos, uint32_t n)
 		last->n += n;
 	else
 		b->runs[b->n_runs++] =
-			(struct row_run){ g, b->n_rows, n, pos, patched };
+			(struct row_run){ g,   b->n_rows, n,
+					  pos, b->n_rows, patched };
 	for (uint32_t i = 0; i < n; i++) {
 		b->rows_at[b->n_rows] = pos + i;
 		b->tokens[b->n_rows] = g->tokens[pos + i];
@@ -367,15 +404,18 @@ static int build_probe(struct batch *b)
 	b->n_runs = b->n_rows = b->n_logits = b->n_gens = 0;
 	list_for_each(n, &b->ready) {
 		struct gen *g = list_entry(n, struct gen, node);
-		struct repair_group *r = NULL;
+		struct repair_group *r;
 
-		if (g->model == b->model && g->n_groups)
-			r = repair_next_probe(g);
-		if (!r)
+		if (g->model != b->model || !g->n_groups)
 			continue;
-		b->n_rows = KV_MIN(r->n - r->n_probed,
-				   b->serve->conf->prefill_slice);
-		memcpy(b->tokens, g->tokens + r->first + r->n_probed,
+		r = repair_next_probe(g);
+		if (!r && !focus_ready(g))
+			continue;
+		b->n_rows = r ? KV_MIN(r->n - r->n_probed,
+				       b->serve->conf->prefill_slice)
+			      : g->focus->n;
+		memcpy(b->tokens,
+		       g->tokens + (r ? r->first + r->n_probed : g->focus->pos),
 		       b->n_rows * sizeof(*b->tokens));
 		b->probe = g;
 		b->probe_group = r;
@@ -464,7 +504,8 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 	b->call.run = turn;
 	list_init(&b->call.node);
 	list_init(&b->ready);
-	b->max_rows = s->conf->max_batch + s->conf->prefill_slice;
+	b->max_rows = KV_MAX(s->conf->max_batch + s->conf->prefill_slice,
+			     FOCUS_ROWS);
 	b->max_logits = b->max_rows;
 	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
 	b->rows_at = calloc(b->max_rows, sizeof(*b->rows_at));

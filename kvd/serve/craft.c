@@ -119,9 +119,11 @@ static void walk_text(const struct gen *g, const struct gen_part *p,
 
 static void walk_chunk(struct gen *g, struct craft_part *c, struct walk *w)
 {
-	const uint32_t share = g->craft->permille == REPAIR_BY_CFO
-				       ? 2 * REPAIR_ALL + c->k
-				       : g->craft->permille;
+	/* with focus it is not known what comes of it */
+	const uint32_t focus = g->req->flags & SERVE_GEN_FOCUS ? 1u << 31 : 0;
+	const uint32_t share = focus | (g->craft->permille == REPAIR_BY_CFO
+						? 2 * REPAIR_ALL + c->k
+						: g->craft->permille);
 
 	switch (c->kind) {
 	case CRAFT_INTER:
@@ -330,7 +332,7 @@ static int keep_queries(struct gen *g)
 			n_rows += g->parts[i].n;
 	bytes = inter_bytes(&g->model->shape, n_layers, n_rows);
 	if (!n_rows || bytes + g->tenant->query_bytes > CRAFT_QUERY_BYTES ||
-	    g->req->flags & SERVE_GEN_NO_REUSE)
+	    g->req->flags & (SERVE_GEN_NO_REUSE | SERVE_GEN_FOCUS))
 		return 0;
 	ret = inter_new(&c->inter, &g->model->shape, n_layers, n_rows,
 			g->n_parts);

@@ -124,6 +124,7 @@ static void finish(struct gen *g, uint32_t why)
 	g->req->end = why;
 	trace_gen(g->tenant->serve->trace, g);
 	craft_report(g);
+	focus_report(g);
 	gen_release(g); /* sealing gives back pages that were mapped ahead */
 	if (!(g->req->flags & SERVE_GEN_NO_REUSE)) {
 		g->n_all = g->pos;

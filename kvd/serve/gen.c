@@ -688,7 +688,8 @@ uint32_t gen_next_rows(const struct gen *g, uint32_t from, uint32_t max,
 		if (p->group) {
 			uint32_t off = from - p->first, n;
 
-			if (!p->group->chosen) { /* after a probe */
+			if (!p->group->chosen || focus_holds(g, from)) {
+				/* after a probe */
 				*pos = from;
 				return 0;
 			}

@@ -21,6 +21,7 @@
 #include "kvd/serve/ape.h"
 #include "kvd/serve/cost.h"
 #include "kvd/serve/edit.h"
+#include "kvd/serve/focus.h"
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
 
@@ -91,6 +92,7 @@ struct gen {
 	uint32_t n_groups;
 	struct craft *craft; /* variants of chunks; NULL: not asked for */
 	int64_t ape_shift; /* rotary positions behind parallel chunks */
+	struct focus *focus; /* who looks at which chunks; NULL: not asked */
 	struct edit *edit; /* earlier versions of parts; NULL: none */
 	uint32_t n_missing; /* chunks still being computed */
 	uint32_t n_prefix, n_chunk, n_computed;

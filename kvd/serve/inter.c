@@ -97,8 +97,7 @@ void inter_keep(struct inter *x, uint32_t layer, uint32_t row, uint32_t n,
 		      (size_t)n * s->n_heads * s->head_dim);
 }
 
-/* The entries of q that hold [from, from + n). */
-static struct seq view_of(const struct seq *q, uint32_t from, uint32_t n)
+struct seq inter_view(const struct seq *q, uint32_t from, uint32_t n)
 {
 	struct seq view = *q;
 	uint32_t first = 0, end;
@@ -151,7 +150,7 @@ static int measure(struct inter *x, struct pool *pool, struct attn_scratch *s,
 	int ret = items && views && lse ? 0 : -ENOMEM;
 
 	for (uint32_t j = 0; j < n && !ret; j++) {
-		views[j] = view_of(q, x->parts[j].first, x->parts[j].n);
+		views[j] = inter_view(q, x->parts[j].first, x->parts[j].n);
 		items[j] = (struct attn_item){
 			.shape = x->shape,
 			.seq = &views[j],

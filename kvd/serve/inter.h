@@ -52,6 +52,8 @@ int inter_part(struct inter *x, uint32_t first, uint32_t n, int is_chunk,
 /* q [n][n_heads][head_dim] f32, unrotated, of the kept rows row.. */
 void inter_keep(struct inter *x, uint32_t layer, uint32_t row, uint32_t n,
 		const float *q);
+/* The entries of q that hold [from, from + n), borrowed. Any thread. */
+struct seq inter_view(const struct seq *q, uint32_t from, uint32_t n);
 /*
  * Add one layer to the sums of all measured parts. All of q as far as them is pinned.
  * 0, -ENOMEM.

@@ -249,7 +249,8 @@ static void find_prefixes(struct gen *g)
 		struct gen_part *part = &g->parts[i];
 		uint32_t limit = part->n;
 
-		if (part->moved || (!g->req && i + 1 == g->n_parts))
+		if (part->moved || part->first >= focus_exact_end(g) ||
+		    (!g->req && i + 1 == g->n_parts))
 			break; /* a chunk is one segment of its own */
 		if (part->reuse) {
 			id = prefix_chunk(id, part_id(g, part));
@@ -334,6 +335,7 @@ void gen_unplan(struct gen *g)
 		part->hits = NULL;
 		part->n_hits = part->n_found = 0;
 	}
+	focus_free(g);
 	repair_unplan(g);
 	g->n_missing = 0;
 	g->n_prefix = g->n_chunk = g->n_computed = 0;
@@ -447,7 +449,7 @@ int gen_build_seq(struct gen *g)
 	g->has_seq = 1;
 	for (uint32_t i = 0; i < g->n_parts && !ret; i++)
 		ret = append_part(g, &g->parts[i]);
-	return ret;
+	return ret ? ret : focus_plan(g);
 }
 
 /* ---- keep what was computed ---------------------------------------------------- */
@@ -548,7 +550,7 @@ void gen_index(struct gen *g)
 	for (uint32_t i = 0; i < g->seq.n_entries; i++) {
 		struct seq_entry *e = &g->seq.entries[i];
 
-		if (e->pos >= edit_exact_end(g))
+		if (e->pos >= edit_exact_end(g) || e->pos >= focus_exact_end(g))
 			return;
 		while (c.at < e->pos && c.at < g->n_all)
 			chain_step(g, &c);

@@ -36,6 +36,7 @@ static void clear_out(struct serve_gen *r)
 	r->used = NULL;
 	r->n_out = r->n_text = r->n_vocab = r->end = 0;
 	memset(&r->stats, 0, sizeof(r->stats));
+	memset(&r->how, 0, sizeof(r->how));
 }
 
 /* The texts have become tokens: -EINVAL, -ENOENT, -ENOMEM, or it can begin. */

@@ -116,6 +116,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "First tokens that came after their deadline" },
 		{ &t->st_shared, "kvd_shared_tokens_total",
 		  "Prompt tokens found with other tenants" },
+		{ &t->st_stopped, "kvd_stopped_tokens_total",
+		  "Tokens of chunks out of focus not repaired to the end" },
 		{ &t->st_ahead, "kvd_restore_layers_ahead_total",
 		  "Layers computed while pages of later ones were read" },
 		{ &t->st_attends, "kvd_attends_total",

@@ -212,6 +212,11 @@ struct serve_gen_stats { /* as struct kv_gen_stats */
 	uint64_t n_ahead; /* layers computed while later ones were read */
 };
 
+struct serve_gen_repair { /* as struct kv_gen_repair */
+	uint32_t permille, n_layers, stop_layer, n_stopped;
+	uint32_t n_looked, looked_layers;
+};
+
 /* What became of a part that may be a chunk, with repair = craft. */
 struct serve_used {
 	uint64_t variant; /* 0: computed here */
@@ -225,6 +230,7 @@ struct serve_used {
 #define SERVE_GEN_IGNORE_EOS 4u
 #define SERVE_GEN_LOGITS     8u
 #define SERVE_GEN_NO_TEXT    16u
+#define SERVE_GEN_FOCUS	     32u /* with repair: focus.h */
 #define SERVE_MAX_STOP	     8
 
 /*
@@ -266,6 +272,7 @@ struct serve_gen {
 	uint32_t end; /* enum kv_end */
 	struct serve_used *used; /* serve's; [n_parts], or NULL */
 	struct serve_gen_stats stats;
+	struct serve_gen_repair how;
 	void *priv; /* serve's */
 };
 /*

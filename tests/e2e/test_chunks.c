@@ -22,6 +22,7 @@ struct answer {
 	float logits[N_LOGITS];
 	uint32_t n_logits;
 	struct kv_gen_stats st;
+	struct kv_gen_repair how;
 };
 
 static struct rig_daemon *start(const char *kvd, const char *memory)
@@ -81,6 +82,7 @@ static void take(struct kvc *c, struct kvc_gen *g, struct answer *a)
 	ck_assert_uint_le(a->n_logits, N_LOGITS);
 	memcpy(a->logits, kvc_gen_logits(g), a->n_logits * sizeof(float));
 	a->st = *kvc_gen_stats(g);
+	a->how = *kvc_gen_repair(g);
 	kvc_generate_free(c, g);
 }
 
@@ -177,6 +179,56 @@ START_TEST(the_same_bits_paged_sliced_and_batched)
 }
 END_TEST
 
+/* Chunks out of focus: the answer tells of it, and it is the request's alone. */
+START_TEST(early_stop)
+{
+	struct kvc *a = rig_join(roomy->socket), *b = rig_join(tight->socket);
+	uint32_t n_stopped = 0, n_differ = 0;
+
+	for (uint32_t kind = KV_REPAIR_FIRST; kind <= KV_REPAIR_BLEND; kind++) {
+		struct answer alone[N], other, all;
+		struct kvc_gen *g[N];
+
+		for (int i = 0; i < N; i++) {
+			struct kvc_generate r = request(questions[i].parts,
+							questions[i].n_parts,
+							kind, 300);
+
+			ask(a, &r, &all);
+			ck_assert_uint_eq(all.how.n_stopped, 0);
+			ck_assert_uint_eq(all.how.n_looked, 0);
+			ck_assert_uint_eq(all.how.permille, 300);
+			r.flags |= KV_GEN_FOCUS;
+			ask(a, &r, &alone[i]);
+			ck_assert_uint_eq(alone[i].st.n_repaired,
+					  all.st.n_repaired);
+			ck_assert_uint_gt(alone[i].how.n_looked, 0);
+			ck_assert_uint_lt(alone[i].how.n_stopped,
+					  all.st.n_repaired);
+			ck_assert_uint_lt(alone[i].how.stop_layer,
+					  alone[i].how.n_layers);
+			ck_assert_int_eq(!alone[i].how.n_stopped,
+					 !alone[i].how.stop_layer);
+			n_stopped += alone[i].how.n_stopped;
+			n_differ += !!differ(&alone[i], &all);
+			ask(a, &r, &other); /* cached */
+			ck_same(&alone[i], &other);
+			ck_assert_int_eq(kvc_generate_start(b, &r, &g[i]), 0);
+		}
+		for (int i = 0; i < N; i++) {
+			take(b, g[i], &other);
+			ck_same(&alone[i], &other);
+			ck_assert_mem_eq(&alone[i].how, &other.how,
+					 sizeof(other.how));
+		}
+	}
+	ck_assert_uint_gt(n_stopped, 0);
+	ck_assert_uint_gt(n_differ, 0);
+	kvc_close(a);
+	kvc_close(b);
+}
+END_TEST
+
 static struct kvc_part text(const char *s, uint32_t flags)
 {
 	return (struct kvc_part){ .kind = KV_PART_TEXT,
@@ -205,10 +257,13 @@ START_TEST(odd_chunks)
 				text("Question: Where is the mill?\nAnswer:",
 				     0),
 			};
-			const struct kvc_generate r =
-				request(p, 8, kind, permille);
+			struct kvc_generate r = request(p, 8, kind, permille);
 			struct answer x, y;
 
+			ask(c, &r, &x);
+			ask(d, &r, &y);
+			ck_same(&x, &y);
+			r.flags |= KV_GEN_FOCUS;
 			ask(c, &r, &x);
 			ask(d, &r, &y);
 			ck_same(&x, &y);
@@ -251,6 +306,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
 	tcase_add_test(t, the_same_bits_paged_sliced_and_batched);
+	tcase_add_test(t, early_stop);
 	tcase_add_test(t, odd_chunks);
 	tcase_add_test(t, bad_requests_are_refused);
 	suite_add_tcase(s, t);

@@ -160,8 +160,9 @@ static void find_gpu(struct daemon *d)
 		(void)d->cuda->device_bytes(&n_bytes, dev);
 	log_info("gpu",
 		 "found: %s, the first is %s with %zu MiB; %zu KiB of kernels; "
-		 "KV is kept in host memory",
-		 why, name, n_bytes >> 20, kern_gpu_image_bytes() >> 10);
+		 "KV is kept in %s memory",
+		 why, name, n_bytes >> 20, kern_gpu_image_bytes() >> 10,
+		 d->conf.device == CONF_DEVICE_CPU ? "host" : "its");
 }
 
 static int start(struct daemon *d)
@@ -178,7 +179,8 @@ static int start(struct daemon *d)
 	ret = loop_start_workers(d->loop, N_WORKERS);
 	if (ret)
 		return ret;
-	ret = serve_new(&d->serve, d->loop, conf, d->err, sizeof(d->err));
+	ret = serve_new_on(&d->serve, d->loop, conf, d->cuda, d->err,
+			   sizeof(d->err));
 	if (ret)
 		return ret;
 	if (conf->metrics[0])

@@ -323,6 +323,7 @@ static int check_pools(struct parse *p)
 	}
 	c->memory_bytes = c->memory_bytes ? c->memory_bytes : memory;
 	c->disk_bytes = c->disk_bytes ? c->disk_bytes : disk;
+	c->host_bytes = c->host_bytes ? c->host_bytes : c->memory_bytes;
 	for (uint32_t i = 0; i < c->n_stores; i++)
 		stores += c->stores[i].bytes ? c->stores[i].bytes
 					     : SIZE_MAX / 16;

@@ -19,6 +19,7 @@
 #define CONF_NAME_MAX	 64
 #define CONF_PATH_MAX	 108 /* sun_path */
 
+enum conf_device { CONF_DEVICE_CPU, CONF_DEVICE_CUDA, CONF_DEVICE_AUTO };
 enum conf_map { CONF_MAP_NO, CONF_MAP_COPY, CONF_MAP_AUTO };
 enum conf_persist { CONF_PERSIST_NO, CONF_PERSIST_REQUEST, CONF_PERSIST_AUTO };
 
@@ -88,6 +89,11 @@ struct conf {
 	char huge[16]; /* huge = auto | always | never */
 	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
+	int device; /* device = cpu|cuda|auto: enum conf_device */
+	uint32_t device_index; /* device_index = 0 */
+	/* host_memory: pinned, between device and disk. After conf_load() not 0: without,
+	 * as much as memory. */
+	uint64_t host_bytes;
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */
 	int numa_node; /* numa_node = auto (-1) or a number */

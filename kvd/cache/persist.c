@@ -555,7 +555,7 @@ static int adopt_index(struct persist *p, struct segment *s,
 
 /* The layout that the blob tells, complete and equal to the record's pages. */
 static int blob_layout(const struct blob *b, const struct kio_record *r,
-		       struct kv_layout *g)
+		       size_t page_align, struct kv_layout *g)
 {
 	*g = (struct kv_layout){
 		.n_layers = b->n_layers,
@@ -564,6 +564,7 @@ static int blob_layout(const struct blob *b, const struct kio_record *r,
 		.elem_bytes = b->elem_bytes,
 		.page_tokens = b->page_tokens,
 		.page_layers = b->page_layers,
+		.page_align = page_align,
 	};
 	if (g->page_tokens < SEGMENT_BLOCK || !g->page_layers ||
 	    kv_layout_init(g))
@@ -586,7 +587,9 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 
 	ret = blob_head(r, &b);
 	if (!ret)
-		ret = blob_layout(&b, r, &g);
+		ret = blob_layout(
+			&b, r,
+			pager_page_align(segment_pool_pager(p->conf.pool)), &g);
 	if (!ret)
 		ret = range_adopt(segment_pool_pager(p->conf.pool), i_disk, r,
 				  &range);

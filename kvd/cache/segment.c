@@ -103,7 +103,7 @@ int kv_layout_init(struct kv_layout *g)
 	g->page_bytes =
 		KV_ALIGN_UP(block_bytes(g) * (g->page_tokens / SEGMENT_BLOCK) *
 				    g->page_layers,
-			    4096);
+			    g->page_align ? g->page_align : 4096);
 	return 0;
 }
 

@@ -43,7 +43,8 @@ struct kv_layout {
 	uint32_t page_layers;
 	enum { LAYOUT_BY_HEAD, LAYOUT_BY_TOKEN } order;
 	uint32_t n_groups; /* of page_layers layers */
-	size_t page_bytes; /* multiple of 4096 */
+	size_t page_align; /* of page_bytes: a multiple of 4096; 0: 4096 */
+	size_t page_bytes; /* multiple of page_align */
 };
 /*
  * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen. Both: so

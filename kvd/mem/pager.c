@@ -178,6 +178,11 @@ void range_cost(struct range *r, float ns_per_byte)
 	r->compute_cost = ns_per_byte;
 }
 
+size_t pager_page_align(const struct pager *p)
+{
+	return p->conf.device ? device_frame_bytes(p->conf.device) : 4096;
+}
+
 int pager_durable(const struct pager *p)
 {
 	return p->conf.stores && p->conf.disk_bytes &&

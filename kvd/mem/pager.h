@@ -78,6 +78,8 @@ void pager_free(struct pager *p);
 /* 1 when nothing is in flight and no range is left. */
 int pager_idle(const struct pager *p);
 
+/* What page sizes are a multiple of: 4096, or frames of the device. */
+size_t pager_page_align(const struct pager *p);
 /* 1: somebody waits for room. */
 int pager_starved(const struct pager *p);
 /* 1: there is a disk, and what is on it can survive a restart. */

@@ -465,7 +465,7 @@ static void turn(struct loop_call *c)
 }
 
 /* Room for a prompt in place, and for one in chunks and its patch, of any model. */
-static uint64_t memory_for(const struct serve *s)
+uint64_t gate_memory(const struct serve *s)
 {
 	uint64_t bytes = 0;
 
@@ -487,7 +487,7 @@ int gate_new(struct gate **out, struct serve *s)
 
 	(void)st_failed(); /* it is shown, 0 too */
 	recall(s);
-	if (!memory_for(s))
+	if (!gate_memory(s))
 		return 0;
 	g = calloc(1, sizeof(*g));
 	if (!g)
@@ -495,9 +495,9 @@ int gate_new(struct gate **out, struct serve *s)
 	g->serve = s;
 	g->next.run = turn;
 	list_init(&g->next.node);
-	accounts_init(&g->accounts, memory_for(s), 0);
+	accounts_init(&g->accounts, gate_memory(s), 0);
 	strcpy(g->conf.name, "(gate)");
-	g->conf.memory_bytes = memory_for(s);
+	g->conf.memory_bytes = gate_memory(s);
 	g->conf.weight = 1;
 	g->conf.max_sessions = g->conf.max_requests = 1;
 	strcpy(g->conf.policy, s->conf->policy[0] ? s->conf->policy : "clock");

@@ -31,6 +31,8 @@
 struct gen;
 struct gate;
 
+/* Bytes of pages that measuring will need; 0: nothing is measured. */
+uint64_t gate_memory(const struct serve *s);
 /* Models that are to be measured are, from the next turn on. -ENOMEM. */
 int gate_new(struct gate **out, struct serve *s);
 /* Ends what runs; NULL is fine. */

@@ -141,7 +141,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	const struct pager_conf pc = {
 		.name = c->name,
 		.memory_bytes = c->memory_bytes,
-		.disk_bytes = c->disk_bytes,
+		.disk_bytes = serve_disk_bytes(s, c),
 		.accounts = accounts,
 		.memory_floor = c->memory_floor,
 		.disk_floor = c->disk_floor,
@@ -151,7 +151,8 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.numa_node = s->conf->numa_node,
 		.policy = c->policy,
 		.loop = s->loop,
-		.stores = s->stores,
+		.stores = serve_pager_stores(s),
+		.device = s->device,
 		.reclaim = tenant_reclaim,
 		.damaged = tenant_damaged,
 		.reservable = tenant_reservable,
@@ -175,7 +176,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	if (ret)
 		return ret;
 	ret = segment_pool_new(&t->pool, t->pager,
-			       KV_MAX(c->memory_bytes, c->disk_bytes));
+			       KV_MAX(c->memory_bytes, pc.disk_bytes));
 	return ret ? ret : tenant_open_persist(t);
 }
 
@@ -243,6 +244,7 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 		.elem_bytes = (uint32_t)kern_type_bytes(sh->math),
 		.page_tokens = c->page_tokens,
 		.page_layers = c->page_layers,
+		.page_align = s->device ? device_frame_bytes(s->device) : 4096,
 	};
 	m->shape = (struct attn_shape){
 		.type = sh->math,
@@ -326,7 +328,9 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 
 	if (!n)
 		n = n_cpus > 0 ? (unsigned int)n_cpus : 1;
-	ret = open_huge(s, err, err_len);
+	ret = serve_open_device(s, err, err_len);
+	if (!ret && !s->device)
+		ret = open_huge(s, err, err_len);
 	if (!ret)
 		ret = serve_new_stores(s);
 	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
@@ -335,6 +339,8 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 		ret = open_lanes(s, n);
 	if (!ret)
 		ret = measures_new(&s->measures, s);
+	if (!ret)
+		ret = serve_open_accounts(s, err, err_len);
 	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
 		ret = serve_tenant_new(&s->tenants[i], s, &s->conf->tenants[i],
 				       &s->accounts);
@@ -351,6 +357,17 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	      char *err, size_t err_len)
 {
+	return serve_new_on(out, loop, conf, NULL, err, err_len);
+}
+
+int serve_on_device(const struct serve *s)
+{
+	return s->device != NULL;
+}
+
+int serve_new_on(struct serve **out, struct loop *loop, const struct conf *conf,
+		 const struct cuda_api *cuda, char *err, size_t err_len)
+{
 	struct serve *s = calloc(1, sizeof(*s));
 	int ret;
 
@@ -358,8 +375,8 @@ int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 		return -ENOMEM;
 	s->loop = loop;
 	s->conf = conf;
+	s->cuda = cuda;
 	s->start_ns = clock_ns();
-	accounts_init(&s->accounts, conf->memory_bytes, conf->disk_bytes);
 	list_init(&s->drain_call.node);
 	list_init(&s->check_timer.node);
 	list_init(&s->free_attends);
@@ -404,6 +421,7 @@ void serve_free(struct serve *s)
 	for (uint32_t i = 0; i < s->n_models; i++)
 		llama_close(s->models[i].llama);
 	stores_free(s->stores);
+	device_close(s->device);
 	trace_free(s->trace);
 	if (s->huge_dir > 0)
 		(void)close(s->huge_dir);

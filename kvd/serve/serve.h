@@ -25,6 +25,7 @@
 #include "kvd/base/wait.h"
 #include "kvd/serve/engine.h"
 
+struct cuda_api;
 struct serve;
 struct serve_tenant;
 struct tokenizer;
@@ -36,6 +37,12 @@ struct serve_session;
  */
 int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	      char *err, size_t err_len);
+/* The same with a driver (NULL: there is none), which outlives it: conf tells whether
+ * KV lies on its device. */
+int serve_new_on(struct serve **out, struct loop *loop, const struct conf *conf,
+		 const struct cuda_api *cuda, char *err, size_t err_len);
+/* 1: KV lies on a device. */
+int serve_on_device(const struct serve *s);
 /* Everything must have been closed before; stops the threads. */
 void serve_free(struct serve *s);
 struct serve_tenant *serve_tenant_find(struct serve *s, const char *name);

@@ -63,6 +63,7 @@ int serve_geometry(struct serve_session *ss, const struct serve_geometry *g)
 		.elem_bytes = (uint32_t)kern_type_bytes(g->type),
 		.page_tokens = g->page_tokens,
 		.page_layers = g->page_layers,
+		.page_align = pager_page_align(ss->tenant->pager),
 	};
 	sg->shape = (struct attn_shape){
 		.type = g->type,

@@ -16,6 +16,7 @@
 #include "kvd/cache/seq.h"
 #include "kvd/cache/variant.h"
 #include "kvd/mem/account.h"
+#include "kvd/mem/device.h"
 #include "kvd/model/llama.h"
 #include "kvd/model/tokenizer.h"
 #include "kvd/serve/attn.h"
@@ -112,6 +113,8 @@ struct serve {
 	const struct conf *conf;
 	struct lane lanes[N_LANES];
 	struct stores *stores;
+	const struct cuda_api *cuda; /* NULL: no driver */
+	struct device *device; /* KV lies there; NULL: in host memory */
 	struct trace *trace; /* NULL: not recording */
 	struct accounts accounts; /* of memory and disk, all tenants */
 	struct serve_model models[CONF_MAX_MODELS];
@@ -222,6 +225,15 @@ struct map_sums {
 void map_check(const struct serve_session *ss, struct map_sums *s);
 /* End faults and maps; the session stays open until that is done. */
 void map_cancel_session(struct serve_session *ss);
+
+/* device.c: as conf says; s->device stays NULL where KV lies in host memory. */
+int serve_open_device(struct serve *s, char *err, size_t err_len);
+/* The models are known: the pools of the tenants. */
+int serve_open_accounts(struct serve *s, char *err, size_t err_len);
+/* What pagers get; NULL: they have no disk. */
+struct stores *serve_pager_stores(const struct serve *s);
+/* Bytes that pages of t can take below the device or host memory. */
+uint64_t serve_disk_bytes(const struct serve *s, const struct conf_tenant *t);
 
 /* persist.c */
 int tenant_open_persist(struct serve_tenant *t);

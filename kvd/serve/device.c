@@ -1,0 +1,87 @@
+/*
+ * device.c - where KV lies: host memory, or a device with its pinned pool
+ *
+ * With [kvd] device = cuda all KV of all tenants is in device memory, memory is the
+ * budget of its frames, and host_memory the pool between it and the disks. Where no
+ * tenant has a disk, the pool is what they have below the device.
+ *
+ * Thread: loop thread, at start.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include "kernels/gpu.h"
+#include "kvd/base/log.h"
+#include "kvd/serve/gate.h"
+#include "kvd/serve/tenant.h"
+
+/* No tenant has a disk: pages go no further than the pinned pool. */
+static int pool_only(const struct serve *s)
+{
+	return s->device && !s->conf->disk_bytes;
+}
+
+struct stores *serve_pager_stores(const struct serve *s)
+{
+	return pool_only(s) ? NULL : s->stores;
+}
+
+uint64_t serve_disk_bytes(const struct serve *s, const struct conf_tenant *t)
+{
+	/* the gate's pages stay where they are */
+	return pool_only(s) && t->max_sequences ? s->conf->host_bytes
+						: t->disk_bytes;
+}
+
+static int open_device(struct serve *s, char *err, size_t err_len)
+{
+	const struct device_conf dc = {
+		.api = s->cuda,
+		.loop = s->loop,
+		.index = (int)s->conf->device_index,
+		.budget_bytes = s->conf->memory_bytes,
+		.host_bytes = s->conf->host_bytes,
+		.numa_node = s->conf->numa_node,
+		.has_disk = s->conf->disk_bytes != 0,
+	};
+
+	if (s->cuda)
+		return device_open(&s->device, &dc, err, err_len);
+	snprintf(err, err_len, "device = cuda: there is no driver");
+	return -ENODEV;
+}
+
+int serve_open_device(struct serve *s, char *err, size_t err_len)
+{
+	const int wish = s->conf->device;
+	int ret;
+
+	if (wish == CONF_DEVICE_CPU ||
+	    (wish == CONF_DEVICE_AUTO && (!s->cuda || !kern_gpu_image_bytes())))
+		return 0;
+	ret = open_device(s, err, err_len);
+	if (!ret || wish == CONF_DEVICE_CUDA)
+		return ret;
+	log_warn("serve", "device = auto: %s: KV is kept in host memory", err);
+	if (err_len)
+		err[0] = '\0';
+	return 0;
+}
+
+int serve_open_accounts(struct serve *s, char *err, size_t err_len)
+{
+	const struct conf *c = s->conf;
+	/* frames are counted once: what the gate has is taken off */
+	const uint64_t gate = s->device ? gate_memory(s) : 0;
+
+	if (gate > c->memory_bytes / 2) {
+		snprintf(err, err_len,
+			 "memory: %llu bytes are needed to measure the models; "
+			 "gate = no does without",
+			 (unsigned long long)gate);
+		return -ENOSPC;
+	}
+	accounts_init(&s->accounts, c->memory_bytes - gate,
+		      pool_only(s) ? c->host_bytes : c->disk_bytes);
+	return 0;
+}

@@ -94,10 +94,13 @@ static void drop_end(struct page *pg, int err)
 	struct pager *p = pg->range->pager;
 
 	account_left(&p->account, pg->range->tier->page_bytes);
+	if (p->closing)
+		err = 0; /* the space goes, and all frames with it */
 	if (err) { /* the frame is still there: so is the page */
 		pg->retry_ns = clock_ns() + RETRY_NS;
 		if (pg->state == PAGE_DROPPING)
 			page_set_state(pg, PAGE_CLEAN);
+		pg->stuck = pg->state != PAGE_CLEAN || pg->doomed;
 	} else {
 		page_uncharge(pg);
 		if (pg->state == PAGE_DROPPING) {
@@ -168,11 +171,55 @@ static void line_undo(struct list *line, struct page *pg, uint32_t n)
 		list_push_front(line, &pg[n].starved);
 }
 
+static void rest_over(struct loop_timer *t)
+{
+	pager_wake_resting(container_of(t, struct pager, rest_timer));
+}
+
+/*
+ * The frame could not be taken, and nothing else can be done with the page: not again at
+ * once. It is busy, but not an operation that anybody should wait for.
+ */
+static void rest(struct page *pg)
+{
+	struct pager *p = pg->range->pager;
+
+	pg->busy = pg->resting = 1;
+	pg->range->n_busy++;
+	pg->prio = WANT_PRIOS;
+	list_push(&p->resting, &pg->starved);
+	if (list_empty(&p->rest_timer.node)) {
+		p->rest_timer.run = rest_over;
+		loop_timer_set(p->conf.loop, &p->rest_timer, pg->retry_ns);
+	}
+	page_failed(pg, -EIO);
+}
+
+void pager_wake_resting(struct pager *p)
+{
+	struct list *n;
+
+	while ((n = list_pop(&p->resting))) {
+		struct page *pg = list_entry(n, struct page, starved);
+
+		pg->busy = pg->resting = pg->stuck = 0;
+		if (pg->doomed)
+			page_discard(pg);
+		else
+			page_queue_drop(pg);
+		pg->range->n_busy--;
+	}
+}
+
 /* Take the frame; the state says what is left (LOWER, EMPTY or LOST). */
 void page_queue_drop(struct page *pg)
 {
 	struct pager *p = pg->range->pager;
 
+	if (pg->stuck) {
+		rest(pg);
+		return;
+	}
 	page_begin(pg);
 	account_leave(&p->account, pg->range->tier->page_bytes);
 	line_push(&p->drops, pg);

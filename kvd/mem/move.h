@@ -45,6 +45,9 @@ struct pager {
 	uint32_t n_ops; /* pages in operations */
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
+	struct list resting; /* page.starved: frames that could not be taken */
+	struct loop_timer rest_timer;
+	int closing; /* frames go with their spaces */
 	struct stores_flow flow;
 	uint32_t tenant; /* of its frames: with a device */
 	struct park_part part; /* the same */
@@ -70,6 +73,8 @@ static inline int pager_has_lower(const struct pager *p)
 	return p->conf.disk_bytes && (p->conf.stores || p->conf.device);
 }
 void page_set_state(struct page *pg, enum page_state s);
+/* Try again to take the frames of pages that rest. */
+void pager_wake_resting(struct pager *p);
 void page_release_slot(struct page *pg);
 /* pager.c: it took ns to restore a page. */
 void tier_note_restore(struct tier *t, uint64_t ns);

@@ -202,6 +202,10 @@ static void settle(struct page *pg, enum op_kind kind, int err)
 		page_discard(pg);
 		return;
 	}
+	if (err && kind == OP_DROP && pg->charged && pg->state != PAGE_CLEAN) {
+		page_queue_drop(pg);
+		return;
+	}
 	if (err && (kind == OP_READ || kind == OP_MAP)) {
 		if (pg->charged) /* the frame of a page that is not there */
 			page_queue_drop(pg);

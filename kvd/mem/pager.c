@@ -365,6 +365,8 @@ int page_want(struct pager *p, struct page_want *w)
 		n++;
 		if (pg->state == PAGE_LOST)
 			ret = pg->lost_err;
+		else if (pg->resting)
+			ret = -EIO;
 		else if (must_wait(pg, w->runs[pg_r].flags))
 			ret = add_wait(pg, w);
 		else if (w->runs[pg_r].flags & PAGE_WRITE)

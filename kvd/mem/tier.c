@@ -168,6 +168,8 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	list_init(&p->ranges);
 	list_init(&p->drops);
 	list_init(&p->writes);
+	list_init(&p->resting);
+	list_init(&p->rest_timer.node);
 	stores_flow_init(&p->flow, conf->weight);
 	for (int i = 0; i < WANT_PRIOS; i++)
 		list_init(&p->starved[i]);
@@ -226,12 +228,15 @@ void pager_free(struct pager *p)
 {
 	struct tier *t;
 
+	p->closing = 1;
+	pager_wake_resting(p);
 	while (!pager_idle(p)) {
 		(void)loop_turn(p->conf.loop, 1);
 		if (p->conf.stores)
 			stores_turn(p->conf.stores);
 	}
 	loop_timer_cancel(p->conf.loop, &p->account.accounts->room_timer);
+	loop_timer_cancel(p->conf.loop, &p->rest_timer);
 	account_close(&p->account);
 	while ((t = p->tiers)) {
 		p->tiers = t->next;

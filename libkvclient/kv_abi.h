@@ -328,8 +328,8 @@ enum kv_repair {
 	KV_REPAIR_CRAFT = 4 /* variants of chunks; see kv_chunk_used */
 };
 #define KV_REPAIR_ALL	  1000u /* permille */
-/* instead of a share, KV_REPAIR_CRAFT: by how well each variant fits; or as many as can
- * be computed while the chunks are read, 15 % at least */
+/* instead of a share: by how well each variant fits (KV_REPAIR_CRAFT only); or as many as
+ * can be computed while the chunks are read, 15 % at least */
 #define KV_REPAIR_BY_CFO  1001u
 #define KV_REPAIR_BY_LOAD 1002u
 

@@ -163,17 +163,20 @@ int cmd_repair(struct kvc_generate *g, const char *arg)
 	double percent;
 	char *end;
 
-	if (!strcmp(arg, "craft") || !strcmp(arg, "craft@load")) {
+	if (!strcmp(arg, "craft")) {
 		g->repair = KV_REPAIR_CRAFT;
-		g->repair_permille = at ? KV_REPAIR_BY_LOAD : KV_REPAIR_BY_CFO;
+		g->repair_permille = KV_REPAIR_BY_CFO;
 		return 0;
 	}
 	if (!at)
 		return -1;
 	percent = strtod(at + 1, &end);
-	if (end == at + 1 || *end || !(percent >= 0 && percent <= 100))
+	if (!strcmp(at, "@load"))
+		g->repair_permille = KV_REPAIR_BY_LOAD;
+	else if (end == at + 1 || *end || !(percent >= 0 && percent <= 100))
 		return -1;
-	g->repair_permille = (uint32_t)(percent * 10 + 0.5);
+	else
+		g->repair_permille = (uint32_t)(percent * 10 + 0.5);
 	for (uint32_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
 		if (strlen(kinds[i]) == (size_t)(at - arg) &&
 		    !strncmp(kinds[i], arg, (size_t)(at - arg))) {
@@ -368,7 +371,7 @@ const struct cmd cmd_generate = {
 	"--score --no-reuse --wait --deadline MS (of the first token)\n"
 	"--split SEPARATOR (of the chunks that follow)\n"
 	"--ape TEMPERATURE:SCALE (they stand side by side)\n"
-	"--repair first|random|blend|craft@PERCENT, craft, craft@load\n"
+	"--repair first|random|blend|craft@PERCENT|load, craft\n"
 	"--focus (what the question does not look at is not repaired to the end)\n"
 	"T is text, @FILE or - (standard input).",
 	generate, 0

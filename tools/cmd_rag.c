@@ -418,7 +418,7 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend|craft@PERCENT, craft --focus --no-reuse"
+	"--repair first|random|blend|craft@PERCENT|load, craft --focus --no-reuse"
 	" --batch (asked in the order that computes least)",
 	rag, 0
 };

@@ -504,8 +504,8 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 	b->call.run = turn;
 	list_init(&b->call.node);
 	list_init(&b->ready);
-	b->max_rows = KV_MAX(s->conf->max_batch + s->conf->prefill_slice,
-			     FOCUS_ROWS);
+	b->max_rows =
+		KV_MAX(s->conf->max_batch + s->conf->prefill_slice, FOCUS_ROWS);
 	b->max_logits = b->max_rows;
 	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
 	b->rows_at = calloc(b->max_rows, sizeof(*b->rows_at));

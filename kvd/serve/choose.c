@@ -30,6 +30,21 @@ struct cost_now gen_cost_now(const struct gen *g, const struct range *r)
 	return c;
 }
 
+uint32_t gen_share_by_load(const struct gen *g, const struct range *r,
+			   uint64_t bytes, uint64_t n)
+{
+	const double ns = (double)n * 1e9 / rows_per_s(g);
+	struct cost_now now;
+	double load = 0;
+
+	if (bytes) {
+		now = gen_cost_now(g, r);
+		load = (double)(bytes + now.queue_bytes) * 1e9 /
+		       now.bytes_per_s;
+	}
+	return cost_share((uint64_t)load, (uint64_t)ns, REPAIR_LEAST);
+}
+
 float gen_compute_cost(const struct gen *g)
 {
 	const double bytes = (double)kv_layout_token_bytes(&g->model->layout);

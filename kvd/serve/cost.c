@@ -79,3 +79,14 @@ uint32_t cost_start(uint32_t n, uint64_t load_ns, uint64_t compute_ns)
 	/* n - (n - 1) tc / tl, rounded down */
 	return n - (uint32_t)KV_DIV_UP((n - 1) * compute_ns, load_ns);
 }
+
+uint32_t cost_share(uint64_t load_ns, uint64_t compute_ns, uint32_t least)
+{
+	const double most = 999;
+	const double free =
+		compute_ns ? 1e3 * (double)load_ns / (double)compute_ns : least;
+
+	return free <= least  ? least
+	       : free >= most ? (uint32_t)most
+			      : (uint32_t)free;
+}

@@ -44,6 +44,12 @@ double cost_ns(const struct cost_now *now, const struct cost_item *items,
 uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,
 		  uint32_t n);
 /*
+ * Permille of tokens to compute again while they are loaded: as many as that takes no longer
+ * (CacheBlend's controller, Yao et al. 2025, arXiv:2405.16444: r with T_rec(r) = T_load, but
+ * r* at least), where computing all takes compute_ns. least..999.
+ */
+uint32_t cost_share(uint64_t load_ns, uint64_t compute_ns, uint32_t least);
+/*
  * Of n stages that are loaded one after the other, each of them in load_ns, and then
  * computed in compute_ns: how many to have before the computing begins so that it ends
  * as early as can be and waits for less than one stage. 1..n.

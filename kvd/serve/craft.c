@@ -9,8 +9,6 @@
 #include <string.h>
 #include "kvd/serve/gen.h"
 
-#define PRIOR_PREFILL 1e4 /* tokens a second, before any step */
-
 int craft_wanted(const struct gen *g)
 {
 	return g->req && g->req->repair == REPAIR_CRAFT;
@@ -369,19 +367,25 @@ void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
 
 /* ---- the plan ------------------------------------------------------------------------ */
 
+/* What there is of a chunk, or NULL; borrowed: its index keeps it for now. */
+static const struct segment *peek(const struct gen *g, struct map_id chunk)
+{
+	const struct segment *s = variant_peek(&g->tenant->variants, chunk);
+
+	return s ? s : map_find(&g->tenant->chunks.map, chunk);
+}
+
 /* As many as can be computed while the chunks are read (CacheBlend's controller). */
 static uint32_t share_by_load(const struct gen *g)
 {
-	uint64_t load = 0, compute, n = 0, bytes = 0;
 	const struct range *r = NULL;
+	uint64_t n = 0, bytes = 0;
 
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		const struct craft_part *c = &g->craft->parts[i];
-		const struct segment *s;
+		const struct segment *s = c->is_chunk ? peek(g, c->chunk)
+						      : NULL;
 
-		if (!c->is_chunk)
-			continue;
-		s = variant_peek(&g->tenant->variants, c->chunk);
 		if (!s)
 			continue;
 		if (!r || range_n_lower(s->range))
@@ -390,18 +394,7 @@ static uint32_t share_by_load(const struct gen *g)
 			range_lower_bytes(s->range, 0, range_n_pages(s->range));
 		n += s->n_tokens;
 	}
-	compute = rate_ns(&g->model->prefill, (double)n, PRIOR_PREFILL);
-	if (bytes) {
-		const struct cost_now now = gen_cost_now(g, r);
-
-		load = (uint64_t)((double)(bytes + now.queue_bytes) * 1e9 /
-				  now.bytes_per_s);
-	}
-	if (!compute)
-		return CRAFT_LEAST;
-	return (uint32_t)KV_MIN(
-		KV_MAX(load * REPAIR_ALL / compute, (uint64_t)CRAFT_LEAST),
-		(uint64_t)REPAIR_ALL - 1);
+	return gen_share_by_load(g, r, bytes, n);
 }
 
 int craft_plan(struct gen *g)

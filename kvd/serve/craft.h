@@ -11,7 +11,7 @@
  *   ALONE  only what was computed alone is there: the tokens that deviate most
  *
  * How many: a fixed share; or by CFO, for each chunk; or as many as can be computed
- * while the chunks are read from disk, but CRAFT_LEAST of them at least.
+ * while the chunks are read from disk, but REPAIR_LEAST of them at least.
  *
  * What is kept was computed behind at most CRAFT_DEPTH generations of repaired chunks;
  * beyond, a chunk that is missing is computed alone. So what repair leaves does not pile up.
@@ -29,7 +29,6 @@
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
 
-#define CRAFT_LEAST 150u /* permille, by load */
 #define CRAFT_DEPTH 2u
 #define CRAFT_QUERY_BYTES \
 	(256ull << 20) /* of a tenant; beyond, nothing is kept */

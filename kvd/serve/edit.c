@@ -451,7 +451,7 @@ static int cut_parts(struct gen *g)
 static int in_vain(const struct gen *g)
 {
 	return g->exact || g->req->flags & SERVE_GEN_NO_REUSE ||
-	       (g->req->repair && g->req->repair_permille >= REPAIR_ALL);
+	       (g->req->repair && g->req->repair_permille == REPAIR_ALL);
 }
 
 /* 1: the parts are cut and hold their segments. */

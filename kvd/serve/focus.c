@@ -296,7 +296,7 @@ void focus_report(struct gen *g)
 	r->n_layers = g->model->layout.n_layers;
 	if (!g->n_groups)
 		return;
-	r->permille = g->craft ? g->craft->permille : g->req->repair_permille;
+	r->permille = g->craft ? g->craft->permille : g->permille;
 	if (r->permille > REPAIR_ALL)
 		r->permille = 0; /* each its own */
 	if (!f || f->pending)

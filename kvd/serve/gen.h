@@ -90,6 +90,7 @@ struct gen {
 	uint32_t n_parts;
 	struct repair_group *groups; /* [n_groups] */
 	uint32_t n_groups;
+	uint32_t permille; /* of each group computed again */
 	struct craft *craft; /* variants of chunks; NULL: not asked for */
 	int64_t ape_shift; /* rotary positions behind parallel chunks */
 	struct focus *focus; /* who looks at which chunks; NULL: not asked */
@@ -179,6 +180,12 @@ int gen_choose_prefix(struct gen *g);
 int gen_take_chunk(struct gen *g, const struct gen_part *part, uint64_t *bytes);
 /* Rates and queues of now, and the deadline; rest_rows is left 0. */
 struct cost_now gen_cost_now(const struct gen *g, const struct range *r);
+/*
+ * Permille of n tokens that can be computed while bytes of r are read: REPAIR_LEAST at
+ * least, not all.
+ */
+uint32_t gen_share_by_load(const struct gen *g, const struct range *r,
+			   uint64_t bytes, uint64_t n);
 /* What computing its KV again takes, ns per byte. */
 float gen_compute_cost(const struct gen *g);
 /* plan.c */

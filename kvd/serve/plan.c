@@ -126,11 +126,15 @@ static int plan_repair(struct gen *g)
 {
 	if (craft_wanted(g))
 		return craft_new(g);
+	if (g->req && g->req->repair)
+		g->permille = g->req->repair_permille == REPAIR_BY_LOAD
+				      ? REPAIR_LEAST
+				      : g->req->repair_permille;
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		struct gen_part *p = &g->parts[i];
 
 		if (!p->reuse || !g->req || !g->req->repair ||
-		    g->req->repair_permille < REPAIR_ALL)
+		    g->permille != REPAIR_ALL)
 			continue;
 		p->reuse = 0;
 		p->found = 0;
@@ -235,7 +239,7 @@ static struct map_id part_id(const struct gen *g, const struct gen_part *part)
 		return ape_id(part);
 	return part->group ? repair_id(part->chunk,
 				       (enum repair_kind)g->req->repair,
-				       g->req->repair_permille)
+				       g->permille)
 			   : part->chunk;
 }
 
@@ -317,7 +321,10 @@ int gen_plan(struct gen *g)
 			return -ENOMEM;
 		g->n_missing++;
 	}
-	return g->n_missing ? -EAGAIN : 0;
+	if (g->n_missing)
+		return -EAGAIN;
+	repair_weigh(g);
+	return 0;
 }
 
 void gen_unplan(struct gen *g)

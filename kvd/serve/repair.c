@@ -113,7 +113,7 @@ static enum repair_kind kind_of(const struct gen *g)
 int repair_plan(struct gen *g)
 {
 	struct repair_group *r = NULL;
-	const uint32_t permille = g->req ? g->req->repair_permille : 0;
+	const uint32_t permille = g->permille;
 
 	if (!permille || !g->req->repair)
 		return 0;
@@ -141,6 +141,30 @@ int repair_plan(struct gen *g)
 		r->k = repair_count(r->n, permille);
 	}
 	return 0;
+}
+
+void repair_weigh(struct gen *g)
+{
+	const struct range *r = NULL;
+	uint64_t n = 0, bytes = 0;
+
+	if (!g->n_groups || g->req->repair_permille != REPAIR_BY_LOAD)
+		return;
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		const struct gen_part *p = &g->parts[i];
+		struct page_run run;
+
+		if (!p->group)
+			continue;
+		segment_pages(p->seg, p->from, p->from + p->n, &run);
+		n += p->n;
+		bytes += range_lower_bytes(run.range, run.first, run.n);
+		if (!r || range_n_lower(run.range))
+			r = run.range;
+	}
+	g->permille = gen_share_by_load(g, r, bytes, n);
+	for (uint32_t i = 0; i < g->n_groups; i++)
+		g->groups[i].k = repair_count(g->groups[i].n, g->permille);
 }
 
 void repair_unplan(struct gen *g)

@@ -32,9 +32,11 @@ enum repair_kind {
 };
 #define REPAIR_N_KINDS 5u
 #define REPAIR_ALL     1000u /* permille: computed as if it were no chunk */
-/* instead of a share, with REPAIR_CRAFT */
+/* instead of a share: how well each variant fits, with REPAIR_CRAFT; as many as can be
+ * computed while the chunks are read, REPAIR_LEAST at least */
 #define REPAIR_BY_CFO  1001u
 #define REPAIR_BY_LOAD 1002u
+#define REPAIR_LEAST   150u
 
 struct gen;
 struct gen_part;
@@ -67,6 +69,8 @@ struct map_id repair_id(struct map_id chunk, enum repair_kind kind,
 
 /* Form the groups of the parts that are reused. 0, -ENOMEM. */
 int repair_plan(struct gen *g);
+/* The parts have their segments: how many of each group, if that is by load. */
+void repair_weigh(struct gen *g);
 /* The list is given back: nothing is chosen any more. */
 void repair_unplan(struct gen *g);
 void repair_free(struct gen *g);

@@ -13,8 +13,10 @@
 
 static int share_ok(const struct serve_gen *r)
 {
-	return r->repair_permille <=
-	       (r->repair == REPAIR_CRAFT ? REPAIR_BY_LOAD : REPAIR_ALL);
+	return r->repair_permille <= REPAIR_ALL ||
+	       r->repair_permille == REPAIR_BY_LOAD ||
+	       (r->repair_permille == REPAIR_BY_CFO &&
+		r->repair == REPAIR_CRAFT);
 }
 
 static int sampling_ok(const struct serve_gen *r)

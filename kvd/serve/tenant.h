@@ -79,7 +79,8 @@ struct serve_tenant {
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_preloaded,
 		*st_refused, *st_ttft, *st_attends, *st_edits, *st_edit_tokens,
-		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared, *st_stopped;
+		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared,
+		*st_stopped;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */

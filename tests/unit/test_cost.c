@@ -30,6 +30,26 @@ static double by_hand(const struct cost_now *c, const struct cost_item *items,
 	return ((read > turn ? read : turn) + rows / c->rows_per_s) * 1e9;
 }
 
+/* As much as is free, between least and not all. */
+START_TEST(the_share_follows_the_rates)
+{
+	ck_assert_uint_eq(cost_share(0, 1000000, 150), 150);
+	ck_assert_uint_eq(cost_share(149999, 1000000, 150), 150);
+	ck_assert_uint_eq(cost_share(268000, 1000000, 150), 268);
+	ck_assert_uint_eq(cost_share(5000000, 1000000, 150), 999);
+	ck_assert_uint_eq(cost_share(1000000, 0, 150), 150);
+	ck_assert_uint_eq(cost_share(UINT64_MAX, 1, 150), 999);
+	for (uint64_t load = 0; load < 1000; load += 7)
+		for (uint64_t all = 1; all < 3000; all += 13) {
+			const uint32_t r = cost_share(load, all, 150);
+
+			/* computing that many takes no longer than loading */
+			ck_assert(r == 150 || r * all <= 1000 * load);
+			ck_assert(r == 999 || (r + 1) * all > 1000 * load);
+		}
+}
+END_TEST
+
 #define MORE 1.000001 /* than rounding does */
 
 static void check_cut(const struct cost_now *c, const struct cost_item *items,
@@ -208,6 +228,7 @@ int main(void)
 	tcase_add_test(t, a_deadline_decides);
 	tcase_add_test(t, what_is_there_is_taken);
 	tcase_add_test(t, a_hit_is_at_most_a_tenth_slower);
+	tcase_add_test(t, the_share_follows_the_rates);
 	tcase_add_test(t, rates_follow);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

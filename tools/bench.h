@@ -57,6 +57,7 @@ int bench_linear(struct bench *b);
 int bench_paging(struct bench *b);
 int bench_io(struct bench *b);
 int bench_store(struct bench *b);
+int bench_durable(struct bench *b);
 int bench_decode(struct bench *b);
 int bench_start(struct bench *b);
 int bench_rag(struct bench *b);

@@ -67,6 +67,9 @@ static const struct command {
 	  "store.index_ratio               with what is dead and not yet\n"
 	  "                                compacted (4 MiB are never)\n"
 	  "store.full                      durable over the room, percent\n" },
+	{ "durable", bench_durable, "segments made durable behind requests",
+	  "store.durable.gb_s              8 MiB segments, acknowledged\n"
+	  "store.durable.stall             of the loop thread's time, percent\n" },
 	{ "fault", bench_fault, "touching KV that is mapped and not there",
 	  "paging.fault.{p50_us,p99_us}       resident: a touch that faults\n"
 	  "paging.fault.disk.{p50_us,p99_us}  the same, 64 KiB from disk\n"

@@ -121,6 +121,14 @@ START_TEST(io_prints_its_lines)
 }
 END_TEST
 
+START_TEST(durability_behind_requests_is_measured)
+{
+	ck_assert_int_eq(kvbench("durable --quick"), 0);
+	ck_assert(line("store.durable.gb_s") > 0);
+	ck_assert(line("store.durable.stall") < 100);
+}
+END_TEST
+
 /* Against the driver of the tests: that it works, not how fast a device is. */
 START_TEST(gpu_prints_its_lines)
 {
@@ -547,6 +555,7 @@ static Suite *suite(void)
 	tcase_add_test(t, usage_errors_exit_2_and_help_0);
 	tcase_add_test(t, linear_prints_its_lines);
 	tcase_add_test(t, io_prints_its_lines);
+	tcase_add_test(t, durability_behind_requests_is_measured);
 	tcase_add_test(t, gpu_prints_its_lines);
 	tcase_add_test(t, start_prints_its_lines);
 	tcase_add_test(t, without_onednn_the_baseline_is_skipped_by_name);

@@ -43,6 +43,8 @@
 #define KV_FEATURE_DEADLINE (1ull << 8) /* kv_generate.deadline_ms */
 #define KV_FEATURE_PARALLEL (1ull << 9) /* KV_PART_PARALLEL */
 #define KV_FEATURE_FOCUS    (1ull << 10) /* KV_GEN_FOCUS, repair_off */
+#define KV_FEATURE_EXPORT   (1ull << 11) /* KV_OP_EXPORT: KV in device memory */
+#define KV_FEATURE_BUFFERS  (1ull << 12) /* KV_OP_BUFFER: device pointers */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -140,6 +142,14 @@ enum kv_op {
 	KV_OP_TOKENIZE = 20, /* arg0 off of kv_tokenize */
 	KV_OP_DETOKENIZE = 21, /* arg0 off of kv_tokenize */
 	KV_OP_PERSIST = 22, /* ends when all that can be reused is durable */
+	/* ---- device memory ---- */
+	KV_OP_EXPORT = 23, /* seq, arg0 off of kv_export -> res entries */
+	KV_OP_EXPORT_PAGES = 24, /* arg0 export, arg1 page, arg2 pages -> res
+				    descriptors, sent before as KV_CTL_FRAMES */
+	KV_OP_UNEXPORT = 25, /* arg0 export */
+	KV_OP_SEQ_WROTE = 26, /* seq, arg0 tokens written into its tail */
+	KV_OP_BUFFER = 27, /* arg0 off of kv_buffer -> res buffer */
+	KV_OP_BUFFER_FREE = 28, /* arg0 buffer */
 	/* ---- administration and information ---- */
 	KV_OP_QUERY = 32, /* arg0 off of kv_query: JSON back */
 };
@@ -210,7 +220,7 @@ struct kv_attend_item { /* [C], res is [D] */
 	uint64_t v_off;
 	uint64_t o_off;
 	int32_t res; /* [D] 0 or -errno of this item */
-	uint32_t _pad;
+	uint32_t buffer; /* 0, or of KV_OP_BUFFER: q, k, v, o lie there */
 	uint64_t _rsvd;
 };
 KV_STATIC_ASSERT(sizeof(struct kv_attend_item) == 64, "kv_attend_item is ABI");
@@ -268,9 +278,73 @@ struct kv_map_entry { /* [D] tokens of one segment, in order of the sequence */
 KV_STATIC_ASSERT(sizeof(struct kv_map_entry) == 64, "kv_map_entry is ABI");
 
 /*
- * The only messages after the handshake, with KV_FEATURE_MAP, each with one
- * descriptor (KV_CTL_LOST: none).
+ * Export the sealed tokens of a sequence (with KV_EXPORT_TAIL those of its open tail
+ * too) from device memory. Each segment is n_pages pages of page_bytes, each of
+ * page_bytes / frame_bytes frames, which the client asks for with KV_OP_EXPORT_PAGES,
+ * imports (CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) and maps where it likes. Page
+ * i holds group i % n_groups (of page_layers layers) of tokens [i / n_groups *
+ * page_tokens, + page_tokens). In it, element 0 of head h of token t of the page,
+ * layer l of the group, K (v = 0) or V, lies at
+ *
+ *   l * layer_stride + v * plane_stride + h * head_stride + t * token_stride
+ *
+ * KV_EXPORT_BY_TOKEN (geometry with page_tokens = 1): pages of one group, mapped side
+ * by side, have that token stride from the first token to the last.
  */
+#define KV_EXPORT_TAIL	   1u /* [C] and write behind the last token */
+#define KV_EXPORT_BY_TOKEN 2u /* [D] */
+struct kv_export {
+	uint64_t entries_off; /* [C] kv_export_entry[n_entries], [D] writes */
+	uint32_t n_entries; /* [C] room [D] how many there are */
+	uint32_t flags; /* [C] KV_EXPORT_TAIL [D] KV_EXPORT_BY_TOKEN */
+	uint64_t n_tokens; /* [D] in the entries, from here on */
+	uint64_t page_bytes, frame_bytes;
+	uint64_t token_stride, head_stride, plane_stride, layer_stride;
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	uint8_t uuid[16]; /* of the device */
+	uint64_t _rsvd[4];
+};
+KV_STATIC_ASSERT(sizeof(struct kv_export) == 144, "kv_export is ABI");
+
+#define KV_EXPORT_WRITE \
+	1u /* the tail: the client may write behind its tokens */
+struct kv_export_entry { /* [D] tokens of one segment, in order */
+	uint32_t export_id; /* pinned until KV_OP_UNEXPORT */
+	uint32_t flags; /* KV_EXPORT_WRITE */
+	uint32_t n_pages;
+	uint32_t n_room; /* tokens that the tail has room for, all in all */
+	uint32_t from; /* first token, counted in the segment */
+	uint32_t n_tokens;
+	int64_t pos; /* of the first token, in the sequence */
+	int64_t base_pos; /* by which its key was rotated, if at all */
+	uint64_t _rsvd[3];
+};
+KV_STATIC_ASSERT(sizeof(struct kv_export_entry) == 64,
+		 "kv_export_entry is ABI");
+
+/*
+ * Device memory of the client, for items that name it: what cuIpcGetMemHandle()
+ * says of an allocation, and with KV_BUFFER_EVENT of an event that the client records
+ * behind what writes q, k and v: the daemon's work waits for what is recorded when the
+ * call is submitted.
+ */
+#define KV_BUFFER_EVENT 1u
+struct kv_buffer { /* [C] */
+	uint8_t memory[64]; /* CUipcMemHandle */
+	uint8_t event[64]; /* CUipcEventHandle, or 0 */
+	uint64_t n_bytes; /* of the allocation, at most */
+	uint32_t flags; /* KV_BUFFER_EVENT */
+	uint32_t _pad;
+	uint64_t _rsvd[6];
+};
+KV_STATIC_ASSERT(sizeof(struct kv_buffer) == 192, "kv_buffer is ABI");
+
+/*
+ * The only messages after the handshake, with KV_FEATURE_MAP or KV_FEATURE_EXPORT, each
+ * with one descriptor (KV_CTL_LOST: none; KV_CTL_FRAMES: up to KV_FRAMES_MAX).
+ */
+#define KV_FRAMES_MAX 64u
 enum kv_ctl_kind {
 	/* [C] a userfaultfd, before the first KV_OP_MAP */
 	KV_CTL_FAULTS = 1,
@@ -279,6 +353,9 @@ enum kv_ctl_kind {
 	/* [D] these pages cannot be had, and the kernel has no UFFDIO_POISON:
 	 * the client makes them fault, then wakes who waits */
 	KV_CTL_LOST = 3,
+	/* [D] frames of pages: id the export, addr the first page, n_bytes how many
+	 * descriptors */
+	KV_CTL_FRAMES = 4,
 };
 struct kv_ctl {
 	uint32_t magic; /* KV_MAGIC */

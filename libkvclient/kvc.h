@@ -76,6 +76,11 @@ void kvc_slots_fail(struct kvc *c, int err);
 void kvc_maps_lost(struct kvc *c);
 /* And they are unmapped, and forgotten. */
 void kvc_maps_free(struct kvc *c);
+/*
+ * map.c: the descriptors of a KV_CTL_FRAMES that was sent before a completion that was read;
+ * at most KV_FRAMES_MAX, the caller's. How many; -EPROTO there is none, -ECONNRESET.
+ */
+int kvc_frames_take(struct kvc *c, uint32_t id, uint64_t first, int *fds);
 /* arena.c: the whole arena becomes one free block. */
 void kvc_arena_reset(struct kvc *c);
 /* kvc_alloc() with its reason: -EAGAIN, -EMSGSIZE, -ECONNRESET, -EPERM. */

@@ -188,6 +188,83 @@ static inline const void *kvc_map_row(const struct kvc_map *m,
 	       row * m->head_dim * m->elem_bytes;
 }
 
+/* ---- device memory -------------------------------------------------------- */
+
+/* Tokens [from, from + n_tokens) of one segment, counted in it. */
+struct kvc_export_entry {
+	uint64_t
+		addr; /* CUdeviceptr of the segment's token 0, in this process */
+	uint64_t
+		group_stride; /* bytes from one group of page_layers layers to the
+				  next */
+	uint32_t from, n_tokens;
+	uint32_t
+		n_room; /* tokens in all that the tail has room for, else n_tokens */
+	int64_t pos; /* of the first of these tokens, in the sequence */
+	int64_t base_pos; /* by which its key was rotated, if at all */
+};
+struct kvc_export { /* the library's until kvc_unexport() */
+	const struct kvc_export_entry *entries; /* in order of the tokens */
+	uint32_t n_entries;
+	int is_contiguous; /* token_stride holds from the first token of an entry to the
+			      last; else within page_tokens tokens */
+	int is_writable; /* the driver cannot map for reading only: sealed pages can be
+			    written, which is never allowed */
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	uint64_t page_bytes;
+	uint64_t token_stride, head_stride; /* bytes */
+	uint64_t plane_stride; /* from K to V */
+	uint64_t layer_stride; /* from layer to layer of a group */
+	uint64_t n_tokens; /* of all entries */
+};
+struct kvc_export_args {
+	int with_tail; /* the open tail too: to be written behind its tokens */
+	const char *cuda_library; /* NULL: libcuda.so.1 */
+};
+/*
+ * Map the sealed tokens of seq, which lie in the daemon's device memory, into this
+ * process, for kernels of its own: no byte is copied. Sequences of a geometry with
+ * page_tokens = 1 have one stride from token to token (is_contiguous): an attention
+ * kernel that takes strides runs over them as it is. All pages stay in device memory,
+ * against the tenant's budget, until kvc_unexport() (before kvc_close()) or the end of the
+ * session. args NULL: sealed tokens only.
+ *
+ * With the tail: the program writes K and V of more tokens behind the last, in all
+ * layers, waits for its stream and calls kvc_seq_wrote(). Until kvc_unexport() the sequence
+ * cannot be freed, forked, sealed, edited or truncated (-EBUSY).
+ *
+ * -ENOTSUP the daemon's KV is not on a device, the tenant has no device_share, there is no
+ * driver here or it does not show that device; -EDQUOT more than half of the tenant's
+ * share of memory would be exported; -EAGAIN not now; -EBUSY as kvc_map(); -EOPNOTSUPP
+ * tokens are hidden; -ENODEV the device is lost; -ENOENT; -ENOMEM.
+ *
+ * When the daemon is gone the memory stays as it was.
+ */
+int kvc_export(struct kvc *c, int seq, const struct kvc_export_args *args,
+	       struct kvc_export **out);
+/* Nothing of it is in use any more. NULL is fine. -EIO: the driver failed. */
+int kvc_unexport(struct kvc *c, struct kvc_export *x);
+/* n_tokens more have been written into the exported tail: -EINVAL it is not
+ * exported, -ENOSPC it has no such room, -ENOENT, -EBUSY. */
+int kvc_seq_wrote(struct kvc *c, int seq, uint64_t n_tokens);
+/*
+ * Address of K (v = 0) or V (v = 1) of kv head h of token i of the entry, layer l:
+ * head_dim elements.
+ */
+static inline uint64_t kvc_export_row(const struct kvc_export *x,
+				      const struct kvc_export_entry *e,
+				      uint32_t l, int v, uint32_t h, uint64_t i)
+{
+	const uint64_t t = e->from + i;
+
+	return e->addr + l / x->page_layers * e->group_stride +
+	       t / x->page_tokens * x->page_bytes +
+	       l % x->page_layers * x->layer_stride +
+	       (v ? x->plane_stride : 0) + h * x->head_stride +
+	       t % x->page_tokens * x->token_stride;
+}
+
 /* ---- hosted models ----------------------------------------------------- */
 struct kvc_part {
 	uint32_t kind; /* enum kv_part_kind */

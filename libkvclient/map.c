@@ -57,6 +57,15 @@ struct mapping {
 	uint32_t n_areas; /* (lock) while it is in the list */
 };
 
+/* Descriptors of a KV_CTL_FRAMES. */
+struct frames {
+	struct frames *next;
+	uint32_t id;
+	uint64_t first;
+	uint32_t n;
+	int fds[];
+};
+
 struct kvc_maps {
 	pthread_mutex_t lock;
 	struct mapping *list; /* (lock) */
@@ -64,6 +73,7 @@ struct kvc_maps {
 	int uffd; /* -1: none */
 	int lost; /* the daemon is gone */
 	int spaces[MAX_SPACES]; /* descriptors, -1 */
+	struct frames *frames; /* received, not yet taken; (lock) */
 	int stop; /* eventfd: ends the watcher */
 	int watching;
 	pthread_t watcher;
@@ -178,6 +188,29 @@ static int area_map(struct kvc_maps *ms, struct area *a,
 
 /* ---- the control socket --------------------------------------------------- */
 
+static void close_fds(const int *fds, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		(void)close(fds[i]); /* nothing can be lost */
+}
+
+static void keep_frames_locked(struct kvc_maps *ms, const struct kv_ctl *c,
+			       const int *fds, uint32_t n)
+{
+	struct frames *f = malloc(sizeof(*f) + n * sizeof(f->fds[0]));
+
+	if (!f) {
+		close_fds(fds, n); /* who asked for them finds none */
+		return;
+	}
+	f->id = c->id;
+	f->first = c->addr;
+	f->n = n;
+	memcpy(f->fds, fds, n * sizeof(f->fds[0]));
+	f->next = ms->frames;
+	ms->frames = f;
+}
+
 static void take_message_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 				int fd)
 {
@@ -192,41 +225,57 @@ static void take_message_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 		area_lose_locked(ms, c->addr, c->n_bytes);
 }
 
+/* One message, with its descriptors: bytes, 0 at the end, -EAGAIN, -errno. */
+static ssize_t recv_ctl(int sock, struct kv_ctl *c, int *fds, uint32_t *n_fds)
+{
+	union {
+		char buf[CMSG_SPACE(KV_FRAMES_MAX * sizeof(int))];
+		struct cmsghdr align;
+	} ctl;
+	struct iovec iov = { c, sizeof(*c) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = ctl.buf,
+			      .msg_controllen = sizeof(ctl.buf) };
+	struct cmsghdr *m;
+	ssize_t n;
+
+	*n_fds = 0;
+	do
+		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	m = CMSG_FIRSTHDR(&msg);
+	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS) {
+		*n_fds = (uint32_t)((m->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(fds, CMSG_DATA(m), *n_fds * sizeof(int));
+	}
+	return n;
+}
+
 /* Read what is there: 0, or -ECONNRESET. */
 static int read_ctl_locked(struct kvc_maps *ms)
 {
-	union {
-		char buf[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} ctl;
+	int fds[KV_FRAMES_MAX];
 	struct kv_ctl c;
+	uint32_t n_fds;
 	ssize_t n;
 
 	for (;;) {
-		struct iovec iov = { &c, sizeof(c) };
-		struct msghdr msg = { .msg_iov = &iov,
-				      .msg_iovlen = 1,
-				      .msg_control = ctl.buf,
-				      .msg_controllen = sizeof(ctl.buf) };
-		struct cmsghdr *m;
-		int fd = -1;
-
-		n = recvmsg(ms->sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-		if (n < 0 && errno == EINTR)
-			continue;
+		n = recv_ctl(ms->sock, &c, fds, &n_fds);
 		if (n < 0)
-			return errno == EAGAIN ? 0 : -ECONNRESET;
-		m = CMSG_FIRSTHDR(&msg);
-		if (m && m->cmsg_level == SOL_SOCKET &&
-		    m->cmsg_type == SCM_RIGHTS &&
-		    m->cmsg_len == CMSG_LEN(sizeof(int)))
-			memcpy(&fd, CMSG_DATA(m), sizeof(fd));
+			return n == -EAGAIN ? 0 : -ECONNRESET;
 		if (n == 0)
 			return -ECONNRESET;
-		if (n == (ssize_t)sizeof(c) && c.magic == KV_MAGIC)
-			take_message_locked(ms, &c, fd);
-		else if (fd >= 0)
-			(void)close(fd); /* of a message we do not know */
+		if (n != (ssize_t)sizeof(c) || c.magic != KV_MAGIC)
+			close_fds(fds, n_fds); /* we do not know it */
+		else if (c.kind == KV_CTL_FRAMES)
+			keep_frames_locked(ms, &c, fds, n_fds);
+		else if (n_fds > 1)
+			close_fds(fds, n_fds);
+		else
+			take_message_locked(ms, &c, n_fds ? fds[0] : -1);
 	}
 }
 
@@ -343,10 +392,9 @@ static int begin_locked(struct kvc *c, struct kvc_maps *ms)
 	return ret;
 }
 
-static int maps_get(struct kvc *c, struct kvc_maps **out)
+static struct kvc_maps *maps_of(struct kvc *c)
 {
 	struct kvc_maps *ms;
-	int ret = 0;
 
 	(void)pthread_mutex_lock(&c->lock); /* cannot fail: plain mutex */
 	ms = c->maps;
@@ -360,6 +408,14 @@ static int maps_get(struct kvc *c, struct kvc_maps **out)
 		}
 	}
 	(void)pthread_mutex_unlock(&c->lock);
+	return ms;
+}
+
+static int maps_get(struct kvc *c, struct kvc_maps **out)
+{
+	struct kvc_maps *ms = maps_of(c);
+	int ret;
+
 	if (!ms)
 		return -ENOMEM;
 	lock(ms);
@@ -367,6 +423,42 @@ static int maps_get(struct kvc *c, struct kvc_maps **out)
 	unlock(ms);
 	*out = ms;
 	return ret;
+}
+
+int kvc_frames_take(struct kvc *c, uint32_t id, uint64_t first, int *fds)
+{
+	struct kvc_maps *ms = maps_of(c);
+	struct frames **at, *f;
+	int n = -EPROTO;
+
+	if (!ms)
+		return -ENOMEM;
+	lock(ms);
+	if (!ms->watching)
+		ms->sock = c->sock;
+	if (read_ctl_locked(ms))
+		n = -ECONNRESET;
+	for (at = &ms->frames; (f = *at); at = &f->next)
+		if (f->id == id && f->first == first) {
+			n = (int)f->n;
+			memcpy(fds, f->fds, f->n * sizeof(*fds));
+			*at = f->next;
+			free(f);
+			break;
+		}
+	unlock(ms);
+	return n;
+}
+
+static void frames_drop(struct kvc_maps *ms)
+{
+	struct frames *f;
+
+	while ((f = ms->frames)) {
+		ms->frames = f->next;
+		close_fds(f->fds, f->n);
+		free(f);
+	}
 }
 
 void kvc_maps_lost(struct kvc *c)
@@ -386,6 +478,7 @@ void kvc_maps_lost(struct kvc *c)
 		shut_all_locked(ms);
 		unlock(ms);
 	}
+	frames_drop(ms);
 	close_fd(&ms->stop);
 	close_fd(&ms->uffd);
 	for (uint32_t i = 0; i < MAX_SPACES; i++)

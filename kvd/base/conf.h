@@ -19,6 +19,7 @@
 #define CONF_NAME_MAX	 64
 #define CONF_PATH_MAX	 108 /* sun_path */
 
+enum conf_device_memory { CONF_MEMORY_VMM, CONF_MEMORY_UVM };
 enum conf_device { CONF_DEVICE_CPU, CONF_DEVICE_CUDA, CONF_DEVICE_AUTO };
 enum conf_map { CONF_MAP_NO, CONF_MAP_COPY, CONF_MAP_AUTO };
 enum conf_persist { CONF_PERSIST_NO, CONF_PERSIST_REQUEST, CONF_PERSIST_AUTO };
@@ -42,6 +43,7 @@ struct conf_tenant {
 	uint32_t max_maps; /* maps = 4096: segments mapped by clients */
 	/* map = auto: files are shared, else copied; copy; no */
 	int map; /* enum conf_map */
+	int device_share; /* device_share = no|yes: pages to clients, buffers of them */
 	/* persist = auto: what can be reused; request: what clients ask for; no */
 	int persist; /* enum conf_persist */
 	char policy[16]; /* policy = NAME; not given: that of [kvd] */
@@ -91,6 +93,7 @@ struct conf {
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
+	int device_memory; /* device_memory = vmm|uvm: enum conf_device_memory */
 	/* host_memory: pinned, between device and disk. After conf_load() not 0: without,
 	 * as much as memory. */
 	uint64_t host_bytes;

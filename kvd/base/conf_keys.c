@@ -344,6 +344,8 @@ static const struct key kvd_keys[] = {
 	  "cpu, cuda or auto", "cpu cuda auto", 0 },
 	{ "device_index", set_u32, offsetof(struct conf, device_index), 0, 63,
 	  "0 to 63", NULL, 0 },
+	{ "device_memory", set_choice, offsetof(struct conf, device_memory), 0,
+	  0, "vmm or uvm", "vmm uvm", 0 },
 	{ "host_memory", set_size, offsetof(struct conf, host_bytes), 1 << 20,
 	  SIZE_LIMIT, "a size of at least 1M", NULL, 0 },
 	{ "log_level", set_word, offsetof(struct conf, log_level), 0, 16,
@@ -405,6 +407,9 @@ static const struct key tenant_keys[] = {
 	  "1 to 1048576", NULL, 0 },
 	{ "map", set_choice, offsetof(struct conf_tenant, map), 0, 0,
 	  "no, copy or auto", "no copy auto", 0 },
+	{ "device_share", set_choice,
+	  offsetof(struct conf_tenant, device_share), 0, 0, "no or yes",
+	  "no yes", 0 },
 	{ "share", set_string, offsetof(struct conf_tenant, share), 1,
 	  CONF_NAME_MAX, "a name of up to 63 bytes", NULL, 0 },
 };

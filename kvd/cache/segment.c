@@ -70,13 +70,13 @@ static void choose_small(struct kv_layout *g)
 /* No byte between two pages, or the stride would not be one. */
 static int choose_by_token(struct kv_layout *g)
 {
+	const size_t align = g->page_align ? g->page_align : LAYOUT_FOLIO;
 	uint32_t n = SEGMENT_BLOCK;
 
 	g->order = LAYOUT_BY_TOKEN;
 	if (!g->page_layers)
 		g->page_layers = 1;
-	while (n <= LAYOUT_BY_TOKEN_MAX &&
-	       n * layout_row_bytes(g) % LAYOUT_FOLIO)
+	while (n <= LAYOUT_BY_TOKEN_MAX && n * layout_row_bytes(g) % align)
 		n += SEGMENT_BLOCK;
 	if (n > LAYOUT_BY_TOKEN_MAX || g->n_layers % g->page_layers)
 		return -EINVAL;

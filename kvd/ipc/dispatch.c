@@ -134,6 +134,10 @@ static const struct op ops[] = {
 	[KV_OP_TOKENIZE] = { USES_ARG(1), op_tokenize },
 	[KV_OP_DETOKENIZE] = { USES_ARG(1), op_detokenize },
 	[KV_OP_PERSIST] = { 0, op_persist },
+	[KV_OP_EXPORT] = { USES_SEQ | USES_ARG(1), op_export },
+	[KV_OP_EXPORT_PAGES] = { USES_ARG(3), op_export_pages },
+	[KV_OP_UNEXPORT] = { USES_ARG(1), op_unexport },
+	[KV_OP_SEQ_WROTE] = { USES_SEQ | USES_ARG(1), op_seq_wrote },
 	[KV_OP_QUERY] = { NO_TENANT | USES_ARG(1), op_query },
 };
 

@@ -37,7 +37,7 @@ static int check_item(struct sess *s, const struct kv_attend_item *in,
 	*out = (struct serve_attend_item){ .seq = in->seq,
 					   .n_tokens = in->n_tokens,
 					   .pos = in->pos };
-	if (in->_pad || in->_rsvd)
+	if (in->buffer || in->_rsvd)
 		return -EINVAL;
 	ret = serve_seq_shape(s->ss, in->seq, &row_q, &row_kv);
 	if (ret)

@@ -46,6 +46,16 @@ struct sess_text {
 	uint64_t tokens_off;
 };
 
+struct sess_export {
+	struct serve_export export;
+	uint64_t off, entries_off; /* checked */
+};
+
+struct sess_pages {
+	struct serve_export_pages pages;
+	int fds[KV_FRAMES_MAX];
+};
+
 /* A request in flight; of a table that the session allocates at its start. */
 struct sess_req {
 	struct list node; /* sess.free or sess.inflight */
@@ -62,6 +72,8 @@ struct sess_req {
 		struct sess_text text;
 		struct serve_persist persist;
 		struct wait unmap;
+		struct sess_export export;
+		struct sess_pages pages;
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
@@ -157,6 +169,11 @@ int sess_read_ctl(struct sess *s);
 int op_map(struct sess *s, const struct kv_sqe *e);
 int op_map_at(struct sess *s, const struct kv_sqe *e);
 int op_unmap(struct sess *s, const struct kv_sqe *e);
+/* op_export.c */
+int op_export(struct sess *s, const struct kv_sqe *e);
+int op_export_pages(struct sess *s, const struct kv_sqe *e);
+int op_unexport(struct sess *s, const struct kv_sqe *e);
+int op_seq_wrote(struct sess *s, const struct kv_sqe *e);
 /* admin.c */
 int op_query(struct sess *s, const struct kv_sqe *e);
 

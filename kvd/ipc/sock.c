@@ -203,6 +203,8 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 		return -EACCES;
 	if (serve_map_mode(a->tenant))
 		a->features |= KV_FEATURE_MAP;
+	if (serve_can_export(a->tenant))
+		a->features |= KV_FEATURE_EXPORT;
 	return 0;
 }
 

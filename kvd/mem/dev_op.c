@@ -106,6 +106,17 @@ int dev_space_open(struct pager *p, struct tier *t)
 	return ret;
 }
 
+struct vmm_space *range_vmm_space(const struct range *r, uint64_t *first)
+{
+	*first = r->first;
+	return r->pager->conf.device ? r->tier->dev_space : NULL;
+}
+
+struct device *pager_device(const struct pager *p)
+{
+	return p->conf.device;
+}
+
 /* Of copies up, as long as nothing tells better. */
 #define HOST_BYTES_PER_NS 10u
 

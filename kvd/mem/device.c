@@ -143,6 +143,8 @@ static int open_vmm(struct device *d, char *err, size_t err_len)
 	const struct vmm_conf vc = {
 		.api = d->conf.api,
 		.loop = d->conf.loop,
+		.kind = d->conf.kind,
+		.share = d->conf.share,
 		.device = d->conf.index,
 		.budget_bytes = d->conf.budget_bytes,
 		.pool_frames = POOL_FRAMES,

@@ -36,6 +36,8 @@ struct device_conf {
 	const struct cuda_api *api; /* outlives the device */
 	struct loop *loop; /* with workers */
 	int index; /* which one */
+	enum vmm_kind kind;
+	enum vmm_share share;
 	uint64_t budget_bytes; /* of frames */
 	uint64_t host_bytes; /* of the pinned pool */
 	int numa_node; /* of the pool; -1: where the thread runs */

@@ -197,6 +197,15 @@ void page_prefetch(struct pager *p, const struct page_run *runs,
 		   uint32_t n_runs);
 
 /*
+ * For export (vmm_cuda.h): with a device, the space that r lies in and its first page
+ * there; NULL in host memory.
+ */
+struct vmm_space;
+struct vmm_space *range_vmm_space(const struct range *r, uint64_t *first);
+/* The device of p; NULL: host memory. */
+struct device *pager_device(const struct pager *p);
+
+/*
  * For maps of clients (uffd.h). The file behind r: a read-only descriptor (the
  * pager's), where page 0 lies in it, and the number of the file (> 0, of this
  * pager). -errno when there is no such descriptor.

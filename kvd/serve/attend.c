@@ -545,8 +545,12 @@ static int grow(struct attend *a, uint32_t i)
 	if (!r->k || end <= q->n_tokens || it->grown)
 		return 0;
 	it->old_tokens = q->n_tokens;
-	ret = seq_grow(q, (uint32_t)(end - q->n_tokens),
-		       (uint32_t)KV_MIN(left, SERVE_SEGMENT_TOKENS / 4), &copy);
+	ret = seq_grow(
+		q, (uint32_t)(end - q->n_tokens),
+		q->layout.order == LAYOUT_BY_TOKEN
+			? (uint32_t)left /* one stride for all */
+			: (uint32_t)KV_MIN(left, SERVE_SEGMENT_TOKENS / 4),
+		&copy);
 	if (ret)
 		return ret;
 	if (copy.n)

@@ -60,6 +60,7 @@ static void check_session(struct serve_session *ss, struct sums *s)
 	n += attend_check(ss, &s->n_active, &s->reserved, &s->n_requests,
 			  &s->n_uncounted);
 	map_check(ss, &s->maps);
+	s->maps.reserved += export_reserved(ss);
 	list_for_each(l, &ss->persists)
 		n++;
 	assert(n <= ss->n_requests);

@@ -33,12 +33,24 @@ uint64_t serve_disk_bytes(const struct serve *s, const struct conf_tenant *t)
 						: t->disk_bytes;
 }
 
+static enum vmm_share wants_share(const struct conf *c)
+{
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		if (c->tenants[i].device_share)
+			return VMM_SHAREABLE;
+	return VMM_PRIVATE;
+}
+
 static int open_device(struct serve *s, char *err, size_t err_len)
 {
 	const struct device_conf dc = {
 		.api = s->cuda,
 		.loop = s->loop,
 		.index = (int)s->conf->device_index,
+		.kind = s->conf->device_memory == CONF_MEMORY_UVM
+				? VMM_MANAGED
+				: VMM_MAPPED_FRAMES,
+		.share = wants_share(s->conf),
 		.budget_bytes = s->conf->memory_bytes,
 		.host_bytes = s->conf->host_bytes,
 		.numa_node = s->conf->numa_node,

@@ -483,6 +483,8 @@ int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 	list_init(&ss->requests);
 	list_init(&ss->attends);
 	list_init(&ss->persists);
+	list_init(&ss->exports);
+	list_init(&ss->export_calls);
 	list_init(&ss->close_call.node);
 	list_init(&ss->node);
 	list_push(&t->sessions, &ss->node);
@@ -524,6 +526,7 @@ void serve_session_close(struct serve_session *ss, struct wait *w)
 	attend_cancel_session(ss);
 	persist_cancel_session(ss);
 	map_cancel_session(ss);
+	export_cancel_session(ss);
 	look_closed(ss);
 }
 

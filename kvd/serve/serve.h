@@ -184,6 +184,63 @@ int serve_unmap(struct serve_session *ss, uint32_t map, struct wait *w);
 /* The read-only descriptor of a space that an entry named; borrowed. -ENOENT. */
 int serve_map_space(struct serve_session *ss, uint32_t space);
 
+/* ---- device memory of clients: export.c ------------------------------------- */
+
+/* Would serve_export() work for the tenant at all? */
+int serve_can_export(const struct serve_tenant *t);
+
+struct serve_export_entry { /* as struct kv_export_entry */
+	uint32_t id, n_pages, n_room, from, n_tokens;
+	int64_t pos, base_pos;
+	int is_tail;
+};
+struct serve_export {
+	struct wait
+		wait; /* 0, or the pager's error: then nothing is exported */
+	uint32_t seq;
+	int with_tail;
+	struct serve_export_entry *entries; /* [n_room] */
+	uint32_t n_room;
+	/* out; n_entries with -EMSGSIZE too */
+	uint32_t n_entries;
+	uint64_t n_tokens, page_bytes, frame_bytes;
+	uint64_t token_stride, head_stride, plane_stride, layer_stride;
+	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
+	uint32_t page_tokens, page_layers;
+	int by_token;
+	uint8_t uuid[16];
+	struct list node; /* serve's */
+	void *priv;
+};
+/*
+ * Pin the segments of seq and give each an id: a reservation and a reference, until
+ * serve_unexport() or the end of the session. While its tail is exported the sequence
+ * cannot be freed, forked, sealed, edited or truncated (-EBUSY). -ENOTSUP, -ENOENT,
+ * -EBUSY, -EMSGSIZE too little room, -EPERM tokens of another tenant, -EOPNOTSUPP
+ * some are hidden or replaced, -EDQUOT more than half of the tenant's share of memory
+ * or too many, -EAGAIN others hold too much now, -ENOSPC, -ENODEV, -ENOMEM.
+ */
+int serve_export(struct serve_session *ss, struct serve_export *x);
+struct serve_export_pages {
+	struct wait wait; /* 0: fds are the caller's; -errno */
+	uint32_t id, first, n;
+	int *fds; /* [n_fds_room] */
+	uint32_t n_fds_room;
+	uint32_t n_fds; /* out, at once */
+	void *priv;
+};
+/* Descriptors of the frames of pages [first, first + n). -ENOENT, -EINVAL, -EBUSY one of
+ * that export is in flight, -ENOMEM. */
+int serve_export_pages(struct serve_session *ss, struct serve_export_pages *p);
+/* -ENOENT, -EBUSY. What the client has mapped it keeps: vmm_cuda.h, VMM_EXPORT. */
+int serve_unexport(struct serve_session *ss, uint32_t id);
+/*
+ * The client has written K and V of n more tokens, in all layers, into the exported
+ * tail of seq. -ENOENT, -EBUSY, -EINVAL its tail is not exported, -ENOSPC there is not as
+ * much room.
+ */
+int serve_seq_wrote(struct serve_session *ss, uint32_t seq, uint64_t n);
+
 /* ---- hosted models -------------------------------------------------------- */
 
 enum serve_part_kind { SERVE_PART_TEXT, SERVE_PART_TOKENS, SERVE_PART_CHUNK };

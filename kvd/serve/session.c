@@ -38,7 +38,7 @@ static int geometry_ok(const struct serve_geometry *g)
 		return 0;
 	return isfinite(g->rope_scale) && g->rope_scale >= 0 &&
 	       isfinite(g->scale) && g->page_tokens <= 4096 &&
-	       g->page_tokens % KERN_KV_BLOCK == 0 &&
+	       (g->page_tokens % KERN_KV_BLOCK == 0 || g->page_tokens == 1) &&
 	       g->page_layers <= g->n_layers;
 }
 
@@ -49,6 +49,9 @@ int serve_geometry(struct serve_session *ss, const struct serve_geometry *g)
 
 	if (!geometry_ok(g))
 		return -EINVAL;
+	/* kernels of the CPU know no such order */
+	if (g->page_tokens == 1 && !pager_device(ss->tenant->pager))
+		return -ENOTSUP;
 	if (ss->n_geometries == MAX_GEOMETRIES)
 		return -EDQUOT;
 	sg = realloc(ss->geometries, (ss->n_geometries + 1) * sizeof(*sg));
@@ -136,7 +139,10 @@ static int new_seq(struct serve_session *ss, uint32_t geometry,
 		free(s);
 		return -ENOMEM;
 	}
-	seq_init(&s->seq, t->pool, &g->layout, SERVE_SEGMENT_TOKENS);
+	/* by token: so that all of it has one stride */
+	seq_init(&s->seq, t->pool, &g->layout,
+		 g->layout.order == LAYOUT_BY_TOKEN ? (uint32_t)max_tokens
+						    : SERVE_SEGMENT_TOKENS);
 	s->geometry = geometry;
 	s->max_tokens = max_tokens;
 	s->handle = (t->serve->next_seq++ & 0x7fff) << INDEX_BITS |
@@ -187,7 +193,7 @@ int serve_seq_free(struct serve_session *ss, uint32_t seq)
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy)
+	if (s->n_busy || s->n_tails)
 		return -EBUSY;
 	free_seq(ss, s);
 	return 0;
@@ -208,7 +214,7 @@ int serve_seq_fork(struct serve_session *ss, uint32_t seq)
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || !session_seq_settled(s))
+	if (s->n_busy || s->n_tails || !session_seq_settled(s))
 		return -EBUSY;
 	handle = new_seq(ss, s->geometry, s->max_tokens, &f);
 	if (handle < 0)
@@ -229,7 +235,7 @@ int serve_seq_seal(struct serve_session *ss, uint32_t seq)
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || !session_seq_settled(s))
+	if (s->n_busy || s->n_tails || !session_seq_settled(s))
 		return -EBUSY;
 	seq_seal(&s->seq);
 	tenant_kick(ss->tenant); /* its open segment had room to spare */
@@ -257,7 +263,7 @@ int serve_seq_edit(struct serve_session *ss, uint32_t seq, uint64_t at,
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy || !session_seq_settled(s))
+	if (s->n_busy || s->n_tails || !session_seq_settled(s))
 		return -EBUSY;
 	if (at > s->seq.n_tokens || n_removed > s->seq.n_tokens - at)
 		return -EINVAL;
@@ -283,7 +289,7 @@ int serve_seq_truncate(struct serve_session *ss, uint32_t seq,
 
 	if (!s)
 		return -ENOENT;
-	if (s->n_busy)
+	if (s->n_busy || s->n_tails)
 		return -EBUSY;
 	if (n_tokens > s->seq.n_tokens)
 		return -EINVAL;

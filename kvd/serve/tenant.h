@@ -153,6 +153,7 @@ struct serve_session {
 		uint32_t geometry;
 		uint32_t handle;
 		uint32_t n_busy; /* requests in flight that use it */
+		uint32_t n_tails; /* exports of its open segment */
 		uint64_t max_tokens;
 		uint64_t *layer_tokens; /* [n_layers] appended */
 		uint64_t
@@ -164,6 +165,9 @@ struct serve_session {
 	struct list attends; /* attend calls */
 	struct list persists; /* persist calls */
 	struct session_maps *maps; /* NULL: none yet */
+	struct list exports, export_calls; /* export.c */
+	uint64_t export_bytes; /* reserved by calls */
+	uint32_t n_exports, next_export;
 	uint32_t n_requests; /* of all kinds */
 	struct wait *closing;
 	struct loop_call close_call;
@@ -212,6 +216,11 @@ uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
 		      uint32_t *n_uncounted);
 /* check.c: walk the invariants now and then. */
 void serve_check_start(struct serve *s);
+
+/* export.c: end them; the session stays open while a call is in flight. */
+void export_cancel_session(struct serve_session *ss);
+/* Bytes that they have reserved. */
+uint64_t export_reserved(const struct serve_session *ss);
 
 /* map.c */
 void serve_probe_maps(struct serve *s);

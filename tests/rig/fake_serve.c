@@ -517,3 +517,40 @@ void serve_drain(struct serve *s, struct wait *w)
 	s->drain_call.run = tell_drained;
 	loop_defer(s->loop, &s->drain_call);
 }
+
+/* ---- what it has not --------------------------------------------------------- */
+
+int serve_can_export(const struct serve_tenant *t)
+{
+	(void)t;
+	return 0;
+}
+
+int serve_export(struct serve_session *ss, struct serve_export *x)
+{
+	(void)ss;
+	(void)x;
+	return -ENOTSUP;
+}
+
+int serve_export_pages(struct serve_session *ss, struct serve_export_pages *p)
+{
+	(void)ss;
+	(void)p;
+	return -ENOENT;
+}
+
+int serve_unexport(struct serve_session *ss, uint32_t id)
+{
+	(void)ss;
+	(void)id;
+	return -ENOENT;
+}
+
+int serve_seq_wrote(struct serve_session *ss, uint32_t seq, uint64_t n)
+{
+	(void)ss;
+	(void)seq;
+	(void)n;
+	return -ENOENT;
+}

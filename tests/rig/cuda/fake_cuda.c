@@ -206,6 +206,17 @@ int cuDeviceGetAttribute(int *out, int attr, int dev)
 	return fake_leave(CUDA_OK);
 }
 
+int cuDeviceGetUuid(void *out, int dev);
+int cuDeviceGetUuid(void *out, int dev)
+{
+	const int err = fake_enter("cuDeviceGetUuid");
+
+	if (err)
+		return err;
+	memcpy(out, "fake gpu, number", 16);
+	return fake_leave(dev ? CUDA_INVALID_DEVICE : CUDA_OK);
+}
+
 int cuDeviceTotalMem_v2(size_t *out, int dev);
 int cuDeviceTotalMem_v2(size_t *out, int dev)
 {

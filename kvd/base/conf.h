@@ -91,6 +91,9 @@ struct conf {
 	char huge[16]; /* huge = auto | always | never */
 	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
+	/* cuda_image = PATH: kernels from a file; empty: the binary's own */
+	char cuda_image[4096];
+	char cublas_library[256]; /* cublas_library = PATH; empty: found */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
 	int device_memory; /* device_memory = vmm|uvm: enum conf_device_memory */

@@ -153,6 +153,11 @@ static int set_library(const struct key *k, void *field, const char *value)
 	return set_string(k, field, value);
 }
 
+static int set_path(const struct key *k, void *field, const char *value)
+{
+	return value[0] == '/' ? set_string(k, field, value) : -EINVAL;
+}
+
 static int set_node(const struct key *k, void *field, const char *value)
 {
 	uint32_t n;
@@ -340,6 +345,10 @@ static const struct key kvd_keys[] = {
 	  POLICIES, 0 },
 	{ "cuda_library", set_library, offsetof(struct conf, cuda_library), 1,
 	  256, "auto, no or an absolute path", NULL, 0 },
+	{ "cuda_image", set_path, offsetof(struct conf, cuda_image), 1, 4096,
+	  "an absolute path", NULL, 0 },
+	{ "cublas_library", set_path, offsetof(struct conf, cublas_library), 1,
+	  256, "an absolute path", NULL, 0 },
 	{ "device", set_choice, offsetof(struct conf, device), 0, 0,
 	  "cpu, cuda or auto", "cpu cuda auto", 0 },
 	{ "device_index", set_u32, offsetof(struct conf, device_index), 0, 63,

@@ -27,6 +27,7 @@ struct llama_gpu;
 struct llama_gpu_conf {
 	const struct cuda_api *api; /* both outlive the model */
 	struct cublas *blas;
+	int device; /* its number: the one of the context */
 	uint32_t max_rows; /* of a step: scratches have as many */
 };
 /*
@@ -42,6 +43,7 @@ void llama_gpu_close(struct llama_gpu *m); /* NULL is fine */
 /* Identity of weights, kernels, kind of device and algorithms: as llama_id(), and never
  * equal to that of a model on a CPU. */
 void llama_gpu_id(const struct llama_gpu *m, uint64_t id[2]);
+uint32_t llama_gpu_layers(const struct llama_gpu *m);
 /* Of weights, in device memory. */
 size_t llama_gpu_bytes(const struct llama_gpu *m);
 

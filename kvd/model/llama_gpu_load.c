@@ -19,6 +19,7 @@
 
 struct load {
 	struct llama_gpu *m;
+	int device;
 	cuda_stream st;
 	char *pieces; /* pinned [N_PIECES][PIECE_BYTES] */
 	cuda_event sent[N_PIECES];
@@ -297,11 +298,11 @@ static int load_init(struct load *l)
 }
 
 /* Another kind of device may choose other algorithms. */
-static int path_of(const struct cuda_api *cu, uint32_t *out)
+static int path_of(const struct cuda_api *cu, int device, uint32_t *out)
 {
 	int major, minor, dev, ret;
 
-	ret = kern_errno(cu->device_get(&dev, 0));
+	ret = kern_errno(cu->device_get(&dev, device));
 	if (!ret)
 		ret = kern_errno(cu->device_attr(&major, CUDA_ATTR_MAJOR, dev));
 	if (!ret)
@@ -341,7 +342,7 @@ static int load(struct load *l, struct llama **host, const char *path,
 	struct llama_sink sink = { .matrix = take_matrix,
 				   .norm = take_norm,
 				   .ctx = l };
-	int ret = path_of(l->m->api, &sink.numeric_path);
+	int ret = path_of(l->m->api, l->device, &sink.numeric_path);
 
 	if (!ret)
 		ret = load_init(l);
@@ -364,7 +365,7 @@ int llama_gpu_open(struct llama_gpu **out, struct llama **host,
 		   const struct llama_gpu_conf *c, const char *path,
 		   enum kern_type math, char *err, size_t err_len)
 {
-	struct load l = { .err = err, .err_len = err_len };
+	struct load l = { .device = c->device, .err = err, .err_len = err_len };
 	int ret;
 
 	if (err_len)
@@ -404,6 +405,11 @@ void llama_gpu_id(const struct llama_gpu *m, uint64_t id[2])
 {
 	id[0] = m->id[0];
 	id[1] = m->id[1];
+}
+
+uint32_t llama_gpu_layers(const struct llama_gpu *m)
+{
+	return m->sh.n_layers;
 }
 
 size_t llama_gpu_bytes(const struct llama_gpu *m)

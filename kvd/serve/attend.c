@@ -357,6 +357,26 @@ static void add_work(struct attend *a, uint32_t i, uint32_t row, uint32_t n,
 	};
 }
 
+static void job_run_gpu(struct engine_job *j, struct pool *pool)
+{
+	struct attend *a = container_of(j, struct attend, job);
+	struct attn_gpu *g = gpu_lane_attn(a->lane->gpu);
+
+	(void)pool;
+	a->ret = 0;
+	for (uint32_t i = 0; i < a->n_work && !a->ret; i++) {
+		const struct session_seq *q = a->items[a->work_item[i]].s;
+
+		if (q->copy.n)
+			a->ret = attn_gpu_copy(g, &q->copy);
+	}
+	for (uint32_t i = 0; i < a->n_work && a->ret; i++)
+		a->work[i].ret = a->ret;
+	if (!a->ret)
+		a->ret = attn_gpu_items(g, &a->lane->scratch, a->work,
+					a->n_work, a->req->layer);
+}
+
 static void job_run(struct engine_job *j, struct pool *pool)
 {
 	struct attend *a = container_of(j, struct attend, job);
@@ -394,7 +414,7 @@ static void start_job(struct attend *a)
 
 	a->lane = &a->ss->tenant->serve
 			   ->lanes[windows ? LANE_WINDOWS : LANE_RESIDENT];
-	a->job.run = job_run;
+	a->job.run = a->lane->gpu ? job_run_gpu : job_run;
 	a->job.done = job_done;
 	engine_start(a->lane->engine, &a->job);
 }
@@ -443,6 +463,11 @@ static int round_one(struct attend *a)
 	if (ret || runs_bytes(a->runs, a->n_runs) <= a->reserved) {
 		add_work(a, i, a->row, n, 0);
 	} else {
+		if (a->ss->tenant->serve->device) { /* no windows there */
+			add_work(a, i, a->row, n, 0);
+			a->row += n;
+			return -ENOSPC;
+		}
 		page_of(&a->items[i].s->seq, r->pos + a->row, &from, &to);
 		n = (uint32_t)KV_MIN((uint64_t)n, to - r->pos - a->row);
 		a->n_runs = 0;
@@ -509,6 +534,20 @@ static uint64_t least_bytes(struct attend *a)
 	return most;
 }
 
+/* What the largest item needs: without windows it has to be there whole. */
+static uint64_t most_bytes(struct attend *a)
+{
+	uint64_t most = 0;
+
+	for (uint32_t i = 0; i < a->req->n_items; i++) {
+		a->n_runs = 0;
+		if (a->items[i].s &&
+		    !item_runs(a, i, 0, a->req->items[i].n_tokens, 0))
+			most = KV_MAX(most, runs_bytes(a->runs, a->n_runs));
+	}
+	return most;
+}
+
 static int reserve(struct attend *a)
 {
 	struct pager *pager = a->ss->tenant->pager;
@@ -523,6 +562,8 @@ static int reserve(struct attend *a)
 	a->one_by_one = bytes > half;
 	if (a->one_by_one)
 		bytes = KV_MAX(half, least_bytes(a));
+	if (a->one_by_one && a->ss->tenant->serve->device)
+		bytes = KV_MAX(bytes, most_bytes(a));
 	ret = pager_reserve(pager, bytes);
 	if (ret)
 		return ret;

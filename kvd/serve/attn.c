@@ -120,8 +120,7 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 		const uint32_t n =
 			in_page ? KV_MIN(to - from, g->page_tokens - in_page)
 				: to - from;
-		const size_t skew =
-			(size_t)in_page * g->head_dim * g->elem_bytes;
+		const size_t skew = in_page * layout_row_bytes(g);
 
 		assert(seen->n_spans < p->n_spans_max);
 		seen->spans[seen->n_spans++] = (struct kern_span){

@@ -48,6 +48,12 @@ struct attn_item {
 	int ret; /* out */
 };
 
+/* K and V of one token. */
+struct attn_target {
+	const struct segment *seg;
+	uint32_t token;
+};
+
 /* Memory of the engine thread's jobs: grows to the largest job, is kept. */
 struct attn_scratch {
 	char *base;

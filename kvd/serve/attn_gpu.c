@@ -120,8 +120,9 @@ int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b)
 {
 	return a->page_bytes == b->page_bytes && a->n_groups == b->n_groups &&
 	       a->page_layers == b->page_layers &&
-	       a->page_tokens == b->page_tokens && a->head_dim == b->head_dim &&
-	       a->n_kv_heads == b->n_kv_heads && a->elem_bytes == b->elem_bytes;
+	       a->page_tokens == b->page_tokens && a->order == b->order &&
+	       a->head_dim == b->head_dim && a->n_kv_heads == b->n_kv_heads &&
+	       a->elem_bytes == b->elem_bytes;
 }
 
 /* Is everything that the item sees of the kind that is known here? */
@@ -135,7 +136,8 @@ static int check_item(const struct lists *l, const struct attn_item *it)
 	for (uint32_t i = 0; i < it->seq->n_entries; i++) {
 		const struct seq_entry *e = &it->seq->entries[i];
 
-		if (!attn_gpu_same_layout(&e->seg->layout, g) ||
+		if (e->stop_layer ||
+		    !attn_gpu_same_layout(&e->seg->layout, g) ||
 		    (e->patch && !attn_gpu_same_layout(&e->patch->layout, g)))
 			return -ENOTSUP;
 	}
@@ -291,7 +293,8 @@ static void write_positions(const struct lists *l)
 	}
 }
 
-static struct gpu_span target_span(const struct attn_target *to, uint32_t layer)
+struct gpu_span attn_gpu_target_span(const struct attn_target *to,
+				     uint32_t layer)
 {
 	const struct kv_layout *g = &to->seg->layout;
 
@@ -301,6 +304,7 @@ static struct gpu_span target_span(const struct attn_target *to, uint32_t layer)
 		.head_bytes = layout_head_bytes(g),
 		.page_bytes = g->page_bytes * g->n_groups,
 		.page_tokens = g->page_tokens,
+		.row_bytes = (uint32_t)layout_row_bytes(g),
 	};
 }
 
@@ -312,6 +316,8 @@ static void write_spans(const struct lists *l)
 	uint64_t *skip = host_at(g, g->skip_at);
 	uint64_t *const skip0 = skip;
 	uint32_t *to = host_at(g, g->to_at);
+	const uint32_t row =
+		(uint32_t)layout_row_bytes(&l->step->items[0].seq->layout);
 
 	for (uint32_t i = 0; i < l->step->n_items; i++) {
 		const struct seen *s = l->p[i].seen;
@@ -334,6 +340,7 @@ static void write_spans(const struct lists *l)
 				.page_tokens = x->page_tokens,
 				.n_tokens = x->n_tokens,
 				.q_variant = x->q_variant,
+				.row_bytes = row,
 			};
 			if (x->skip) {
 				memcpy(skip, x->skip, n * sizeof(*skip));
@@ -343,7 +350,8 @@ static void write_spans(const struct lists *l)
 	}
 	for (uint32_t i = 0; i < g->n_kv_rows; i++) {
 		if (!i || l->to_span[i] != l->to_span[i - 1])
-			*out++ = target_span(&l->to[i], l->step->layer);
+			*out++ =
+				attn_gpu_target_span(&l->to[i], l->step->layer);
 		to[2 * i] = l->to_span[i];
 		to[2 * i + 1] = l->to[i].token;
 	}
@@ -479,8 +487,8 @@ int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
 
 /* ---- one layer --------------------------------------------------------------------------- */
 
-static int rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst, size_t pos_at,
-		  uint32_t n_rows, uint32_t n_heads)
+int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst,
+		    size_t pos_at, uint32_t n_rows, uint32_t n_heads)
 {
 	const struct kern_rope *r = &g->shape->rope;
 	const struct gpu_rope a = {
@@ -522,8 +530,8 @@ static int store(struct attn_gpu *g, uint32_t layer,
 	int ret = 0;
 
 	if (s->rope.kind != KERN_ROPE_NONE)
-		ret = rotate(g, rows->k, rows->k, g->key_pos_at, g->n_kv_rows,
-			     s->n_kv_heads);
+		ret = attn_gpu_rotate(g, rows->k, rows->k, g->key_pos_at,
+				      g->n_kv_rows, s->n_kv_heads);
 	return ret ? ret : kern_gpu_append(g->c.kern, s->type, &a, g->c.stream);
 }
 
@@ -541,10 +549,11 @@ static int rotate_queries(struct attn_gpu *g, cuda_ptr q)
 		const struct gpu_convert a = { turns ? f : q, to, n };
 
 		if (turns)
-			ret = rotate(g, q, f,
-				     g->pos_at + (size_t)i * g->n_rows *
-							 sizeof(int64_t),
-				     g->n_rows, s->n_heads);
+			ret = attn_gpu_rotate(g, q, f,
+					      g->pos_at +
+						      (size_t)i * g->n_rows *
+							      sizeof(int64_t),
+					      g->n_rows, s->n_heads);
 		if (!ret && a.src != a.dst)
 			ret = kern_gpu_from_f32(g->c.kern, s->type, &a,
 						g->c.stream);
@@ -597,20 +606,4 @@ int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
 	for (uint32_t i = 0; i < g->n_turns && !ret; i++)
 		ret = attend(g, layer, &g->turns[i], rows->o);
 	return ret;
-}
-
-int attn_gpu_deviation(struct attn_gpu *g, uint32_t layer, cuda_ptr v,
-		       cuda_ptr dev)
-{
-	const struct gpu_deviation a = {
-		.v = v,
-		.spans = spans_of(g, layer),
-		.at = g->plan.at + g->to_at,
-		.dev = dev,
-		.n_kv_heads = g->shape->n_kv_heads,
-		.head_dim = g->shape->head_dim,
-		.n_rows = g->n_kv_rows,
-	};
-
-	return kern_gpu_deviation(g->c.kern, g->shape->type, &a, g->c.stream);
 }

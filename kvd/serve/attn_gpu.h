@@ -57,9 +57,18 @@ struct attn_gpu_rows {
 };
 int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
 		   const struct attn_gpu_rows *rows);
-/* Rows of v at layer against what the pages hold: dev [rows with k], queued. */
-int attn_gpu_deviation(struct attn_gpu *g, uint32_t layer, cuda_ptr v,
-		       cuda_ptr dev);
+/*
+ * How far fresh rows are from what the pages hold: squared distance of k, rotated as it lies
+ * there, and of v. Waits for what is queued, and for the result; k is overwritten.
+ */
+struct attn_gpu_old {
+	const struct attn_shape *shape;
+	uint32_t layer, n;
+	const struct attn_target *at; /* [n] */
+	cuda_ptr k, v; /* f32 [n][n_kv_heads][head_dim], unrotated */
+	float *dev; /* [n] out */
+};
+int attn_gpu_deviation(struct attn_gpu *g, const struct attn_gpu_old *a);
 /* As attn_copy(), and wait for it. */
 int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c);
 /*

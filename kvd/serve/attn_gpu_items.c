@@ -232,20 +232,35 @@ int attn_gpu_items(struct attn_gpu *g, struct attn_scratch *s,
 
 /* ---- heads of tiles ------------------------------------------------------------- */
 
+/* From and to of run i of the copy: of a layer, K or V, and, by token, a token. */
+static void copy_run(const struct seq_copy *c, uint32_t i, uint64_t out[2])
+{
+	const struct kv_layout *y = &c->src->layout;
+	const uint32_t per = y->order == LAYOUT_BY_TOKEN ? c->n : 1;
+	const uint32_t l = i / per / 2, t = i % per;
+	const int v = (int)(i / per % 2);
+	const uint32_t at = c->src_from + t;
+	const size_t row = layout_row_bytes(y);
+
+	out[0] = (uintptr_t)segment_addr(c->src, l, v, at) +
+		 at % y->page_tokens * row;
+	out[1] = (uintptr_t)segment_addr(c->dst, l, v, t) +
+		 t % y->page_tokens * row;
+}
+
 int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c)
 {
 	const struct kv_layout *y = &c->src->layout;
-	const size_t row = (size_t)y->head_dim * y->elem_bytes;
-	const struct gpu_move a = {
-		.n_bytes = c->n * row,
+	const int by_token = y->order == LAYOUT_BY_TOKEN;
+	struct gpu_move m = {
+		.n_bytes = (size_t)(by_token ? 1 : c->n) * y->head_dim *
+			   y->elem_bytes,
 		.src_head_bytes = layout_head_bytes(y),
 		.dst_head_bytes = layout_head_bytes(&c->dst->layout),
-		.n_runs = 2 * y->n_layers,
+		.n_runs = 2 * y->n_layers * (by_token ? c->n : 1),
 		.n_heads = y->n_kv_heads,
 	};
-	const size_t n = a.n_runs * 2 * sizeof(uint64_t);
-	struct gpu_move m = a;
-	uint64_t *runs;
+	const size_t n = m.n_runs * 2 * sizeof(uint64_t);
 	int ret = attn_gpu_use(g);
 
 	if (!ret)
@@ -254,19 +269,101 @@ int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c)
 		ret = gpu_buf_want(g, &g->plan, n);
 	if (ret)
 		return ret;
-	runs = (uint64_t *)(void *)g->host.p;
-	for (uint32_t l = 0; l < y->n_layers; l++)
-		for (int v = 0; v < 2; v++) {
-			*runs++ = (uintptr_t)segment_addr(c->src, l, v,
-							  c->src_from) +
-				  c->src_from % y->page_tokens * row;
-			*runs++ = (uintptr_t)segment_addr(c->dst, l, v, 0);
-		}
+	for (uint32_t i = 0; i < m.n_runs; i++)
+		copy_run(c, i, (uint64_t *)(void *)g->host.p + 2 * (size_t)i);
 	m.runs = g->plan.at;
 	ret = kern_errno(g->c.api->h2d(g->plan.at, g->host.p, n, g->c.stream));
 	if (!ret)
 		ret = kern_gpu_move(g->c.kern, &m, g->c.stream);
 	if (!ret)
 		ret = kern_errno(g->c.api->stream_sync(g->c.stream));
+	return ret;
+}
+
+/* ---- fresh rows against old ones -------------------------------------------------- */
+
+/* Where things lie in the plan: V is compared through the first spans and targets, K
+ * through the second. */
+struct old_at {
+	size_t pos, spans, to, dev, end;
+};
+
+static struct old_at old_places(uint32_t n)
+{
+	struct old_at p = { .pos = 0 };
+
+	p.spans = p.pos + n * sizeof(int64_t);
+	p.to = p.spans + 2 * n * sizeof(struct gpu_span);
+	p.dev = p.to + 2 * n * 2 * sizeof(uint32_t);
+	p.end = p.dev + 2 * n * sizeof(float);
+	return p;
+}
+
+static void write_old(struct attn_gpu *g, const struct attn_gpu_old *a,
+		      const struct old_at *p)
+{
+	int64_t *pos = (int64_t *)(void *)(g->host.p + p->pos);
+	struct gpu_span *spans =
+		(struct gpu_span *)(void *)(g->host.p + p->spans);
+	uint32_t *to = (uint32_t *)(void *)(g->host.p + p->to);
+
+	for (uint32_t i = 0; i < a->n; i++) {
+		pos[i] = a->at[i].seg->pos0 + a->at[i].token;
+		spans[i] = attn_gpu_target_span(&a->at[i], a->layer);
+		spans[a->n + i] = spans[i];
+		spans[a->n + i].v = spans[i].k;
+		to[2 * i] = i;
+		to[2 * (a->n + i)] = a->n + i;
+		to[2 * i + 1] = to[2 * (a->n + i) + 1] = a->at[i].token;
+	}
+}
+
+/* what: 0 V, 1 K */
+static int compare(struct attn_gpu *g, const struct attn_gpu_old *a,
+		   const struct old_at *p, uint32_t what)
+{
+	const size_t off = what * (size_t)a->n;
+	const struct gpu_deviation d = {
+		.v = what ? a->k : a->v,
+		.spans = g->plan.at + p->spans,
+		.at = g->plan.at + p->to + off * 2 * sizeof(uint32_t),
+		.dev = g->plan.at + p->dev + off * sizeof(float),
+		.n_kv_heads = a->shape->n_kv_heads,
+		.head_dim = a->shape->head_dim,
+		.n_rows = a->n,
+	};
+
+	return kern_gpu_deviation(g->c.kern, a->shape->type, &d, g->c.stream);
+}
+
+int attn_gpu_deviation(struct attn_gpu *g, const struct attn_gpu_old *a)
+{
+	const struct old_at p = old_places(a->n);
+	const struct cuda_api *cu = g->c.api;
+	const float *dev;
+	int ret = kern_errno(cu->stream_sync(g->c.stream));
+
+	if (!ret)
+		ret = pinned_buf_want(g, &g->host, p.end);
+	if (!ret)
+		ret = gpu_buf_want(g, &g->plan, p.end);
+	if (ret)
+		return ret;
+	g->shape = a->shape;
+	write_old(g, a, &p);
+	ret = kern_errno(cu->h2d(g->plan.at, g->host.p, p.dev, g->c.stream));
+	if (!ret && a->shape->rope.kind != KERN_ROPE_NONE)
+		ret = attn_gpu_rotate(g, a->k, a->k, p.pos, a->n,
+				      a->shape->n_kv_heads);
+	for (uint32_t what = 0; what < 2 && !ret; what++)
+		ret = compare(g, a, &p, what);
+	if (!ret)
+		ret = kern_errno(cu->d2h(g->host.p + p.dev, g->plan.at + p.dev,
+					 p.end - p.dev, g->c.stream));
+	if (!ret)
+		ret = kern_errno(cu->stream_sync(g->c.stream));
+	dev = (const float *)(const void *)(g->host.p + p.dev);
+	for (uint32_t i = 0; i < a->n && !ret; i++)
+		a->dev[i] = dev[i] + dev[a->n + i];
 	return ret;
 }

@@ -51,6 +51,12 @@ struct attn_gpu {
 int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n);
 int pinned_buf_want(struct attn_gpu *g, struct pinned_buf *b, size_t n);
 
+/* Row 0 of the segment as a span, for stores and comparisons. */
+struct gpu_span attn_gpu_target_span(const struct attn_target *to,
+				     uint32_t layer);
+/* Rows by the positions at pos_at of the plan. */
+int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst,
+		    size_t pos_at, uint32_t n_rows, uint32_t n_heads);
 int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b);
 int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b);
 

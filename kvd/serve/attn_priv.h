@@ -48,10 +48,6 @@ struct task_list {
  */
 int attn_prepare_list(struct prepared *p, struct attn_scratch *s);
 /* Where K and V of row r go. */
-struct attn_target {
-	const struct segment *seg;
-	uint32_t token;
-};
 struct attn_target attn_target(const struct attn_item *it, uint32_t r);
 /* Spans of the positions [from, to). */
 void attn_build_spans(struct prepared *p, uint64_t from, uint64_t to);

@@ -171,9 +171,69 @@ static void sample(struct batch *b, struct gen *g)
 				 b->sample_scratch, &g->sampled_logprob);
 }
 
-static void step_run(struct engine_job *j, struct pool *pool)
+/* Who takes part, as the device's lists want it: all rows, at every layer. */
+static void list_items(struct batch *b)
 {
-	struct batch *b = container_of(j, struct batch, job);
+	for (uint32_t i = 0; i < b->n_runs; i++) {
+		const struct row_run *r = &b->runs[i];
+
+		b->items[i] = (struct attn_item){
+			.shape = &b->model->shape,
+			.seq = &r->g->seq,
+			.pos = r->pos,
+			.n_rows = r->n,
+			.rows_at = r->patched ? b->rows_at + r->row : NULL,
+			.in = KERN_F32,
+			.q = b,
+			.k = b,
+			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
+		};
+	}
+}
+
+static int probe_on_device(struct batch *b, struct gpu_step *s)
+{
+	struct repair_group *r = b->probe_group;
+	struct attn_target *at = malloc(b->n_rows * sizeof(*at));
+	int ret;
+
+	if (!at)
+		return -ENOMEM;
+	repair_probed_at(b->probe, r, b->n_rows, at);
+	s->items[0] = (struct attn_item){ .shape = &b->model->shape,
+					  .seq = &b->probe->seq,
+					  .pos = r->first + r->n_probed,
+					  .n_rows = b->n_rows,
+					  .in = KERN_F32,
+					  .q = b };
+	s->n_items = 1;
+	ret = gpu_lane_probe(b->lane->gpu, s, at, r->dev + r->n_probed);
+	free(at);
+	return ret;
+}
+
+static int step_on_device(struct batch *b)
+{
+	struct gpu_step s = {
+		.scratch = &b->lane->scratch,
+		.i_model = (uint32_t)(b->model - b->serve->models),
+		.n_rows = b->n_rows,
+		.n_logits = b->n_logits,
+		.tokens = b->tokens,
+		.logit_rows = b->logit_rows,
+		.logits = b->logits,
+		.items = b->items,
+		.n_items = b->n_runs,
+	};
+
+	if (b->probe)
+		return probe_on_device(b, &s);
+	list_items(b);
+	return gpu_lane_step(b->lane->gpu, &s);
+}
+
+static int step_on_cpu(struct batch *b, struct pool *pool)
+{
 	const struct llama_batch lb = {
 		.n_rows = b->n_rows,
 		.tokens = b->tokens,
@@ -188,8 +248,15 @@ static void step_run(struct engine_job *j, struct pool *pool)
 	};
 
 	b->pool = pool;
-	b->ret = llama_step(b->model->llama,
-			    b->scratch[b->model - b->serve->models], pool, &lb);
+	return llama_step(b->model->llama,
+			  b->scratch[b->model - b->serve->models], pool, &lb);
+}
+
+static void step_run(struct engine_job *j, struct pool *pool)
+{
+	struct batch *b = container_of(j, struct batch, job);
+
+	b->ret = b->lane->gpu ? step_on_device(b) : step_on_cpu(b, pool);
 	if (b->probe && b->ret == -ECANCELED)
 		b->ret = 0;
 	for (uint32_t i = 0; i < b->n_gens && !b->ret; i++)
@@ -492,6 +559,17 @@ void batch_add(struct gen *g)
 	kick(b);
 }
 
+/* Of model i, where this lane computes it. */
+static int new_scratch(struct batch *b, uint32_t i)
+{
+	const struct serve_model *m = &b->serve->models[i];
+
+	if (!m->gpu)
+		return llama_scratch_new(&b->scratch[i], m->llama, b->max_rows,
+					 b->max_logits);
+	return b->lane->gpu ? gpu_lane_add(b->lane->gpu, i, m->gpu) : 0;
+}
+
 int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 {
 	struct batch *b = calloc(1, sizeof(*b));
@@ -523,8 +601,7 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 	if (!ret)
 		ret = new_logits(b);
 	for (uint32_t i = 0; i < s->n_models && !ret; i++)
-		ret = llama_scratch_new(&b->scratch[i], s->models[i].llama,
-					b->max_rows, b->max_logits);
+		ret = new_scratch(b, i);
 	if (ret) {
 		batch_free(b);
 		return ret;

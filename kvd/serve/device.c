@@ -69,7 +69,9 @@ int serve_open_device(struct serve *s, char *err, size_t err_len)
 	int ret;
 
 	if (wish == CONF_DEVICE_CPU ||
-	    (wish == CONF_DEVICE_AUTO && (!s->cuda || !kern_gpu_image_bytes())))
+	    (wish == CONF_DEVICE_AUTO &&
+	     (!s->cuda ||
+	      (!kern_gpu_image_bytes() && !s->conf->cuda_image[0]))))
 		return 0;
 	ret = open_device(s, err, err_len);
 	if (!ret || wish == CONF_DEVICE_CUDA)
@@ -78,6 +80,27 @@ int serve_open_device(struct serve *s, char *err, size_t err_len)
 	if (err_len)
 		err[0] = '\0';
 	return 0;
+}
+
+/* What is pinned whole is computed there, and nothing else is (gpu.h): one lane. */
+int serve_open_gpu(struct serve *s, char *err, size_t err_len)
+{
+	const struct conf *c = s->conf;
+	struct serve_gpu_conf gc;
+	int ret;
+
+	if (!s->device)
+		return 0;
+	gc = (struct serve_gpu_conf){
+		.api = device_api(s->device),
+		.ctx = device_ctx(s->device),
+		.index = device_index(s->device),
+		.image = c->cuda_image,
+		.cublas = c->cublas_library,
+		.max_rows = c->max_batch + c->prefill_slice,
+	};
+	ret = serve_gpu_new(&s->gpu, &gc, err, err_len);
+	return ret ? ret : gpu_lane_new(&s->lanes[LANE_RESIDENT].gpu, s->gpu);
 }
 
 int serve_open_accounts(struct serve *s, char *err, size_t err_len)

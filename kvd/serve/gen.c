@@ -321,7 +321,8 @@ static int gen_reserve(struct gen *g)
 		share_unreserve(g);
 		return -EXDEV;
 	}
-	if (ret == -ENOSPC && !(g->req && g->req->repair)) {
+	/* windows are of the CPU's lanes only */
+	if (ret == -ENOSPC && !g->model->gpu && !(g->req && g->req->repair)) {
 		g->windowed = 1;
 		bytes = windowed_bytes(g);
 		ret = pager_reserve(g->tenant->pager, bytes);

@@ -33,7 +33,7 @@ void serve_probe_maps(struct serve *s)
 
 int serve_map_mode(const struct serve_tenant *t)
 {
-	if (t->serve->can_map < 0)
+	if (t->serve->can_map < 0 || t->serve->device)
 		return CONF_MAP_NO;
 	if (t->serve->can_map == UFFD_CAN_COPY)
 		return KV_MIN(t->conf->map, (int)CONF_MAP_COPY);

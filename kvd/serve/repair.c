@@ -352,9 +352,11 @@ static float distance(const struct gen *g, const char *from, const float *fresh,
 }
 
 /* Over all heads, K and V; keys are compared as they lie there, rotated. */
-static float deviation(const struct gen *g, const struct segment *s, uint32_t t,
+static float deviation(const struct gen *g, const struct attn_target *at_old,
 		       const float *k, const float *v)
 {
+	const struct segment *s = at_old->seg;
+	const uint32_t t = at_old->token;
 	const struct kv_layout *l = &s->layout;
 	const uint32_t dim = l->head_dim;
 	const size_t head = layout_head_bytes(l);
@@ -373,23 +375,41 @@ static float deviation(const struct gen *g, const struct segment *s, uint32_t t,
 	return sum;
 }
 
+/* Where pos lies, in part i or one behind it; returns which. */
+static uint32_t probed_at(const struct gen *g, uint32_t i, uint32_t pos,
+			  struct attn_target *out)
+{
+	const struct gen_part *p;
+
+	while (pos >= g->parts[i].first + g->parts[i].n)
+		i++;
+	p = &g->parts[i];
+	out->seg = g->seq.entries[p->i_entry].seg;
+	out->token = p->from + pos - p->first;
+	return i;
+}
+
+void repair_probed_at(const struct gen *g, const struct repair_group *r,
+		      uint32_t n, struct attn_target *out)
+{
+	uint32_t i = r->i_part;
+
+	for (uint32_t t = 0; t < n; t++)
+		i = probed_at(g, i, r->first + r->n_probed + t, &out[t]);
+}
+
 void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
 		    const float *k, const float *v)
 {
 	const struct kv_layout *l = &g->model->layout;
 	const size_t row = (size_t)l->n_kv_heads * l->head_dim;
 	uint32_t i = r->i_part;
+	struct attn_target at;
 
 	for (uint32_t t = 0; t < n; t++) {
-		const uint32_t pos = r->first + r->n_probed + t;
-		const struct gen_part *p;
-
-		while (pos >= g->parts[i].first + g->parts[i].n)
-			i++;
-		p = &g->parts[i];
-		r->dev[r->n_probed + t] = deviation(
-			g, g->seq.entries[p->i_entry].seg,
-			p->from + pos - p->first, k + t * row, v + t * row);
+		i = probed_at(g, i, r->first + r->n_probed + t, &at);
+		r->dev[r->n_probed + t] =
+			deviation(g, &at, k + t * row, v + t * row);
 	}
 }
 

@@ -38,6 +38,7 @@ enum repair_kind {
 #define REPAIR_BY_LOAD 1002u
 #define REPAIR_LEAST   150u
 
+struct attn_target;
 struct gen;
 struct gen_part;
 
@@ -86,6 +87,9 @@ struct repair_group *repair_next_probe(const struct gen *g);
  */
 void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
 		    const float *k, const float *v);
+/* Where these tokens lie in the chunks: out [n]. */
+void repair_probed_at(const struct gen *g, const struct repair_group *r,
+		      uint32_t n, struct attn_target *out);
 /* n more tokens were probed; with the last, choose. 0, -ENOMEM. Loop thread. */
 int repair_probed(struct gen *g, struct repair_group *r, uint32_t n);
 /* Rows to compute of the part from token off of it on: *off moves to the first;

@@ -254,7 +254,7 @@ int restore_begin(struct gen *g, uint64_t to)
 	uint64_t bytes;
 	int ret;
 
-	if (!g->tenant->serve->conf->restore_layers ||
+	if (!g->tenant->serve->conf->restore_layers || g->model->gpu ||
 	    stage_groups(l) >= l->n_groups || g->windowed || g->n_groups ||
 	    !g->n_computed || (!g->n_prefix && !g->n_chunk))
 		return 0;

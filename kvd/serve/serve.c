@@ -223,12 +223,14 @@ const char *serve_tenant_name(const struct serve_tenant *t)
 static int model_open(struct serve *s, const struct conf_model *c, char *err,
 		      size_t err_len)
 {
+	const enum kern_type math = c->math_f32 ? KERN_F32 : KERN_BF16;
 	struct serve_model *m = &s->models[s->n_models];
 	const struct llama_shape *sh;
 	int ret;
 
-	ret = llama_open(&m->llama, c->path, c->math_f32 ? KERN_F32 : KERN_BF16,
-			 err, err_len);
+	ret = s->gpu ? serve_gpu_model(s->gpu, &m->gpu, &m->llama, c->path,
+				       math, err, err_len)
+		     : llama_open(&m->llama, c->path, math, err, err_len);
 	if (ret)
 		return ret;
 	s->n_models++;
@@ -236,7 +238,10 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 	m->gate = c->gate ? GATE_PENDING : GATE_OFF;
 	list_init(&m->gate_waiting);
 	sh = llama_shape(m->llama);
-	llama_id(m->llama, m->id);
+	if (m->gpu)
+		llama_gpu_id(m->gpu, m->id);
+	else
+		llama_id(m->llama, m->id);
 	m->layout = (struct kv_layout){
 		.n_layers = sh->n_layers,
 		.n_kv_heads = sh->n_kv_heads,
@@ -333,6 +338,8 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 		ret = open_huge(s, err, err_len);
 	if (!ret)
 		ret = serve_new_stores(s);
+	if (!ret)
+		ret = serve_open_gpu(s, err, err_len);
 	for (uint32_t i = 0; i < s->conf->n_models && !ret; i++)
 		ret = model_open(s, &s->conf->models[i], err, err_len);
 	if (!ret)
@@ -415,11 +422,15 @@ void serve_free(struct serve *s)
 		engine_free(s->lanes[i].engine);
 		batch_free(s->lanes[i].batch);
 		attn_scratch_fini(&s->lanes[i].scratch);
+		gpu_lane_free(s->lanes[i].gpu);
 	}
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		serve_tenant_free(s->tenants[i]);
-	for (uint32_t i = 0; i < s->n_models; i++)
+	for (uint32_t i = 0; i < s->n_models; i++) {
+		llama_gpu_close(s->models[i].gpu);
 		llama_close(s->models[i].llama);
+	}
+	serve_gpu_free(s->gpu);
 	stores_free(s->stores);
 	device_close(s->device);
 	trace_free(s->trace);

@@ -20,6 +20,7 @@
 #include "kvd/model/llama.h"
 #include "kvd/model/tokenizer.h"
 #include "kvd/serve/attn.h"
+#include "kvd/serve/gpu.h"
 #include "kvd/serve/serve.h"
 #include "kvd/serve/trace.h"
 
@@ -27,7 +28,8 @@
 
 struct serve_model {
 	const struct conf_model *conf;
-	struct llama *llama;
+	struct llama *llama; /* with gpu: shape, tokenizer */
+	struct llama_gpu *gpu; /* its weights; NULL: in host memory */
 	struct kv_layout layout;
 	struct attn_shape shape;
 	uint64_t id[2];
@@ -107,6 +109,7 @@ struct lane {
 	struct engine *engine;
 	struct attn_scratch scratch; /* engine thread */
 	struct batch *batch;
+	struct gpu_lane *gpu; /* it computes there; NULL: on the CPU */
 };
 
 struct serve {
@@ -116,6 +119,7 @@ struct serve {
 	struct stores *stores;
 	const struct cuda_api *cuda; /* NULL: no driver */
 	struct device *device; /* KV lies there; NULL: in host memory */
+	struct serve_gpu *gpu; /* what computes there */
 	struct trace *trace; /* NULL: not recording */
 	struct accounts accounts; /* of memory and disk, all tenants */
 	struct serve_model models[CONF_MAX_MODELS];
@@ -238,6 +242,8 @@ void map_cancel_session(struct serve_session *ss);
 
 /* device.c: as conf says; s->device stays NULL where KV lies in host memory. */
 int serve_open_device(struct serve *s, char *err, size_t err_len);
+/* Kernels and a lane on the device, if there is one; before models. */
+int serve_open_gpu(struct serve *s, char *err, size_t err_len);
 /* The models are known: the pools of the tenants. */
 int serve_open_accounts(struct serve *s, char *err, size_t err_len);
 /* What pagers get; NULL: they have no disk. */

@@ -152,7 +152,7 @@ struct pair {
 
 static void open_pair(struct pair *p, const char *path, enum kern_type math)
 {
-	const struct llama_gpu_conf c = { g.api, blas, ROWS };
+	const struct llama_gpu_conf c = { g.api, blas, 0, ROWS };
 	char err[256] = "";
 
 	memset(p, 0, sizeof(*p));
@@ -390,7 +390,7 @@ END_TEST
 
 START_TEST(heads_that_no_kernel_has)
 {
-	const struct llama_gpu_conf c = { g.api, blas, ROWS };
+	const struct llama_gpu_conf c = { g.api, blas, 0, ROWS };
 	const struct rig_model spec = { .seed = 9 }; /* heads of 32 */
 	char path[64], err[256] = "";
 	struct llama_gpu *m;
@@ -410,7 +410,7 @@ END_TEST
 /* Every call of the driver and of the library, once and for good: nothing leaks. */
 START_TEST(every_call_fails)
 {
-	const struct llama_gpu_conf c = { g.api, blas, ROWS };
+	const struct llama_gpu_conf c = { g.api, blas, 0, ROWS };
 	const char *path = rig_data("models/rag-draft.gguf");
 	static const char *const prefix[] = {
 		"cuMemAlloc",	  "cuMemHostAlloc", "cuMemcpy",

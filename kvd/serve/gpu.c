@@ -1,0 +1,279 @@
+/*
+ * gpu.c - kernels, matrices and lanes of the device; see gpu.h
+ */
+#include "kvd/serve/gpu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/cublas_api.h"
+#include "kvd/base/conf.h"
+#include "kvd/base/log.h"
+
+#define IMAGE_MAX (256u << 20)
+
+struct serve_gpu {
+	struct serve_gpu_conf c;
+	struct kern_gpu *kern;
+	struct cublas *blas; /* NULL: no model yet */
+};
+
+struct gpu_lane {
+	struct serve_gpu *g;
+	cuda_stream stream;
+	struct attn_gpu *attn;
+	struct llama_gpu_scratch *scratch[CONF_MAX_MODELS];
+	const struct llama_gpu *models[CONF_MAX_MODELS];
+};
+
+/* ---- the image --------------------------------------------------------------- */
+
+/* The file and a NUL, which PTX ends with. */
+static int load_image(const char *path, char **out)
+{
+	FILE *f = fopen(path, "re");
+	long n = -1;
+	int ret = 0;
+
+	*out = NULL;
+	if (!f)
+		return -errno;
+	if (!fseek(f, 0, SEEK_END))
+		n = ftell(f);
+	if (n <= 0 || n > IMAGE_MAX || fseek(f, 0, SEEK_SET))
+		ret = -EINVAL;
+	if (!ret) {
+		*out = calloc(1, (size_t)n + 1);
+		ret = *out ? 0 : -ENOMEM;
+	}
+	if (!ret && fread(*out, 1, (size_t)n, f) != (size_t)n)
+		ret = -EIO;
+	(void)fclose(f);
+	if (ret) {
+		free(*out);
+		*out = NULL;
+	}
+	return ret;
+}
+
+static int open_kernels(struct serve_gpu *g, char *err, size_t err_len)
+{
+	char *image = NULL;
+	int ret = 0;
+
+	if (g->c.image[0]) {
+		ret = load_image(g->c.image, &image);
+		if (ret) {
+			(void)snprintf(err, err_len, "cuda_image %s: %s",
+				       g->c.image, strerror(-ret));
+			return ret;
+		}
+	}
+	ret = kern_gpu_open(&g->kern, g->c.api, image);
+	if (ret)
+		(void)snprintf(
+			err, err_len, "kernels: %s",
+			ret == -ENOTSUP && !image && !kern_gpu_image_bytes()
+				? "this was built without nvcc; cuda_image names a file"
+				: strerror(-ret));
+	free(image);
+	return ret;
+}
+
+int serve_gpu_new(struct serve_gpu **out, const struct serve_gpu_conf *c,
+		  char *err, size_t err_len)
+{
+	struct serve_gpu *g = calloc(1, sizeof(*g));
+	int ret;
+
+	if (!g)
+		return -ENOMEM;
+	g->c = *c;
+	ret = kern_errno(c->api->ctx_set(c->ctx));
+	if (ret)
+		(void)snprintf(err, err_len, "device: %s", strerror(-ret));
+	else
+		ret = open_kernels(g, err, err_len);
+	if (ret) {
+		serve_gpu_free(g);
+		return ret;
+	}
+	*out = g;
+	return 0;
+}
+
+void serve_gpu_free(struct serve_gpu *g)
+{
+	if (!g)
+		return;
+	if (g->blas)
+		cublas_close(g->blas);
+	kern_gpu_close(g->kern);
+	free(g);
+}
+
+/* ---- models --------------------------------------------------------------------- */
+
+static int need_blas(struct serve_gpu *g, char *err, size_t err_len)
+{
+	char why[256];
+	int ret;
+
+	if (g->blas)
+		return 0;
+	ret = cublas_open(&g->blas, g->c.cublas[0] ? g->c.cublas : NULL, why,
+			  sizeof(why));
+	if (ret)
+		(void)snprintf(err, err_len,
+			       "hosted models on a device want cuBLASLt: %s",
+			       why);
+	else
+		log_info("gpu", "matrices: %s", why);
+	return ret;
+}
+
+int serve_gpu_model(struct serve_gpu *g, struct llama_gpu **out,
+		    struct llama **host, const char *path, enum kern_type math,
+		    char *err, size_t err_len)
+{
+	struct llama_gpu_conf c = { .api = g->c.api,
+				    .device = g->c.index,
+				    .max_rows = g->c.max_rows };
+	int ret = need_blas(g, err, err_len);
+
+	if (ret)
+		return ret;
+	c.blas = g->blas;
+	return llama_gpu_open(out, host, &c, path, math, err, err_len);
+}
+
+/* ---- lanes ------------------------------------------------------------------------- */
+
+int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
+{
+	struct gpu_lane *l = calloc(1, sizeof(*l));
+	struct attn_gpu_conf c = { .api = g->c.api,
+				   .ctx = g->c.ctx,
+				   .kern = g->kern };
+	int ret;
+
+	if (!l)
+		return -ENOMEM;
+	l->g = g;
+	ret = kern_errno(
+		g->c.api->stream_new(&l->stream, CUDA_STREAM_NON_BLOCKING, 0));
+	c.stream = l->stream;
+	if (!ret)
+		ret = attn_gpu_new(&l->attn, &c);
+	if (ret) {
+		gpu_lane_free(l);
+		return ret;
+	}
+	*out = l;
+	return 0;
+}
+
+void gpu_lane_free(struct gpu_lane *l)
+{
+	if (!l)
+		return;
+	for (uint32_t i = 0; i < CONF_MAX_MODELS; i++)
+		llama_gpu_scratch_free(l->scratch[i]);
+	attn_gpu_free(l->attn);
+	if (l->stream)
+		(void)l->g->c.api->stream_free(l->stream); /* or it is lost */
+	free(l);
+}
+
+struct attn_gpu *gpu_lane_attn(struct gpu_lane *l)
+{
+	return l->attn;
+}
+
+int gpu_lane_add(struct gpu_lane *l, uint32_t i, const struct llama_gpu *m)
+{
+	l->models[i] = m;
+	return llama_gpu_scratch_new(&l->scratch[i], m, l->g->kern, l->stream);
+}
+
+/* ---- steps -------------------------------------------------------------------------- */
+
+struct probe {
+	struct gpu_lane *l;
+	const struct gpu_step *s;
+	const struct attn_target *at;
+	float *dev;
+};
+
+static int step_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
+		     cuda_ptr v, cuda_ptr o, cuda_stream st)
+{
+	const struct probe *p = ctx;
+	const struct attn_gpu_rows rows = { q, k, v, o };
+
+	(void)st; /* the lane's own */
+	return attn_gpu_layer(p->l->attn, layer, &rows);
+}
+
+static int probe_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
+		      cuda_ptr v, cuda_ptr o, cuda_stream st)
+{
+	const struct probe *p = ctx;
+	const struct attn_gpu_old old = {
+		.shape = p->s->items[0].shape,
+		.layer = 1,
+		.n = p->s->n_rows,
+		.at = p->at,
+		.k = k,
+		.v = v,
+		.dev = p->dev,
+	};
+	int ret;
+
+	if (!layer)
+		return step_attn(ctx, layer, q, k, v, o, st);
+	ret = attn_gpu_deviation(p->l->attn, &old);
+	return ret ? ret : -ECANCELED;
+}
+
+static int run(struct probe *p, uint32_t n_layers)
+{
+	const struct gpu_step *s = p->s;
+	const struct attn_gpu_step lists = { s->items, s->n_items, 0,
+					     n_layers };
+	const struct llama_gpu_batch b = {
+		.n_rows = s->n_rows,
+		.tokens = s->tokens,
+		.n_logits = s->n_logits,
+		.logit_rows = s->logit_rows,
+		.logits = s->logits,
+		.attn = p->at ? probe_attn : step_attn,
+		.ctx = p,
+	};
+	int ret = attn_gpu_use(p->l->attn);
+
+	if (!ret)
+		ret = attn_gpu_begin(p->l->attn, s->scratch, &lists);
+	if (!ret)
+		ret = llama_gpu_step(p->l->scratch[s->i_model], &b);
+	if (ret) /* nothing of it is left when the buffers are used again */
+		(void)p->l->g->c.api->stream_sync(p->l->stream);
+	return ret;
+}
+
+int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s)
+{
+	struct probe p = { .l = l, .s = s };
+
+	return run(&p, llama_gpu_layers(l->models[s->i_model]));
+}
+
+int gpu_lane_probe(struct gpu_lane *l, const struct gpu_step *s,
+		   const struct attn_target *at, float *dev)
+{
+	struct probe p = { l, s, at, dev };
+	const int ret = run(&p, 1);
+
+	return ret == -ECANCELED ? 0 : ret;
+}

@@ -106,6 +106,7 @@ enum {
 	CUDA_ADVISE_PREFERRED = 3,
 	CUDA_ADVISE_ACCESSED_BY = 5,
 	CUDA_CPU = -1, /* as a device */
+	CUDA_FUNC_DYNAMIC_SHARED = 8, /* bytes a launch may ask for */
 	CUDA_ATTR_N_SM = 16,
 	CUDA_ATTR_MAJOR = 75,
 	CUDA_ATTR_MINOR = 76,
@@ -197,6 +198,8 @@ enum {
 	X(module_unload, "cuModuleUnload", (cuda_handle module)) \
 	X(module_function, "cuModuleGetFunction", \
 	  (cuda_handle * out, cuda_handle module, const char *name)) \
+	X(func_set, "cuFuncSetAttribute", \
+	  (cuda_handle f, int attr, int value)) \
 	X(launch, "cuLaunchKernel", \
 	  (cuda_handle f, unsigned int gx, unsigned int gy, unsigned int gz, \
 	   unsigned int bx, unsigned int by, unsigned int bz, \

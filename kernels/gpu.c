@@ -8,6 +8,10 @@
 #include "kernels/gpu_image.h"
 
 #define GRID_YZ_MAX 65535u
+#define N_DIMS	    4
+/* Rows times heads of a list from which on they are computed in tiles: what a block
+ * of decode would read again for each row weighs more than blocks that are few. */
+#define TILE_FROM   64u
 
 /* By enum gpu_kernel. */
 #define BY_DIM(name)  name "_64", name "_96", name "_128", name "_256"
@@ -16,6 +20,8 @@ static const char *const gpu_names[] = {
 	BY_DIM("attn_f32"),
 	BY_DIM("attn_f16"),
 	BY_DIM("attn_bf16"),
+	BY_DIM("tiles_f16"),
+	BY_DIM("tiles_bf16"),
 	BY_TYPE("append"),
 	BY_TYPE("gather"),
 	BY_TYPE("from_f32_to"),
@@ -34,13 +40,38 @@ _Static_assert(sizeof(gpu_names) / sizeof(*gpu_names) == GPU_N_KERNELS,
 
 /* ---- open, close ----------------------------------------------------------- */
 
+static const uint32_t dims[N_DIMS] = { 64, 96, 128, 256 };
+
+/* As gpu_flash.cuh lays it out: rows of 16 bytes more than a head has. */
+static uint32_t shared_of(int kernel)
+{
+	const uint32_t dim = dims[kernel % N_DIMS], pitch = 2 * dim + 16;
+
+	if (kernel < GK_ATTN_F16_64 || kernel >= GK_APPEND_F32)
+		return 0;
+	if (kernel < GK_TILES_F16_64)
+		return 2 * 2 * GPU_FLASH_TILE * pitch;
+	return (GPU_TILE_ROWS(dim) + 2 * GPU_FLASH_TILE) * pitch;
+}
+
+/* Where a block may have less than it wants, only that kernel cannot be had. */
 static int find_all(struct kern_gpu *g)
 {
 	int ret = 0;
 
-	for (int i = 0; i < GPU_N_KERNELS && !ret; i++)
+	for (int i = 0; i < GPU_N_KERNELS && !ret; i++) {
 		ret = kern_errno(g->cu->module_function(&g->f[i], g->module,
 							gpu_names[i]));
+		g->shared[i] = shared_of(i);
+		if (ret || !g->shared[i])
+			continue;
+		g->ret[i] = kern_errno(g->cu->func_set(
+			g->f[i], CUDA_FUNC_DYNAMIC_SHARED, (int)g->shared[i]));
+		if (g->ret[i] == -EINVAL)
+			g->ret[i] = -ENOTSUP;
+		else
+			ret = g->ret[i];
+	}
 	return ret;
 }
 
@@ -118,6 +149,66 @@ int64_t kern_gpu_plan(const struct gpu_span *spans,
 	return n;
 }
 
+/* Rows from r on that have the list of r. */
+static uint32_t same_list(const struct kern_gpu_list *rows, uint32_t r,
+			  uint32_t n_rows)
+{
+	uint32_t n = 1;
+
+	while (r + n < n_rows && rows[r + n].first_span == rows[r].first_span &&
+	       rows[r + n].n_spans == rows[r].n_spans)
+		n++;
+	return n;
+}
+
+int kern_gpu_plan_rows(const struct kern_gpu_shape *s,
+		       const struct gpu_span *spans,
+		       const struct kern_gpu_list *rows, uint32_t n_rows,
+		       struct kern_gpu_plan *p)
+{
+	const uint32_t group = s->n_heads / s->n_kv_heads;
+	const uint32_t room = GPU_TILE_ROWS(s->head_dim);
+	const uint32_t most = group < room ? room / group : 1;
+	uint32_t r = 0;
+
+	p->n_parts = p->n_tiles = 0;
+	while (r < n_rows) {
+		const uint32_t n = same_list(rows, r, n_rows), end = r + n;
+		int64_t n_parts;
+
+		/* fewer would leave too much of a tile empty */
+		if (s->type != KERN_F32 && n * (uint64_t)group >= TILE_FROM)
+			while (r < end) {
+				const uint32_t k = end - r < most ? end - r
+								  : most;
+
+				if (p->n_tiles == p->max_tiles)
+					return -ENOSPC;
+				p->tiles[p->n_tiles++] =
+					(struct gpu_tile){ r, k,
+							   rows[r].first_span,
+							   rows[r].n_spans };
+				for (const uint32_t to = r + k; r < to; r++)
+					p->rows[r] = (struct gpu_row){
+						rows[r].pos, 0, GPU_ROW_IN_TILE
+					};
+			}
+		if (r == end)
+			continue;
+		n_parts = kern_gpu_plan(spans, rows + r, n,
+					p->parts + p->n_parts,
+					p->max_parts - p->n_parts, p->rows + r);
+		if (n_parts < 0)
+			return (int)n_parts;
+		for (uint32_t i = 0; i < n_parts; i++)
+			p->parts[p->n_parts + i].row += r;
+		for (; r < end; r++)
+			p->rows[r].first_part += p->n_parts;
+		p->n_parts += (uint32_t)n_parts;
+	}
+	return 0;
+}
+
 /* ---- launches ---------------------------------------------------------------- */
 
 int gpu_launch(struct kern_gpu *g, enum gpu_kernel k, struct gpu_grid n,
@@ -125,8 +216,10 @@ int gpu_launch(struct kern_gpu *g, enum gpu_kernel k, struct gpu_grid n,
 {
 	void *params[] = { (void *)(uintptr_t)args }; /* only read */
 
+	if (g->ret[k])
+		return g->ret[k];
 	return kern_errno(g->cu->launch(g->f[k], n.x, n.y, n.z, GPU_THREADS, 1,
-					1, 0, st, params, NULL));
+					1, g->shared[k], st, params, NULL));
 }
 
 int gpu_of_type(enum gpu_kernel base, enum kern_type type)
@@ -137,39 +230,61 @@ int gpu_of_type(enum gpu_kernel base, enum kern_type type)
 				   : -EINVAL;
 }
 
-/* The kernel of attention, or -EINVAL. */
-static int attn_of(enum kern_type type, uint32_t head_dim)
+/* 0 to 3, or -EINVAL. */
+static int dim_index(uint32_t head_dim)
 {
-	const int t = gpu_of_type(0, type);
-	const int d = head_dim == 64	? 0
-		      : head_dim == 96	? 1
-		      : head_dim == 128 ? 2
-		      : head_dim == 256 ? 3
-					: -1;
+	for (int i = 0; i < N_DIMS; i++)
+		if (dims[i] == head_dim)
+			return i;
+	return -EINVAL;
+}
 
-	return t < 0 || d < 0 ? -EINVAL : GK_ATTN_F32_64 + 4 * t + d;
+/* How many times n makes m. */
+static uint32_t times(uint32_t m, uint32_t n)
+{
+	return (m + n - 1) / n;
+}
+
+static int is_valid(enum kern_type type, const struct gpu_attn *a)
+{
+	return gpu_of_type(0, type) >= 0 && dim_index(a->head_dim) >= 0 &&
+	       a->n_kv_heads && a->n_heads && a->n_heads % a->n_kv_heads == 0 &&
+	       a->n_heads <= GRID_YZ_MAX && (type != KERN_F32 || !a->n_tiles) &&
+	       (uint64_t)a->n_rows * a->n_heads <= INT32_MAX &&
+	       !(a->flags & ~(GPU_ATTN_ADD | GPU_ATTN_FINISH));
 }
 
 int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st)
 {
-	const int k = attn_of(type, a->head_dim);
-	uint32_t group;
-	int ret = 0;
+	uint32_t group, most;
+	int t, d, ret = 0;
 
-	if (k < 0 || !a->n_kv_heads || !a->n_heads ||
-	    a->n_heads % a->n_kv_heads || a->n_heads > GRID_YZ_MAX ||
-	    a->flags & ~(GPU_ATTN_ADD | GPU_ATTN_FINISH))
+	if (!is_valid(type, a))
 		return -EINVAL;
 	if (!a->n_rows)
 		return 0;
+	t = gpu_of_type(0, type);
+	d = dim_index(a->head_dim);
 	group = a->n_heads / a->n_kv_heads;
-	if (a->n_parts) /* a grid of 0 is an error of the driver's */
-		ret = gpu_launch(g, (enum gpu_kernel)k,
-				 (struct gpu_grid){ a->n_parts, a->n_kv_heads,
-						    (group + GPU_HEADS - 1) /
-							    GPU_HEADS },
-				 a, st);
+	/* a grid of 0 is an error of the driver's */
+	most = type == KERN_F32 ? GPU_HEADS : GPU_MMA_HEADS;
+	if (a->n_parts)
+		ret = gpu_launch(
+			g, (enum gpu_kernel)(GK_ATTN_F32_64 + N_DIMS * t + d),
+			(struct gpu_grid){ a->n_parts, a->n_kv_heads,
+					   times(group, most) },
+			a, st);
+	most = GPU_TILE_ROWS(a->head_dim);
+	if (!ret && a->n_tiles)
+		ret = gpu_launch(
+			g,
+			(enum gpu_kernel)(GK_TILES_F16_64 + N_DIMS * (t - 1) +
+					  d),
+			(struct gpu_grid){
+				a->n_tiles, a->n_kv_heads,
+				times(group, group < most ? group : most) },
+			a, st);
 	if (ret)
 		return ret;
 	return gpu_launch(g, GK_MERGE,

@@ -35,34 +35,6 @@ static __device__ uint16_t to_f16(float f)
 
 /* ---- 8 elements of a lane, 16-byte aligned -------------------------------- */
 
-static __device__ void load8_bf16(const void *p, float *x)
-{
-	const uint4 w = *(const uint4 *)p;
-
-	x[0] = FROM_BITS(w.x << 16);
-	x[1] = FROM_BITS(w.x & 0xffff0000u);
-	x[2] = FROM_BITS(w.y << 16);
-	x[3] = FROM_BITS(w.y & 0xffff0000u);
-	x[4] = FROM_BITS(w.z << 16);
-	x[5] = FROM_BITS(w.z & 0xffff0000u);
-	x[6] = FROM_BITS(w.w << 16);
-	x[7] = FROM_BITS(w.w & 0xffff0000u);
-}
-
-static __device__ void load8_f16(const void *p, float *x)
-{
-	const uint4 w = *(const uint4 *)p;
-
-	x[0] = from_f16(w.x & 0xffffu);
-	x[1] = from_f16(w.x >> 16);
-	x[2] = from_f16(w.y & 0xffffu);
-	x[3] = from_f16(w.y >> 16);
-	x[4] = from_f16(w.z & 0xffffu);
-	x[5] = from_f16(w.z >> 16);
-	x[6] = from_f16(w.w & 0xffffu);
-	x[7] = from_f16(w.w >> 16);
-}
-
 static __device__ void load8_f32(const void *p, float *x)
 {
 	const uint4 w = ((const uint4 *)p)[0], v = ((const uint4 *)p)[1];
@@ -207,36 +179,54 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 	}
 }
 
-#define LOAD8	   load8_bf16
-#define ELEM_BYTES 2
-#define ATTN_NAME  attn_bf16_64
+#include "kernels/gpu_mma.cuh"
+#include "kernels/gpu_cursor.cuh"
+#define CAT3_(a, b, c) a##b##c
+#define CAT3(a, b, c)  CAT3_(a, b, c)
+#define ELEM	       bf16
+#define TILES_NAME     tiles_bf16_64
+#define PARTS_NAME     attn_bf16_64
+#define HEAD_DIM       64
+#define M_TILES	       2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_bf16_96
+#define PARTS_NAME attn_bf16_96
+#define HEAD_DIM   96
+#define M_TILES	   2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_bf16_128
+#define PARTS_NAME attn_bf16_128
+#define HEAD_DIM   128
+#define M_TILES	   2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_bf16_256
+#define PARTS_NAME attn_bf16_256
+#define HEAD_DIM   256
+#define M_TILES	   1
+#include "kernels/gpu_flash.cuh"
+#undef ELEM
+#define ELEM	   f16
+#define TILES_NAME tiles_f16_64
+#define PARTS_NAME attn_f16_64
 #define HEAD_DIM   64
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_bf16_96
-#define HEAD_DIM  96
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_bf16_128
-#define HEAD_DIM  128
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_bf16_256
-#define HEAD_DIM  256
-#include "kernels/gpu_attn.cuh"
-#undef LOAD8
-#define LOAD8	  load8_f16
-#define ATTN_NAME attn_f16_64
-#define HEAD_DIM  64
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_f16_96
-#define HEAD_DIM  96
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_f16_128
-#define HEAD_DIM  128
-#include "kernels/gpu_attn.cuh"
-#define ATTN_NAME attn_f16_256
-#define HEAD_DIM  256
-#include "kernels/gpu_attn.cuh"
-#undef LOAD8
-#undef ELEM_BYTES
+#define M_TILES	   2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_f16_96
+#define PARTS_NAME attn_f16_96
+#define HEAD_DIM   96
+#define M_TILES	   2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_f16_128
+#define PARTS_NAME attn_f16_128
+#define HEAD_DIM   128
+#define M_TILES	   2
+#include "kernels/gpu_flash.cuh"
+#define TILES_NAME tiles_f16_256
+#define PARTS_NAME attn_f16_256
+#define HEAD_DIM   256
+#define M_TILES	   1
+#include "kernels/gpu_flash.cuh"
+#undef ELEM
 #define LOAD8	   load8_f32
 #define ELEM_BYTES 4
 #define ATTN_NAME  attn_f32_64
@@ -252,43 +242,38 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #define HEAD_DIM  256
 #include "kernels/gpu_attn.cuh"
 
-/* A block has a head of a row: its parts in ascending order. */
+/* A block has a head of a row: its parts are added one by one. */
 KERNEL(attn_merge, struct gpu_attn)
 {
 	const size_t at = (size_t)blockIdx.x * a.n_heads + blockIdx.y;
 	const struct gpu_row row = ((const struct gpu_row *)a.rows)[blockIdx.x];
 	const float *ml = (const float *)a.part_ml;
-	float *m = (float *)a.m + at, *l = (float *)a.l + at;
-	float top = a.flags & GPU_ATTN_ADD ? *m : -INFINITY;
-	const float m0 = top;
-	const float l0 = a.flags & GPU_ATTN_ADD ? *l : 0.0f;
-	float sum;
+	const int old = a.flags & GPU_ATTN_ADD;
+	const float m0 = old ? ((const float *)a.m)[at] : -INFINITY;
+	const float l0 = old ? ((const float *)a.l)[at] : 0.0f;
+	float top = m0, sum = l0;
 
-	for (uint32_t i = 0; i < row.n_parts; i++)
-		top = fmaxf(top,
-			    ml[2 * ((size_t)(row.first_part + i) * a.n_heads +
-				    blockIdx.y)]);
-	sum = l0 * weight_of(m0, top);
-	for (uint32_t i = 0; i < row.n_parts; i++) {
-		const size_t p =
-			(size_t)(row.first_part + i) * a.n_heads + blockIdx.y;
-
-		sum = fmaf(ml[2 * p + 1], weight_of(ml[2 * p], top), sum);
-	}
+	if (row.n_parts == GPU_ROW_IN_TILE)
+		return;
 	for (uint32_t d = threadIdx.x; d < a.head_dim; d += GPU_THREADS) {
 		float *o = (float *)a.o + at * a.head_dim + d;
-		float acc = 0;
+		float acc = m0 == -INFINITY ? 0.0f : *o;
 
-		if (m0 != -INFINITY)
-			acc = *o * weight_of(m0, top);
+		top = m0;
+		sum = l0;
 		for (uint32_t i = 0; i < row.n_parts; i++) {
 			const size_t p =
 				(size_t)(row.first_part + i) * a.n_heads +
 				blockIdx.y;
+			const float m = ml[2 * p], next = fmaxf(top, m);
+			const float x = weight_of(top, next);
+			const float y = weight_of(m, next);
 
 			acc = fmaf(
 				((const float *)a.part_o)[p * a.head_dim + d],
-				weight_of(ml[2 * p], top), acc);
+				y, acc * x);
+			sum = fmaf(ml[2 * p + 1], y, sum * x);
+			top = next;
 		}
 		if (a.flags & GPU_ATTN_FINISH)
 			acc = sum > 0 ? acc / sum : 0.0f;
@@ -296,8 +281,8 @@ KERNEL(attn_merge, struct gpu_attn)
 	}
 	__syncthreads(); /* everybody has read the old m and l */
 	if (!threadIdx.x) {
-		*m = top;
-		*l = sum;
+		((float *)a.m)[at] = top;
+		((float *)a.l)[at] = sum;
 	}
 }
 

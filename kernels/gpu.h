@@ -5,12 +5,14 @@
  * (sm_80, sm_90a, PTX); the driver loads it. Nothing here waits, allocates on the
  * device or copies: what args point to is in device memory, the caller's.
  *
- * The sums have an order of their own (gpu_attn.cuh), fixed by the part: a row's
- * bits depend on its list and on the device, not on the batch. They are not those of
- * kern.h: what one computed must not be mixed with the other's as if it were the same.
- * Against exact arithmetic on the stored values the error of attention is at
- * most 2e-5 of the largest |v|; the CPU's bf16 path, which rounds probabilities, is
- * within 1e-2 of it.
+ * The sums have an order of their own (gpu_flash.cuh, gpu_attn.cuh), fixed by the list: a
+ * row's bits depend on it and on the device, not on the batch, nor on whether it
+ * was computed in a tile. They are not those of kern.h: what one computed must not be
+ * mixed with the other's as if it were the same. Against exact arithmetic on the
+ * stored values the error of attention is at most 2e-5 of the largest |v| in f32, 1e-3 in
+ * f16 and 1e-2 in bf16, whose probabilities are rounded to the type. K and V that a
+ * row does not see do not reach it as long as they are finite; those behind a
+ * span's end or skipped are never read.
  *
  * Errors: -EINVAL for shapes outside these, then nothing is queued; those of the driver.
  * Thread: any that has the context, one at a time for a stream.
@@ -52,8 +54,32 @@ int64_t kern_gpu_plan(const struct gpu_span *spans,
 		      struct gpu_part *parts, uint32_t max_parts,
 		      struct gpu_row *out);
 
+/* What kinds of rows there are. */
+struct kern_gpu_shape {
+	enum kern_type type;
+	uint32_t n_heads, n_kv_heads, head_dim;
+};
+/* Memory of the host, the caller's; what is written is to be copied to the device. */
+struct kern_gpu_plan {
+	struct gpu_part *parts; /* [max_parts] */
+	struct gpu_tile *tiles; /* [max_tiles] */
+	struct gpu_row *rows; /* [n_rows] */
+	uint32_t max_parts, max_tiles;
+	uint32_t n_parts, n_tiles; /* out */
+};
+/*
+ * As kern_gpu_plan(), but rows that follow each other and have the same first_span and
+ * n_spans go into tiles where they are enough (never in f32). Which of both a row gets
+ * does not change its bits. -ENOSPC.
+ */
+int kern_gpu_plan_rows(const struct kern_gpu_shape *s,
+		       const struct gpu_span *spans,
+		       const struct kern_gpu_list *rows, uint32_t n_rows,
+		       struct kern_gpu_plan *p);
+
 /* As kern_attn(); head_dim 64, 96, 128, 256; K, V and q 16-byte aligned, strides a
- * multiple of 16. One launch for all rows, however unequal, and one to merge. */
+ * multiple of 16. One launch for the parts of all rows, however unequal, one for the tiles, and one
+ * to merge. -ENOTSUP: a block of this device has too little shared memory. */
 int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st);
 /* Convert as kern_from_f32() and store; byte for byte the same. */

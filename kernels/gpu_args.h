@@ -17,7 +17,9 @@
 #define GPU_SPLIT_TOKENS 512u
 #define GPU_THREADS	 128u /* of a block, in every kernel */
 #define GPU_WARPS	 (GPU_THREADS / 32u)
-#define GPU_HEADS	 8u /* query heads that share what a block reads */
+#define GPU_HEADS	 8u /* query heads that share what a block reads, f32 */
+#define GPU_MMA_HEADS	 16u /* the same for bf16 and f16 */
+#define GPU_FLASH_TILE	 64u /* tokens, of these types */
 
 /* As struct kern_span. */
 struct gpu_span {
@@ -39,10 +41,21 @@ struct gpu_part {
 	uint32_t row, span, t0;
 };
 
+/* n_parts of a row that a tile computes. */
+#define GPU_ROW_IN_TILE 0xffffffffu
+
 struct gpu_row {
 	int64_t pos; /* of the query */
 	uint32_t first_part, n_parts; /* in ascending order of the list */
 };
+
+/* Rows that share a list, BF16 and F16: what a block of prefill computes. */
+struct gpu_tile {
+	uint32_t row, n_rows;
+	uint32_t first_span, n_spans;
+};
+/* Query heads times rows of one. */
+#define GPU_TILE_ROWS(head_dim) ((head_dim) <= 128 ? 128u : 64u)
 
 #define GPU_ATTN_ADD	1u /* to the state in o, m, l; else from empty */
 #define GPU_ATTN_FINISH 2u /* o /= l at the end */
@@ -53,6 +66,7 @@ struct gpu_attn {
 	uint64_t q_variant_elems;
 	uint64_t spans; /* struct gpu_span [] */
 	uint64_t parts; /* struct gpu_part [n_parts] */
+	uint64_t tiles; /* struct gpu_tile [n_tiles] */
 	uint64_t rows; /* struct gpu_row [n_rows] */
 	uint64_t part_o; /* f32 [n_parts][n_heads][head_dim]: room */
 	uint64_t part_ml; /* f32 [n_parts][n_heads][2]: room */
@@ -60,9 +74,9 @@ struct gpu_attn {
 	uint64_t m, l; /* f32 [n_rows][n_heads] */
 	uint32_t n_heads, n_kv_heads, head_dim;
 	uint32_t n_rows, n_parts;
+	uint32_t n_tiles;
 	uint32_t flags; /* GPU_ATTN_* */
 	float scale;
-	uint32_t pad;
 };
 
 /* Rows of K and V into pages. */

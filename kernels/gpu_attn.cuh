@@ -1,5 +1,5 @@
 /*
- * gpu_attn.cuh - decode attention for one element type and head size
+ * gpu_attn.cuh - attention of parts in f32, for checks, of one head size
  *
  * Included by gpu.cu with ATTN_NAME, HEAD_DIM, LOAD8 and ELEM_BYTES set.
  *

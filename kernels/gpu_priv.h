@@ -16,6 +16,8 @@ enum gpu_kernel {
 	GPU_DIMS(ATTN_F32),
 	GPU_DIMS(ATTN_F16),
 	GPU_DIMS(ATTN_BF16),
+	GPU_DIMS(TILES_F16),
+	GPU_DIMS(TILES_BF16),
 	GPU_TYPES(APPEND),
 	GPU_TYPES(GATHER),
 	GPU_TYPES(FROM_F32),
@@ -35,6 +37,8 @@ struct kern_gpu {
 	const struct cuda_api *cu;
 	cuda_handle module;
 	cuda_handle f[GPU_N_KERNELS];
+	uint32_t shared[GPU_N_KERNELS]; /* bytes of a block, dynamic */
+	int ret[GPU_N_KERNELS]; /* 0, or why it cannot be launched here */
 };
 
 struct gpu_grid {

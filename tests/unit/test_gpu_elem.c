@@ -57,6 +57,14 @@ static void *typed(enum kern_type type, size_t n)
 	return p;
 }
 
+/* Now and then large ones. */
+static void refill(float *x, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		x[i] = ((float)next_random() / (float)(1 << 23) - 1.0f) *
+		       (next_random() % 50 ? 1.0f : 8.0f);
+}
+
 START_TEST(add_equals_the_twin)
 {
 	const size_t n = 1000 + next_random() % 1000;
@@ -225,6 +233,174 @@ START_TEST(deviation_near_exact)
 }
 END_TEST
 
+/* _i: type. Pages as kern_from_f32() would have filled them; nothing else. */
+START_TEST(append_equals_the_twin)
+{
+	enum { N = 7, HEADS = 3, DIM = 96 };
+	const enum kern_type type = types[_i];
+	const size_t es = kern_type_bytes(type), row = DIM * es;
+	struct gpu_span *s = rig_gpu_alloc(&g, 2 * sizeof(*s));
+	uint32_t *to = rig_gpu_alloc(&g, N * 8);
+	float *k = rig_gpu_alloc(&g, N * HEADS * DIM * 4);
+	float *v = rig_gpu_alloc(&g, N * HEADS * DIM * 4);
+	const size_t page = 2 * HEADS * 32 * row, n_bytes = 3 * page;
+	char *want = malloc(2 * n_bytes), *got = rig_gpu_alloc(&g, 2 * n_bytes);
+	const struct gpu_append a = {
+		.k = (uintptr_t)k,
+		.v = (uintptr_t)v,
+		.spans = (uintptr_t)s,
+		.to = (uintptr_t)to,
+		.n_kv_heads = HEADS,
+		.head_dim = DIM,
+		.n_rows = N,
+	};
+
+	refill(k, N * HEADS * DIM);
+	refill(v, N * HEADS * DIM);
+	k[3] = NAN;
+	k[4] = INFINITY;
+	k[5] = 1e-40f;
+	k[6] = 3.4e38f;
+	k[7] = 1.00390625f; /* a tie of bf16 */
+	memset(want, 0x55, 2 * n_bytes);
+	memset(got, 0x55, 2 * n_bytes);
+	for (uint32_t i = 0; i < 2; i++)
+		s[i] = (struct gpu_span){ .k = (uintptr_t)got + i * n_bytes,
+					  .v = (uintptr_t)got + i * n_bytes +
+					       HEADS * 32 * row,
+					  .head_bytes = 32 * row,
+					  .page_bytes = page,
+					  .page_tokens = 32 };
+	for (uint32_t r = 0; r < N; r++) {
+		const uint32_t i = r % 2, t = r * 13;
+
+		to[2 * r] = i;
+		to[2 * r + 1] = t;
+		for (uint32_t h = 0; h < HEADS; h++) {
+			char *at = want + i * n_bytes + t / 32 * page +
+				   h * 32 * row + t % 32 * row;
+
+			kern_from_f32(type, k + (r * HEADS + h) * DIM, at, DIM);
+			kern_from_f32(type, v + (r * HEADS + h) * DIM,
+				      at + HEADS * 32 * row, DIM);
+		}
+	}
+	ck_assert_int_eq(kern_gpu_append(g.kern, type, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	/* which NaN it is, is the converter's */
+	for (size_t i = 0; i < 2 * n_bytes; i += es) {
+		float x, y;
+
+		kern_to_f32(type, want + i, &x, 1);
+		kern_to_f32(type, got + i, &y, 1);
+		ck_assert(isnan(x) ? isnan(y) : !memcmp(want + i, got + i, es));
+	}
+	free(want);
+}
+END_TEST
+
+static void near(const float *got, const float *want, size_t n, double rel,
+		 double abs)
+{
+	for (size_t i = 0; i < n; i++)
+		ck_assert_msg(fabs((double)got[i] - (double)want[i]) <=
+				      rel * fabs((double)want[i]) + abs,
+			      "%zu: %g, not %g", i, (double)got[i],
+			      (double)want[i]);
+}
+
+START_TEST(rmsnorm_near_the_twin)
+{
+	for (uint32_t n = 1; n < 1500; n = n * 3 + 1) {
+		float *x = rig_gpu_alloc(&g, 3 * n * 4), *y;
+		float *w = rig_gpu_alloc(&g, n * 4);
+		float *want = malloc(3 * n * 4);
+		struct gpu_rmsnorm a = { .x = (uintptr_t)x,
+					 .w = (uintptr_t)w,
+					 .n_rows = 3,
+					 .n = n,
+					 .eps = 1e-5f };
+
+		y = rig_gpu_alloc(&g, 3 * n * 4);
+		a.y = (uintptr_t)y;
+		refill(x, 3 * n);
+		refill(w, n);
+		kern_rmsnorm(x, w, want, 3, n, a.eps);
+		ck_assert_int_eq(kern_gpu_rmsnorm(g.kern, &a, g.stream), 0);
+		rig_gpu_wait(&g);
+		near(y, want, 3 * n, 2e-6, 0);
+		free(want);
+	}
+}
+END_TEST
+
+/* _i: kind. In place, partly rotated, far and negative positions. */
+START_TEST(rope_near_the_twin)
+{
+	enum { N = 4, HEADS = 3, DIM = 64 };
+	const struct kern_rope p = { (enum kern_rope_kind)_i, 48, 10000, 0.5f };
+	float *x = rig_gpu_alloc(&g, N * HEADS * DIM * 4);
+	int64_t *pos = rig_gpu_alloc(&g, N * 8);
+	static float want[N * HEADS * DIM];
+	const struct gpu_rope a = { .src = (uintptr_t)x,
+				    .dst = (uintptr_t)x,
+				    .pos = (uintptr_t)pos,
+				    .n_rows = N,
+				    .n_heads = HEADS,
+				    .head_dim = DIM,
+				    .kind = p.kind,
+				    .n_rot = p.n_rot,
+				    .theta = p.theta,
+				    .scale = p.scale };
+
+	refill(x, N * HEADS * DIM);
+	pos[0] = 0;
+	pos[1] = -5;
+	pos[2] = 131071;
+	pos[3] = (1 << 24) - 1;
+	kern_rope(&p, x, want, pos, N, HEADS, DIM);
+	ck_assert_int_eq(kern_gpu_rope(g.kern, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	near(x, want, N * HEADS * DIM, 0, 16e-6);
+}
+END_TEST
+
+START_TEST(swiglu_near_the_twin)
+{
+	const size_t n = 1000;
+	float *x = rig_gpu_alloc(&g, n * 4), *up = rig_gpu_alloc(&g, n * 4);
+	const struct gpu_swiglu a = { (uintptr_t)x, (uintptr_t)up, (uintptr_t)x,
+				      n };
+	static float want[1000];
+
+	refill(x, n);
+	refill(up, n);
+	kern_swiglu(x, up, want, n);
+	ck_assert_int_eq(kern_gpu_swiglu(g.kern, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	near(x, want, n, 2e-6, 1e-30);
+}
+END_TEST
+
+START_TEST(reads_every_byte)
+{
+	const size_t n = 5000;
+	uint32_t *src = rig_gpu_alloc(&g, n * 16), x = 0;
+	uint32_t *out = rig_gpu_alloc(&g, 2 * GPU_THREADS * 4);
+	const struct gpu_read a = { (uintptr_t)src, n, (uintptr_t)out };
+
+	for (size_t i = 0; i < 4 * n; i++) {
+		src[i] = next_random();
+		x ^= src[i];
+	}
+	ck_assert_int_eq(kern_gpu_read(g.kern, &a, 2, g.stream), 0);
+	rig_gpu_wait(&g);
+	for (uint32_t i = 0; i < 2 * GPU_THREADS; i++)
+		x ^= out[i];
+	ck_assert_uint_eq(x, 0);
+}
+END_TEST
+
 START_TEST(nothing_to_do_is_no_launch)
 {
 	const struct gpu_add add = { 0 };
@@ -268,6 +444,11 @@ int main(void)
 	tcase_add_loop_test(t, gathers_rows, 0, 3);
 	tcase_add_test(t, moves_runs);
 	tcase_add_loop_test(t, deviation_near_exact, 0, 3);
+	tcase_add_loop_test(t, append_equals_the_twin, 0, 3);
+	tcase_add_test(t, rmsnorm_near_the_twin);
+	tcase_add_loop_test(t, rope_near_the_twin, 1, 3);
+	tcase_add_test(t, swiglu_near_the_twin);
+	tcase_add_test(t, reads_every_byte);
 	tcase_add_test(t, nothing_to_do_is_no_launch);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -13,9 +13,13 @@
 
 #include "tests/rig/cuda/fake_priv.h"
 
+#define STATIC_MAX (48u << 10) /* what every kernel may have */
+
 #define ATTN_ALL(X, d) \
 	X(attn_bf16_##d, gpu_attn) \
-	X(attn_f16_##d, gpu_attn) X(attn_f32_##d, gpu_attn)
+	X(attn_f16_##d, gpu_attn) \
+	X(attn_f32_##d, gpu_attn) \
+	X(tiles_bf16_##d, gpu_attn) X(tiles_f16_##d, gpu_attn)
 #define KERNELS(X) \
 	ATTN_ALL(X, 64) \
 	ATTN_ALL(X, 96) \
@@ -56,6 +60,8 @@ static const struct entry {
 	size_t n_bytes;
 	void (*fn)(const void *args);
 } entries[] = { KERNELS(ENTRY) };
+static unsigned int
+	allowed[sizeof(entries) / sizeof(*entries)]; /* shared bytes */
 
 int cuModuleLoadData(cuda_handle *out, const void *image);
 int cuModuleLoadData(cuda_handle *out, const void *image)
@@ -93,6 +99,21 @@ int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name)
 	return fake_leave(CUDA_NOT_FOUND);
 }
 
+int cuFuncSetAttribute(cuda_handle f, int attr, int value);
+int cuFuncSetAttribute(cuda_handle f, int attr, int value)
+{
+	const int err = fake_enter("cuFuncSetAttribute");
+	const struct entry *e = f;
+
+	if (err)
+		return err;
+	if (attr != CUDA_FUNC_DYNAMIC_SHARED || value < 0 ||
+	    (unsigned int)value > EMU_SHARED)
+		return fake_leave(CUDA_INVALID_VALUE);
+	allowed[e - entries] = (unsigned int)value;
+	return fake_leave(CUDA_OK);
+}
+
 int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
 		   unsigned int gz, unsigned int bx, unsigned int by,
 		   unsigned int bz, unsigned int shared, cuda_stream st,
@@ -104,12 +125,15 @@ int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
 {
 	const int err = fake_enter("cuLaunchKernel");
 	const struct entry *e = f;
-	struct fake_op op = { .kind = OP_LAUNCH, .grid = { gx, gy, gz } };
+	struct fake_op op = { .kind = OP_LAUNCH,
+			      .grid = { gx, gy, gz },
+			      .shared = shared };
 
 	if (err)
 		return err;
 	if (!gx || !gy || !gz || gy > 65535 || gz > 65535 ||
-	    bx != GPU_THREADS || by != 1 || bz != 1 || shared || extra)
+	    bx != GPU_THREADS || by != 1 || bz != 1 || extra ||
+	    (shared > STATIC_MAX && shared > allowed[e - entries]))
 		return fake_leave(CUDA_INVALID_VALUE);
 	op.fn = e->fn;
 	memcpy(op.args, args[0], e->n_bytes);

@@ -53,6 +53,7 @@ struct fake_op {
 	void (*fn)(const void *args); /* LAUNCH: a kernel of gpu.cu */
 	char args[256];
 	uint32_t grid[3]; /* 0: fn is no kernel, and is called once */
+	uint32_t shared; /* bytes */
 };
 
 struct fake_stream {

@@ -32,7 +32,8 @@ static void execute(struct fake_stream *s, struct fake_op *op)
 		if (op->grid[0])
 			emu_run(op->fn, op->args,
 				(struct emu_dim){ op->grid[0], op->grid[1],
-						  op->grid[2] });
+						  op->grid[2] },
+				op->shared);
 		else
 			op->fn(op->args);
 		pthread_mutex_lock(&fake.m);

@@ -18,6 +18,7 @@
 enum at { RUNS, AT_WARP, AT_BLOCK, ENDED };
 
 struct emu_dim threadIdx, blockIdx, gridDim;
+unsigned char emu_shared[EMU_SHARED] __attribute__((aligned(128)));
 
 /* ---- contexts: ucontext where a sanitizer has to know of them, else 20 times faster */
 
@@ -90,6 +91,7 @@ static struct emu_ctx scheduler;
 static uint32_t current;
 static void (*run_fn)(const void *);
 static const void *run_args;
+static uint32_t n_shared;
 
 static void stop_at(enum at at)
 {
@@ -154,14 +156,13 @@ static void start(uint32_t i)
 	ctx_init(&threads[i].ctx, stacks[i], thread_main);
 }
 
-static void run_block(void)
+/* A warp until it meets a barrier of the block; was there anything to do? */
+static int run_warp(uint32_t from)
 {
-	for (uint32_t i = 0; i < GPU_THREADS; i++)
-		start(i);
-	while (!ended()) {
-		int any = 0;
+	int any = 0, again = 1;
 
-		for (uint32_t i = 0; i < GPU_THREADS; i++) {
+	while (again) {
+		for (uint32_t i = from; i < from + 32; i++) {
 			if (threads[i].at != RUNS)
 				continue;
 			current = i;
@@ -169,8 +170,24 @@ static void run_block(void)
 			any = 1;
 			switch_to(&scheduler, &threads[i].ctx);
 		}
+		again = release(from, from + 32, AT_WARP);
+	}
+	return any;
+}
+
+static void run_block(void)
+{
+	/* every other block the other way round: an order that is luck fails */
+	const uint32_t turn = blockIdx.x % 2 ? GPU_THREADS - 32 : 0;
+
+	emu_block_begins(n_shared);
+	for (uint32_t i = 0; i < GPU_THREADS; i++)
+		start(i);
+	while (!ended()) {
+		int any = 0;
+
 		for (uint32_t w = 0; w < GPU_THREADS; w += 32)
-			any |= release(w, w + 32, AT_WARP);
+			any |= run_warp(w ^ turn);
 		any |= release(0, GPU_THREADS, AT_BLOCK);
 		if (!any) {
 			(void)fputs("gpu_emu: a barrier that some threads do "
@@ -182,7 +199,7 @@ static void run_block(void)
 }
 
 void emu_run(void (*fn)(const void *args), const void *args,
-	     struct emu_dim grid)
+	     struct emu_dim grid, uint32_t shared)
 {
 	static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
 
@@ -190,6 +207,7 @@ void emu_run(void (*fn)(const void *args), const void *args,
 	run_fn = fn;
 	run_args = args;
 	gridDim = grid;
+	n_shared = shared;
 	for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
 		for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
 			for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++)

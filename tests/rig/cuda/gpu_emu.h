@@ -2,9 +2,12 @@
  * gpu_emu.h - what C lacks to compile kernels/gpu.cu: a block's threads, one at a time
  *
  * Each thread is a context of its own, which runs until it meets a barrier of its
- * warp or its block. So shuffles, shared memory and masks are those of the source;
- * races between threads of a warp are not seen. A barrier that not all threads of a
- * warp, or of a block, come to ends the process, as does memory that is not there.
+ * warp or its block. So shuffles, shared memory and masks are those of the source. A
+ * warp runs until it meets a barrier of the block before another does, in every other
+ * block in the opposite order: a barrier of the block that is missing makes others
+ * read junk. Races between threads of a warp are not seen. A barrier that not all
+ * threads of a warp, or of a block, come to ends the process, as does memory that is not
+ * there.
  */
 #ifndef RIG_CUDA_GPU_EMU_H
 #define RIG_CUDA_GPU_EMU_H
@@ -26,6 +29,7 @@ typedef struct {
 #define KERNEL(name, args) static void name(const args a)
 #define __device__
 #define __shared__ static
+#define INLINE	   static inline
 #define ALL_LANES  0xffffffffu
 
 float emu_shuffle_xor(uint32_t mask, float value, uint32_t x);
@@ -35,9 +39,25 @@ void emu_sync_block(void);
 #define __syncwarp()		    emu_sync_warp()
 #define __syncthreads()		    emu_sync_block()
 
-/* Run fn(args) for every thread of the grid. */
+/* Dynamic shared memory: junk when a block begins. */
+#define EMU_SHARED (227u << 10)
+extern unsigned char emu_shared[EMU_SHARED];
+#define DYN_SHARED(name) unsigned char *const name = emu_shared
+
+/* As in gpu_mma.cuh. */
+void mma_bf16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
+void mma_f16(float *c, const uint32_t *a, uint32_t b0, uint32_t b1);
+void ldmatrix(uint32_t *r, const void *p);
+void ldmatrix_trans(uint32_t *r, const void *p);
+void cp_async(void *to, const void *from, uint32_t n);
+void cp_commit(void);
+void cp_wait(uint32_t n);
+void emu_block_begins(uint32_t n_shared);
+
+/* Run fn(args) for every thread of the grid, with so many bytes of dynamic shared
+ * memory. */
 void emu_run(void (*fn)(const void *args), const void *args,
-	     struct emu_dim grid);
+	     struct emu_dim grid, uint32_t shared);
 
 static inline float FROM_BITS(uint32_t u)
 {

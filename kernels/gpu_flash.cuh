@@ -1,0 +1,527 @@
+/*
+ * gpu_flash.cuh - attention on tensor cores for one element type and head size: rows
+ * in tiles (prefill), and parts of a row (decode)
+ *
+ * Included by gpu.cu with HEAD_DIM, M_TILES, TILES_NAME, PARTS_NAME and ELEM (bf16 or
+ * f16) set.
+ *
+ * The arithmetic of a row, the same in both: its list in order, each span cut into
+ * parts of GPU_SPLIT_TOKENS, a part into tiles of 64 tokens. In a part, from an empty
+ * state: scores by mma over ascending dimensions, maximum, probabilities rounded to the
+ * type, their sum by column in quads of lanes, values by mma over ascending tokens.
+ * Parts are merged in order, one by one (merge of kern.h). Tiles that a row does not see
+ * change nothing. So the bits depend on the list alone, whoever computes it with whom.
+ *
+ * PREFILL, a block: M_TILES * 64 rows, which are query heads of one kv head of tokens
+ * that share a list; a warp has 16 * M_TILES of them and all tokens. K of the next tile
+ * comes while values are summed, V while scores are.
+ * DECODE, a block: a part and up to 16 query heads of one kv head; the warps share out
+ * tokens for the scores and dimensions for the values; two tiles are under way.
+ *
+ * Rows of shared memory are 16 bytes longer than they are read: 8 of them lie in
+ * different banks.
+ */
+#define PITCH	   (HEAD_DIM * 2 + 16) /* bytes */
+#define CHUNKS	   (HEAD_DIM / 8) /* of 16 bytes in a row */
+#define TILE_BYTES (FLASH_TILE * PITCH)
+#define N_TILES	   (HEAD_DIM / 8) /* of 8 dimensions */
+#define K_GROUPS   (HEAD_DIM / 32)
+#define FN(name)   CAT3(name, _, CAT3(ELEM, _, HEAD_DIM))
+#define MMA_ELEM   CAT3(mma, _, ELEM)
+#define PACK	   CAT3(pack, _, ELEM)
+#define LOW	   CAT3(low, _, ELEM)
+#define HIGH	   CAT3(high, _, ELEM)
+
+/* K or V of a tile: tokens not in mask are zero. */
+INLINE void FN(load_tile)(unsigned char *to, const struct gpu_span *s,
+			  uint64_t base, uint32_t t0, uint64_t mask,
+			  uint32_t kv_head)
+{
+	const uint32_t row = span_row_bytes(s, HEAD_DIM * 2);
+	const char *const low =
+		(const char *)base + half_offset(s, t0, kv_head, row);
+	const char *const high = (const char *)base +
+				 half_offset(s, t0 + GPU_TILE, kv_head, row);
+
+#pragma unroll
+	for (uint32_t i = 0; i < FLASH_TILE * CHUNKS / GPU_THREADS; i++) {
+		const uint32_t c = threadIdx.x + i * GPU_THREADS;
+		const uint32_t t = c / CHUNKS, d = c % CHUNKS * 16;
+		const int seen = mask >> t & 1;
+		const char *from = (t < GPU_TILE ? low : high) +
+				   (size_t)(t % GPU_TILE) * row + d;
+
+		cp_async(to + t * PITCH + d, seen ? from : (const char *)base,
+			 seen ? 16 : 0);
+	}
+}
+
+/* s += the products of a warp's 16 rows with n_j times 8 tokens, of dimensions from
+ * 32 * kg; q: fragments of these. */
+INLINE void FN(scores)(float (*s)[4], uint32_t n_j, const uint32_t (*q)[4],
+		       const unsigned char *k_sh, uint32_t kg)
+{
+	const uint32_t lane = threadIdx.x % 32;
+
+#pragma unroll
+	for (uint32_t j = 0; j < n_j; j++) {
+		uint32_t b[4];
+
+		ldmatrix(b, k_sh + (8 * j + lane % 8) * PITCH + 64 * kg +
+				    lane / 8 * 16);
+		MMA_ELEM(s[j], q[0], b[0], b[1]);
+		MMA_ELEM(s[j], q[1], b[2], b[3]);
+	}
+}
+
+/* o += P V for n_j times 8 dimensions from d0 on. */
+INLINE void FN(values)(float (*o)[4], uint32_t n_j, uint32_t d0,
+		       const uint32_t (*p)[4], const unsigned char *v_sh)
+{
+	const uint32_t lane = threadIdx.x % 32;
+
+#pragma unroll
+	for (uint32_t half = 0; half < 2; half++)
+#pragma unroll
+		for (uint32_t j = 0; j < n_j; j++) {
+			uint32_t b[4];
+
+			ldmatrix_trans(b, v_sh + (32 * half + lane) * PITCH +
+						  2 * (d0 + 8 * j));
+			MMA_ELEM(o[j], p[2 * half], b[0], b[1]);
+			MMA_ELEM(o[j], p[2 * half + 1], b[2], b[3]);
+		}
+}
+
+/*
+ * Scores of 16 rows and 64 tokens, scaled, -inf where not seen, into fragments of
+ * probabilities; m, l of rows g and g + 8 follow (l: this lane's columns), f is by what
+ * their sums so far are to be multiplied.
+ */
+INLINE void FN(softmax)(const float (*s)[4], uint32_t (*p)[4], float *m,
+			float *l, float *f)
+{
+	float neg[2], sum[2] = { 0, 0 };
+
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++) {
+		float top = m[i], base;
+
+#pragma unroll
+		for (uint32_t j = 0; j < 8; j++)
+			top = fmaxf(top, fmaxf(s[j][2 * i], s[j][2 * i + 1]));
+		top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
+		top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
+		base = top == -INFINITY ? 0.0f : top;
+		f[i] = exp2_fast((m[i] - base) * LOG2E);
+		neg[i] = -base * LOG2E;
+		m[i] = top;
+	}
+#pragma unroll
+	for (uint32_t j = 0; j < 8; j++)
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			const uint32_t w = PACK(
+				exp2_fast(fmaf(s[j][2 * i], LOG2E, neg[i])),
+				exp2_fast(
+					fmaf(s[j][2 * i + 1], LOG2E, neg[i])));
+
+			sum[i] += LOW(w) + HIGH(w);
+			p[j / 2][j % 2 * 2 + i] = w;
+		}
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++)
+		l[i] = fmaf(l[i], f[i], sum[i]);
+}
+
+/* ---- prefill ------------------------------------------------------------------ */
+
+#define M_ROWS (64 * M_TILES)
+
+/* Queries of the block's rows: row i is head i % n_h of token i / n_h. */
+INLINE void FN(load_q)(unsigned char *q_sh, const struct gpu_attn *a,
+		       const struct gpu_tile *tile, uint32_t variant,
+		       uint32_t h0, uint32_t n_h)
+{
+	for (uint32_t c = threadIdx.x; c < M_ROWS * CHUNKS; c += GPU_THREADS) {
+		const uint32_t row = c / CHUNKS, d = c % CHUNKS * 16;
+		const uint32_t r = row / n_h, h = h0 + row % n_h;
+		uint4 w = { 0, 0, 0, 0 };
+
+		if (r < tile->n_rows)
+			w = *(const uint4 *)((const char *)a->q +
+					     ((size_t)variant *
+						      a->q_variant_elems +
+					      ((size_t)(tile->row + r) *
+						       a->n_heads +
+					       h) * HEAD_DIM) *
+						     2 +
+					     d);
+		*(uint4 *)(q_sh + row * PITCH + d) = w;
+	}
+}
+
+/* A warp's 16 * M_TILES rows; of 16, a lane has rows g and g + 8. */
+struct FN(state) {
+	float o[M_TILES][N_TILES][4], m[M_TILES][2], l[M_TILES][2]; /* part */
+	float ml[M_TILES][4]; /* M, L of what was flushed, of g, then g + 8 */
+	int32_t at[M_TILES][2]; /* [row][head], < 0: none */
+};
+
+INLINE void FN(clear)(struct FN(state) * st)
+{
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++) {
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			st->m[x][i] = -INFINITY;
+			st->l[x][i] = 0;
+		}
+#pragma unroll
+		for (uint32_t j = 0; j < N_TILES; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				st->o[x][j][k] = 0;
+	}
+}
+
+INLINE void FN(begin)(struct FN(state) * st, const struct gpu_attn *a,
+		      const struct gpu_tile *tile, const struct gpu_heads *hs,
+		      uint32_t row0)
+{
+	FN(clear)(st);
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++)
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			const int32_t at =
+				place_of(a, tile, hs, row0 + 16 * x + 8 * i);
+			const int old = a->flags & GPU_ATTN_ADD && at >= 0;
+
+			st->at[x][i] = at;
+			st->ml[x][2 * i] = old ? ((const float *)a->m)[at]
+					       : -INFINITY;
+			st->ml[x][2 * i + 1] = old ? ((const float *)a->l)[at]
+						   : 0.0f;
+		}
+}
+
+/* Dimensions of a row into a->o: fmaf(part's, y, those before * x), over div. */
+INLINE void FN(put_row)(float *to, const float (*o)[4], uint32_t i, float x,
+			float y, int is_first, int finish, float div)
+{
+#pragma unroll
+	for (uint32_t j = 0; j < N_TILES; j++)
+#pragma unroll
+		for (uint32_t k = 0; k < 2; k++) {
+			const float was = is_first ? 0.0f : to[8 * j + k];
+			float sum = fmaf(o[j][2 * i + k], y, was * x);
+
+			if (finish)
+				sum = div > 0 ? sum / div : 0.0f;
+			to[8 * j + k] = sum;
+		}
+}
+
+/* Add the part to the rows' states; last: there will be no other. */
+INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a, int last)
+{
+	const int finish = last && a->flags & GPU_ATTN_FINISH;
+
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++)
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			float *const ml = &st->ml[x][2 * i];
+			const int is_first = ml[0] == -INFINITY;
+			const float top = fmaxf(ml[0], st->m[x][i]);
+			const float f = weight_of(ml[0], top);
+			const float y = weight_of(st->m[x][i], top);
+			const float sum = quad_sum(st->l[x][i]);
+
+			ml[0] = top;
+			ml[1] = fmaf(sum, y, ml[1] * f);
+			if (st->at[x][i] >= 0)
+				FN(put_row)
+			((float *)a->o + (size_t)st->at[x][i] * HEAD_DIM +
+				 threadIdx.x % 4 * 2,
+			 st->o[x], i, f, y, is_first, finish, ml[1]);
+		}
+	FN(clear)(st);
+}
+
+/* Scores of all rows of a warp: s += Q K^T. */
+INLINE void FN(all_scores)(float (*s)[8][4], const unsigned char *q_sh,
+			   const unsigned char *k_sh)
+{
+	const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++)
+#pragma unroll
+		for (uint32_t j = 0; j < 8; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				s[x][j][k] = 0;
+#pragma unroll
+	for (uint32_t kg = 0; kg < K_GROUPS; kg++)
+#pragma unroll
+		for (uint32_t x = 0; x < M_TILES; x++) {
+			const unsigned char *row =
+				q_sh +
+				(warp * 16 * M_TILES + 16 * x + lane % 16) *
+					PITCH +
+				64 * kg + lane / 16 * 16;
+			uint32_t q[2][4];
+
+			ldmatrix(q[0], row);
+			ldmatrix(q[1], row + 32);
+			FN(scores)(s[x], 8, q, k_sh, kg);
+		}
+}
+
+/* One tile's scores into the state; pos: of row g of the warp's first 16. */
+INLINE void FN(all_values)(struct FN(state) * st, float (*s)[8][4], float scale,
+			   const struct flash_cursor *c, int64_t low,
+			   const int64_t *pos, const unsigned char *v_sh)
+{
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++) {
+		uint32_t p[4][4];
+		float f[2];
+
+		scale_and_mask(s[x], scale, c, low, pos + 16 * x);
+		FN(softmax)(s[x], p, st->m[x], st->l[x], f);
+#pragma unroll
+		for (uint32_t j = 0; j < N_TILES; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				st->o[x][j][k] *= f[k / 2];
+		FN(values)(st->o[x], N_TILES, 0, p, v_sh);
+	}
+}
+
+KERNEL(TILES_NAME, struct gpu_attn)
+{
+	DYN_SHARED(smem);
+	__shared__ int64_t pos_sh[M_ROWS];
+	unsigned char *const q_sh = smem, *const k_sh = smem + M_ROWS * PITCH;
+	unsigned char *const v_sh = k_sh + TILE_BYTES;
+	const struct gpu_tile tile =
+		((const struct gpu_tile *)a.tiles)[blockIdx.x];
+	const struct gpu_heads hs = heads_of(&a, M_ROWS);
+	const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+	const uint32_t row0 = warp * 16 * M_TILES + lane / 4;
+	const struct flash_range seen = rows_of(&a, &tile, &hs, M_ROWS, pos_sh);
+	uint32_t variant = 0;
+	struct FN(state) st;
+	struct flash_cursor c = cursor_from(&a, &tile, seen.high, 0, 0), next;
+	int has_q = 0;
+
+	FN(begin)(&st, &a, &tile, &hs, row0);
+	if (!c.s) /* nothing is seen */
+		FN(flush)(&st, &a, 1);
+	else
+		FN(load_tile)(k_sh, c.s, c.s->k, c.t, c.mask, blockIdx.y);
+	cp_commit();
+	while (c.s) {
+		float s[M_TILES][8][4];
+
+		cp_wait(0);
+		__syncthreads(); /* K is there, V and Q are free */
+		FN(load_tile)(v_sh, c.s, c.s->v, c.t, c.mask, blockIdx.y);
+		cp_commit();
+		if (!has_q || c.s->q_variant != variant) {
+			has_q = 1;
+			variant = c.s->q_variant;
+			FN(load_q)(q_sh, &a, &tile, variant, hs.first, hs.n);
+			__syncthreads();
+		}
+		next = cursor_from(&a, &tile, seen.high, c.i, c.t + FLASH_TILE);
+		FN(all_scores)(s, q_sh, k_sh);
+		cp_wait(0);
+		__syncthreads(); /* V is there, K is free */
+		if (next.s)
+			FN(load_tile)
+		(k_sh, next.s, next.s->k, next.t, next.mask, blockIdx.y);
+		cp_commit();
+		FN(all_values)
+		(&st, s, a.scale, &c, seen.low, pos_sh + row0, v_sh);
+		if (!same_part(&c, &next))
+			FN(flush)(&st, &a, !next.s);
+		c = next;
+	}
+#pragma unroll
+	for (uint32_t x = 0; x < M_TILES; x++)
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++)
+			if (st.at[x][i] >= 0 && !(lane % 4)) {
+				((float *)a.m)[st.at[x][i]] = st.ml[x][2 * i];
+				((float *)a.l)[st.at[x][i]] =
+					st.ml[x][2 * i + 1];
+			}
+}
+
+/* ---- decode ---------------------------------------------------------------------- */
+
+/* Fragments of up to 16 heads of a row: the k-th 32 dimensions are q[2k], q[2k + 1]. */
+INLINE void FN(load_heads)(uint32_t (*q)[4], const struct gpu_attn *a,
+			   uint32_t row, uint32_t variant,
+			   const struct gpu_heads *hs)
+{
+	const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+	const uint32_t *from =
+		(const uint32_t *)((const char *)a->q +
+				   ((size_t)variant * a->q_variant_elems +
+				    ((size_t)row * a->n_heads + hs->first) *
+					    HEAD_DIM) *
+					   2);
+
+#pragma unroll
+	for (uint32_t k = 0; k < HEAD_DIM / 16; k++)
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++) {
+			const uint32_t h = g + i % 2 * 8;
+
+			q[k][i] = h < hs->n ? from[(h * HEAD_DIM + 16 * k +
+						    i / 2 * 8) /
+							   2 +
+						   t]
+					    : 0;
+		}
+}
+
+/* A part's state, whose dimensions from d0 on are the warp's. */
+INLINE void FN(put_part)(const struct gpu_attn *a, const struct gpu_heads *hs,
+			 const float (*o)[4], const float *m, const float *l,
+			 uint32_t d0)
+{
+	const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+	const float sum[2] = { quad_sum(l[0]), quad_sum(l[1]) };
+
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++) {
+		const uint32_t h = g + 8 * i;
+		const size_t to =
+			(size_t)blockIdx.x * a->n_heads + hs->first + h;
+
+		if (h >= hs->n)
+			continue;
+#pragma unroll
+		for (uint32_t j = 0; j < N_TILES / 4; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 2; k++)
+				((float *)a->part_o)[to * HEAD_DIM + d0 +
+						     8 * j + 2 * t + k] =
+					o[j][2 * i + k];
+		if (!d0 && !t) {
+			((float *)a->part_ml)[2 * to] = m[i];
+			((float *)a->part_ml)[2 * to + 1] = sum[i];
+		}
+	}
+}
+
+KERNEL(PARTS_NAME, struct gpu_attn)
+{
+	DYN_SHARED(smem);
+	__shared__ float s_sh[16][FLASH_TILE + 4];
+	__shared__ int64_t pos_sh[16];
+	const struct gpu_part part =
+		((const struct gpu_part *)a.parts)[blockIdx.x];
+	const struct gpu_span *sp =
+		(const struct gpu_span *)a.spans + part.span;
+	const int64_t pos = ((const struct gpu_row *)a.rows)[part.row].pos;
+	const struct gpu_heads hs = heads_of(&a, 16);
+	const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+	const uint32_t g = lane / 4, t = lane % 4, d0 = warp * (HEAD_DIM / 4);
+	float o[N_TILES / 4][4], m[2] = { -INFINITY, -INFINITY };
+	float l[2] = { 0, 0 };
+	uint32_t q[HEAD_DIM / 16][4], stage = 0;
+	struct flash_cursor c = part_from(sp, part.t0, part.t0, pos), next;
+
+	if (threadIdx.x < 16)
+		pos_sh[threadIdx.x] = pos;
+	FN(load_heads)(q, &a, part.row, sp->q_variant, &hs);
+#pragma unroll
+	for (uint32_t j = 0; j < N_TILES / 4; j++)
+#pragma unroll
+		for (uint32_t k = 0; k < 4; k++)
+			o[j][k] = 0;
+	if (c.s)
+		FN(load_tile)(smem, sp, sp->k, c.t, c.mask, blockIdx.y);
+	cp_commit();
+	if (c.s)
+		FN(load_tile)
+	(smem + TILE_BYTES, sp, sp->v, c.t, c.mask, blockIdx.y);
+	cp_commit();
+	while (c.s) {
+		unsigned char *const here = smem + stage * 2 * TILE_BYTES;
+		unsigned char *const there =
+			smem + (stage ^ 1) * 2 * TILE_BYTES;
+		float s[8][4], f[2];
+		uint32_t p[4][4];
+
+		next = part_from(sp, c.t + FLASH_TILE, part.t0, pos);
+		if (next.s)
+			FN(load_tile)
+		(there, sp, sp->k, next.t, next.mask, blockIdx.y);
+		cp_commit();
+		if (next.s)
+			FN(load_tile)
+		(there + TILE_BYTES, sp, sp->v, next.t, next.mask, blockIdx.y);
+		cp_commit();
+		cp_wait(3);
+		__syncthreads(); /* K of this tile */
+#pragma unroll
+		for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				s[j][k] = 0;
+#pragma unroll
+		for (uint32_t kg = 0; kg < K_GROUPS; kg++)
+			FN(scores)
+		(s, 2, &q[2 * kg], here + warp * 16 * PITCH, kg);
+#pragma unroll
+		for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				s_sh[g + k / 2 * 8][16 * warp + 8 * j + 2 * t +
+						    k % 2] = s[j][k];
+		cp_wait(2);
+		__syncthreads(); /* V, and the scores of all warps */
+#pragma unroll
+		for (uint32_t j = 0; j < 8; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				s[j][k] = s_sh[g + k / 2 * 8]
+					      [8 * j + 2 * t + k % 2];
+		scale_and_mask(s, a.scale, &c, pos, pos_sh);
+		FN(softmax)(s, p, m, l, f);
+#pragma unroll
+		for (uint32_t j = 0; j < N_TILES / 4; j++)
+#pragma unroll
+			for (uint32_t k = 0; k < 4; k++)
+				o[j][k] *= f[k / 2];
+		FN(values)(o, N_TILES / 4, d0, p, here + TILE_BYTES);
+		__syncthreads(); /* tile and scores may be written */
+		stage ^= 1;
+		c = next;
+	}
+	FN(put_part)(&a, &hs, o, m, l, d0);
+}
+
+#undef PITCH
+#undef CHUNKS
+#undef TILE_BYTES
+#undef N_TILES
+#undef K_GROUPS
+#undef M_ROWS
+#undef FN
+#undef MMA_ELEM
+#undef PACK
+#undef LOW
+#undef HIGH
+#undef HEAD_DIM
+#undef M_TILES
+#undef TILES_NAME
+#undef PARTS_NAME

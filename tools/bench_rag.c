@@ -158,8 +158,7 @@ static int start_one(struct rag *r, const json_t *o, struct kvc_gen **out)
 	return kvc_generate_start(r->c, &g, out);
 }
 
-/* 1 when text without white space around it is answer. */
-static int matches(const char *text, const char *answer)
+int rag_matches(const char *text, const char *answer)
 {
 	size_t n;
 
@@ -212,7 +211,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 	} else {
 		const struct kv_gen_stats *st = kvc_gen_stats(g);
 
-		right = matches(kvc_gen_text(g), text_of(o, "answer"));
+		right = rag_matches(kvc_gen_text(g), text_of(o, "answer"));
 		t->right[t->n] = (unsigned char)right;
 		t->ttft_ms[t->n] = (double)st->ttft_ns * 1e-6;
 		/* chunks that were missing were computed too, each alone */

@@ -63,6 +63,8 @@ int rag_load(struct rag *r, size_t n_default, size_t n_quick);
 void rag_unload(struct rag *r);
 /* One of --mode's words; -EINVAL there is no such mode. */
 int rag_set_mode(struct rag *r, const char *word, size_t len);
+/* 1 when text without white space around it is answer. */
+int rag_matches(const char *text, const char *answer);
 /* Ask all in that mode, on a daemon of its own. -errno, said. */
 int rag_run(struct rag *r);
 

@@ -23,6 +23,7 @@ struct rag {
 	struct kvc_generate g; /* what all requests share */
 	const char *stop[KV_MAX_STOP];
 	unsigned int n_jobs;
+	float temperature, scale; /* of chunks side by side; 0: they are not */
 	int batch; /* in the order that computes least */
 	json_t **lines;
 	size_t n_lines;
@@ -108,6 +109,7 @@ static const char *text_of(const json_t *o, const char *key)
 static int start(struct rag *r, const json_t *o, struct kvc_gen **out)
 {
 	struct kvc_part parts[MAX_PARTS];
+	const uint32_t side = r->scale > 0 ? KV_PART_PARALLEL : 0;
 	struct kvc_generate g = r->g;
 	uint32_t n = 0;
 	size_t i;
@@ -119,7 +121,9 @@ static int start(struct rag *r, const json_t *o, struct kvc_gen **out)
 						.text = text_of(o, "system") };
 	json_array_foreach(json_object_get(o, "chunks"), i, c)
 		parts[n++] = (struct kvc_part){ .kind = KV_PART_TEXT,
-						.flags = KV_PART_REUSE,
+						.flags = KV_PART_REUSE | side,
+						.temperature = r->temperature,
+						.scale = r->scale,
 						.text = json_string_value(c) };
 	parts[n] = (struct kvc_part){ .kind = KV_PART_TEXT,
 				      .flags = n ? 0 : KV_PART_BOS,
@@ -324,15 +328,22 @@ enum {
 	O_NO_REUSE,
 	O_JSON,
 	O_BATCH,
-	O_FOCUS
+	O_FOCUS,
+	O_APE
 };
 
 static const struct option options[] = {
-	{ "model", 1, NULL, O_MODEL },	 { "max-tokens", 1, NULL, O_MAX },
-	{ "stop", 1, NULL, O_STOP },	 { "jobs", 1, NULL, O_JOBS },
-	{ "repair", 1, NULL, O_REPAIR }, { "no-reuse", 0, NULL, O_NO_REUSE },
-	{ "batch", 0, NULL, O_BATCH },	 { "json", 0, NULL, O_JSON },
-	{ "focus", 0, NULL, O_FOCUS },	 { NULL, 0, NULL, 0 },
+	{ "model", 1, NULL, O_MODEL },
+	{ "max-tokens", 1, NULL, O_MAX },
+	{ "stop", 1, NULL, O_STOP },
+	{ "jobs", 1, NULL, O_JOBS },
+	{ "repair", 1, NULL, O_REPAIR },
+	{ "no-reuse", 0, NULL, O_NO_REUSE },
+	{ "batch", 0, NULL, O_BATCH },
+	{ "json", 0, NULL, O_JSON },
+	{ "focus", 0, NULL, O_FOCUS },
+	{ "ape", 1, NULL, O_APE },
+	{ NULL, 0, NULL, 0 },
 };
 
 static int option(struct rag *r, int o)
@@ -357,6 +368,10 @@ static int option(struct rag *r, int o)
 	case O_NO_REUSE:
 		r->g.flags |= KV_GEN_NO_REUSE;
 		return 0;
+	case O_APE:
+		return sscanf(optarg, "%f:%f", &r->temperature, &r->scale) !=
+			       2 ||
+		       !(r->temperature > 0 && r->scale > 0);
 	case O_FOCUS:
 		r->g.flags |= KV_GEN_FOCUS;
 		return 0;
@@ -418,7 +433,8 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend|craft@PERCENT|load, craft --focus --no-reuse"
-	" --batch (asked in the order that computes least)",
+	"--repair first|random|blend|craft@PERCENT|load, craft --focus\n"
+	"--ape TEMPERATURE:SCALE (chunks side by side) --no-reuse\n"
+	"--batch (asked in the order that computes least)",
 	rag, 0
 };

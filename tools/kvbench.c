@@ -135,6 +135,15 @@ static const struct command {
 	  "                                the first, and the last\n"
 	  "reuse.zipf.memory_mb            a third of the working set\n"
 	  "--mode: the chunk mode, one (chunks)\n" },
+	{ "ape", bench_ape, "FILE.jsonl: a needle in chunks side by side",
+	  "ape.T:S.exact_match             of a third of the questions of one fact, in\n"
+	  "                                eight chunks; T, then S from 1 to 0.1\n"
+	  "ape.{temperature,scale}         the best of these\n"
+	  "ape.exact_match                 with these, of the other questions\n"
+	  "ape.{sequential,parallel}.exact_match  a full prefill; side by side with\n"
+	  "                                nothing before them\n"
+	  "ape.gain                        points over parallel\n"
+	  "ape.of_sequential               over sequential\n" },
 	{ "rag", bench_rag, "FILE.jsonl: questions over chunks, exact match",
 	  "rag.MODE.exact_match            percent; .KIND for each kind\n"
 	  "rag.MODE.{ttft_p50_ms,ttft_p99_ms,tokens_per_s}\n"
@@ -294,7 +303,8 @@ static void defaults(struct bench *b)
 
 static int needs_file(const struct command *c)
 {
-	return c->run == bench_rag || c->run == bench_zipf;
+	return c->run == bench_rag || c->run == bench_zipf ||
+	       c->run == bench_ape;
 }
 
 static int run_all(struct bench *b)

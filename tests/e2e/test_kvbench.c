@@ -232,6 +232,24 @@ START_TEST(what_rows_share_is_read_once)
 }
 END_TEST
 
+START_TEST(a_needle_side_by_side_is_found)
+{
+	static const char *const names[] = { "ape.1.0:1.0.exact_match",
+					     "ape.temperature",
+					     "ape.scale",
+					     "ape.questions",
+					     "ape.sequential.exact_match",
+					     "ape.parallel.exact_match",
+					     "ape.exact_match",
+					     NULL };
+
+	ck_assert_int_eq(
+		kvbench("ape --quick tests/data/eval/rag-dev-1k.jsonl"), 0);
+	lines(names);
+	ck_assert(line("ape.of_sequential") >= 0.9);
+}
+END_TEST
+
 START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
 {
 	static const char *const names[] = {
@@ -563,6 +581,7 @@ static Suite *suite(void)
 	tcase_add_test(t, cached_chunks_are_measured);
 	tcase_add_test(t, an_edit_is_measured);
 	tcase_add_test(t, what_rows_share_is_read_once);
+	tcase_add_test(t, a_needle_side_by_side_is_found);
 	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);
 	tcase_add_test(t, a_store_is_opened_and_used);
 	tcase_add_test(t, paging_reads_back_and_resident_wants_are_quiet);

@@ -105,6 +105,16 @@ START_TEST(rag_answers_line_by_line)
 		n++;
 	ck_assert_int_ge(n, 12);
 	ck_assert_ptr_nonnull(strstr(out, "\"repaired_tokens\":"));
+	snprintf(cmd, sizeof(cmd),
+		 "rag --max-tokens 16 --stop '\n' --ape 1:1 %s/q.jsonl",
+		 d->dir);
+	for (int i = 0; i < 2; i++)
+		ck_assert_int_eq(run(cmd), 0);
+	ck_assert_ptr_nonnull(strstr(out, "12 requests, 0 failed"));
+	ck_assert_ptr_null(strstr(out, "exact match 0 "));
+	ck_assert_ptr_null(strstr(out, " 0 as chunks"));
+	snprintf(cmd, sizeof(cmd), "rag --ape 1 %s/q.jsonl", d->dir);
+	ck_assert_int_eq(run(cmd), 2);
 	/* in another order: the same answers, and in the order of the lines */
 	snprintf(cmd, sizeof(cmd),
 		 "rag --max-tokens 16 --stop '\n' %s/q.jsonl "

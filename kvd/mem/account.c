@@ -133,7 +133,8 @@ uint64_t account_limit_room(const struct account *a, enum account_tier t)
 uint64_t account_room(const struct account *a, enum account_tier t)
 {
 	const struct accounts *as = a->accounts;
-	const uint64_t pool = as->bytes[t] - as->used[t];
+	const uint64_t gone = as->used[t] + (t ? 0 : as->missing);
+	const uint64_t pool = as->bytes[t] > gone ? as->bytes[t] - gone : 0;
 
 	return KV_MIN(pool, account_limit_room(a, t));
 }
@@ -149,7 +150,8 @@ static void tick(struct account_side *s, uint64_t now_ns)
 void account_charge(struct account *a, enum account_tier t, uint64_t bytes,
 		    uint64_t now_ns)
 {
-	assert(bytes <= account_room(a, t));
+	assert(bytes <= account_limit_room(a, t) &&
+	       bytes <= a->accounts->bytes[t] - a->accounts->used[t]);
 	tick(&a->side[t], now_ns);
 	a->side[t].used += bytes;
 	a->accounts->used[t] += bytes;

@@ -48,6 +48,9 @@ struct accounts {
 	uint64_t bytes[ACCOUNT_TIERS]; /* the pools */
 	uint64_t used[ACCOUNT_TIERS];
 	uint64_t leaving; /* memory: on its way out */
+	/* memory of the pool that was not to be had of late (a device whose memory
+	 * others have): nobody is given it. The pagers' */
+	uint64_t missing, missing_ns;
 	struct list all; /* struct account.node */
 	uint32_t round; /* of account_victim() */
 	uint32_t n_owed;

@@ -162,6 +162,17 @@ static int is_ahead(const struct move *op)
 	return op->kind == OP_MAP && op->prio >= WANT_PREFETCH;
 }
 
+static void note_mapped(struct move *op, uint8_t is_mapped)
+{
+	struct tier *t = op->page->range->tier;
+
+	for (uint32_t i = 0; i < op->n; i++) {
+		t->n_mapped -= op->page[i].mapped;
+		op->page[i].mapped = is_mapped;
+		t->n_mapped += is_mapped;
+	}
+}
+
 static void mapped(struct wait *w, int ret)
 {
 	struct move *op = container_of(w, struct dev_op, vmm_wait)->op;
@@ -176,7 +187,7 @@ static void mapped(struct wait *w, int ret)
 		return;
 	}
 	if (!ret)
-		op->page->range->tier->n_mapped += op->n;
+		note_mapped(op, 1);
 	op->ret = ret;
 	move_mapped(op);
 }
@@ -193,13 +204,19 @@ static void dropped(struct wait *w, int ret)
 	/* with the device its frames are gone */
 	op->ret = ret == -ENODEV ? 0 : ret;
 	if (!op->ret)
-		op->page->range->tier->n_mapped -= op->n;
+		note_mapped(op, 0);
 	move_dropped(op);
 }
 
 void dev_drop(struct move *op)
 {
 	start_vmm(op, VMM_DROP, dropped);
+}
+
+int dev_is_stuck(const struct page *pg)
+{
+	return vmm_stuck(pg->range->tier->dev_space,
+			 pg->range->first + page_index(pg));
 }
 
 /* ---- copies ---------------------------------------------------------------- */

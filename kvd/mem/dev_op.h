@@ -29,6 +29,8 @@ void dev_read(struct move *op);
 int dev_space_open(struct pager *p, struct tier *t);
 /* As range_load_ns(): from the host pool, or from disk. */
 uint64_t dev_load_ns(const struct range *r, uint32_t first, uint32_t n);
+/* 1: the device cannot use the page's address any more. */
+int dev_is_stuck(const struct page *pg);
 /* Bytes of an operation at most. */
 size_t dev_run_bytes(const struct page *pg, size_t most);
 

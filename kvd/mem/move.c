@@ -509,12 +509,33 @@ static void map_one(struct move *op)
 		op_work(op, work_map, map_done);
 }
 
+/* The device cannot use the address again: there is no way back for the page. */
+static void stuck(struct move *op)
+{
+	struct page *pg = op->page;
+
+	log_warn("move", "%s: page %llu has an address that is stuck, lost",
+		 pg->range->pager->name,
+		 (unsigned long long)(pg->range->first + page_index(pg)));
+	park_read_end(pg);
+	page_release_slot(pg);
+	pg->lost_err = -EIO;
+	page_set_state(pg, PAGE_LOST);
+	stat_add(pg->range->pager->st_lost, 1);
+	page_end(pg, op->kind, -EIO);
+	op_free(op);
+}
+
 static void map_failed(struct move *op)
 {
 	if (op->ret == -ENOMEM || op->ret == -EFBIG)
 		op->ret = -ENOSPC;
 	if (op->n > 1 && !op_split(op, map_one))
 		return;
+	if (op->dev && op->n == 1 && dev_is_stuck(op->page)) {
+		stuck(op);
+		return;
+	}
 	for (uint32_t i = 0; i < op->n; i++)
 		fetch_failed(op->page + i, op->kind, op->ret, 0);
 	op_free(op);

@@ -106,6 +106,8 @@ void range_look_freed(struct range *r);
 void page_fetch(struct page *pg, enum want_prio prio);
 /* It stands in no line any more. */
 void page_unstarve(struct page *pg);
+/* The device had no frames for bytes that are charged: others must go first. */
+void pager_missing(struct pager *p, uint64_t bytes);
 /* 1: a page that was written to make room is still asked to go. */
 int pager_should_drop(const struct pager *p);
 void pager_make_room(struct pager *p);

@@ -207,9 +207,16 @@ static void settle(struct page *pg, enum op_kind kind, int err)
 		return;
 	}
 	if (err && (kind == OP_READ || kind == OP_MAP)) {
+		const int again = err == -ENOSPC && pg->charged &&
+				  pg->range->pager->conf.device;
+
+		if (again) /* its drop ends with a page_fetch() */
+			pager_missing(pg->range->pager,
+				      pg->range->tier->page_bytes);
 		if (pg->charged) /* the frame of a page that is not there */
 			page_queue_drop(pg);
-		page_failed(pg, err);
+		if (!again)
+			page_failed(pg, err);
 		return;
 	}
 	if (kind == OP_WRITE && pg->to_go && pg->state == PAGE_CLEAN &&

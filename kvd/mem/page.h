@@ -53,6 +53,7 @@ struct page {
 	uint8_t charged;
 	uint8_t stuck; /* its frame could not be taken */
 	uint8_t resting; /* and that will be tried again; busy until then */
+	uint8_t mapped; /* with a device: it has frames (charged comes before) */
 	uint8_t prio; /* of the line for room it stands in; else WANT_PRIOS */
 	uint8_t to_go; /* WRITING: dropped after, if still asked for */
 	int lost_err;

@@ -214,6 +214,18 @@ static int has_more(const struct park_part *a, const struct park_part *b)
 	       (__uint128_t)b->n_units * a->weight;
 }
 
+/* The first of l that does not rest. */
+static struct parked *first_of(struct list *l, uint64_t now)
+{
+	list_for_each(n, l) {
+		struct parked *h = list_entry(n, struct parked, node);
+
+		if (h->retry_ns <= now)
+			return h;
+	}
+	return NULL;
+}
+
 struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now)
 {
 	struct park_part *part, *most = NULL;
@@ -222,11 +234,12 @@ struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now)
 	EACH_PART(part, k)
 	{
 		struct list *l = (struct list *)((char *)part + list_off);
-		struct list *n = list_first(l);
-		struct parked *h = n ? list_entry(n, struct parked, node)
-				     : NULL;
+		struct parked *h;
 
-		if (!h || h->retry_ns > now || (most && !has_more(part, most)))
+		if (most && !has_more(part, most))
+			continue;
+		h = first_of(l, now);
+		if (!h)
 			continue;
 		most = part;
 		best = h;

@@ -23,6 +23,7 @@
 #define CLEAN_AHEAD (8u << 20) /* bytes being written ahead, each pager */
 #define FREE_PART   64u /* low mark: this part of a budget is free */
 #define FREE_MOST   (16ull << 20) /* and no more than so much */
+#define MISSING_NS  1000000000u /* half of what was missing is asked for again */
 #define RETRY_NS    2000000u /* for slots whose deletion is not durable yet */
 
 static struct pager *pager_of(struct account *a)
@@ -227,8 +228,27 @@ static uint64_t pool_short(struct accounts *as, uint64_t keep_free)
 	need += KV_MIN(p->account.demand,
 		       account_limit_room(&p->account, ACCOUNT_MEMORY) +
 			       p->account.leaving);
-	return beyond(need, as->bytes[ACCOUNT_MEMORY] -
-				    as->used[ACCOUNT_MEMORY] + as->leaving);
+	return beyond(need + as->missing, as->bytes[ACCOUNT_MEMORY] -
+						  as->used[ACCOUNT_MEMORY] +
+						  as->leaving);
+}
+
+void pager_missing(struct pager *p, uint64_t bytes)
+{
+	struct accounts *as = p->account.accounts;
+
+	as->missing = KV_MIN(as->missing + bytes, as->bytes[ACCOUNT_MEMORY]);
+	as->missing_ns = clock_ns();
+	pager_make_room(p);
+}
+
+/* Perhaps it can be had again: see what happens. */
+static void forget_missing(struct accounts *as, uint64_t now)
+{
+	if (!as->missing || now - as->missing_ns < MISSING_NS)
+		return;
+	as->missing /= 2;
+	as->missing_ns = now;
 }
 
 int pager_should_drop(const struct pager *p)
@@ -494,6 +514,7 @@ static void room_turn(struct loop_call *c)
 	uint64_t mark;
 
 	as->room_queued = 0;
+	forget_missing(as, now);
 	serve(as);
 	if (fail_all(as)) {
 		; /* the device is gone: nobody comes or goes */

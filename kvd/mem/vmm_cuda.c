@@ -585,7 +585,19 @@ int64_t vmm_space_alloc(struct vmm_space *s, uint64_t n_pages)
 
 int vmm_space_free(struct vmm_space *s, uint64_t first, uint64_t n_pages)
 {
-	return extents_give(&s->free, first, n_pages);
+	const uint64_t end = first + n_pages;
+	int ret = 0;
+
+	/* addresses that are stuck are nobody's again */
+	for (uint64_t i = first, n; i < end && !ret; i += n + 1) {
+		for (n = 0;
+		     i + n < end && vmm_state(&s->pages[i + n]) != VMM_STUCK;
+		     n++)
+			;
+		if (n)
+			ret = extents_give(&s->free, i, n);
+	}
+	return ret;
 }
 
 int vmm_ready(const struct vmm_space *s, uint64_t first, uint64_t n)
@@ -594,6 +606,11 @@ int vmm_ready(const struct vmm_space *s, uint64_t first, uint64_t n)
 		if (vmm_state(&s->pages[i]) != VMM_MAPPED)
 			return 0;
 	return 1;
+}
+
+int vmm_stuck(const struct vmm_space *s, uint64_t page)
+{
+	return vmm_state(&s->pages[page]) == VMM_STUCK;
 }
 
 /* ---- open, close ----------------------------------------------------------- */

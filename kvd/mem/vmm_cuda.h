@@ -101,6 +101,8 @@ int64_t vmm_space_alloc(struct vmm_space *s, uint64_t n_pages);
 int vmm_space_free(struct vmm_space *s, uint64_t first, uint64_t n_pages);
 /* Are all of [first, first + n) MAPPED? Any thread. */
 int vmm_ready(const struct vmm_space *s, uint64_t first, uint64_t n);
+/* 1: the page could not be unmapped; nothing is mapped there again. Any thread. */
+int vmm_stuck(const struct vmm_space *s, uint64_t page);
 
 enum vmm_verb {
 	/*

@@ -15,8 +15,10 @@
 #include "kvd/serve/gen.h"
 #include "kvd/serve/verdict.h"
 
-#define MAX_CHUNKS 5u
-#define MAX_TOKENS 512u /* of a prompt */
+#define MAX_CHUNKS  5u
+#define MAX_TOKENS  512u /* of a prompt */
+/* raised when repair chooses otherwise: 2: blend looks at K too */
+#define HOW_VERSION 2u
 
 /* Facts that follow from a chunk before: who "she" is. */
 static const struct prompt {
@@ -257,7 +259,8 @@ static int ask(struct gate *g)
 /* What is asked, and how: another question is another measurement. */
 static void how_measured(uint64_t how[2])
 {
-	const uint32_t n[] = { GATE_PERMILLE, MAX_TOKENS, MAX_CHUNKS };
+	const uint32_t n[] = { HOW_VERSION, GATE_PERMILLE, MAX_TOKENS,
+			       MAX_CHUNKS };
 	crypto_generichash_state st;
 
 	crypto_generichash_init(&st, NULL, 0, 16);

@@ -10,7 +10,7 @@ $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) -shared -o $@ $^
 # run time only: tests load it as the daemon loads the real one
-$(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_kvbench check-built: | $(FAKE_CUDA)
+$(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_export $(B)/tests/test_kvbench check-built: | $(FAKE_CUDA)
 
 # the toolkit's declarations, where there are any, to compare ours with
 $(B)/obj/tests/unit/test_cuda_api.o $(B)/obj/tests/unit/test_gpu_gemm.o: ALLC += $(if $(wildcard \

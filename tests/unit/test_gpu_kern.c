@@ -381,7 +381,7 @@ static void check_exact(const struct problem *p)
 			double sum;
 
 			/* of many, some: f64 takes its time */
-			if (p->s.n_rows > FEW_ROWS && next_random() % 13)
+			if (p->s.n_rows > FEW_ROWS && next_random() % 29)
 				continue;
 			sum = exact(p, r, h, o);
 
@@ -605,10 +605,12 @@ START_TEST(tiles_equal_exact_sums_and_parts)
 		    { 70, 1, 4, 3 },
 		    { 6, 2, 50, 23 } };
 	const __typeof__(*all) *at = &all[_i % 4];
-	const struct shape s = {
-		types[1 + _i / 4 % 2], dims[_i / 8], at->n_heads,
-		at->n_kv_heads,	       at->n_rows,   _i % 4 == 3 ? 560 : 120
-	};
+	const struct shape s = { types[1 + _i / 4 % 2],
+				 dims[_i / 8],
+				 at->n_heads,
+				 at->n_kv_heads,
+				 at->n_rows,
+				 _i / 8 < 2 && _i % 4 == 3 ? 560 : 120 };
 	struct problem p;
 	float *tiles;
 
@@ -726,6 +728,7 @@ int main(void)
 		return 77;
 	}
 	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_set_timeout(t, 60); /* threads are emulated */
 	tcase_add_loop_test(t, equals_exact_sums_and_the_twin, 0, 12);
 	tcase_add_test(t, a_row_does_not_know_its_batch);
 	tcase_add_test(t, a_list_in_two_calls);

@@ -36,11 +36,8 @@ struct flash_range {
 	int64_t low, high;
 };
 
-/* Positions of the block's rows; those it does not have see nothing. */
-INLINE struct flash_range rows_of(const struct gpu_attn *a,
-				  const struct gpu_tile *tile,
-				  const struct gpu_heads *hs, uint32_t n_rows,
-				  int64_t *pos_sh)
+INLINE struct flash_range range_of(const struct gpu_attn *a,
+				   const struct gpu_tile *tile)
 {
 	const struct gpu_row *rows =
 		(const struct gpu_row *)a->rows + tile->row;
@@ -52,10 +49,41 @@ INLINE struct flash_range rows_of(const struct gpu_attn *a,
 		x.low = pos < x.low ? pos : x.low;
 		x.high = pos > x.high ? pos : x.high;
 	}
-	for (uint32_t i = threadIdx.x; i < n_rows; i += GPU_THREADS)
-		pos_sh[i] = i / hs->n < tile->n_rows ? rows[i / hs->n].pos
-						     : INT64_MIN;
 	return x;
+}
+
+/* A row of a block, in shared memory. */
+struct flash_row {
+	int64_t pos; /* of rows it does not have: they see nothing */
+	float m, l; /* of all parts before this one */
+	int32_t at; /* place_of() */
+};
+
+INLINE void rows_begin(const struct gpu_attn *a, const struct gpu_tile *tile,
+		       const struct gpu_heads *hs, uint32_t n_rows,
+		       struct flash_row *rows)
+{
+	for (uint32_t i = threadIdx.x; i < n_rows; i += GPU_THREADS) {
+		const int32_t at = place_of(a, tile, hs, i);
+		const struct gpu_row *from =
+			(const struct gpu_row *)a->rows + tile->row + i / hs->n;
+		const int old = a->flags & GPU_ATTN_ADD && at >= 0;
+
+		rows[i].at = at;
+		rows[i].pos = at >= 0 ? from->pos : INT64_MIN / 2;
+		rows[i].m = old ? ((const float *)a->m)[at] : -INFINITY;
+		rows[i].l = old ? ((const float *)a->l)[at] : 0.0f;
+	}
+}
+
+INLINE void rows_end(const struct gpu_attn *a, uint32_t n_rows,
+		     const struct flash_row *rows)
+{
+	for (uint32_t i = threadIdx.x; i < n_rows; i += GPU_THREADS)
+		if (rows[i].at >= 0) {
+			((float *)a->m)[rows[i].at] = rows[i].m;
+			((float *)a->l)[rows[i].at] = rows[i].l;
+		}
 }
 
 /* Tokens t .. t + 63 of a span that a row at pos sees, t a multiple of 64. */
@@ -145,10 +173,10 @@ INLINE float quad_sum(float x)
 	return x;
 }
 
-/* Scores of 16 rows: pos is of row g, pos[8] of row g + 8; low: all see up to it. */
+/* Scores of 16 rows: row is g, row[8] is g + 8; low: all see up to it. */
 INLINE void scale_and_mask(float (*s)[4], float scale,
 			   const struct flash_cursor *c, int64_t low,
-			   const int64_t *pos)
+			   const struct flash_row *row)
 {
 	const uint32_t t = threadIdx.x % 4 * 2;
 
@@ -161,7 +189,8 @@ INLINE void scale_and_mask(float (*s)[4], float scale,
 		return;
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {
-		const uint64_t mask = c->mask & mask_64(c->s, c->t, pos[8 * i]);
+		const uint64_t mask = c->mask &
+				      mask_64(c->s, c->t, row[8 * i].pos);
 
 #pragma unroll
 		for (uint32_t j = 0; j < 8; j++)

@@ -56,10 +56,13 @@ INLINE void FN(load_tile)(unsigned char *to, const struct gpu_span *s,
 	}
 }
 
-/* s += the products of a warp's 16 rows with n_j times 8 tokens, of dimensions from
- * 32 * kg; q: fragments of these. */
-INLINE void FN(scores)(float (*s)[4], uint32_t n_j, const uint32_t (*q)[4],
-		       const unsigned char *k_sh, uint32_t kg)
+/*
+ * s[x][j] += Q K^T for n_x times 16 rows and n_j times 8 tokens, of dimensions from
+ * 32 * kg on; q: fragments of these.
+ */
+INLINE void FN(scores)(float (*s)[8][4], uint32_t n_x, uint32_t n_j,
+		       const uint32_t (*q)[2][4], const unsigned char *k_sh,
+		       uint32_t kg)
 {
 	const uint32_t lane = threadIdx.x % 32;
 
@@ -69,14 +72,18 @@ INLINE void FN(scores)(float (*s)[4], uint32_t n_j, const uint32_t (*q)[4],
 
 		ldmatrix(b, k_sh + (8 * j + lane % 8) * PITCH + 64 * kg +
 				    lane / 8 * 16);
-		MMA_ELEM(s[j], q[0], b[0], b[1]);
-		MMA_ELEM(s[j], q[1], b[2], b[3]);
+#pragma unroll
+		for (uint32_t x = 0; x < n_x; x++)
+			MMA_ELEM(s[x][j], q[x][0], b[0], b[1]);
+#pragma unroll
+		for (uint32_t x = 0; x < n_x; x++)
+			MMA_ELEM(s[x][j], q[x][1], b[2], b[3]);
 	}
 }
 
-/* o += P V for n_j times 8 dimensions from d0 on. */
-INLINE void FN(values)(float (*o)[4], uint32_t n_j, uint32_t d0,
-		       const uint32_t (*p)[4], const unsigned char *v_sh)
+/* o[x * n_j + j] += P V for n_x times 16 rows and n_j times 8 dimensions from d0 on. */
+INLINE void FN(values)(float (*o)[4], uint32_t n_x, uint32_t n_j, uint32_t d0,
+		       const uint32_t (*p)[4][4], const unsigned char *v_sh)
 {
 	const uint32_t lane = threadIdx.x % 32;
 
@@ -88,8 +95,14 @@ INLINE void FN(values)(float (*o)[4], uint32_t n_j, uint32_t d0,
 
 			ldmatrix_trans(b, v_sh + (32 * half + lane) * PITCH +
 						  2 * (d0 + 8 * j));
-			MMA_ELEM(o[j], p[2 * half], b[0], b[1]);
-			MMA_ELEM(o[j], p[2 * half + 1], b[2], b[3]);
+#pragma unroll
+			for (uint32_t x = 0; x < n_x; x++)
+				MMA_ELEM(o[x * n_j + j], p[x][2 * half], b[0],
+					 b[1]);
+#pragma unroll
+			for (uint32_t x = 0; x < n_x; x++)
+				MMA_ELEM(o[x * n_j + j], p[x][2 * half + 1],
+					 b[2], b[3]);
 		}
 }
 
@@ -161,49 +174,25 @@ INLINE void FN(load_q)(unsigned char *q_sh, const struct gpu_attn *a,
 	}
 }
 
-/* A warp's 16 * M_TILES rows; of 16, a lane has rows g and g + 8. */
+/* Part's sums of a warp's 16 * M_TILES rows; of 16, a lane has rows g and g + 8. */
 struct FN(state) {
-	float o[M_TILES][N_TILES][4], m[M_TILES][2], l[M_TILES][2]; /* part */
-	float ml[M_TILES][4]; /* M, L of what was flushed, of g, then g + 8 */
-	int32_t at[M_TILES][2]; /* [row][head], < 0: none */
+	float o[M_TILES * N_TILES][4], m[M_TILES][2], l[M_TILES][2];
 };
 
 INLINE void FN(clear)(struct FN(state) * st)
 {
 #pragma unroll
-	for (uint32_t x = 0; x < M_TILES; x++) {
+	for (uint32_t x = 0; x < M_TILES; x++)
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {
 			st->m[x][i] = -INFINITY;
 			st->l[x][i] = 0;
 		}
 #pragma unroll
-		for (uint32_t j = 0; j < N_TILES; j++)
+	for (uint32_t j = 0; j < M_TILES * N_TILES; j++)
 #pragma unroll
-			for (uint32_t k = 0; k < 4; k++)
-				st->o[x][j][k] = 0;
-	}
-}
-
-INLINE void FN(begin)(struct FN(state) * st, const struct gpu_attn *a,
-		      const struct gpu_tile *tile, const struct gpu_heads *hs,
-		      uint32_t row0)
-{
-	FN(clear)(st);
-#pragma unroll
-	for (uint32_t x = 0; x < M_TILES; x++)
-#pragma unroll
-		for (uint32_t i = 0; i < 2; i++) {
-			const int32_t at =
-				place_of(a, tile, hs, row0 + 16 * x + 8 * i);
-			const int old = a->flags & GPU_ATTN_ADD && at >= 0;
-
-			st->at[x][i] = at;
-			st->ml[x][2 * i] = old ? ((const float *)a->m)[at]
-					       : -INFINITY;
-			st->ml[x][2 * i + 1] = old ? ((const float *)a->l)[at]
-						   : 0.0f;
-		}
+		for (uint32_t k = 0; k < 4; k++)
+			st->o[j][k] = 0;
 }
 
 /* Dimensions of a row into a->o: fmaf(part's, y, those before * x), over div. */
@@ -224,7 +213,8 @@ INLINE void FN(put_row)(float *to, const float (*o)[4], uint32_t i, float x,
 }
 
 /* Add the part to the rows' states; last: there will be no other. */
-INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a, int last)
+INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a,
+		      struct flash_row *row, int last)
 {
 	const int finish = last && a->flags & GPU_ATTN_FINISH;
 
@@ -232,29 +222,36 @@ INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a, int last)
 	for (uint32_t x = 0; x < M_TILES; x++)
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {
-			float *const ml = &st->ml[x][2 * i];
-			const int is_first = ml[0] == -INFINITY;
-			const float top = fmaxf(ml[0], st->m[x][i]);
-			const float f = weight_of(ml[0], top);
+			struct flash_row *const to = &row[16 * x + 8 * i];
+			const float m = to->m, top = fmaxf(m, st->m[x][i]);
+			const float f = weight_of(m, top);
 			const float y = weight_of(st->m[x][i], top);
-			const float sum = quad_sum(st->l[x][i]);
+			const float sum =
+				fmaf(quad_sum(st->l[x][i]), y, to->l * f);
 
-			ml[0] = top;
-			ml[1] = fmaf(sum, y, ml[1] * f);
-			if (st->at[x][i] >= 0)
+			__syncwarp(); /* all four lanes have read */
+			if (!(threadIdx.x % 4)) {
+				to->m = top;
+				to->l = sum;
+			}
+			if (to->at >= 0)
 				FN(put_row)
-			((float *)a->o + (size_t)st->at[x][i] * HEAD_DIM +
-				 threadIdx.x % 4 * 2,
-			 st->o[x], i, f, y, is_first, finish, ml[1]);
+				((float *)a->o + (size_t)to->at * HEAD_DIM +
+					 threadIdx.x % 4 * 2,
+				 &st->o[x * N_TILES], i, f, y, m == -INFINITY,
+				 finish, sum);
 		}
 	FN(clear)(st);
 }
 
-/* Scores of all rows of a warp: s += Q K^T. */
+/* Scores of all rows of a warp: s = Q K^T. */
 INLINE void FN(all_scores)(float (*s)[8][4], const unsigned char *q_sh,
 			   const unsigned char *k_sh)
 {
 	const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+	const unsigned char *const row =
+		q_sh + (warp * 16 * M_TILES + lane % 16) * PITCH +
+		lane / 16 * 16;
 
 #pragma unroll
 	for (uint32_t x = 0; x < M_TILES; x++)
@@ -264,102 +261,102 @@ INLINE void FN(all_scores)(float (*s)[8][4], const unsigned char *q_sh,
 			for (uint32_t k = 0; k < 4; k++)
 				s[x][j][k] = 0;
 #pragma unroll
-	for (uint32_t kg = 0; kg < K_GROUPS; kg++)
+	for (uint32_t kg = 0; kg < K_GROUPS; kg++) {
+		uint32_t q[M_TILES][2][4];
+
 #pragma unroll
 		for (uint32_t x = 0; x < M_TILES; x++) {
-			const unsigned char *row =
-				q_sh +
-				(warp * 16 * M_TILES + 16 * x + lane % 16) *
-					PITCH +
-				64 * kg + lane / 16 * 16;
-			uint32_t q[2][4];
-
-			ldmatrix(q[0], row);
-			ldmatrix(q[1], row + 32);
-			FN(scores)(s[x], 8, q, k_sh, kg);
+			ldmatrix(q[x][0], row + 16 * x * PITCH + 64 * kg);
+			ldmatrix(q[x][1], row + 16 * x * PITCH + 64 * kg + 32);
 		}
+		FN(scores)(s, M_TILES, 8, q, k_sh, kg);
+	}
 }
 
-/* One tile's scores into the state; pos: of row g of the warp's first 16. */
+/* One tile's scores into the state; row: g of the warp's first 16. */
 INLINE void FN(all_values)(struct FN(state) * st, float (*s)[8][4], float scale,
 			   const struct flash_cursor *c, int64_t low,
-			   const int64_t *pos, const unsigned char *v_sh)
+			   const struct flash_row *row,
+			   const unsigned char *v_sh)
 {
+	uint32_t p[M_TILES][4][4];
+
 #pragma unroll
 	for (uint32_t x = 0; x < M_TILES; x++) {
-		uint32_t p[4][4];
 		float f[2];
 
-		scale_and_mask(s[x], scale, c, low, pos + 16 * x);
-		FN(softmax)(s[x], p, st->m[x], st->l[x], f);
+		scale_and_mask(s[x], scale, c, low, row + 16 * x);
+		FN(softmax)(s[x], p[x], st->m[x], st->l[x], f);
 #pragma unroll
 		for (uint32_t j = 0; j < N_TILES; j++)
 #pragma unroll
 			for (uint32_t k = 0; k < 4; k++)
-				st->o[x][j][k] *= f[k / 2];
-		FN(values)(st->o[x], N_TILES, 0, p, v_sh);
+				st->o[x * N_TILES + j][k] *= f[k / 2];
 	}
+	FN(values)(st->o, M_TILES, N_TILES, 0, p, v_sh);
+}
+
+/* Of a tile of tokens that somebody sees: K or V into shared memory. */
+INLINE void FN(load_at)(unsigned char *to, const struct flash_cursor *c, int v)
+{
+	if (c->s)
+		FN(load_tile)
+		(to, c->s, v ? c->s->v : c->s->k, c->t, c->mask, blockIdx.y);
+	cp_commit();
 }
 
 KERNEL(TILES_NAME, struct gpu_attn)
 {
 	DYN_SHARED(smem);
-	__shared__ int64_t pos_sh[M_ROWS];
+	__shared__ struct flash_row rows[M_ROWS];
+	__shared__ struct flash_cursor at[2]; /* this tile, the next */
+	__shared__ struct flash_range seen;
 	unsigned char *const q_sh = smem, *const k_sh = smem + M_ROWS * PITCH;
 	unsigned char *const v_sh = k_sh + TILE_BYTES;
-	const struct gpu_tile tile =
-		((const struct gpu_tile *)a.tiles)[blockIdx.x];
+	const struct gpu_tile *const tile =
+		(const struct gpu_tile *)a.tiles + blockIdx.x;
 	const struct gpu_heads hs = heads_of(&a, M_ROWS);
-	const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-	const uint32_t row0 = warp * 16 * M_TILES + lane / 4;
-	const struct flash_range seen = rows_of(&a, &tile, &hs, M_ROWS, pos_sh);
-	uint32_t variant = 0;
+	struct flash_row *const row =
+		rows + threadIdx.x / 32 * 16 * M_TILES + threadIdx.x % 32 / 4;
+	uint32_t variant = 0, has_q = 0, b = 0;
 	struct FN(state) st;
-	struct flash_cursor c = cursor_from(&a, &tile, seen.high, 0, 0), next;
-	int has_q = 0;
 
-	FN(begin)(&st, &a, &tile, &hs, row0);
-	if (!c.s) /* nothing is seen */
-		FN(flush)(&st, &a, 1);
-	else
-		FN(load_tile)(k_sh, c.s, c.s->k, c.t, c.mask, blockIdx.y);
-	cp_commit();
-	while (c.s) {
+	rows_begin(&a, tile, &hs, M_ROWS, rows);
+	if (!threadIdx.x) {
+		seen = range_of(&a, tile);
+		at[0] = cursor_from(&a, tile, seen.high, 0, 0);
+	}
+	__syncthreads();
+	FN(clear)(&st);
+	if (!at[0].s) /* nothing is seen */
+		FN(flush)(&st, &a, row, 1);
+	FN(load_at)(k_sh, &at[0], 0);
+	while (at[b].s) {
 		float s[M_TILES][8][4];
 
 		cp_wait(0);
-		__syncthreads(); /* K is there, V and Q are free */
-		FN(load_tile)(v_sh, c.s, c.s->v, c.t, c.mask, blockIdx.y);
-		cp_commit();
-		if (!has_q || c.s->q_variant != variant) {
+		__syncthreads(); /* K is there, V, Q and the cursor are free */
+		FN(load_at)(v_sh, &at[b], 1);
+		if (!has_q || at[b].s->q_variant != variant) {
 			has_q = 1;
-			variant = c.s->q_variant;
-			FN(load_q)(q_sh, &a, &tile, variant, hs.first, hs.n);
+			variant = at[b].s->q_variant;
+			FN(load_q)(q_sh, &a, tile, variant, hs.first, hs.n);
 			__syncthreads();
 		}
-		next = cursor_from(&a, &tile, seen.high, c.i, c.t + FLASH_TILE);
+		if (!threadIdx.x)
+			at[b ^ 1] = cursor_from(&a, tile, seen.high, at[b].i,
+						at[b].t + FLASH_TILE);
 		FN(all_scores)(s, q_sh, k_sh);
 		cp_wait(0);
-		__syncthreads(); /* V is there, K is free */
-		if (next.s)
-			FN(load_tile)
-		(k_sh, next.s, next.s->k, next.t, next.mask, blockIdx.y);
-		cp_commit();
-		FN(all_values)
-		(&st, s, a.scale, &c, seen.low, pos_sh + row0, v_sh);
-		if (!same_part(&c, &next))
-			FN(flush)(&st, &a, !next.s);
-		c = next;
+		__syncthreads(); /* V and the cursor are there, K is free */
+		FN(load_at)(k_sh, &at[b ^ 1], 0);
+		FN(all_values)(&st, s, a.scale, &at[b], seen.low, row, v_sh);
+		if (!same_part(&at[b], &at[b ^ 1]))
+			FN(flush)(&st, &a, row, !at[b ^ 1].s);
+		b ^= 1;
 	}
-#pragma unroll
-	for (uint32_t x = 0; x < M_TILES; x++)
-#pragma unroll
-		for (uint32_t i = 0; i < 2; i++)
-			if (st.at[x][i] >= 0 && !(lane % 4)) {
-				((float *)a.m)[st.at[x][i]] = st.ml[x][2 * i];
-				((float *)a.l)[st.at[x][i]] =
-					st.ml[x][2 * i + 1];
-			}
+	__syncthreads();
+	rows_end(&a, M_ROWS, rows);
 }
 
 /* ---- decode ---------------------------------------------------------------------- */
@@ -425,7 +422,7 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 {
 	DYN_SHARED(smem);
 	__shared__ float s_sh[16][FLASH_TILE + 4];
-	__shared__ int64_t pos_sh[16];
+	__shared__ struct flash_row rows[16];
 	const struct gpu_part part =
 		((const struct gpu_part *)a.parts)[blockIdx.x];
 	const struct gpu_span *sp =
@@ -436,12 +433,12 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 	const uint32_t g = lane / 4, t = lane % 4, d0 = warp * (HEAD_DIM / 4);
 	float o[N_TILES / 4][4], m[2] = { -INFINITY, -INFINITY };
 	float l[2] = { 0, 0 };
-	uint32_t q[HEAD_DIM / 16][4], stage = 0;
+	uint32_t q[K_GROUPS][2][4], stage = 0;
 	struct flash_cursor c = part_from(sp, part.t0, part.t0, pos), next;
 
 	if (threadIdx.x < 16)
-		pos_sh[threadIdx.x] = pos;
-	FN(load_heads)(q, &a, part.row, sp->q_variant, &hs);
+		rows[threadIdx.x].pos = pos;
+	FN(load_heads)(&q[0][0], &a, part.row, sp->q_variant, &hs);
 #pragma unroll
 	for (uint32_t j = 0; j < N_TILES / 4; j++)
 #pragma unroll
@@ -458,8 +455,8 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 		unsigned char *const here = smem + stage * 2 * TILE_BYTES;
 		unsigned char *const there =
 			smem + (stage ^ 1) * 2 * TILE_BYTES;
-		float s[8][4], f[2];
-		uint32_t p[4][4];
+		float s[1][8][4], f[2];
+		uint32_t p[1][4][4];
 
 		next = part_from(sp, c.t + FLASH_TILE, part.t0, pos);
 		if (next.s)
@@ -476,33 +473,33 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 		for (uint32_t j = 0; j < 2; j++)
 #pragma unroll
 			for (uint32_t k = 0; k < 4; k++)
-				s[j][k] = 0;
+				s[0][j][k] = 0;
 #pragma unroll
 		for (uint32_t kg = 0; kg < K_GROUPS; kg++)
 			FN(scores)
-		(s, 2, &q[2 * kg], here + warp * 16 * PITCH, kg);
+			(s, 1, 2, &q[kg], here + warp * 16 * PITCH, kg);
 #pragma unroll
 		for (uint32_t j = 0; j < 2; j++)
 #pragma unroll
 			for (uint32_t k = 0; k < 4; k++)
 				s_sh[g + k / 2 * 8][16 * warp + 8 * j + 2 * t +
-						    k % 2] = s[j][k];
+						    k % 2] = s[0][j][k];
 		cp_wait(2);
 		__syncthreads(); /* V, and the scores of all warps */
 #pragma unroll
 		for (uint32_t j = 0; j < 8; j++)
 #pragma unroll
 			for (uint32_t k = 0; k < 4; k++)
-				s[j][k] = s_sh[g + k / 2 * 8]
-					      [8 * j + 2 * t + k % 2];
-		scale_and_mask(s, a.scale, &c, pos, pos_sh);
-		FN(softmax)(s, p, m, l, f);
+				s[0][j][k] = s_sh[g + k / 2 * 8]
+						 [8 * j + 2 * t + k % 2];
+		scale_and_mask(s[0], a.scale, &c, pos, rows);
+		FN(softmax)(s[0], p[0], m, l, f);
 #pragma unroll
 		for (uint32_t j = 0; j < N_TILES / 4; j++)
 #pragma unroll
 			for (uint32_t k = 0; k < 4; k++)
 				o[j][k] *= f[k / 2];
-		FN(values)(o, N_TILES / 4, d0, p, here + TILE_BYTES);
+		FN(values)(o, 1, N_TILES / 4, d0, p, here + TILE_BYTES);
 		__syncthreads(); /* tile and scores may be written */
 		stage ^= 1;
 		c = next;

@@ -4,7 +4,7 @@ CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
 CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm)
-CUDA_TESTS += $(B)/tests/test_llama_gpu $(B)/tests/test_attn_gpu
+CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,llama_gpu attn_gpu gpu_serve)
 
 $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)

@@ -83,6 +83,12 @@ size_t kern_gpu_image_bytes(void)
 	return n;
 }
 
+int kern_gpu_head_dim_ok(uint32_t head_dim)
+{
+	return head_dim == 64 || head_dim == 96 || head_dim == 128 ||
+	       head_dim == 256;
+}
+
 int kern_gpu_open(struct kern_gpu **out, const struct cuda_api *api,
 		  const void *image)
 {

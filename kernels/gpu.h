@@ -37,6 +37,9 @@ void kern_gpu_close(struct kern_gpu *g);
 /* Bytes of the binary's own image; 0: none. */
 size_t kern_gpu_image_bytes(void);
 
+/* 1: there are kernels of attention for heads of so many channels. */
+int kern_gpu_head_dim_ok(uint32_t head_dim);
+
 /* What a row attends to: n_spans of the list, in order. */
 struct kern_gpu_list {
 	int64_t pos; /* of the row; it sees tokens at positions <= pos */

@@ -156,8 +156,8 @@ static int begin(struct load *l, const struct llama_shape *sh)
 
 	if (m->layers)
 		return 0;
-	if ((d != 64 && d != 96 && d != 128 && d != 256) || sh->d_model % 8 ||
-	    sh->n_ff % 8 || sh->n_vocab % 8) {
+	if (!kern_gpu_head_dim_ok(d) || sh->d_model % 8 || sh->n_ff % 8 ||
+	    sh->n_vocab % 8) {
 		(void)snprintf(
 			l->err, l->err_len,
 			"heads of %u, %u and %u channels, %u tokens: on "

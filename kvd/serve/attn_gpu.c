@@ -101,11 +101,11 @@ struct lists {
 	const struct attn_gpu_step *step;
 	struct prepared *p; /* [n_items] */
 	uint32_t *first_span; /* [n_items] */
-	uint32_t *parts_most; /* [n_items] of one row */
 	struct attn_target *to; /* [n_kv_rows] */
 	uint32_t *to_span; /* [n_kv_rows] */
 	size_t n_skip_words;
 	uint64_t n_parts; /* at most */
+	uint32_t n_queries; /* rows with q: all or none */
 };
 
 int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b)
@@ -180,7 +180,7 @@ static int prepare_item(struct lists *l, uint32_t i)
 			l->n_skip_words +=
 				KV_DIV_UP(p->seen->spans[k].n_tokens, 64);
 	n = row_parts(p->seen);
-	l->parts_most[i] = (uint32_t)KV_MIN(n, (uint64_t)UINT32_MAX);
+	l->n_queries += it->q ? it->n_rows : 0;
 	l->n_parts += n * it->n_rows;
 	g->n_spans += p->seen->n_spans;
 	g->n_rows += it->n_rows;
@@ -220,8 +220,7 @@ static int prepare_all(struct lists *l)
 
 	l->p = attn_scratch_alloc(l->s, n * sizeof(*l->p));
 	l->first_span = attn_scratch_alloc(l->s, n * sizeof(*l->first_span));
-	l->parts_most = attn_scratch_alloc(l->s, n * sizeof(*l->parts_most));
-	if (!l->p || !l->first_span || !l->parts_most)
+	if (!l->p || !l->first_span)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < n && !ret; i++) {
 		l->step->items[i].ret = 0;
@@ -263,6 +262,7 @@ static int lay_out(struct lists *l)
 	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
 	g->spans_at = place(&end, (size_t)g->n_layers * g->n_spans *
 					  sizeof(struct gpu_span));
+	g->tiles_at = place(&end, n * sizeof(struct gpu_tile));
 	g->parts_at = place(&end, l->n_parts * sizeof(struct gpu_part));
 	ret = pinned_buf_want(g, &g->host, end);
 	return ret ? ret : gpu_buf_want(g, &g->plan, end);
@@ -385,47 +385,71 @@ static void write_layers(const struct lists *l)
 	}
 }
 
-/* Rows in order, as many in a turn as parts have room for. */
-static int write_parts(struct lists *l)
+/* What each row attends to. */
+static struct kern_gpu_list *row_lists(const struct lists *l)
 {
-	struct attn_gpu *g = l->g;
-	const uint64_t most = KV_MAX(PART_BYTES / part_bytes(g->shape), 1u);
-	struct gpu_part *parts = host_at(g, g->parts_at);
-	struct gpu_row *rows = host_at(g, g->rows_at);
-	struct gpu_turn *t = NULL;
-	uint32_t row = 0, part = 0;
+	struct kern_gpu_list *out =
+		attn_scratch_alloc(l->s, l->g->n_rows * sizeof(*out));
+	uint32_t row = 0;
 
-	g->turns = attn_scratch_alloc(l->s, g->n_rows * sizeof(*g->turns));
-	if (!g->turns)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < l->step->n_items; i++) {
+	for (uint32_t i = 0; out && i < l->step->n_items; i++) {
 		const struct prepared *p = &l->p[i];
 
-		for (uint32_t r = 0; p->it->q && r < p->it->n_rows;
-		     r++, row++) {
-			const struct kern_gpu_list list = { p->pos[r],
-							    l->first_span[i],
-							    p->seen->n_spans };
-			int64_t n;
-
-			if (!t ||
-			    t->n_parts + (uint64_t)l->parts_most[i] > most) {
-				t = &g->turns[g->n_turns++];
-				*t = (struct gpu_turn){ row, 0, part, 0 };
-			}
-			n = kern_gpu_plan(
-				host_at(g, g->spans_at), &list, 1, parts + part,
-				(uint32_t)l->n_parts - part, rows + row);
-			assert(n >= 0);
-			rows[row].first_part = t->n_parts;
-			for (int64_t k = 0; k < n; k++)
-				parts[part + k].row = t->n_rows;
-			t->n_rows++;
-			t->n_parts += (uint32_t)n;
-			part += (uint32_t)n;
-		}
+		for (uint32_t r = 0; r < p->it->n_rows; r++)
+			out[row++] = (struct kern_gpu_list){ p->pos[r],
+							     l->first_span[i],
+							     p->seen->n_spans };
 	}
+	return out;
+}
+
+/*
+ * Rows [row, row + n) in one turn, if their parts have room, else in halves. How rows are
+ * cut does not change their bits.
+ */
+static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
+		      uint32_t row, uint32_t n)
+{
+	struct attn_gpu *g = l->g;
+	const struct attn_shape *s = g->shape;
+	const struct gpu_turn *last = g->n_turns ? &g->turns[g->n_turns - 1]
+						 : NULL;
+	const uint32_t part = last ? last->part + last->n_parts : 0;
+	const uint32_t tile = last ? last->tile + last->n_tiles : 0;
+	const struct kern_gpu_shape shape = { s->type, s->n_heads,
+					      s->n_kv_heads, s->head_dim };
+	struct kern_gpu_plan p = {
+		.parts = (struct gpu_part *)host_at(g, g->parts_at) + part,
+		.tiles = (struct gpu_tile *)host_at(g, g->tiles_at) + tile,
+		.rows = (struct gpu_row *)host_at(g, g->rows_at) + row,
+		.max_parts = (uint32_t)l->n_parts - part,
+		.max_tiles = g->n_rows - tile,
+	};
+	int ret = kern_gpu_plan_rows(&shape, host_at(g, g->spans_at),
+				     lists + row, n, &p);
+
+	assert(!ret);
+	if (n > 1 && p.n_parts * part_bytes(s) > PART_BYTES) {
+		ret = plan_turns(l, lists, row, n / 2);
+		return ret ? ret : plan_turns(l, lists, row + n / 2, n - n / 2);
+	}
+	g->turns[g->n_turns++] =
+		(struct gpu_turn){ row, n, part, p.n_parts, tile, p.n_tiles };
 	return 0;
+}
+
+static int write_parts(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	const struct kern_gpu_list *lists;
+
+	if (!l->n_queries)
+		return 0;
+	lists = row_lists(l);
+	g->turns = attn_scratch_alloc(l->s, g->n_rows * sizeof(*g->turns));
+	if (!lists || !g->turns)
+		return -ENOMEM;
+	return plan_turns(l, lists, 0, g->n_rows);
 }
 
 static int room_for_rows(struct attn_gpu *g)
@@ -573,6 +597,8 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 		.spans = spans_of(g, layer),
 		.parts = g->plan.at + g->parts_at +
 			 t->part * sizeof(struct gpu_part),
+		.tiles = g->plan.at + g->tiles_at +
+			 t->tile * sizeof(struct gpu_tile),
 		.rows = g->plan.at + g->rows_at +
 			t->row * sizeof(struct gpu_row),
 		.part_o = g->part_o.at,
@@ -586,6 +612,7 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 		.head_dim = s->head_dim,
 		.n_rows = t->n_rows,
 		.n_parts = t->n_parts,
+		.n_tiles = t->n_tiles,
 		.flags = GPU_ATTN_FINISH,
 		.scale = s->scale,
 	};

@@ -19,9 +19,9 @@ struct pinned_buf {
 	size_t n_bytes;
 };
 
-/* Rows [row, row + n) of one launch, with their parts. */
+/* Rows [row, row + n) of one launch, with their parts and tiles. */
 struct gpu_turn {
-	uint32_t row, n_rows, part, n_parts;
+	uint32_t row, n_rows, part, n_parts, tile, n_tiles;
 };
 
 struct attn_gpu {
@@ -39,7 +39,8 @@ struct attn_gpu {
 	struct gpu_turn *turns;
 	uint32_t n_turns;
 	/* where they lie in plan */
-	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, parts_at;
+	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, tiles_at,
+		parts_at;
 	/* attn_gpu_items.c: one slice of rows */
 	struct gpu_buf in, f32; /* as in the call; widened */
 	struct pinned_buf io;

@@ -52,6 +52,8 @@ int serve_geometry(struct serve_session *ss, const struct serve_geometry *g)
 	/* kernels of the CPU know no such order */
 	if (g->page_tokens == 1 && !pager_device(ss->tenant->pager))
 		return -ENOTSUP;
+	if (ss->tenant->serve->device && !kern_gpu_head_dim_ok(g->head_dim))
+		return -ENOTSUP;
 	if (ss->n_geometries == MAX_GEOMETRIES)
 		return -EDQUOT;
 	sg = realloc(ss->geometries, (ss->n_geometries + 1) * sizeof(*sg));

@@ -6,8 +6,10 @@
  * memory is a file, so that another process can open it (fake_share.c). Managed
  * memory is the same; what the host touches is not looked at.
  */
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <unistd.h>
 #include "tests/rig/cuda/fake_priv.h"
 
@@ -44,6 +46,18 @@ static int alloc(cuda_ptr *out, size_t n, int kind)
 	fake.st.n_reserved++;
 	*out = (uintptr_t)p;
 	return CUDA_OK;
+}
+
+int fake_told_lost(void)
+{
+	static const char *path;
+	static int asked;
+
+	if (!asked) {
+		asked = 1;
+		path = getenv("FAKE_CUDA_LOST");
+	}
+	return path && !access(path, F_OK);
 }
 
 int cuMemAlloc_v2(cuda_ptr *out, size_t n);

@@ -44,6 +44,8 @@ int fake_enter(const char *symbol)
 
 	pthread_mutex_lock(&fake.m);
 	count_call(symbol);
+	if (fake_told_lost() && !fake.lost)
+		fake.lost = CUDA_LAUNCH_FAILED;
 	err = fake.lost;
 	if (!err && fake.mode != FAKE_OFF &&
 	    !strncmp(symbol, fake.prefix, strlen(fake.prefix))) {

@@ -8,7 +8,8 @@
  * asynchronous, and an operation that meets memory without access is what it
  * is on a device: an illegal address, which ends the context.
  *
- * Tests reach what is here by dlsym() (rig_cuda.h). Any thread.
+ * Tests reach what is here by dlsym() (rig_cuda.h). In a daemon, which nobody reaches, the
+ * device is lost as soon as there is a file $FAKE_CUDA_LOST. Any thread.
  */
 #ifndef RIG_CUDA_FAKE_CUDA_H
 #define RIG_CUDA_FAKE_CUDA_H

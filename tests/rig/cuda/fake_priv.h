@@ -100,6 +100,8 @@ struct fake {
 };
 extern struct fake fake;
 
+/* 1: the file of $FAKE_CUDA_LOST is there: the device of a daemon is to be lost. */
+int fake_told_lost(void);
 /* Locks, counts the call and decides its fate: 0, or a CUresult; then it is not
  * locked. */
 int fake_enter(const char *symbol);

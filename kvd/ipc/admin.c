@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
@@ -130,6 +131,43 @@ static int stop(struct sess *s, const struct kv_query *q)
 	return reply(s, q, "{\"stopping\":true}");
 }
 
+/* ---- trim -------------------------------------------------------------- */
+
+static void trimmed(struct wait *w, int ret)
+{
+	struct serve_trim *t = container_of(w, struct serve_trim, wait);
+	struct sess_req *r = container_of(t, struct sess_req, u.trim.req);
+	const struct kv_query q = { .out_off = r->u.trim.out_off,
+				    .out_bytes = r->u.trim.out_bytes };
+	char text[64];
+
+	snprintf(text, sizeof(text), "{\"trimmed_bytes\":%llu}",
+		 (unsigned long long)t->n_bytes);
+	sess_req_end(r, ret ? ret : reply(r->sess, &q, text), 0, 0);
+}
+
+/* Memory of the device that nobody uses goes back to the system. */
+static int trim(struct sess *s, const struct kv_sqe *e,
+		const struct kv_query *q)
+{
+	struct sess_req *r;
+	uint64_t n = 0;
+	int ret;
+
+	if (q->arg[0] && conf_parse_size(q->arg, &n))
+		return -EINVAL;
+	r = sess_req_begin(s, e);
+	r->u.trim.out_off = q->out_off;
+	r->u.trim.out_bytes = q->out_bytes;
+	r->u.trim.req =
+		(struct serve_trim){ .wait.done = trimmed, .n_bytes = n };
+	ret = serve_trim(s->ipc->serve, &r->u.trim.req);
+	if (!ret)
+		return DISPATCH_LATER;
+	sess_req_drop(r);
+	return ret;
+}
+
 /* ---- queries ----------------------------------------------------------- */
 
 static int is(const struct kv_query *q, const char *what)
@@ -148,7 +186,9 @@ static int query_text(struct sess *s, const struct kv_query *q, char **out)
 		return admin ? sessions(s->ipc, out) : -EACCES;
 	if (is(q, "metrics"))
 		return admin ? stat_render(out, &len) : -EACCES;
-	if ((is(q, "tenants") || is(q, "stores") || is(q, "trace")) && !admin)
+	if ((is(q, "tenants") || is(q, "stores") || is(q, "trace") ||
+	     is(q, "device")) &&
+	    !admin)
 		return -EACCES;
 	if (!s->ipc->serve || (!s->ss && !admin))
 		return -ENOENT;
@@ -179,6 +219,9 @@ int op_query(struct sess *s, const struct kv_sqe *e)
 			return -EACCES;
 		return is(&q, "stop") ? stop(s, &q) : drain(s, e, &q);
 	}
+	if (is(&q, "trim"))
+		return s->flags & SESS_ADMIN && s->ipc->serve ? trim(s, e, &q)
+							      : -EACCES;
 	ret = query_text(s, &q, &text);
 	if (ret)
 		return ret;

@@ -77,6 +77,10 @@ struct sess_req {
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
+		struct {
+			uint64_t out_off, out_bytes; /* checked */
+			struct serve_trim req;
+		} trim;
 	} u;
 };
 

@@ -525,6 +525,9 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->written_bytes_total = p->written_bytes_total;
 	for (struct tier *t = p->tiers; t; t = t->next)
 		out->file_bytes += tier_bytes(t);
+	if (p->conf.device)
+		park_part_bytes(device_park(p->conf.device), &p->part,
+				&out->host_bytes, &out->host_dirty_bytes);
 }
 
 static void check_page(const struct page *pg, uint64_t *mapped,

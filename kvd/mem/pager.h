@@ -234,7 +234,9 @@ struct pager_info {
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
 	uint64_t read_bytes_total, written_bytes_total, n_lost_total;
 	uint64_t n_map_waits_total; /* a want found a page without a frame */
-	uint64_t file_bytes; /* st_blocks * 512 of the space files */
+	/* st_blocks * 512 of the space files; with a device: pages with frames */
+	uint64_t file_bytes;
+	uint64_t host_bytes, host_dirty_bytes; /* device.h: in the host pool */
 };
 void pager_info(struct pager *p, struct pager_info *out);
 /* The account: of memory [0] and disk [1]. */

@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "kernels/gpu.h"
 #include "kvd/base/log.h"
@@ -118,5 +119,42 @@ int serve_open_accounts(struct serve *s, char *err, size_t err_len)
 	}
 	accounts_init(&s->accounts, c->memory_bytes - gate,
 		      pool_only(s) ? c->host_bytes : c->disk_bytes);
+	return 0;
+}
+
+/* ---- trim ------------------------------------------------------------------ */
+
+struct trim {
+	struct device_trim t;
+	struct wait wait;
+	struct serve_trim *asked;
+};
+
+static void trimmed(struct wait *w, int ret)
+{
+	struct trim *k = container_of(w, struct trim, wait);
+	struct serve_trim *t = k->asked;
+
+	t->n_bytes = k->t.n_bytes;
+	log_info("serve", "%llu bytes of device memory given back",
+		 (unsigned long long)t->n_bytes);
+	free(k);
+	t->wait.done(&t->wait, ret);
+}
+
+int serve_trim(struct serve *s, struct serve_trim *t)
+{
+	struct trim *k;
+
+	if (!s->device)
+		return -ENOTSUP;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return -ENOMEM;
+	k->asked = t;
+	k->wait.done = trimmed;
+	k->t.waiter = &k->wait;
+	k->t.n_bytes = t->n_bytes;
+	device_trim(s->device, &k->t);
 	return 0;
 }

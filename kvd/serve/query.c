@@ -77,6 +77,12 @@ static json_t *page_counts(struct serve_tenant *t)
 	set_int(o, "disk_bytes", i.disk_bytes);
 	set_int(o, "slot_bytes", i.slot_bytes);
 	set_int(o, "file_bytes", i.file_bytes);
+	if (!t->serve->device)
+		return o;
+	/* the tiers: frames; pinned host memory; of that not on disk */
+	set_int(o, "device_bytes", i.mapped_bytes);
+	set_int(o, "host_bytes", i.host_bytes);
+	set_int(o, "host_dirty_bytes", i.host_dirty_bytes);
 	return o;
 }
 
@@ -322,6 +328,39 @@ static json_t *stores(struct serve *s)
 	return array;
 }
 
+static json_t *device(struct serve *s)
+{
+	json_t *o = json_object();
+	struct device_info d;
+
+	if (!s->device)
+		return o;
+	device_info(s->device, &d);
+	set_str(o, "name", d.name);
+	set_int(o, "index", (uint64_t)d.index);
+	json_object_set_new(o, "lost", json_boolean(d.lost));
+	set_int(o, "total_bytes", d.total_bytes);
+	set_int(o, "budget_bytes", d.budget_bytes);
+	set_int(o, "frame_bytes", d.frame_bytes);
+	set_int(o, "taken_bytes", d.vmm.n_frames * d.frame_bytes);
+	set_int(o, "idle_bytes", (d.vmm.n_pool + d.vmm.n_idle) * d.frame_bytes);
+	set_int(o, "stuck_bytes", d.vmm.n_stuck * d.frame_bytes);
+	set_int(o, "host_bytes", d.park.bytes);
+	set_int(o, "host_used_bytes", d.park.used_bytes);
+	set_int(o, "host_dirty_bytes", d.park.dirty_bytes);
+	set_int(o, "host_lost_bytes", d.park.lost_bytes);
+	set_int(o, "host_written_total", d.park.flushed);
+	set_int(o, "host_dropped_total", d.park.dropped);
+	set_int(o, "host_waits_total", d.park.waits);
+	set_int(o, "up_bytes_total", d.copy.bytes[COPY_TO_DEVICE]);
+	set_int(o, "down_bytes_total", d.copy.bytes[COPY_TO_HOST]);
+	set_int(o, "maps_total", d.vmm.maps);
+	set_int(o, "unmaps_total", d.vmm.unmaps);
+	set_int(o, "zeroed_total", d.vmm.zeroed);
+	set_int(o, "fence_waits_total", d.vmm.fence_waits);
+	return o;
+}
+
 static json_t *status(struct serve *s)
 {
 	json_t *o = json_object(), *names = json_array();
@@ -395,6 +434,10 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		if (ss)
 			return -EACCES;
 		j = stores(s);
+	} else if (!strcmp(what, "device")) {
+		if (ss)
+			return -EACCES;
+		j = device(s);
 	} else if (!known(what)) {
 		return -ENOENT;
 	} else {

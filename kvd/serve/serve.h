@@ -402,11 +402,20 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 
 /*
  * JSON about what: "status" "models" "tenants" "sequences" "segments" "chunks"
- * "pages" "usage" "stores". ss NULL: the administrator's view of all tenants; else only that
- * session's tenant (and "status", "models"; not "stores"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
+ * "pages" "usage" "stores" "device". ss NULL: the administrator's view of all tenants; else only that
+ * session's tenant (and "status", "models"; not "stores", "device"). *out is malloc'ed. -ENOENT, -EACCES, -ENOMEM.
  */
 int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		const char *arg, char **out);
+
+/* Give memory of the device that no page needs back to the system. */
+struct serve_trim {
+	struct wait wait; /* told 0, or -ENODEV */
+	uint64_t n_bytes; /* in: at most, 0 all; out: given back */
+	void *priv; /* serve's */
+};
+/* 0; -ENOTSUP KV is in host memory, which is given back at once anyway; -ENOMEM. */
+int serve_trim(struct serve *s, struct serve_trim *t);
 
 /* Walk every invariant of tenants, sessions, requests and memory; asserts. */
 void serve_check(struct serve *s);

@@ -504,6 +504,13 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 	return *out ? 0 : -ENOMEM;
 }
 
+int serve_trim(struct serve *s, struct serve_trim *t)
+{
+	(void)s;
+	(void)t;
+	return -ENOTSUP;
+}
+
 static void tell_drained(struct loop_call *c)
 {
 	struct serve *s = container_of(c, struct serve, drain_call);

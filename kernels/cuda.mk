@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm gpu_sample)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,llama_gpu attn_gpu gpu_serve)
 
@@ -30,7 +30,7 @@ $(B)/obj/kernels/gpu_image.o: $(GPU_KIND) $(if $(NVCC),$(FATBIN))
 $(B)/obj/kernels/gpu_image.o: ALLC += $(if $(NVCC),-DKV_FATBIN='"$(FATBIN)"')
 $(FATBIN): kernels/gpu.cu $(wildcard kernels/*.cuh) kernels/gpu_args.h
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) -I. -O3 -fatbin --threads 2 \
+	$(Q)$(NVCC) -I. -O3 -fmad=false -fatbin --threads 2 \
 	-gencode arch=compute_80,code=sm_80 \
 	-gencode arch=compute_80,code=compute_80 \
 	$$($(NVCC) --version | grep -Eq 'release (1[2-9]|[2-9][0-9])' && \

@@ -33,6 +33,7 @@ static const char *const gpu_names[] = {
 	"swiglu",
 	"add",
 	"move_runs",
+	"sample",
 	"stream_read",
 };
 _Static_assert(sizeof(gpu_names) / sizeof(*gpu_names) == GPU_N_KERNELS,

@@ -287,3 +287,4 @@ KERNEL(attn_merge, struct gpu_attn)
 }
 
 #include "kernels/gpu_elem.cuh"
+#include "kernels/gpu_sample.cuh"

@@ -113,6 +113,14 @@ int kern_gpu_move(struct kern_gpu *g, const struct gpu_move *a, cuda_stream st);
 /* Squared distance of rows of V from pages; relative error 1e-5. */
 int kern_gpu_deviation(struct kern_gpu *g, enum kern_type type,
 		       const struct gpu_deviation *a, cuda_stream st);
+/*
+ * As kern_sample() for each row, n <= GPU_SAMPLE_MAX, logits without NaN. The token is
+ * the same, unless the draw, or top_p of the whole, falls within 2^-24 of a boundary
+ * between candidates: weights below 2^-20 of the largest are summed in units of 2^-44.
+ * logprob within 1e-6 of the twin's, relative.
+ */
+int kern_gpu_sample(struct kern_gpu *g, const struct gpu_sample *a,
+		    cuda_stream st);
 /* Xor of all words, a part of it for each thread of n_blocks > 0: reads as fast as the
  * memory gives. */
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,

@@ -152,6 +152,25 @@ struct gpu_rope {
 	uint32_t pad;
 };
 
+/* As struct kern_sample, field by field. */
+struct gpu_sampler {
+	float temperature;
+	uint32_t top_k;
+	float top_p, min_p;
+	uint64_t seed, pos;
+};
+#define GPU_SAMPLE_MAX \
+	(1u << 19) /* tokens of a vocabulary: weights sum in 64 bits */
+
+struct gpu_sample {
+	uint64_t logits; /* f32 [n_rows][n] */
+	uint64_t how; /* struct gpu_sampler [n_rows] */
+	uint64_t scratch; /* uint32_t [n_rows][n]: room */
+	uint64_t token; /* uint32_t [n_rows] */
+	uint64_t logprob; /* f32 [n_rows] */
+	uint32_t n_rows, n;
+};
+
 /* The machine's limit, for kvbench: all bytes once. */
 struct gpu_read {
 	uint64_t src; /* 16-byte aligned */

@@ -114,6 +114,23 @@ int kern_gpu_move(struct kern_gpu *g, const struct gpu_move *a, cuda_stream st)
 			  (struct gpu_grid){ a->n_runs, a->n_heads, 1 }, a, st);
 }
 
+_Static_assert(sizeof(struct gpu_sampler) == sizeof(struct kern_sample) &&
+		       offsetof(struct gpu_sampler, top_k) ==
+			       offsetof(struct kern_sample, top_k) &&
+		       offsetof(struct gpu_sampler, min_p) ==
+			       offsetof(struct kern_sample, min_p) &&
+		       offsetof(struct gpu_sampler, pos) ==
+			       offsetof(struct kern_sample, pos),
+	       "they are the same");
+
+int kern_gpu_sample(struct kern_gpu *g, const struct gpu_sample *a,
+		    cuda_stream st)
+{
+	if (!a->n || a->n > GPU_SAMPLE_MAX)
+		return -EINVAL;
+	return by_rows(g, GK_SAMPLE, a->n_rows, a, st);
+}
+
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
 		  uint32_t n_blocks, cuda_stream st)
 {

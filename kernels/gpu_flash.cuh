@@ -236,10 +236,10 @@ INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a,
 			}
 			if (to->at >= 0)
 				FN(put_row)
-				((float *)a->o + (size_t)to->at * HEAD_DIM +
-					 threadIdx.x % 4 * 2,
-				 &st->o[x * N_TILES], i, f, y, m == -INFINITY,
-				 finish, sum);
+			((float *)a->o + (size_t)to->at * HEAD_DIM +
+				 threadIdx.x % 4 * 2,
+			 &st->o[x * N_TILES], i, f, y, m == -INFINITY, finish,
+			 sum);
 		}
 	FN(clear)(st);
 }
@@ -301,7 +301,7 @@ INLINE void FN(load_at)(unsigned char *to, const struct flash_cursor *c, int v)
 {
 	if (c->s)
 		FN(load_tile)
-		(to, c->s, v ? c->s->v : c->s->k, c->t, c->mask, blockIdx.y);
+	(to, c->s, v ? c->s->v : c->s->k, c->t, c->mask, blockIdx.y);
 	cp_commit();
 }
 
@@ -477,7 +477,7 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 #pragma unroll
 		for (uint32_t kg = 0; kg < K_GROUPS; kg++)
 			FN(scores)
-			(s, 1, 2, &q[kg], here + warp * 16 * PITCH, kg);
+		(s, 1, 2, &q[kg], here + warp * 16 * PITCH, kg);
 #pragma unroll
 		for (uint32_t j = 0; j < 2; j++)
 #pragma unroll

@@ -93,7 +93,27 @@ INLINE float exp2_fast(float x)
 	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
 	return y;
 }
+/* In shared memory; sums of integers, so the order does not matter. */
+INLINE void add_count(uint32_t *p, uint32_t n)
+{
+	atomicAdd(p, n);
+}
+
+INLINE void add_weight(uint64_t *p, uint64_t n)
+{
+	atomicAdd((unsigned long long *)p, (unsigned long long)n);
+}
 #else
+INLINE void add_count(uint32_t *p, uint32_t n)
+{
+	*p += n;
+}
+
+INLINE void add_weight(uint64_t *p, uint64_t n)
+{
+	*p += n;
+}
+
 INLINE uint32_t pack_bf16(float lo, float hi)
 {
 	return to_bf16(lo) | (uint32_t)to_bf16(hi) << 16;

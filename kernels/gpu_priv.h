@@ -29,6 +29,7 @@ enum gpu_kernel {
 	GK_SWIGLU,
 	GK_ADD,
 	GK_MOVE,
+	GK_SAMPLE,
 	GK_READ,
 	GPU_N_KERNELS
 };

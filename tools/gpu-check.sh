@@ -36,11 +36,13 @@ stage() {
 }
 echo "gpu-check: $gpu"
 stage build "${MAKE:-make}" "$b/tests/test_gpu_kern" \
-	"$b/tests/test_gpu_elem" "$b/tests/test_gpu_gemm" "$b/kvd" "$b/kvbench"
+	"$b/tests/test_gpu_elem" "$b/tests/test_gpu_gemm" \
+	"$b/tests/test_gpu_sample" "$b/kvd" "$b/kvbench"
 export KVD_GPU=1 CK_DEFAULT_TIMEOUT=120
 stage kernels "$b/tests/test_gpu_kern"
 stage elements "$b/tests/test_gpu_elem"
 stage products "$b/tests/test_gpu_gemm"
+stage sampling "$b/tests/test_gpu_sample"
 if command -v compute-sanitizer >/dev/null; then
 	# one process: Check's forks are not followed
 	export CK_FORK=no

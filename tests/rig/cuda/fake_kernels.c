@@ -42,6 +42,7 @@
 	X(deviation_f16, gpu_deviation) \
 	X(deviation_f32, gpu_deviation) \
 	X(move_runs, gpu_move) \
+	X(sample, gpu_sample) \
 	X(add, gpu_add) \
 	X(rmsnorm, gpu_rmsnorm) \
 	X(rope, gpu_rope) \

@@ -214,6 +214,18 @@ static int has_more(const struct park_part *a, const struct park_part *b)
 	       (__uint128_t)b->n_units * a->weight;
 }
 
+/* Does it have more than its part, by weight, among those that have anything? */
+static int is_over(struct park *k, const struct park_part *of)
+{
+	uint64_t weights = 0;
+	struct park_part *part;
+
+	EACH_PART(part, k)
+	weights += part->n_units ? part->weight : 0;
+	return (__uint128_t)of->n_units * weights >
+	       (__uint128_t)k->n_units * of->weight;
+}
+
 /* The first of l that does not rest. */
 static struct parked *first_of(struct list *l, uint64_t now)
 {
@@ -226,7 +238,8 @@ static struct parked *first_of(struct list *l, uint64_t now)
 	return NULL;
 }
 
-struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now)
+struct parked *park_oldest(struct park *k, size_t list_off, enum park_of of,
+			   uint64_t now)
 {
 	struct park_part *part, *most = NULL;
 	struct parked *best = NULL;
@@ -236,7 +249,8 @@ struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now)
 		struct list *l = (struct list *)((char *)part + list_off);
 		struct parked *h;
 
-		if (most && !has_more(part, most))
+		if ((most && !has_more(part, most)) ||
+		    (of == PARK_OF_OVER && !is_over(k, part)))
 			continue;
 		h = first_of(l, now);
 		if (!h)
@@ -249,8 +263,8 @@ struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now)
 
 static int drop_clean(struct park *k)
 {
-	struct parked *h =
-		park_oldest(k, offsetof(struct park_part, clean), UINT64_MAX);
+	struct parked *h = park_oldest(k, offsetof(struct park_part, clean),
+				       PARK_OF_ALL, UINT64_MAX);
 
 	if (!h)
 		return 0;

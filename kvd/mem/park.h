@@ -2,8 +2,8 @@
  * park.h - pinned host memory between device and disk; inside kvd/mem
  *
  * Pages that were copied off the device are parked here. A parked page is dirty until
- * its slot on disk is written; that happens when half of the pool is dirty, when somebody
- * needs the room, or when it is to become durable (park_flush()). What is clean goes
+ * its slot on disk is written; that happens when half of the pool is dirty, when its part
+ * has too much of a full pool, when somebody needs the room, or when it is to become durable (park_flush()). What is clean goes
  * when the room is needed, oldest first. Without a disk the pool is the lowest tier
  * and nothing goes.
  *

@@ -153,13 +153,20 @@ void park_flush_turn(struct park *k)
 {
 	const int asked = k->n_waiting[PARK_WRITE] != 0;
 	const uint64_t now = clock_ns();
+	enum park_of of = PARK_OF_ALL;
 	struct parked *h = NULL;
 
 	k->is_stuck = 0;
-	if (!k->conf.has_disk || (!asked && k->n_dirty <= k->n_units / 2))
+	if (!k->conf.has_disk)
 		return;
+	if (!asked && k->n_dirty <= k->n_units / 2) {
+		/* that others come to their part, if the pool is full */
+		if (k->n_free > k->n_units / 8)
+			return;
+		of = PARK_OF_OVER;
+	}
 	while (k->flight_bytes < FLIGHT_BYTES) {
-		h = park_oldest(k, offsetof(struct park_part, dirty), now);
+		h = park_oldest(k, offsetof(struct park_part, dirty), of, now);
 		if (!h)
 			break;
 		start(h, asked ? WANT_NEXT : WANT_BACKGROUND);

@@ -36,7 +36,9 @@ void park_set_dirty(struct parked *h, int is_dirty);
  * The oldest of the list at list_off in struct park_part, of the part that has most for
  * its weight, that may be tried at now; NULL.
  */
-struct parked *park_oldest(struct park *k, size_t list_off, uint64_t now);
+enum park_of { PARK_OF_ALL, PARK_OF_OVER /* those beyond their part */ };
+struct parked *park_oldest(struct park *k, size_t list_off, enum park_of of,
+			   uint64_t now);
 /* park_flush.c: write what has to be; sets is_stuck. */
 void park_flush_turn(struct park *k);
 

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
+#include "io/fault.h"
 #include "tests/rig/rig_dev.h"
 #include "tests/rig/rig_gguf.h"
 
@@ -134,6 +136,228 @@ END_TEST
 START_TEST(without_a_disk_the_pool_is_the_place)
 {
 	go_round(40, 0);
+}
+END_TEST
+
+/* ---- what survives ----------------------------------------------------------- */
+
+static struct {
+	struct range *range;
+	int ret;
+} found;
+
+static int adopt(void *ctx, uint32_t i_disk, const struct kio_record *rec)
+{
+	struct rig_dev *rig = ctx;
+
+	found.ret = range_adopt(rig->pagers[0], i_disk, rec, &found.range);
+	return found.ret ? KIO_RECORD_ORPHAN : KIO_RECORD_KEEP;
+}
+
+struct persisted {
+	struct range_persist rp;
+	int told, ret;
+};
+
+static void persisted(struct wait *w, int ret)
+{
+	struct persisted *p =
+		container_of(container_of(w, struct range_persist, wait),
+			     struct persisted, rp);
+
+	p->told = 1;
+	p->ret = ret;
+}
+
+static int persist(struct range *range)
+{
+	struct persisted p = { .rp = { .wait.done = persisted,
+				       .range = range,
+				       .key = { 7, 8 },
+				       .meta = "blob",
+				       .meta_bytes = 4 } };
+
+	ck_assert_int_eq(range_persist(&p.rp), 0);
+	for (int i = 0; i < 3000000 && !p.told; i++)
+		rig_dev_turn(r);
+	ck_assert(p.told);
+	return p.ret;
+}
+
+/* A record names only what is on the disk, though pages stay in the pool for long. */
+START_TEST(what_is_durable_survives)
+{
+	char path[] = "/var/tmp/kvd-dev-store-XXXXXX";
+	struct rig_dev_options o = { .memory_bytes = 8 * PAGE,
+				     .host_bytes = 64 * PAGE,
+				     .disk_bytes = 64 * PAGE,
+				     .store = path };
+	struct device_info d;
+	struct range *range;
+	const int fd = mkstemp(path);
+
+	ck_assert_int_ge(fd, 0);
+	(void)close(fd);
+	ck_assert_int_eq(unlink(path), 0);
+	r = rig_dev_open(o);
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 16, &range), 0);
+	for (uint32_t k = 0; k < 16; k++)
+		write_page(range, k, k + 1);
+	device_info(r->device, &d);
+	ck_assert_uint_eq(d.park.flushed, 0); /* half of it, and less */
+	if (_i) /* a write fails: it is done again */
+		kio_fault_arm(KIO_FAULT_ONCE, "uring.write", 5, EIO);
+	ck_assert_int_eq(persist(range), 0);
+	kio_fault_disarm();
+	ck_assert(range_durable(range));
+	device_info(r->device, &d);
+	ck_assert_uint_eq(d.park.dirty_bytes, 0);
+	for (uint32_t k = 0; k < 16; k++)
+		read_page(range, k, k + 1);
+	pager_keep_records(r->pagers[0]);
+	range_free(range);
+	rig_dev_close(r);
+
+	memset(&found, 0, sizeof(found));
+	o.found = adopt;
+	r = rig_dev_open(o);
+	ck_assert_ptr_nonnull(found.range);
+	ck_assert_int_eq(found.ret, 0);
+	for (uint32_t k = 16; k--;)
+		read_page(found.range, k, k + 1);
+	device_info(r->device, &d);
+	ck_assert_uint_eq(d.park.flushed, 0);
+	range_free(found.range); /* and its record */
+	rig_dev_close(r);
+
+	memset(&found, 0, sizeof(found));
+	r = rig_dev_open(o);
+	ck_assert_ptr_null(found.range);
+	rig_dev_close(r);
+	ck_assert_int_eq(unlink(path), 0);
+}
+END_TEST
+
+/* ---- two tenants ------------------------------------------------------------- */
+
+/* Who floods the pool leaves the other its part of it. */
+START_TEST(the_pool_goes_by_weight)
+{
+	struct range *range[2];
+	struct pager_info i[2];
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 16 * PAGE,
+						   .host_bytes = 64 * PAGE,
+						   .disk_bytes = 512 * PAGE,
+						   .n_pagers = 2,
+						   .weights = { 100, 300 } });
+	for (int t = 0; t < 2; t++)
+		ck_assert_int_eq(range_new(r->pagers[t], PAGE, 200, &range[t]),
+				 0);
+	/* the first has it alone; then both write on, in turns */
+	for (uint32_t k = 0; k < 100; k++)
+		write_page(range[0], k, k + 1);
+	pager_info(r->pagers[0], &i[0]);
+	ck_assert_uint_gt(i[0].host_bytes, 40 * PAGE);
+	for (uint32_t k = 0; k < 100; k++) {
+		write_page(range[0], 100 + k, k + 101);
+		write_page(range[1], k, k + 1);
+	}
+	for (int t = 0; t < 2; t++)
+		pager_info(r->pagers[t], &i[t]);
+	ck_assert_uint_gt(i[1].host_bytes, 2 * i[0].host_bytes);
+	for (uint32_t k = 0; k < 100; k += 7) {
+		read_page(range[0], k, k + 1);
+		read_page(range[1], k, k + 1);
+	}
+	range_free(range[0]);
+	range_free(range[1]);
+	rig_dev_close(r);
+}
+END_TEST
+
+/* Frames that go from one to the other bring no bytes along. */
+START_TEST(nobody_sees_bytes_of_another)
+{
+	struct page_run run = { .n = 8, .flags = PAGE_WRITE };
+	struct range *range[2];
+	uint32_t n_bad = 0;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 8 * PAGE,
+						   .host_bytes = 64 * PAGE,
+						   .disk_bytes = 64 * PAGE,
+						   .n_pagers = 2 });
+	for (int t = 0; t < 2; t++)
+		ck_assert_int_eq(range_new(r->pagers[t], PAGE, 8, &range[t]),
+				 0);
+	for (uint32_t k = 0; k < 8; k++)
+		write_page(range[0], k, 0xabcd);
+	run.range = range[1];
+	ck_assert_int_eq(pager_reserve(r->pagers[1], 8 * PAGE), 0);
+	ck_assert_int_eq(rig_dev_want(r, r->pagers[1], &run, 1), 0);
+	for (size_t k = 0; k < 8 * PAGE / 4; k++)
+		n_bad += page_of(range[1], 0)[k] != 0;
+	ck_assert_uint_eq(n_bad, 0);
+	page_unpin(r->pagers[1], &run, 1);
+	pager_unreserve(r->pagers[1], 8 * PAGE);
+	range_free(range[0]);
+	range_free(range[1]);
+	rig_dev_close(r);
+}
+END_TEST
+
+/* ---- memory back to the system -------------------------------------------------- */
+
+static void trim_told(struct wait *w, int ret)
+{
+	(void)w;
+	ck_assert_int_eq(ret, 0);
+	found.ret = 1;
+}
+
+START_TEST(idle_memory_goes_back)
+{
+	struct wait w = { trim_told };
+	struct device_trim t = { .waiter = &w };
+	struct fake_stats st;
+	struct range *range;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 40 * PAGE,
+						   .host_bytes = 64 * PAGE,
+						   .disk_bytes = 64 * PAGE });
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 32, &range), 0);
+	for (uint32_t k = 0; k < 32; k++)
+		write_page(range, k, k + 1);
+	range_trim(range, 20);
+	rig_dev_settle(r);
+	found.ret = 0;
+	device_trim(r->device, &t);
+	while (!found.ret)
+		rig_dev_turn(r);
+	ck_assert_uint_ge(t.n_bytes, 12 * PAGE);
+	r->ctl.stats(&st);
+	ck_assert_uint_eq(st.used_bytes, 20 * PAGE);
+	for (uint32_t k = 0; k < 20; k++)
+		read_page(range, k, k + 1);
+	range_free(range);
+	rig_dev_close(r);
+}
+END_TEST
+
+/* Pages that the device cannot have are refused, not rounded. */
+START_TEST(pages_are_whole_frames)
+{
+	struct range *range;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 40 * PAGE,
+						   .host_bytes = 16 * PAGE,
+						   .disk_bytes = 64 * PAGE });
+	ck_assert_uint_eq(pager_page_align(r->pagers[0]), PAGE);
+	ck_assert_int_eq(range_new(r->pagers[0], 4096, 1, &range), -EINVAL);
+	ck_assert_int_eq(range_new(r->pagers[0], 4 * PAGE, 1, &range), -EINVAL);
+	ck_assert_int_eq(range_new(r->pagers[0], 2 * PAGE, 1, &range), 0);
+	range_free(range);
+	rig_dev_close(r);
 }
 END_TEST
 
@@ -395,6 +619,11 @@ int main(void)
 	tcase_add_test(t, pages_go_down_to_disk_and_come_back);
 	tcase_add_test(t, a_pool_that_holds_all_writes_little);
 	tcase_add_test(t, without_a_disk_the_pool_is_the_place);
+	tcase_add_loop_test(t, what_is_durable_survives, 0, 2);
+	tcase_add_test(t, the_pool_goes_by_weight);
+	tcase_add_test(t, nobody_sees_bytes_of_another);
+	tcase_add_test(t, idle_memory_goes_back);
+	tcase_add_test(t, pages_are_whole_frames);
 	tcase_add_loop_test(t, a_device_does_what_a_model_does, 0,
 			    (int)KV_ARRAY_LEN(mixes));
 	suite_add_tcase(s, t);

@@ -135,6 +135,14 @@ static const struct command {
 	  "                                the first, and the last\n"
 	  "reuse.zipf.memory_mb            a third of the working set\n"
 	  "--mode: the chunk mode, one (chunks)\n" },
+	{ "edits", bench_edits,
+	  "FILE.jsonl: edits of source files, what comes next",
+	  "edits.HOW.kl                    nats from a full prefill, mean of eight\n"
+	  "                                places behind the edited text\n"
+	  "edits.HOW.agree                 the most likely token is the same\n"
+	  "edits.HOW.exact_match           of 16 tokens, greedily\n"
+	  "edits.HOW.{moved,repaired}      percent of the prompt\n"
+	  "HOW: moved, blend@PERCENT of what moved computed again\n" },
 	{ "ape", bench_ape, "FILE.jsonl: a needle in chunks side by side",
 	  "ape.T:S.exact_match             of a third of the questions of one fact, in\n"
 	  "                                eight chunks; T, then S from 1 to 0.1\n"
@@ -304,7 +312,7 @@ static void defaults(struct bench *b)
 static int needs_file(const struct command *c)
 {
 	return c->run == bench_rag || c->run == bench_zipf ||
-	       c->run == bench_ape;
+	       c->run == bench_ape || c->run == bench_edits;
 }
 
 static int run_all(struct bench *b)

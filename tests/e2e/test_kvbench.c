@@ -232,6 +232,23 @@ START_TEST(what_rows_share_is_read_once)
 }
 END_TEST
 
+START_TEST(edits_of_source_files_change_little)
+{
+	static const char *const names[] = {
+		"edits.moved.agree",	 "edits.moved.moved",
+		"edits.blend@10.agree",	 "edits.blend@10.repaired",
+		"edits.blend@100.agree", NULL
+	};
+
+	ck_assert_int_eq(kvbench("edits --quick tests/data/eval/edits.jsonl"),
+			 0);
+	lines(names);
+	ck_assert(line("edits.blend@100.kl") == 0);
+	ck_assert(line("edits.moved.kl") < 0.01);
+	ck_assert(line("edits.moved.moved") > 50);
+}
+END_TEST
+
 START_TEST(a_needle_side_by_side_is_found)
 {
 	static const char *const names[] = { "ape.1.0:1.0.exact_match",
@@ -581,6 +598,7 @@ static Suite *suite(void)
 	tcase_add_test(t, cached_chunks_are_measured);
 	tcase_add_test(t, an_edit_is_measured);
 	tcase_add_test(t, what_rows_share_is_read_once);
+	tcase_add_test(t, edits_of_source_files_change_little);
 	tcase_add_test(t, a_needle_side_by_side_is_found);
 	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);
 	tcase_add_test(t, a_store_is_opened_and_used);

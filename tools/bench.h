@@ -67,6 +67,7 @@ int bench_fault(struct bench *b);
 int bench_reuse(struct bench *b);
 int bench_edit(struct bench *b);
 int bench_edits(struct bench *b);
+int bench_pack(struct bench *b);
 int bench_ape(struct bench *b);
 int bench_relay(struct bench *b);
 int bench_zipf(struct bench *b);

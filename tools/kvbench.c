@@ -128,6 +128,12 @@ static const struct command {
 	  "                                which all share\n"
 	  "reuse.relay.{alone_tokens,shared_tokens}  whose K and V were read\n"
 	  "reuse.relay.bytes_ratio         1: what is shared once, and all else\n" },
+	{ "pack", bench_pack, "short prompts, one by one and all at once",
+	  "pack.{alone,together}           prompt tokens a second\n"
+	  "pack.speedup                    of the two\n"
+	  "pack.rows_ratio                 rows computed, over tokens (1: no padding)\n"
+	  "pack.padded.rows_ratio          if each were padded to the longest\n"
+	  "pack.together.steps             for 64 prompts\n" },
 	{ "zipf", bench_zipf, "FILE.jsonl: the steady state of a chunk cache",
 	  "reuse.zipf.computed_ratio       tokens computed, over those with\n"
 	  "                                prefix reuse alone\n"

@@ -232,6 +232,17 @@ START_TEST(what_rows_share_is_read_once)
 }
 END_TEST
 
+START_TEST(short_prompts_are_packed)
+{
+	ck_assert_int_eq(kvbench("pack --quick"), 0);
+	ck_assert(line("pack.alone") > 0);
+	ck_assert(line("pack.together") > 0);
+	ck_assert(line("pack.rows_ratio") == 1);
+	ck_assert(line("pack.padded.rows_ratio") > 2);
+	ck_assert(line("pack.together.steps") < 64);
+}
+END_TEST
+
 START_TEST(edits_of_source_files_change_little)
 {
 	static const char *const names[] = {
@@ -598,6 +609,7 @@ static Suite *suite(void)
 	tcase_add_test(t, cached_chunks_are_measured);
 	tcase_add_test(t, an_edit_is_measured);
 	tcase_add_test(t, what_rows_share_is_read_once);
+	tcase_add_test(t, short_prompts_are_packed);
 	tcase_add_test(t, edits_of_source_files_change_little);
 	tcase_add_test(t, a_needle_side_by_side_is_found);
 	tcase_add_test(t, a_chunk_cache_computes_less_than_a_prefix_cache);

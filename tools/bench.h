@@ -45,6 +45,8 @@ struct bench {
 	const char *mode; /* rag: full, prefix, chunks, all */
 	int kl; /* rag: divergence at the answer tokens too */
 	const char *file; /* rag: the questions */
+	const char *cublas; /* gpu: cuBLASLt; NULL: the system's */
+	int pages; /* gpu: the table of page shapes instead */
 	const char *cuda; /* gpu: the driver's library; NULL: the system's */
 	struct bench_line *lines;
 	size_t n_lines;

@@ -4,17 +4,15 @@
  * Without a driver or a device it says so and measures nothing. Device memory is
  * filled with random numbers: zeros draw less power and run faster.
  */
-#include "tools/bench.h"
+#include "tools/bench_gpu.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "kernels/gpu.h"
 #include "kvd/base/loop.h"
 #include "kvd/mem/copy.h"
 #include "kvd/mem/vmm_cuda.h"
 
-#define MIB	    (1ull << 20)
 #define N_CALLS	    64u /* of each kind, for their costs */
 #define HEADS	    64u
 #define KV_HEADS    8u
@@ -23,18 +21,7 @@
 #define TOKEN_BYTES (2ull * KV_HEADS * DIM * 2) /* K and V */
 #define READ_BLOCKS 1056u /* 8 for each of 132 multiprocessors */
 
-struct gpu {
-	struct bench *b;
-	struct cuda_api *cu;
-	struct kern_gpu *kern; /* NULL: no kernels in this binary */
-	cuda_handle ctx;
-	cuda_stream st;
-	int dev;
-	size_t page_bytes; /* 2 MiB, or what the device wants */
-	size_t n_free;
-};
-
-static int failed(const struct gpu *g, const char *what, int result)
+int gpu_failed(const struct gpu *g, const char *what, int result)
 {
 	return bench_fail(kern_errno(result), "gpu: %s: %s", what,
 			  cuda_error_name(g->cu, result));
@@ -50,13 +37,7 @@ static struct cuda_mem_prop prop_of(const struct gpu *g)
 
 /* ---- memory of the device ------------------------------------------------------ */
 
-struct block {
-	cuda_ptr at;
-	cuda_mem mem;
-	size_t n;
-};
-
-static int block_new(const struct gpu *g, struct block *m, size_t n)
+int gpu_block_new(const struct gpu *g, struct gpu_block *m, size_t n)
 {
 	const struct cuda_mem_prop prop = prop_of(g);
 	const struct cuda_access rw = { prop.location, CUDA_PROT_READWRITE };
@@ -66,20 +47,20 @@ static int block_new(const struct gpu *g, struct block *m, size_t n)
 	m->at = 0;
 	r = g->cu->reserve(&m->at, m->n, 0, 0, 0);
 	if (r)
-		return failed(g, "cuMemAddressReserve", r);
+		return gpu_failed(g, "cuMemAddressReserve", r);
 	r = g->cu->create(&m->mem, m->n, &prop, 0);
 	if (r) {
 		(void)g->cu->unreserve(m->at, m->n); /* we are failing */
 		m->at = 0;
-		return failed(g, "cuMemCreate", r);
+		return gpu_failed(g, "cuMemCreate", r);
 	}
 	r = g->cu->map(m->at, m->n, 0, m->mem, 0);
 	if (!r)
 		r = g->cu->set_access(m->at, m->n, &rw, 1);
-	return r ? failed(g, "cuMemMap", r) : 0;
+	return r ? gpu_failed(g, "cuMemMap", r) : 0;
 }
 
-static void block_free(const struct gpu *g, struct block *m)
+void gpu_block_free(const struct gpu *g, struct gpu_block *m)
 {
 	if (!m->at)
 		return;
@@ -91,8 +72,8 @@ static void block_free(const struct gpu *g, struct block *m)
 }
 
 /* n bytes of src, again and again. */
-static int block_fill(const struct gpu *g, const struct block *m,
-		      const void *src, size_t n)
+int gpu_block_fill(const struct gpu *g, const struct gpu_block *m,
+		   const void *src, size_t n)
 {
 	int r = 0;
 
@@ -100,13 +81,13 @@ static int block_fill(const struct gpu *g, const struct block *m,
 		r = g->cu->h2d(m->at + off, src, KV_MIN(n, m->n - off), g->st);
 	if (!r)
 		r = g->cu->stream_sync(g->st);
-	return r ? failed(g, "cuMemcpyHtoD", r) : 0;
+	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
 }
 
-static int upload(const struct gpu *g, struct block *m, const void *src,
-		  size_t n)
+int gpu_upload(const struct gpu *g, struct gpu_block *m, const void *src,
+	       size_t n)
 {
-	int ret = block_new(g, m, n);
+	int ret = gpu_block_new(g, m, n);
 	int r;
 
 	if (ret)
@@ -114,7 +95,7 @@ static int upload(const struct gpu *g, struct block *m, const void *src,
 	r = g->cu->h2d(m->at, src, n, g->st);
 	if (!r)
 		r = g->cu->stream_sync(g->st);
-	return r ? failed(g, "cuMemcpyHtoD", r) : 0;
+	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
 }
 
 /* ---- what calls cost -------------------------------------------------------------- */
@@ -134,7 +115,7 @@ static int one_page(const struct gpu *g, cuda_ptr at, double *us)
 	r = g->cu->create(&mem, g->page_bytes, &prop, 0);
 	t[1] = clock_ns();
 	if (r)
-		return failed(g, "cuMemCreate", r);
+		return gpu_failed(g, "cuMemCreate", r);
 	r = g->cu->map(at, g->page_bytes, 0, mem, 0);
 	t[2] = clock_ns();
 	if (!r)
@@ -147,7 +128,7 @@ static int one_page(const struct gpu *g, cuda_ptr at, double *us)
 		r = g->cu->release(mem);
 	t[5] = clock_ns();
 	if (r)
-		return failed(g, "mapping", r);
+		return gpu_failed(g, "mapping", r);
 	for (int i = 0; i < N_COSTS; i++)
 		us[i] = (double)(t[i + 1] - t[i]) * 1e-3;
 	return 0;
@@ -163,7 +144,7 @@ static int call_costs(struct gpu *g)
 	int r = g->cu->reserve(&at, N_CALLS * g->page_bytes, 0, 0, 0);
 
 	if (r)
-		return failed(g, "cuMemAddressReserve", r);
+		return gpu_failed(g, "cuMemAddressReserve", r);
 	for (uint32_t i = 0; i < N_CALLS; i++) {
 		r = one_page(g, at + i * g->page_bytes, one);
 		if (r)
@@ -243,7 +224,7 @@ struct copies {
 	struct gpu *g;
 	struct loop *loop;
 	struct copier *k;
-	struct block dev;
+	struct gpu_block dev;
 	void *host;
 	size_t n;
 	enum copy_dir dir;
@@ -320,10 +301,10 @@ static int copies(struct gpu *g, struct loop *l)
 	ret = copier_open(&c.k, &conf);
 	if (ret)
 		return bench_fail(ret, "gpu: copier: %s", strerror(-ret));
-	ret = block_new(g, &c.dev, c.n);
+	ret = gpu_block_new(g, &c.dev, c.n);
 	if (!ret) {
 		r = g->cu->host_alloc(&c.host, c.n, CUDA_HOST_PORTABLE);
-		ret = r ? failed(g, "cuMemHostAlloc", r) : 0;
+		ret = r ? gpu_failed(g, "cuMemHostAlloc", r) : 0;
 	}
 	if (!ret) {
 		bench_fill_bf16(c.host, c.n);
@@ -331,7 +312,7 @@ static int copies(struct gpu *g, struct loop *l)
 	}
 	if (c.host)
 		(void)g->cu->host_free(c.host); /* it was ours */
-	block_free(g, &c.dev);
+	gpu_block_free(g, &c.dev);
 	copier_close(c.k);
 	return ret;
 }
@@ -343,7 +324,7 @@ struct attn {
 	struct gpu_attn a;
 	struct gpu_read read;
 	uint64_t n_bytes; /* of K and V */
-	struct block kv, q, spans, parts, rows, room, out;
+	struct gpu_block kv, q, spans, parts, rows, room, out;
 };
 
 /* GB/s of K and V. */
@@ -398,12 +379,13 @@ static int attn_lists(struct attn *t, uint32_t batch, uint32_t tokens)
 	ret = (int)kern_gpu_plan(spans, lists, batch, parts, max_parts, rows);
 	t->a.n_parts = max_parts;
 	if (ret >= 0)
-		ret = upload(t->g, &t->spans, spans, batch * sizeof(*spans));
+		ret = gpu_upload(t->g, &t->spans, spans,
+				 batch * sizeof(*spans));
 	if (!ret)
-		ret = upload(t->g, &t->parts, parts,
-			     max_parts * sizeof(*parts));
+		ret = gpu_upload(t->g, &t->parts, parts,
+				 max_parts * sizeof(*parts));
 	if (!ret)
-		ret = upload(t->g, &t->rows, rows, batch * sizeof(*rows));
+		ret = gpu_upload(t->g, &t->rows, rows, batch * sizeof(*rows));
 out:
 	free(spans);
 	free(lists);
@@ -420,20 +402,20 @@ static int attn_new(struct attn *t, uint32_t batch, uint32_t tokens,
 	int ret;
 
 	t->n_bytes = (uint64_t)batch * tokens * TOKEN_BYTES;
-	ret = block_new(t->g, &t->kv, t->n_bytes);
+	ret = gpu_block_new(t->g, &t->kv, t->n_bytes);
 	if (!ret)
-		ret = block_fill(t->g, &t->kv, noise, MIB);
+		ret = gpu_block_fill(t->g, &t->kv, noise, MIB);
 	if (!ret)
-		ret = block_new(t->g, &t->q, batch * row * 2);
+		ret = gpu_block_new(t->g, &t->q, batch * row * 2);
 	if (!ret)
-		ret = block_fill(t->g, &t->q, noise, MIB);
+		ret = gpu_block_fill(t->g, &t->q, noise, MIB);
 	if (!ret)
-		ret = block_new(t->g, &t->room,
-				n_parts * (row * 4 + HEADS * 8));
+		ret = gpu_block_new(t->g, &t->room,
+				    n_parts * (row * 4 + HEADS * 8));
 	if (!ret)
-		ret = block_new(t->g, &t->out,
-				KV_MAX(batch * (row * 4 + HEADS * 8),
-				       READ_BLOCKS * GPU_THREADS * 4ull));
+		ret = gpu_block_new(t->g, &t->out,
+				    KV_MAX(batch * (row * 4 + HEADS * 8),
+					   READ_BLOCKS * GPU_THREADS * 4ull));
 	if (!ret)
 		ret = attn_lists(t, batch, tokens);
 	t->read = (struct gpu_read){ t->kv.at, t->n_bytes / 16, t->out.at };
@@ -458,11 +440,11 @@ static int attn_new(struct attn *t, uint32_t batch, uint32_t tokens,
 
 static void attn_free(struct attn *t)
 {
-	struct block *all[] = { &t->kv,	  &t->q,    &t->spans, &t->parts,
-				&t->rows, &t->room, &t->out };
+	struct gpu_block *all[] = { &t->kv,   &t->q,	&t->spans, &t->parts,
+				    &t->rows, &t->room, &t->out };
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(all); i++)
-		block_free(t->g, all[i]);
+		gpu_block_free(t->g, all[i]);
 }
 
 /* The worst read_ratio so far goes to *worst. */
@@ -509,7 +491,7 @@ static int attention(struct gpu *g)
 	}
 	r = g->cu->host_alloc(&noise, MIB, CUDA_HOST_PORTABLE);
 	if (r)
-		return failed(g, "cuMemHostAlloc", r);
+		return gpu_failed(g, "cuMemHostAlloc", r);
 	bench_fill_bf16(noise, MIB);
 	/* a device that is a small fake one has a small shape */
 	ret = g->n_free < 1024 * MIB ? attn_shape(g, 1, 512, noise, &worst) : 0;
@@ -549,7 +531,7 @@ static int start(struct gpu *g)
 	if (!r)
 		r = g->cu->mem_info(&g->n_free, &total);
 	if (r)
-		return failed(g, "start", r);
+		return gpu_failed(g, "start", r);
 	g->page_bytes = KV_ALIGN_UP(2 * MIB, least);
 	if (g->n_free < 8 * N_COSTS * g->page_bytes)
 		g->page_bytes = least;
@@ -575,6 +557,10 @@ int bench_gpu(struct bench *b)
 	ret = loop_new(&l);
 	if (ret)
 		return bench_fail(ret, "gpu: loop: %s", strerror(-ret));
+	if (b->pages) {
+		ret = bench_gpu_pages(&g);
+		goto out;
+	}
 	ret = call_costs(&g);
 	if (!ret)
 		ret = run_cost(&g, l);
@@ -582,6 +568,11 @@ int bench_gpu(struct bench *b)
 		ret = copies(&g, l);
 	if (!ret)
 		ret = attention(&g);
+	if (!ret)
+		ret = bench_gpu_prefill(&g);
+	if (!ret)
+		ret = bench_gpu_parked(&g);
+out:
 	loop_free(l);
 	kern_gpu_close(g.kern);
 	(void)g.cu->stream_free(g.st); /* the process ends */

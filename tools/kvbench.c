@@ -107,7 +107,16 @@ static const struct command {
 	  "gpu.read_gb_s.bB.tT             streaming reads of device memory\n"
 	  "gpu.attention.decode.bB.tT.{gb_s,read_ratio}  batch B, T tokens,\n"
 	  "                                64 heads of 128, 8 of KV, bf16\n"
-	  "gpu.attention.decode.read_ratio the worst of them\n" },
+	  "gpu.attention.decode.read_ratio the worst of them\n"
+	  "gpu.attention.prefill.tT.gemm_ratio  a prompt of T tokens over matrix\n"
+	  "                                products of cuBLASLt, FLOP/s\n"
+	  "gpu.attention.prefill.gemm_ratio the worst of them\n"
+	  "gpu.resident.tokens_per_s       a daemon on the device: turns of\n"
+	  "                                conversations, all in its memory\n"
+	  "gpu.step.map_waits              its steps that found no frame\n"
+	  "gpu.oversubscribed.tokens_ratio the same with half of the memory\n"
+	  "--pages: gpu.pages.lL.tT.{gb_s,read_ratio,waste} and the best, for\n"
+	  "pages of L layers and T tokens\n" },
 	{ "reuse", bench_reuse, "first tokens of prompts made of cached chunks",
 	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"
 	  "                                100 tokens: computed, and cached with\n"
@@ -191,6 +200,8 @@ static const struct option options[] = {
 	{ "jobs", required_argument, NULL, 'j' },
 	{ "kl", no_argument, NULL, 'K' },
 	{ "cuda", required_argument, NULL, 'C' },
+	{ "cublas", required_argument, NULL, 'B' },
+	{ "pages", no_argument, NULL, 'P' },
 	{ 0 },
 };
 
@@ -213,6 +224,8 @@ static void usage(FILE *f)
 	      "  -n N           rag, zipf: the first N questions (100, 2000; quick 20, 60)\n"
 	      "  --jobs J       rag, zipf: requests in flight (1)\n"
 	      "  --cuda FILE    gpu: the driver's library (libcuda.so.1)\n"
+	      "  --cublas FILE  gpu: cuBLASLt (libcublasLt.so)\n"
+	      "  --pages        gpu: the table of layers and tokens of a page\n"
 	      "  --kl           rag: KL divergence from full prefill, too\n"
 	      "  --help         this, or the lines of a subcommand\n",
 	      f);
@@ -277,6 +290,12 @@ static int parse_options(struct bench *b, int argc, char **argv)
 			continue;
 		case 'C':
 			b->cuda = optarg;
+			continue;
+		case 'B':
+			b->cublas = optarg;
+			continue;
+		case 'P':
+			b->pages = 1;
 			continue;
 		case 't':
 			n = &b->n_threads;

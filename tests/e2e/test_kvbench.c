@@ -145,14 +145,28 @@ START_TEST(gpu_prints_its_lines)
 		"gpu.copy.d2h.link_ratio",
 		NULL,
 	};
-	char args[PATH_MAX + 64];
+	char args[2 * PATH_MAX + 128];
 
 	(void)snprintf(args, sizeof(args),
-		       "gpu --quick --cuda %s/tests/libfakecuda.so", bin);
+		       "gpu --quick --cuda %s/tests/libfakecuda.so "
+		       "--cublas %s/tests/libfakecuda.so",
+		       bin, bin);
 	ck_assert_int_eq(kvbench(args), 0);
 	lines(names);
-	if (strstr(out, "gpu.attention")) /* built with nvcc */
+	if (strstr(out, "gpu.attention")) { /* built with nvcc */
 		(void)line("gpu.attention.decode.read_ratio");
+		(void)line("gpu.attention.prefill.gemm_ratio");
+		(void)line("gpu.step.map_waits");
+		(void)line("gpu.oversubscribed.tokens_ratio");
+		(void)snprintf(
+			args, sizeof(args),
+			"gpu --pages --quick --cuda %s/tests/libfakecuda.so",
+			bin);
+		ck_assert_int_eq(kvbench(args), 0);
+		(void)line("gpu.pages.l1.t128.gb_s");
+		(void)line("gpu.pages.best.layers");
+		(void)line("gpu.pages.best.tokens");
+	}
 	ck_assert_int_ne(kvbench("gpu --cuda /nonexistent 2>&1"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "gpu skipped: /nonexistent"));
 }

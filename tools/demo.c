@@ -254,6 +254,7 @@ static int client(const char *socket, uint32_t id, struct shared *sh)
 static void write_conf(const char *dir, const char *model, uint64_t memory)
 {
 	char path[512];
+	const char *more = getenv("KVD_DEMO_CONF"); /* of [kvd] */
 	FILE *f;
 
 	snprintf(path, sizeof(path), "%s/kvd.conf", dir);
@@ -263,9 +264,9 @@ static void write_conf(const char *dir, const char *model, uint64_t memory)
 	fprintf(f,
 		/* the plainest policy: the others page less, and this is to
 		 * show paging */
-		"[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\npolicy = clock\n"
+		"[kvd]\nsocket = %s/kvd.sock\nstate_dir = %s\npolicy = clock\n%s\n"
 		"[model rag-mini]\npath = %s\nmath = bf16\n",
-		dir, dir, model);
+		dir, dir, more ? more : "", model);
 	for (int t = 0; t < N_TENANTS; t++)
 		fprintf(f,
 			"[tenant demo%d]\nsocket = %s/demo%d.sock\n"

@@ -4,6 +4,7 @@
 #include "kvd/cache/segment.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include "kvd/cache/variant.h"
 
@@ -18,6 +19,8 @@ struct segment_pool {
 };
 
 #define LAYOUT_MAX	    65536u
+#define LAYOUT_BLOCKS_MAX   32u /* of a page in frames */
+#define LAYOUT_SHORT	    2048u /* tokens of a sequence that is not to waste */
 #define LAYOUT_BY_TOKEN_MAX 16384u /* tokens of a page */
 
 static int layout_ok(const struct kv_layout *g)
@@ -53,6 +56,37 @@ static int choose_folios(struct kv_layout *g)
 			g->page_layers = n;
 		}
 	return best <= LAYOUT_MAX_FOLIOS * LAYOUT_FOLIO;
+}
+
+/*
+ * For whole frames of a device: the page that wastes least of a sequence of
+ * LAYOUT_SHORT tokens, by padding and by its last block, half full; of equal ones
+ * the smallest.
+ */
+static void choose_frames(struct kv_layout *g)
+{
+	const double short_tokens = LAYOUT_SHORT;
+	double best = INFINITY;
+	uint64_t best_bytes = 0;
+
+	for (uint32_t blocks = 1; blocks <= LAYOUT_BLOCKS_MAX; blocks++)
+		for (uint32_t n = 1; n <= g->n_layers; n++) {
+			const uint64_t raw = block_bytes(g) * blocks * n;
+			const uint64_t page =
+				KV_ALIGN_UP(raw, (uint64_t)g->page_align);
+			const double tokens = blocks * SEGMENT_BLOCK;
+			const double pad = (double)page / (double)raw;
+			const double waste =
+				pad * (1 + tokens / 2 / short_tokens);
+
+			if (g->n_layers % n || waste > best ||
+			    (waste >= best && page >= best_bytes))
+				continue;
+			best = waste;
+			best_bytes = page;
+			g->page_tokens = blocks * SEGMENT_BLOCK;
+			g->page_layers = n;
+		}
 }
 
 static void choose_small(struct kv_layout *g)
@@ -95,7 +129,9 @@ int kv_layout_init(struct kv_layout *g)
 	if (g->page_tokens == 1)
 		return choose_by_token(g);
 	f = *g;
-	if (!g->page_tokens && !g->page_layers && choose_folios(&f))
+	if (!g->page_tokens && !g->page_layers && g->page_align > 4096)
+		choose_frames(g);
+	else if (!g->page_tokens && !g->page_layers && choose_folios(&f))
 		*g = f;
 	else
 		choose_small(g);

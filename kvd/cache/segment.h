@@ -49,7 +49,8 @@ struct kv_layout {
 /*
  * Fill the derived fields; page_tokens 0 and page_layers 0 are chosen. Both: so
  * that a page is LAYOUT_MAX_FOLIOS or fewer whole folios, with as few bytes as can
- * be (docs/benchmarks, 2026-11-21-zen5-paging.md). Else 32 tokens, and layers up to
+ * be (docs/benchmarks, 2026-11-21-zen5-paging.md); with page_align of a device, so that
+ * least is wasted (docs/gpu.md). Else 32 tokens, and layers up to
  * LAYOUT_PAGE_TARGET bytes. page_tokens 1 asks for LAYOUT_BY_TOKEN: pages of one layer (or
  * page_layers) and of as many tokens as it takes to fill whole folios, for devices; kernels
  * of the CPU do not know it. -EINVAL for shapes out of range.

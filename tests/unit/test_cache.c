@@ -64,6 +64,33 @@ START_TEST(pages_of_large_models_are_whole_folios)
 }
 END_TEST
 
+/* Of a device: { layers, kv heads, head size, align in KiB, tokens, layers } */
+START_TEST(pages_of_a_device_waste_little)
+{
+	static const uint32_t chosen[][6] = {
+		{ 6, 2, 64, 2048, 672, 6 }, /* rag-mini */
+		{ 6, 2, 64, 64, 64, 2 },
+		{ 16, 8, 64, 2048, 64, 16 }, /* 1B */
+		{ 28, 8, 128, 2048, 128, 4 }, /* 3B */
+		{ 32, 8, 128, 2048, 32, 16 }, /* 8B */
+		{ 80, 8, 128, 2048, 32, 16 }, /* 70B */
+	};
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(chosen); i++) {
+		struct kv_layout g = { .n_layers = chosen[i][0],
+				       .n_kv_heads = chosen[i][1],
+				       .head_dim = chosen[i][2],
+				       .elem_bytes = 2,
+				       .page_align = chosen[i][3] << 10 };
+
+		ck_assert_int_eq(kv_layout_init(&g), 0);
+		ck_assert_uint_eq(g.page_tokens, chosen[i][4]);
+		ck_assert_uint_eq(g.page_layers, chosen[i][5]);
+		ck_assert_uint_eq(g.page_bytes % g.page_align, 0);
+	}
+}
+END_TEST
+
 /* Pages of a group side by side: from token to token always as far. */
 START_TEST(pages_by_token_have_one_stride)
 {
@@ -413,6 +440,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, an_address_is_arithmetic);
 	tcase_add_test(t, pages_of_large_models_are_whole_folios);
+	tcase_add_test(t, pages_of_a_device_waste_little);
 	tcase_add_test(t, pages_by_token_have_one_stride);
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, capacity_is_an_answer);

@@ -127,6 +127,18 @@ void fake_stats(struct fake_stats *out)
 	pthread_mutex_unlock(&fake.m);
 }
 
+/* FAKE_CUDA=MIB,KIB: memory and granularity from the start, for whole programs. */
+static __attribute__((constructor)) void take_environment(void)
+{
+	const char *env = getenv("FAKE_CUDA");
+	unsigned int mib, kib;
+
+	if (env && sscanf(env, "%u,%u", &mib, &kib) == 2) {
+		fake.total = (uint64_t)mib << 20;
+		fake.granularity = (size_t)kib << 10;
+	}
+}
+
 /* ---- the device ----------------------------------------------------------- */
 
 int cuInit(unsigned int flags);

@@ -417,3 +417,28 @@ int kvc_seq_wrote(struct kvc *c, int seq, uint64_t n_tokens)
 
 	return kvc_call(c, &s);
 }
+
+/* ---- buffers --------------------------------------------------------------------- */
+
+int kvc_buffer(struct kvc *c, const struct kv_buffer *b)
+{
+	struct kv_sqe s = { .opcode = KV_OP_BUFFER };
+	void *p;
+	int ret = kvc_arena_take(c, sizeof(*b), &p);
+
+	if (ret)
+		return ret;
+	memcpy(p, b, sizeof(*b));
+	s.arg[0] = kvc_off(c, p);
+	ret = kvc_call(c, &s);
+	kvc_free(c, p);
+	return ret;
+}
+
+int kvc_buffer_free(struct kvc *c, int buffer)
+{
+	struct kv_sqe s = { .opcode = KV_OP_BUFFER_FREE,
+			    .arg = { (uint64_t)buffer } };
+
+	return buffer < 0 ? -ENOENT : kvc_call(c, &s);
+}

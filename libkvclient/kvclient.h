@@ -249,6 +249,17 @@ int kvc_unexport(struct kvc *c, struct kvc_export *x);
  * exported, -ENOSPC it has no such room, -ENOENT, -EBUSY. */
 int kvc_seq_wrote(struct kvc *c, int seq, uint64_t n_tokens);
 /*
+ * Device memory of the program, for items of kvc_append() and kvc_attend() whose
+ * kv_attend_item.buffer is the number returned (> 0): q_off, k_off, v_off and o_off are
+ * then offsets in it, multiples of 64, and no byte goes through the host. The daemon waits for
+ * the event (KV_BUFFER_EVENT) before it reads; when the call is over o is there. The memory
+ * stays allocated until kvc_buffer_free() or the end of the session. -ENOTSUP (without
+ * KV_FEATURE_BUFFERS), -EINVAL the driver refuses a handle, -EDQUOT 64 of a session.
+ */
+int kvc_buffer(struct kvc *c, const struct kv_buffer *b);
+/* -EBUSY a call uses it; -ENOENT. */
+int kvc_buffer_free(struct kvc *c, int buffer);
+/*
  * Address of K (v = 0) or V (v = 1) of kv head h of token i of the entry, layer l:
  * head_dim elements.
  */

@@ -138,6 +138,8 @@ static const struct op ops[] = {
 	[KV_OP_EXPORT_PAGES] = { USES_ARG(3), op_export_pages },
 	[KV_OP_UNEXPORT] = { USES_ARG(1), op_unexport },
 	[KV_OP_SEQ_WROTE] = { USES_SEQ | USES_ARG(1), op_seq_wrote },
+	[KV_OP_BUFFER] = { USES_ARG(1), op_buffer },
+	[KV_OP_BUFFER_FREE] = { USES_ARG(1), op_buffer_free },
 	[KV_OP_QUERY] = { NO_TENANT | USES_ARG(1), op_query },
 };
 

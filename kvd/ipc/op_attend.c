@@ -21,6 +21,19 @@ static void *rows_at(struct sess *s, uint64_t off, uint64_t n,
 	return chan_at(&s->ch, off, bytes, ARENA_ALIGN);
 }
 
+/* The same in the arena, or in the buffer that the item names. */
+static void *item_rows(struct sess *s, uint32_t buffer, uint64_t off,
+		       uint64_t n, uint64_t row_bytes)
+{
+	uint64_t bytes;
+
+	if (!buffer)
+		return rows_at(s, off, n, row_bytes);
+	if (off % ARENA_ALIGN || __builtin_mul_overflow(n, row_bytes, &bytes))
+		return NULL;
+	return serve_buffer_at(s->ss, buffer, off, bytes);
+}
+
 /* off must be KV_NO_OFF or 0 where nothing is read or written. */
 static int unused(uint64_t off)
 {
@@ -36,15 +49,18 @@ static int check_item(struct sess *s, const struct kv_attend_item *in,
 
 	*out = (struct serve_attend_item){ .seq = in->seq,
 					   .n_tokens = in->n_tokens,
-					   .pos = in->pos };
-	if (in->buffer || in->_rsvd)
+					   .pos = in->pos,
+					   .buffer = in->buffer };
+	if (in->_rsvd)
 		return -EINVAL;
 	ret = serve_seq_shape(s->ss, in->seq, &row_q, &row_kv);
 	if (ret)
 		return ret;
 	if (with_kv) {
-		out->k = rows_at(s, in->k_off, in->n_tokens, row_kv);
-		out->v = rows_at(s, in->v_off, in->n_tokens, row_kv);
+		out->k = item_rows(s, in->buffer, in->k_off, in->n_tokens,
+				   row_kv);
+		out->v = item_rows(s, in->buffer, in->v_off, in->n_tokens,
+				   row_kv);
 		if (!out->k || !out->v)
 			return -EINVAL;
 	} else if (!unused(in->v_off)) {
@@ -52,8 +68,8 @@ static int check_item(struct sess *s, const struct kv_attend_item *in,
 	}
 	if (append_only)
 		return unused(in->q_off) && unused(in->o_off) ? 0 : -EINVAL;
-	out->q = rows_at(s, in->q_off, in->n_tokens, row_q);
-	out->o = rows_at(s, in->o_off, in->n_tokens, row_q);
+	out->q = item_rows(s, in->buffer, in->q_off, in->n_tokens, row_q);
+	out->o = item_rows(s, in->buffer, in->o_off, in->n_tokens, row_q);
 	return out->q && out->o ? 0 : -EINVAL;
 }
 

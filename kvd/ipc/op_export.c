@@ -207,3 +207,49 @@ int op_export_pages(struct sess *s, const struct kv_sqe *e)
 	sess_req_drop(r);
 	return ret;
 }
+
+/* ---- buffers --------------------------------------------------------------------- */
+
+static void buffer_done(struct wait *w, int ret)
+{
+	struct sess_buffer *b =
+		container_of(w, struct sess_buffer, buffer.wait);
+
+	sess_req_end(container_of(b, struct sess_req, u.buffer),
+		     ret ? ret : (int)b->buffer.id, 0, 0);
+}
+
+int op_buffer(struct sess *s, const struct kv_sqe *e)
+{
+	struct kv_buffer in;
+	struct sess_req *r;
+	struct serve_buffer *b;
+	int ret = chan_read(&s->ch, e->arg[0], &in, sizeof(in));
+
+	if (ret)
+		return ret;
+	if (in.flags & ~KV_BUFFER_EVENT || in._pad)
+		return -EINVAL;
+	for (size_t i = 0; i < KV_ARRAY_LEN(in._rsvd); i++)
+		if (in._rsvd[i])
+			return -EINVAL;
+	r = sess_req_begin(s, e);
+	b = &r->u.buffer.buffer;
+	*b = (struct serve_buffer){ .wait = { buffer_done },
+				    .with_event = in.flags & KV_BUFFER_EVENT,
+				    .n_bytes = in.n_bytes };
+	memcpy(&b->memory, in.memory, sizeof(b->memory));
+	memcpy(&b->event, in.event, sizeof(b->event));
+	ret = serve_buffer(s->ss, b);
+	if (!ret)
+		return DISPATCH_LATER;
+	sess_req_drop(r);
+	return ret;
+}
+
+int op_buffer_free(struct sess *s, const struct kv_sqe *e)
+{
+	return e->arg[0] > UINT32_MAX
+		       ? -ENOENT
+		       : serve_buffer_free(s->ss, (uint32_t)e->arg[0]);
+}

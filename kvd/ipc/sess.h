@@ -51,6 +51,10 @@ struct sess_export {
 	uint64_t off, entries_off; /* checked */
 };
 
+struct sess_buffer {
+	struct serve_buffer buffer;
+};
+
 struct sess_pages {
 	struct serve_export_pages pages;
 	int fds[KV_FRAMES_MAX];
@@ -74,6 +78,7 @@ struct sess_req {
 		struct wait unmap;
 		struct sess_export export;
 		struct sess_pages pages;
+		struct sess_buffer buffer;
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
@@ -178,6 +183,8 @@ int op_export(struct sess *s, const struct kv_sqe *e);
 int op_export_pages(struct sess *s, const struct kv_sqe *e);
 int op_unexport(struct sess *s, const struct kv_sqe *e);
 int op_seq_wrote(struct sess *s, const struct kv_sqe *e);
+int op_buffer(struct sess *s, const struct kv_sqe *e);
+int op_buffer_free(struct sess *s, const struct kv_sqe *e);
 /* admin.c */
 int op_query(struct sess *s, const struct kv_sqe *e);
 

@@ -204,7 +204,7 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	if (serve_map_mode(a->tenant))
 		a->features |= KV_FEATURE_MAP;
 	if (serve_can_export(a->tenant))
-		a->features |= KV_FEATURE_EXPORT;
+		a->features |= KV_FEATURE_EXPORT | KV_FEATURE_BUFFERS;
 	return 0;
 }
 

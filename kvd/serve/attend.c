@@ -23,6 +23,7 @@ struct attend_item {
 	struct attn_shape shape;
 	uint64_t old_tokens; /* of the sequence before it grew */
 	int grown;
+	void *after; /* of the buffer that the item names */
 };
 
 struct attend {
@@ -62,6 +63,8 @@ static void item_fail(struct attend *a, uint32_t i, int err)
 	a->req->items[i].res = err;
 	if (!it->s)
 		return;
+	if (a->req->items[i].buffer)
+		buffer_let_go(a->ss, a->req->items[i].buffer);
 	if (it->grown)
 		seq_truncate(&it->s->seq, it->old_tokens);
 	it->s->n_busy--;
@@ -97,6 +100,8 @@ static void item_done(struct attend *a, uint32_t i)
 	if (r->k)
 		map_ahead(a, &it->s->seq);
 	a->req->items[i].res = 0;
+	if (r->buffer)
+		buffer_let_go(a->ss, r->buffer);
 	it->s->n_busy--;
 	it->s = NULL;
 }
@@ -347,6 +352,8 @@ static void add_work(struct attend *a, uint32_t i, uint32_t row, uint32_t n,
 		.pos = r->pos + row,
 		.n_rows = n,
 		.in = g->type,
+		.on_device = r->buffer != 0,
+		.after = it->after,
 		.q = a->req->append_only ? NULL : (const char *)r->q + q,
 		.k = r->k ? (const char *)r->k + kv : NULL,
 		.v = r->k ? (const char *)r->v + kv : NULL,
@@ -668,6 +675,8 @@ static int item_check(struct attend *a, uint32_t i)
 		return -ENOSPC;
 	s->n_busy++;
 	a->items[i].s = s;
+	if (r->buffer)
+		a->items[i].after = buffer_use(a->ss, r->buffer);
 	a->items[i].shape = a->ss->geometries[s->geometry - 1].shape;
 	return 0;
 }

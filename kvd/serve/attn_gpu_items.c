@@ -17,7 +17,7 @@ static int same_shape(const struct attn_item *a, const struct attn_item *b)
 {
 	return attn_gpu_same_shape(a->shape, b->shape) &&
 	       attn_gpu_same_layout(&a->seq->layout, &b->seq->layout) &&
-	       !a->q == !b->q && a->in == b->in;
+	       !a->q == !b->q && a->in == b->in && a->on_device == b->on_device;
 }
 
 /* Where a slice's rows lie, in elements. */
@@ -68,6 +68,53 @@ static void scatter(const struct slice *s, const char *from)
 	}
 }
 
+/* The same of clients' device memory, without a copy: widened from where it is. */
+static int widen_there(struct attn_gpu *g, const struct slice *s)
+{
+	cuda_ptr to = g->f32.at;
+	int ret = 0;
+
+	for (uint32_t i = 0; i < s->n_items && !ret; i++)
+		if (s->items[i].after)
+			ret = kern_errno(g->c.api->stream_wait(
+				g->c.stream, s->items[i].after, 0));
+	for (int what = 0; what < 3; what++)
+		for (uint32_t i = 0; i < s->n_items && !ret; i++) {
+			const struct attn_item *it = &s->items[i];
+			const void *from = what == 0   ? it->q
+					   : what == 1 ? it->k
+						       : it->v;
+			const struct gpu_convert c = {
+				(uintptr_t)from, to,
+				it->n_rows * (what ? s->kv : s->q)
+			};
+
+			if (!from || !c.n)
+				continue;
+			ret = kern_gpu_to_f32(g->c.kern, s->in, &c,
+					      g->c.stream);
+			to += c.n * sizeof(float);
+		}
+	return ret;
+}
+
+static int narrow_there(struct attn_gpu *g, const struct slice *s,
+			cuda_ptr from)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; i < s->n_items && !ret; i++) {
+		const struct gpu_convert c = { from, (uintptr_t)s->items[i].o,
+					       s->items[i].n_rows * s->q };
+
+		if (c.n)
+			ret = kern_gpu_from_f32(g->c.kern, s->in, &c,
+						g->c.stream);
+		from += c.n * sizeof(float);
+	}
+	return ret;
+}
+
 static int buffers(struct attn_gpu *g, const struct slice *s)
 {
 	const size_t n = slice_elems(s) + s->n_rows * s->q;
@@ -96,6 +143,12 @@ static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
 	const struct gpu_convert narrow = { rows.o, g->in.at + n * es, n_q };
 	int ret;
 
+	if (s->items[0].on_device) {
+		ret = widen_there(g, s);
+		if (!ret)
+			ret = attn_gpu_layer(g, layer, &rows);
+		return ret || !n_q ? ret : narrow_there(g, s, rows.o);
+	}
 	gather(s, g->io.p);
 	ret = kern_errno(cu->h2d(g->in.at, g->io.p, n_in * es, g->c.stream));
 	if (!ret)
@@ -124,7 +177,7 @@ static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 	end = kern_errno(g->c.api->stream_sync(g->c.stream));
 	if (!ret)
 		ret = end;
-	if (!ret && s->n_items && s->items[0].q)
+	if (!ret && s->n_items && s->items[0].q && !s->items[0].on_device)
 		scatter(s, g->io.p + slice_elems(s) * kern_type_bytes(s->in));
 	return ret;
 }

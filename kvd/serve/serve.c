@@ -495,6 +495,7 @@ int serve_session_open(struct serve_tenant *t, struct serve_session **out)
 	list_init(&ss->attends);
 	list_init(&ss->persists);
 	list_init(&ss->exports);
+	list_init(&ss->buffers);
 	list_init(&ss->export_calls);
 	list_init(&ss->close_call.node);
 	list_init(&ss->node);
@@ -512,6 +513,7 @@ static void closed(struct loop_call *c)
 	struct wait *w = ss->closing;
 
 	session_free_seqs(ss);
+	session_free_buffers(ss);
 	list_del(&ss->node);
 	t->n_sessions--;
 	free(ss->geometries);

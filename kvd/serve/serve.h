@@ -19,6 +19,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include "kernels/cuda_api.h"
 #include "kvd/base/conf.h"
 #include "kvd/base/list.h"
 #include "kvd/base/loop.h"
@@ -102,6 +103,7 @@ struct serve_attend_item {
 	const void *q; /* arena [n_tokens][n_heads][head_dim] */
 	const void *k, *v; /* arena [n_tokens][n_kv_heads][head_dim], or NULL */
 	void *o; /* arena [n_tokens][n_heads][head_dim] */
+	uint32_t buffer; /* 0; else q, k, v, o are of serve_buffer_at() */
 	int res; /* out */
 };
 #define SERVE_MAX_ITEMS 1024u
@@ -240,6 +242,24 @@ int serve_unexport(struct serve_session *ss, uint32_t id);
  * much room.
  */
 int serve_seq_wrote(struct serve_session *ss, uint32_t seq, uint64_t n);
+
+struct serve_buffer {
+	struct wait
+		wait; /* 0: id is there; -EINVAL the driver refuses a handle, or the
+			   * allocation is smaller; -ENODEV, -ENOMEM */
+	struct cuda_ipc memory, event; /* as the client sent them */
+	int with_event;
+	uint64_t n_bytes;
+	uint32_t id; /* out, > 0 */
+};
+/* Device memory of the client, for items. -ENOTSUP, -EINVAL, -EDQUOT, -ENOMEM. */
+int serve_buffer(struct serve_session *ss, struct serve_buffer *b);
+/* -ENOENT, -EBUSY a call uses it. */
+int serve_buffer_free(struct serve_session *ss, uint32_t id);
+/* Device address of [off, off + n) of it; NULL: not inside, or no such buffer. Valid for a
+ * serve_attend() in the same turn. */
+void *serve_buffer_at(struct serve_session *ss, uint32_t id, uint64_t off,
+		      uint64_t n);
 
 /* ---- hosted models -------------------------------------------------------- */
 

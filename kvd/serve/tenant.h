@@ -171,6 +171,8 @@ struct serve_session {
 	struct session_maps *maps; /* NULL: none yet */
 	struct list exports, export_calls; /* export.c */
 	uint64_t export_bytes; /* reserved by calls */
+	struct list buffers; /* buffer.c */
+	uint32_t n_buffers, next_buffer;
 	uint32_t n_exports, next_export;
 	uint32_t n_requests; /* of all kinds */
 	struct wait *closing;
@@ -225,6 +227,12 @@ void serve_check_start(struct serve *s);
 void export_cancel_session(struct serve_session *ss);
 /* Bytes that they have reserved. */
 uint64_t export_reserved(const struct serve_session *ss);
+
+/* buffer.c: a call uses it from now on; the event that it is to wait for, or NULL. */
+void *buffer_use(struct serve_session *ss, uint32_t id);
+void buffer_let_go(struct serve_session *ss, uint32_t id);
+/* No call is in flight. */
+void session_free_buffers(struct serve_session *ss);
 
 /* map.c */
 void serve_probe_maps(struct serve *s);

@@ -379,6 +379,210 @@ START_TEST(who_may_not)
 }
 END_TEST
 
+/* ---- device memory of the client ------------------------------------------------- */
+
+static struct cuda_api *api;
+static struct fake_ctl ctl;
+
+struct mine {
+	cuda_ptr at;
+	cuda_stream st;
+	cuda_event e;
+	int buffer;
+};
+
+static void mine_open(struct mine *m, size_t n)
+{
+	struct kv_buffer b = { .n_bytes = n, .flags = KV_BUFFER_EVENT };
+	struct cuda_ipc h;
+	cuda_handle ctx;
+
+	api = rig_cuda_open(&ctl, 8 << 20, 65536);
+	ck_assert_int_eq(api->ctx_retain(&ctx, 0), 0);
+	ck_assert_int_eq(api->ctx_set(ctx), 0);
+	ck_assert_int_eq(api->alloc(&m->at, n), 0);
+	ck_assert_int_eq(api->stream_new(&m->st, CUDA_STREAM_NON_BLOCKING, 0),
+			 0);
+	ck_assert_int_eq(api->event_new(&m->e, CUDA_EVENT_DISABLE_TIMING |
+						       CUDA_EVENT_INTERPROCESS),
+			 0);
+	ck_assert_int_eq(api->ipc_mem(&h, m->at), 0);
+	memcpy(b.memory, &h, sizeof(h));
+	ck_assert_int_eq(api->ipc_event(&h, m->e), 0);
+	memcpy(b.event, &h, sizeof(h));
+	m->buffer = kvc_buffer(c, &b);
+	ck_assert_int_gt(m->buffer, 0);
+}
+
+static void mine_close(struct mine *m)
+{
+	ck_assert_int_eq(kvc_buffer_free(c, m->buffer), 0);
+	ck_assert_int_eq(kvc_buffer_free(c, m->buffer), -ENOENT);
+	ck_assert_int_eq(api->event_free(m->e), 0);
+	ck_assert_int_eq(api->stream_free(m->st), 0);
+	ck_assert_int_eq(api->free(m->at), 0);
+	ck_assert_int_eq(api->ctx_release(0), 0);
+	rig_cuda_close(api, &ctl);
+}
+
+#define Q_OFF 0u
+#define O_OFF 4096u
+#define K_OFF 65536u
+#define V_OFF 131072u
+
+/* Append n tokens and attend, from and to device memory; o is compared with what
+ * the same call gives through the arena on a sequence that has the same tokens. */
+static void same_by_both(const struct mine *m, int seq, int twin, uint32_t n)
+{
+	struct kv_attend_item *it = kvc_alloc(c, sizeof(*it));
+	uint16_t *q = kvc_alloc(c, n * HEADS * DIM * 2);
+	uint16_t *o = kvc_alloc(c, n * HEADS * DIM * 2);
+	uint16_t *k = kvc_alloc(c, n * KV_HEADS * DIM * 2);
+	uint16_t *v = kvc_alloc(c, n * KV_HEADS * DIM * 2);
+
+	for (uint32_t l = 0; l < LAYERS; l++) {
+		for (uint32_t i = 0; i < n * HEADS * DIM; i++)
+			q[i] = bf16(query(l, i / DIM, i % DIM));
+		rows(k, 0, l, TOKENS, n);
+		rows(v, 1, l, TOKENS, n);
+		memcpy((void *)(m->at + Q_OFF), q, n * HEADS * DIM * 2);
+		memcpy((void *)(m->at + K_OFF), k, n * KV_HEADS * DIM * 2);
+		memcpy((void *)(m->at + V_OFF), v, n * KV_HEADS * DIM * 2);
+		ck_assert_int_eq(api->event_record(m->e, m->st), 0);
+		*it = (struct kv_attend_item){ .seq = (uint32_t)seq,
+					       .n_tokens = n,
+					       .pos = TOKENS,
+					       .q_off = Q_OFF,
+					       .k_off = K_OFF,
+					       .v_off = V_OFF,
+					       .o_off = O_OFF,
+					       .buffer = (uint32_t)m->buffer };
+		ck_assert_int_eq(kvc_attend(c, it, 1, l, KV_SQE_WAIT), 0);
+		*it = (struct kv_attend_item){ .seq = (uint32_t)twin,
+					       .n_tokens = n,
+					       .pos = TOKENS,
+					       .q_off = kvc_off(c, q),
+					       .k_off = kvc_off(c, k),
+					       .v_off = kvc_off(c, v),
+					       .o_off = kvc_off(c, o) };
+		ck_assert_int_eq(kvc_attend(c, it, 1, l, KV_SQE_WAIT), 0);
+		ck_assert_int_eq(
+			memcmp((void *)(m->at + O_OFF), o, n * HEADS * DIM * 2),
+			0);
+	}
+	kvc_free(c, it);
+	kvc_free(c, q);
+	kvc_free(c, o);
+	kvc_free(c, k);
+	kvc_free(c, v);
+}
+
+START_TEST(calls_with_device_pointers)
+{
+	struct mine m;
+	int seq, twin;
+
+	if (!start("device_share = yes\n"))
+		return;
+	mine_open(&m, 3 * 65536);
+	seq = filled(32, TOKENS);
+	twin = filled(32, TOKENS);
+	same_by_both(&m, seq, twin, 3);
+	mine_close(&m);
+	stop();
+}
+END_TEST
+
+/* What the client queued before its event is waited for. */
+START_TEST(an_event_is_waited_for)
+{
+	struct kv_attend_item *it;
+	struct kvc_req req = { 0 };
+	struct kv_sqe e = { .opcode = KV_OP_ATTEND, .arg = { 0, 1, 0 } };
+	struct mine m;
+
+	if (!start("device_share = yes\n"))
+		return;
+	mine_open(&m, 3 * 65536);
+	it = kvc_alloc(c, sizeof(*it));
+	*it = (struct kv_attend_item){ .seq = (uint32_t)filled(32, 32),
+				       .n_tokens = 1,
+				       .pos = 31,
+				       .k_off = KV_NO_OFF,
+				       .v_off = KV_NO_OFF,
+				       .o_off = O_OFF,
+				       .buffer = (uint32_t)m.buffer };
+	memset((void *)m.at, 0xff, 65536); /* NaN */
+	ctl.hold();
+	ck_assert_int_eq(ctl.kernel(m.st, m.at, 4096, 0), 0);
+	ck_assert_int_eq(api->event_record(m.e, m.st), 0);
+	e.arg[0] = kvc_off(c, it);
+	ck_assert_int_eq(kvc_submit(c, &e, &req), 0);
+	ck_assert_int_eq(kvc_wait(c, &req, 100), -ETIMEDOUT);
+	ck_assert_int_eq(kvc_buffer_free(c, m.buffer), -EBUSY);
+	ctl.go();
+	ck_assert_int_eq(kvc_wait(c, &req, -1), 0);
+	for (uint32_t i = 0; i < HEADS * DIM; i++)
+		ck_assert(!isnan(from_bf16(((uint16_t *)(m.at + O_OFF))[i])));
+	kvc_free(c, it);
+	mine_close(&m);
+	stop();
+}
+END_TEST
+
+START_TEST(hostile_handles)
+{
+	struct kv_buffer b = { .n_bytes = 100, .memory = { 1, 2, 3 } };
+	struct kv_attend_item *it;
+	struct cuda_ipc h;
+	struct mine m;
+	int seq;
+
+	if (!start("device_share = yes\n"))
+		return;
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	mine_open(&m, 65536);
+	ck_assert_int_eq(api->ipc_mem(&h, m.at), 0);
+	memcpy(b.memory, &h, sizeof(h));
+	b.n_bytes = 65537; /* more than there is */
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	b.n_bytes = UINT64_MAX;
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	b.n_bytes = 0;
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	b.n_bytes = 65536;
+	b.flags = 2;
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	b.flags = KV_BUFFER_EVENT; /* which is no event */
+	ck_assert_int_eq(kvc_buffer(c, &b), -EINVAL);
+	seq = filled(32, 32);
+	it = kvc_alloc(c, sizeof(*it));
+	for (int i = 0; i < 5; i++) {
+		*it = (struct kv_attend_item){ .seq = (uint32_t)seq,
+					       .n_tokens = 1,
+					       .pos = 31,
+					       .k_off = KV_NO_OFF,
+					       .v_off = KV_NO_OFF,
+					       .o_off = O_OFF,
+					       .buffer = (uint32_t)m.buffer };
+		if (i == 0)
+			it->buffer = 99;
+		else if (i == 1)
+			it->o_off = 65536 - 64;
+		else if (i == 2)
+			it->q_off = UINT64_MAX - 63;
+		else if (i == 3)
+			it->q_off = 2;
+		else
+			it->buffer = UINT32_MAX;
+		ck_assert_int_eq(kvc_attend(c, it, 1, 0, KV_SQE_WAIT), -EINVAL);
+	}
+	kvc_free(c, it);
+	mine_close(&m);
+	stop();
+}
+END_TEST
+
 /* Entries that no library would send. */
 START_TEST(hostile_entries)
 {
@@ -496,6 +700,9 @@ int main(void)
 	tcase_add_test(t, a_tail_is_written_by_the_client);
 	tcase_add_test(t, who_may_not);
 	tcase_add_test(t, hostile_entries);
+	tcase_add_test(t, calls_with_device_pointers);
+	tcase_add_test(t, an_event_is_waited_for);
+	tcase_add_test(t, hostile_handles);
 	tcase_add_test(t, who_dies_lets_go);
 	suite_add_tcase(s, t);
 	srunner_run_all(sr, CK_NORMAL);

@@ -561,3 +561,27 @@ int serve_seq_wrote(struct serve_session *ss, uint32_t seq, uint64_t n)
 	(void)n;
 	return -ENOENT;
 }
+
+int serve_buffer(struct serve_session *ss, struct serve_buffer *b)
+{
+	(void)ss;
+	(void)b;
+	return -ENOTSUP;
+}
+
+int serve_buffer_free(struct serve_session *ss, uint32_t id)
+{
+	(void)ss;
+	(void)id;
+	return -ENOENT;
+}
+
+void *serve_buffer_at(struct serve_session *ss, uint32_t id, uint64_t off,
+		      uint64_t n)
+{
+	(void)ss;
+	(void)id;
+	(void)off;
+	(void)n;
+	return NULL;
+}

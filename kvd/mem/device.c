@@ -205,7 +205,9 @@ static int check_size(const struct device *d, char *err, size_t err_len)
 		ret = kern_errno(cu->device_bytes(&total, dev));
 	if (!ret && d->conf.budget_bytes <= total)
 		return 0;
-	if (ret)
+	if (ret == -EINVAL)
+		snprintf(err, err_len, "there is no device %d", d->conf.index);
+	else if (ret)
 		snprintf(err, err_len, "device %d: %s", d->conf.index,
 			 strerror(-ret));
 	else

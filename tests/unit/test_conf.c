@@ -102,6 +102,9 @@ START_TEST(defaults)
 	ck_assert_str_eq(conf.huge, "auto");
 	ck_assert_str_eq(conf.huge_dir, "");
 	ck_assert_str_eq(conf.cuda_library, "auto");
+	ck_assert_int_eq(conf.device, CONF_DEVICE_CPU);
+	ck_assert_uint_eq(conf.device_index, 0);
+	ck_assert_uint_eq(conf.host_bytes, conf.memory_bytes);
 	ck_assert_str_eq(conf.policy, "density");
 	ck_assert_str_eq(t->policy, "density");
 	ck_assert_str_eq(conf.log_level, "info");
@@ -153,6 +156,7 @@ START_TEST(every_key)
 		"admin_group = 1234\nhuge = never\nhuge_dir = /run/h\npolicy = lru\nlog_level = debug\n"
 		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
 		"cuda_library = /opt/cuda/libcuda.so.1\n"
+		"device = auto\ndevice_index = 2\nhost_memory = 2G\n"
 		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
 		"page_tokens = 64\npage_layers = 4\n"
 		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
@@ -175,6 +179,9 @@ START_TEST(every_key)
 	ck_assert_str_eq(conf.huge, "never");
 	ck_assert_str_eq(conf.huge_dir, "/run/h");
 	ck_assert_str_eq(conf.cuda_library, "/opt/cuda/libcuda.so.1");
+	ck_assert_int_eq(conf.device, CONF_DEVICE_AUTO);
+	ck_assert_uint_eq(conf.device_index, 2);
+	ck_assert_uint_eq(conf.host_bytes, 2ull << 30);
 	ck_assert_str_eq(conf.policy, "lru");
 	ck_assert_str_eq(conf.tenants[0].policy, "gdsf");
 	ck_assert_str_eq(conf.tenants[1].policy, "lru");
@@ -294,6 +301,10 @@ static const struct {
 	{ "[kvd]\ncuda_library = libcuda.so\n", ":2: [kvd] cuda_library" },
 	{ "[kvd]\ncuda_library = ./x.so\n", ":2: [kvd] cuda_library" },
 	{ "[kvd]\ncuda_library =\n", ":2: [kvd] cuda_library" },
+	{ "[kvd]\ndevice = gpu\n", ":2: [kvd] device" },
+	{ "[kvd]\ndevice_index = -1\n", ":2: [kvd] device_index" },
+	{ "[kvd]\ndevice_index = 64\n", ":2: [kvd] device_index" },
+	{ "[kvd]\nhost_memory = 4K\n", ":2: [kvd] host_memory" },
 	{ "[kvd]\npolicy = lifo\n", ":2: [kvd] policy" },
 	{ "[kvd]\npolicy = belady\n", ":2: [kvd] policy" },
 	{ TENANT "policy =\n", ":3: [tenant t] policy" },

@@ -4,6 +4,7 @@
 #include "kvd/cache/persist.h"
 
 #include <errno.h>
+#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
@@ -41,7 +42,7 @@ struct persist {
 
 /*
  * What a record says of its pages; then uint32_t tokens[n_tokens], then
- * struct map_id ids[n_ids]; of a variant (version 2) then struct blob_variant, float
+ * struct map_id ids[n_ids]; of a variant (from version 2 on) then struct blob_variant, float
  * inter[n_ids], float score[n_tokens]. Little-endian, docs/store.md.
  */
 struct blob {
@@ -55,11 +56,11 @@ struct blob {
 	int64_t pos0;
 	uint64_t chunk_id[2];
 	uint64_t n_hits;
-	uint64_t rsvd[2];
+	uint64_t sum[2]; /* version 3: of all of it, this being 0; before: 0 */
 };
 static_assert(sizeof(struct blob) == 152, "on disk");
 #define BLOB_MAGIC   0x6773766bu /* "kvsg" */
-#define BLOB_VERSION 2u /* only variants; all else is written as 1 */
+#define BLOB_VERSION 3u /* 1 had no variants, 1 and 2 no sum */
 enum { KIND_PREFIX = 1, KIND_CHUNK = 2, KIND_VARIANT = 3 };
 
 struct blob_variant { /* ids: of the chunks before it */
@@ -118,6 +119,20 @@ static void append_variant(void *at, const struct segment *s)
 	(void)append(at, v->score, s->n_tokens * sizeof(*v->score));
 }
 
+/* Of a head, whose own sum does not count, and the n_bytes behind it. */
+static void blob_sum(const struct blob *b, const void *rest, size_t n_bytes,
+		     uint64_t sum[2])
+{
+	crypto_generichash_state st;
+	struct blob head = *b;
+
+	head.sum[0] = head.sum[1] = 0;
+	crypto_generichash_init(&st, NULL, 0, sizeof(head.sum));
+	crypto_generichash_update(&st, (const void *)&head, sizeof(head));
+	crypto_generichash_update(&st, rest, n_bytes);
+	crypto_generichash_final(&st, (unsigned char *)sum, sizeof(head.sum));
+}
+
 static void *blob_new(const struct persist *p, const struct segment *s,
 		      size_t *n_bytes)
 {
@@ -134,7 +149,7 @@ static void *blob_new(const struct persist *p, const struct segment *s,
 		return NULL;
 	*b = (struct blob){
 		.magic = BLOB_MAGIC,
-		.version = kind == KIND_VARIANT ? BLOB_VERSION : 1,
+		.version = BLOB_VERSION,
 		.kind = kind,
 		.n_layers = s->layout.n_layers,
 		.n_kv_heads = s->layout.n_kv_heads,
@@ -155,7 +170,19 @@ static void *blob_new(const struct persist *p, const struct segment *s,
 	else
 		(void)append(at, s->ids, n_ids * sizeof(struct map_id));
 	*n_bytes = blob_bytes(kind, s->n_tokens, n_ids);
+	blob_sum(b, b + 1, *n_bytes - sizeof(*b), b->sum);
 	return b;
+}
+
+/* It is as it was written, as far as its version can tell. */
+static int blob_sound(const struct kio_record *r, const struct blob *b)
+{
+	uint64_t sum[2] = { 0, 0 };
+
+	if (b->version >= 3)
+		blob_sum(b, (const char *)r->meta + sizeof(*b),
+			 r->meta_bytes - sizeof(*b), sum);
+	return sum[0] == b->sum[0] && sum[1] == b->sum[1];
 }
 
 /* The head of a blob that is ours and whole. */
@@ -184,10 +211,10 @@ static int blob_head(const struct kio_record *r, struct blob *b)
 	default:
 		return -EINVAL;
 	}
-	return b->n_tokens && r->meta_bytes == blob_bytes(b->kind, b->n_tokens,
-							  b->n_ids)
-		       ? 0
-		       : -EINVAL;
+	if (!b->n_tokens || b->pos0 < 0 || b->pos0 > INT32_MAX ||
+	    r->meta_bytes != blob_bytes(b->kind, b->n_tokens, b->n_ids))
+		return -EINVAL;
+	return blob_sound(r, b) ? 0 : -EINVAL;
 }
 
 const char *persist_record_tenant(const struct kio_record *r, size_t *len)

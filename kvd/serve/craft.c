@@ -187,13 +187,15 @@ static int find(struct gen *g, struct gen_part *p, struct craft_part *c,
 
 	s = variant_find(&g->tenant->variants, c->chunk, t, p->n, &at,
 			 VARIANT_ALPHA, &c->cfo);
+	s = gen_fitting(g, s);
 	if (s && g->craft->permille >= REPAIR_ALL &&
 	    g->craft->permille < REPAIR_BY_CFO &&
 	    !map_id_equal(s->variant->ctx, c->ctx)) {
 		segment_put(s); /* all of it again */
 		s = NULL;
 	} else if (!s && g->craft->permille != REPAIR_ALL && !p->seg) {
-		p->seg = chunk_find(&g->tenant->chunks, c->chunk, t, p->n);
+		p->seg = gen_fitting(
+			g, chunk_find(&g->tenant->chunks, c->chunk, t, p->n));
 	}
 	if (s)
 		use_variant(g, p, c, s);

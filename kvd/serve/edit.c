@@ -247,8 +247,9 @@ static int find_tiles(struct gen *g, const struct edit_base *b,
 
 		*id = prefix_tile(*id, b->tokens + at, n,
 				  i ? 0 : PREFIX_PART_BEGIN);
-		t->seg[i] = prefix_find(&g->tenant->prefix, *id, b->tokens + at,
-					n, &t->block[i]);
+		t->seg[i] = gen_fitting(g, prefix_find(&g->tenant->prefix, *id,
+						       b->tokens + at, n,
+						       &t->block[i]));
 	}
 	return 0;
 }

@@ -189,6 +189,11 @@ uint32_t gen_share_by_load(const struct gen *g, const struct range *r,
 /* What computing its KV again takes, ns per byte. */
 float gen_compute_cost(const struct gen *g);
 /* plan.c */
+/*
+ * s, which was found by its id, or NULL: what a disk gave back may have an id of this model
+ * and pages of another shape. Then it goes. Takes the reference.
+ */
+struct segment *gen_fitting(const struct gen *g, struct segment *s);
 /* Ask for what of s is on disk, as far as memory is free; 1: something is. */
 uint32_t gen_prefetch(struct gen *g, const struct segment *s);
 int gen_plan(struct gen *g); /* tokens and parts are known: find, count */

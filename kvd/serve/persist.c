@@ -58,15 +58,12 @@ int serve_new_stores(struct serve *s)
 
 struct found {
 	struct serve *serve;
-	uint64_t n_adopted, n_orphans, n_dropped;
+	uint64_t n_adopted, n_orphans, n_dropped, n_damaged;
 };
 
-static struct serve_tenant *record_tenant(struct serve *s,
-					  const struct kio_record *r)
+static struct serve_tenant *record_tenant(struct serve *s, const char *name,
+					  size_t len)
 {
-	size_t len;
-	const char *name = persist_record_tenant(r, &len);
-
 	for (uint32_t i = 0; name && i < s->n_tenants; i++) {
 		const char *n = s->tenants[i]->conf->name;
 
@@ -83,9 +80,12 @@ static struct serve_tenant *record_tenant(struct serve *s,
 static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 {
 	struct found *f = ctx;
-	struct serve_tenant *t = record_tenant(f->serve, r);
+	size_t len = 0;
+	const char *name = persist_record_tenant(r, &len);
+	struct serve_tenant *t = record_tenant(f->serve, name, len);
 	int ret;
 
+	f->n_damaged += !name;
 	if (!t || !t->persist) {
 		f->n_orphans++;
 		return KIO_RECORD_ORPHAN;
@@ -114,6 +114,11 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 			ret = scrub_new(&s->tenants[i]->scrub,
 					s->tenants[i]->pager,
 					s->conf->scrub_bytes);
+	if (!ret && f.n_damaged)
+		log_warn("serve",
+			 "%llu records on disk are damaged, or of a newer kvd: "
+			 "not used",
+			 (unsigned long long)f.n_damaged);
 	if (!ret && any_durable(s->conf))
 		log_info("serve",
 			 "%llu segments found on disk, %llu without a tenant, "

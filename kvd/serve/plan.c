@@ -39,6 +39,22 @@ static int part_tokens(struct gen *g, const struct serve_part *p, uint32_t *out,
 	return 0;
 }
 
+struct segment *gen_fitting(const struct gen *g, struct segment *s)
+{
+	const struct kv_layout *a = &g->model->layout;
+	const struct kv_layout *b = s ? &s->layout : a;
+
+	if (a->n_layers == b->n_layers && a->n_kv_heads == b->n_kv_heads &&
+	    a->head_dim == b->head_dim && a->elem_bytes == b->elem_bytes &&
+	    a->page_tokens == b->page_tokens &&
+	    a->page_layers == b->page_layers && a->order == b->order &&
+	    a->page_bytes == b->page_bytes)
+		return s;
+	segment_forget(s);
+	segment_put(s);
+	return NULL;
+}
+
 /* A chunk named by id: its tokens come from the chunk itself. */
 static int chunk_by_id(struct gen *g, const struct serve_part *p,
 		       struct gen_part *part)
@@ -47,6 +63,7 @@ static int chunk_by_id(struct gen *g, const struct serve_part *p,
 	part->seg = chunk_find(&g->tenant->chunks, part->chunk, NULL, 0);
 	if (!part->seg)
 		part->seg = share_chunk(g, part->chunk, NULL, 0);
+	part->seg = gen_fitting(g, part->seg);
 	if (!part->seg)
 		return -ENOENT;
 	/* the id names the model too: is it this one? */
@@ -220,6 +237,7 @@ static struct map_id find_part(struct gen *g, struct gen_part *part,
 		s = prefix_find(tree(g), next, t, n, &block);
 		if (!s)
 			s = share_prefix(g, next, t, n, &block);
+		s = gen_fitting(g, s);
 		if (!s || part_add_hit(part, s, block * SEGMENT_BLOCK, n))
 			break;
 		part->n_found += n;
@@ -307,6 +325,7 @@ int gen_plan(struct gen *g)
 			part->seg = share_chunk(g, part->chunk,
 						g->tokens + part->first,
 						part->n);
+		part->seg = gen_fitting(g, part->seg);
 		if (part->seg && gen_take_chunk(g, part, &bytes)) {
 			part->found = 1;
 			continue;

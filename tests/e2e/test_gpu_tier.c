@@ -29,7 +29,8 @@ static struct rig_daemon *start(const char *kvd, const char *tenant)
 	snprintf(conf, sizeof(conf),
 		 "cuda_library = %s\ncublas_library = %s\ncuda_image = %s\n%s"
 		 "[model m]\npath = %s/models/rag-draft.gguf\nmath = f32\n"
-		 "gate = no\n[tenant t]\nuid = %u\n%s",
+		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
+		 "[tenant t]\nuid = %u\n%s",
 		 rig_cuda_path(), rig_cuda_path(), image, kvd, rig_data_dir(),
 		 getuid(), tenant);
 	return rig_daemon_start(conf);

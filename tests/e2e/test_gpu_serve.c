@@ -45,7 +45,8 @@ static struct rig_daemon *start(struct kvc **c, struct setup s)
 			 s.host ? s.host : "8M");
 	snprintf(conf, sizeof(conf),
 		 "%s[model m]\npath = %s/models/%s.gguf\nmath = %s\n"
-		 "gate = no\n[tenant t]\nuid = %u\nmemory = %s\ndisk = %s\n",
+		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
+		 "[tenant t]\nuid = %u\nmemory = %s\ndisk = %s\n",
 		 device, rig_data_dir(), s.model ? s.model : "rag-draft",
 		 s.math ? s.math : "f32", getuid(), s.memory ? s.memory : "8M",
 		 s.disk ? s.disk : "64M");

@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm gpu_sample)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm gpu_sample gpu_plan)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,llama_gpu attn_gpu gpu_serve)
 

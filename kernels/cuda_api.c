@@ -70,6 +70,8 @@ static const char *fill(struct cuda_api *a)
 	memcpy(&a->field, &p, sizeof(a->field));
 	CUDA_CALLS(CUDA_LOAD)
 #undef CUDA_LOAD
+	p = dlsym(a->lib, "cuTensorMapEncodeTiled");
+	memcpy(&a->tensor_map, &p, sizeof(a->tensor_map));
 	return NULL;
 }
 

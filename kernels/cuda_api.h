@@ -106,6 +106,9 @@ enum {
 	CUDA_ADVISE_PREFERRED = 3,
 	CUDA_ADVISE_ACCESSED_BY = 5,
 	CUDA_CPU = -1, /* as a device */
+	CUDA_TENSOR_16 = 1, /* elements of 16 bits */
+	CUDA_SWIZZLE_128 = 3,
+	CUDA_L2_256 = 3,
 	CUDA_FUNC_DYNAMIC_SHARED = 8, /* bytes a launch may ask for */
 	CUDA_ATTR_N_SM = 16,
 	CUDA_ATTR_MAJOR = 75,
@@ -211,6 +214,11 @@ struct cuda_api {
 	int version; /* of the driver: 12040 is 12.4 */
 	int n_devices;
 	CUDA_CALLS(CUDA_FIELD)
+	/* cuTensorMapEncodeTiled of CUDA 12, or NULL */
+	int (*tensor_map)(void *out, int type, uint32_t rank, void *base,
+			  const uint64_t *n, const uint64_t *strides,
+			  const uint32_t *box, const uint32_t *steps,
+			  int interleave, int swizzle, int l2, int fill);
 };
 #undef CUDA_FIELD
 

@@ -22,6 +22,10 @@ static const char *const gpu_names[] = {
 	BY_DIM("attn_bf16"),
 	BY_DIM("tiles_f16"),
 	BY_DIM("tiles_bf16"),
+	"wide_f16_64",
+	"wide_f16_128",
+	"wide_bf16_64",
+	"wide_bf16_128",
 	BY_TYPE("append"),
 	BY_TYPE("gather"),
 	BY_TYPE("from_f32_to"),
@@ -48,6 +52,8 @@ static uint32_t shared_of(int kernel)
 {
 	const uint32_t dim = dims[kernel % N_DIMS], pitch = 2 * dim + 16;
 
+	if (kernel >= GK_WIDE_F16_64 && kernel <= GK_WIDE_BF16_128)
+		return gpu_wide_shared(kernel);
 	if (kernel < GK_ATTN_F16_64 || kernel >= GK_APPEND_F32)
 		return 0;
 	if (kernel < GK_TILES_F16_64)
@@ -174,7 +180,8 @@ int kern_gpu_plan_rows(const struct kern_gpu_shape *s,
 		       struct kern_gpu_plan *p)
 {
 	const uint32_t group = s->n_heads / s->n_kv_heads;
-	const uint32_t room = GPU_TILE_ROWS(s->head_dim);
+	const uint32_t room = p->tile_rows ? p->tile_rows
+					   : GPU_TILE_ROWS(s->head_dim);
 	const uint32_t most = group < room ? room / group : 1;
 	uint32_t r = 0;
 
@@ -246,13 +253,12 @@ static int dim_index(uint32_t head_dim)
 	return -EINVAL;
 }
 
-/* How many times n makes m. */
-static uint32_t times(uint32_t m, uint32_t n)
+uint32_t gpu_times(uint32_t m, uint32_t n)
 {
 	return (m + n - 1) / n;
 }
 
-static int is_valid(enum kern_type type, const struct gpu_attn *a)
+int gpu_attn_is_valid(enum kern_type type, const struct gpu_attn *a)
 {
 	return gpu_of_type(0, type) >= 0 && dim_index(a->head_dim) >= 0 &&
 	       a->n_kv_heads && a->n_heads && a->n_heads % a->n_kv_heads == 0 &&
@@ -261,39 +267,57 @@ static int is_valid(enum kern_type type, const struct gpu_attn *a)
 	       !(a->flags & ~(GPU_ATTN_ADD | GPU_ATTN_FINISH));
 }
 
+int gpu_attn_parts(struct kern_gpu *g, enum kern_type type,
+		   const struct gpu_attn *a, cuda_stream st)
+{
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+	const uint32_t most = type == KERN_F32 ? GPU_HEADS : GPU_MMA_HEADS;
+	const int k = GK_ATTN_F32_64 + N_DIMS * gpu_of_type(0, type) +
+		      dim_index(a->head_dim);
+
+	if (!a->n_parts) /* a grid of 0 is an error of the driver's */
+		return 0;
+	return gpu_launch(g, (enum gpu_kernel)k,
+			  (struct gpu_grid){ a->n_parts, a->n_kv_heads,
+					     gpu_times(group, most) },
+			  a, st);
+}
+
+int gpu_attn_merge(struct kern_gpu *g, const struct gpu_attn *a, cuda_stream st)
+{
+	return gpu_launch(g, GK_MERGE,
+			  (struct gpu_grid){ a->n_rows, a->n_heads, 1 }, a, st);
+}
+
+static int attn_tiles(struct kern_gpu *g, enum kern_type type,
+		      const struct gpu_attn *a, cuda_stream st)
+{
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+	const uint32_t room = GPU_TILE_ROWS(a->head_dim);
+	const int k = GK_TILES_F16_64 + N_DIMS * (gpu_of_type(0, type) - 1) +
+		      dim_index(a->head_dim);
+
+	if (!a->n_tiles)
+		return 0;
+	return gpu_launch(
+		g, (enum gpu_kernel)k,
+		(struct gpu_grid){
+			a->n_tiles, a->n_kv_heads,
+			gpu_times(group, group < room ? group : room) },
+		a, st);
+}
+
 int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st)
 {
-	uint32_t group, most;
-	int t, d, ret = 0;
+	int ret;
 
-	if (!is_valid(type, a))
+	if (!gpu_attn_is_valid(type, a))
 		return -EINVAL;
 	if (!a->n_rows)
 		return 0;
-	t = gpu_of_type(0, type);
-	d = dim_index(a->head_dim);
-	group = a->n_heads / a->n_kv_heads;
-	/* a grid of 0 is an error of the driver's */
-	most = type == KERN_F32 ? GPU_HEADS : GPU_MMA_HEADS;
-	if (a->n_parts)
-		ret = gpu_launch(
-			g, (enum gpu_kernel)(GK_ATTN_F32_64 + N_DIMS * t + d),
-			(struct gpu_grid){ a->n_parts, a->n_kv_heads,
-					   times(group, most) },
-			a, st);
-	most = GPU_TILE_ROWS(a->head_dim);
-	if (!ret && a->n_tiles)
-		ret = gpu_launch(
-			g,
-			(enum gpu_kernel)(GK_TILES_F16_64 + N_DIMS * (t - 1) +
-					  d),
-			(struct gpu_grid){
-				a->n_tiles, a->n_kv_heads,
-				times(group, group < most ? group : most) },
-			a, st);
-	if (ret)
-		return ret;
-	return gpu_launch(g, GK_MERGE,
-			  (struct gpu_grid){ a->n_rows, a->n_heads, 1 }, a, st);
+	ret = gpu_attn_parts(g, type, a, st);
+	if (!ret)
+		ret = attn_tiles(g, type, a, st);
+	return ret ? ret : gpu_attn_merge(g, a, st);
 }

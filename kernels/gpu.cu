@@ -181,6 +181,7 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 
 #include "kernels/gpu_mma.cuh"
 #include "kernels/gpu_cursor.cuh"
+#include "kernels/gpu_hopper.cuh"
 #define CAT3_(a, b, c) a##b##c
 #define CAT3(a, b, c)  CAT3_(a, b, c)
 #define ELEM	       bf16
@@ -204,6 +205,14 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #define HEAD_DIM   256
 #define M_TILES	   1
 #include "kernels/gpu_flash.cuh"
+#define WIDE_NAME wide_bf16_64
+#define HEAD_DIM  64
+#define M_TILES	  1
+#include "kernels/gpu_flash.cuh"
+#define WIDE_NAME wide_bf16_128
+#define HEAD_DIM  128
+#define M_TILES	  1
+#include "kernels/gpu_flash.cuh"
 #undef ELEM
 #define ELEM	   f16
 #define TILES_NAME tiles_f16_64
@@ -225,6 +234,14 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #define PARTS_NAME attn_f16_256
 #define HEAD_DIM   256
 #define M_TILES	   1
+#include "kernels/gpu_flash.cuh"
+#define WIDE_NAME wide_f16_64
+#define HEAD_DIM  64
+#define M_TILES	  1
+#include "kernels/gpu_flash.cuh"
+#define WIDE_NAME wide_f16_128
+#define HEAD_DIM  128
+#define M_TILES	  1
 #include "kernels/gpu_flash.cuh"
 #undef ELEM
 #define LOAD8	   load8_f32

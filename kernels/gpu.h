@@ -69,6 +69,7 @@ struct kern_gpu_plan {
 	struct gpu_row *rows; /* [n_rows] */
 	uint32_t max_parts, max_tiles;
 	uint32_t n_parts, n_tiles; /* out */
+	uint32_t tile_rows; /* 0, or GPU_WIDE_ROWS for kern_gpu_attn_wide() */
 };
 /*
  * As kern_gpu_plan(), but rows that follow each other and have the same first_span and
@@ -85,6 +86,32 @@ int kern_gpu_plan_rows(const struct kern_gpu_shape *s,
  * to merge. -ENOTSUP: a block of this device has too little shared memory. */
 int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st);
+/*
+ * The same with tiles by TMA and wgmma, for Hopper (sm_90a): K and V must lie in a window,
+ * token rows behind each other in a page. A numeric path of its own: whether a row that
+ * was computed in a tile has the bits of one that was not, is not known.
+ */
+struct kern_gpu_window {
+	enum kern_type type;
+	uint32_t head_dim;
+	uint64_t base, n_rows;
+	uint64_t map[16];
+};
+/*
+ * Of [base, base + n_bytes) of the device's addresses, which need not be mapped; base a
+ * multiple of a row's bytes, below 2^31 rows. dev: the context's device.
+ * -ENOTSUP: it is no Hopper, the driver is older than 12, BF16 and F16 with head_dim 64
+ * or 128 only; -EINVAL; those of the driver.
+ */
+int kern_gpu_window(struct kern_gpu *g, int dev, enum kern_type type,
+		    uint32_t head_dim, uint64_t base, uint64_t n_bytes,
+		    struct kern_gpu_window *out);
+/* Can the span be read through it? */
+int kern_gpu_in_window(const struct kern_gpu_window *w,
+		       const struct gpu_span *s, uint32_t n_kv_heads);
+/* All spans of the tiles are in w; the plan was made with GPU_WIDE_ROWS. */
+int kern_gpu_attn_wide(struct kern_gpu *g, const struct kern_gpu_window *w,
+		       const struct gpu_attn *a, cuda_stream st);
 /* Convert as kern_from_f32() and store; byte for byte the same. */
 int kern_gpu_append(struct kern_gpu *g, enum kern_type type,
 		    const struct gpu_append *a, cuda_stream st);

@@ -79,6 +79,18 @@ struct gpu_attn {
 	float scale;
 };
 
+/*
+ * Tiles by wgmma: rows of K and V as the copy engine sees them, from base on. map is
+ * a CUtensorMap.
+ */
+struct gpu_wide {
+	uint64_t map[16] __attribute__((aligned(128)));
+	uint64_t base;
+	struct gpu_attn a;
+};
+/* As GPU_TILE_ROWS() for these. */
+#define GPU_WIDE_ROWS 64u
+
 /* Rows of K and V into pages. */
 struct gpu_append {
 	uint64_t k, v; /* f32 [n_rows][n_kv_heads][head_dim] */

@@ -3,7 +3,7 @@
  * in tiles (prefill), and parts of a row (decode)
  *
  * Included by gpu.cu with HEAD_DIM, M_TILES, TILES_NAME, PARTS_NAME and ELEM (bf16 or
- * f16) set.
+ * f16) set; with WIDE_NAME instead of the names, the kernel is that of gpu_wgmma.cuh.
  *
  * The arithmetic of a row, the same in both: its list in order, each span cut into
  * parts of GPU_SPLIT_TOKENS, a part into tiles of 64 tokens. In a part, from an empty
@@ -26,11 +26,15 @@
 #define TILE_BYTES (FLASH_TILE * PITCH)
 #define N_TILES	   (HEAD_DIM / 8) /* of 8 dimensions */
 #define K_GROUPS   (HEAD_DIM / 32)
-#define FN(name)   CAT3(name, _, CAT3(ELEM, _, HEAD_DIM))
-#define MMA_ELEM   CAT3(mma, _, ELEM)
-#define PACK	   CAT3(pack, _, ELEM)
-#define LOW	   CAT3(low, _, ELEM)
-#define HIGH	   CAT3(high, _, ELEM)
+#ifdef WIDE_NAME
+#define FN(name) CAT3(name, _wide_, CAT3(ELEM, _, HEAD_DIM))
+#else
+#define FN(name) CAT3(name, _, CAT3(ELEM, _, HEAD_DIM))
+#endif
+#define MMA_ELEM CAT3(mma, _, ELEM)
+#define PACK	 CAT3(pack, _, ELEM)
+#define LOW	 CAT3(low, _, ELEM)
+#define HIGH	 CAT3(high, _, ELEM)
 
 /* K or V of a tile: tokens not in mask are zero. */
 INLINE void FN(load_tile)(unsigned char *to, const struct gpu_span *s,
@@ -244,6 +248,9 @@ INLINE void FN(flush)(struct FN(state) * st, const struct gpu_attn *a,
 	FN(clear)(st);
 }
 
+#ifdef WIDE_NAME
+#include "kernels/gpu_wgmma.cuh"
+#else
 /* Scores of all rows of a warp: s = Q K^T. */
 INLINE void FN(all_scores)(float (*s)[8][4], const unsigned char *q_sh,
 			   const unsigned char *k_sh)
@@ -506,6 +513,8 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 	}
 	FN(put_part)(&a, &hs, o, m, l, d0);
 }
+
+#endif
 
 #undef PITCH
 #undef CHUNKS

@@ -18,6 +18,10 @@ enum gpu_kernel {
 	GPU_DIMS(ATTN_BF16),
 	GPU_DIMS(TILES_F16),
 	GPU_DIMS(TILES_BF16),
+	GK_WIDE_F16_64,
+	GK_WIDE_F16_128,
+	GK_WIDE_BF16_64,
+	GK_WIDE_BF16_128,
 	GPU_TYPES(APPEND),
 	GPU_TYPES(GATHER),
 	GPU_TYPES(FROM_F32),
@@ -50,7 +54,19 @@ int gpu_launch(struct kern_gpu *g, enum gpu_kernel k, struct gpu_grid n,
 	       const void *args, cuda_stream st);
 /* base + 0 F32, 1 F16, 2 BF16; -EINVAL for others. */
 int gpu_of_type(enum gpu_kernel base, enum kern_type type);
+/* Are a's shapes those that there are kernels for? */
+int gpu_attn_is_valid(enum kern_type type, const struct gpu_attn *a);
+/* What kern_gpu_attn() does before and after its tiles. */
+int gpu_attn_parts(struct kern_gpu *g, enum kern_type type,
+		   const struct gpu_attn *a, cuda_stream st);
+int gpu_attn_merge(struct kern_gpu *g, const struct gpu_attn *a,
+		   cuda_stream st);
+/* How many times n makes m. */
+uint32_t gpu_times(uint32_t m, uint32_t n);
 /* Blocks for n things, one a thread; some do several. */
 struct gpu_grid gpu_grid_of(uint64_t n);
+
+/* Dynamic shared memory of a block of GK_WIDE_*. */
+uint32_t gpu_wide_shared(int kernel);
 
 #endif

@@ -25,6 +25,7 @@
 
 static struct rig_gpu g;
 static uint32_t seed;
+static const struct kern_gpu_window *window; /* tiles by wgmma */
 static int by_token; /* spans may have rows that are not side by side */
 
 static uint32_t next_random(void)
@@ -45,6 +46,7 @@ static void setup(void)
 	seed = env ? (uint32_t)strtoul(env, NULL, 10) : (uint32_t)time(NULL);
 	printf("KVD_SEED=%u\n", seed);
 	by_token = 1;
+	window = NULL;
 	rig_gpu_open(&g);
 	kern_init(KERN_ISA_AMX);
 }
@@ -120,7 +122,8 @@ static void make_span(struct problem *p, struct gpu_span *s, int64_t pos)
 	n_pages = (n + s->page_tokens - 1) / s->page_tokens;
 	if (!by_token || next_random() % 3) {
 		s->head_bytes = s->page_tokens * row;
-		s->page_bytes = 2 * p->s.n_kv_heads * s->head_bytes + 64;
+		s->page_bytes = 2 * p->s.n_kv_heads * s->head_bytes;
+		s->page_bytes += window ? 4 * row : 64;
 	} else { /* token by token */
 		s->head_bytes = row;
 		s->row_bytes = (uint32_t)(2 * p->s.n_kv_heads * row);
@@ -199,7 +202,8 @@ static void plan_rows(struct problem *p)
 				      .tiles = p->tiles,
 				      .rows = p->rows,
 				      .max_parts = MAX_PARTS,
-				      .max_tiles = MAX_TILES };
+				      .max_tiles = MAX_TILES,
+				      .tile_rows = window ? GPU_WIDE_ROWS : 0 };
 
 	ck_assert_int_eq(
 		kern_gpu_plan_rows(&s, p->spans, p->lists, p->s.n_rows, &plan),
@@ -284,7 +288,12 @@ static void run(struct problem *p, uint32_t flags)
 		.scale = p->scale,
 	};
 
-	ck_assert_int_eq(kern_gpu_attn(g.kern, p->s.type, &a, g.stream), 0);
+	if (window)
+		ck_assert_int_eq(
+			kern_gpu_attn_wide(g.kern, window, &a, g.stream), 0);
+	else
+		ck_assert_int_eq(kern_gpu_attn(g.kern, p->s.type, &a, g.stream),
+				 0);
 	rig_gpu_wait(&g);
 }
 
@@ -670,6 +679,48 @@ END_TEST
 
 /* What needs more shared memory than a block may have cannot be launched; the rest
  * can. */
+START_TEST(wide_tiles_equal_exact_sums)
+{
+	static const uint32_t at[][4] = { { 8, 1, 40, 33 },
+					  { 4, 2, 70, 68 },
+					  { 12, 2, 30, 9 } };
+	const struct shape s = { types[1 + _i % 2], dims[_i / 2 % 2 * 2],
+				 at[_i % 3][0],	    at[_i % 3][1],
+				 at[_i % 3][2],	    _i < 3 ? 560 : 150 };
+	struct kern_gpu_window w;
+	const uint64_t here = (uintptr_t)rig_gpu_alloc(&g, 4096);
+	const uint64_t base =
+		here < 1ull << 35 ? 0 : (here - (1ull << 35)) & ~4095ull;
+	struct problem p;
+	float *tiles;
+	int ret;
+
+	ret = kern_gpu_window(g.kern, 0, s.type, s.head_dim, base, 1ull << 36,
+			      &w);
+	if (ret == -ENOTSUP && g.is_real)
+		return; /* no Hopper */
+	ck_assert_int_eq(ret, 0);
+	window = &w;
+	by_token = 0;
+	make_prompts(&p, s, at[_i % 3][3]);
+	for (uint32_t i = 0; i < p.n_spans; i++)
+		ck_assert(kern_gpu_in_window(&w, &p.spans[i], s.n_kv_heads));
+	plan_rows(&p);
+	ck_assert_uint_gt(p.n_tiles, 0);
+	run(&p, GPU_ATTN_FINISH);
+	check_exact(&p);
+	check_twin(&p);
+	tiles = state_copy(&p);
+	plan_parts(&p);
+	run(&p, GPU_ATTN_FINISH);
+	/* on a device it remains to be seen */
+	ck_assert(g.is_real || state_is(&p, tiles));
+	printf("wide tiles: bits of parts: %s\n",
+	       state_is(&p, tiles) ? "the same" : "others");
+	free(tiles);
+}
+END_TEST
+
 START_TEST(a_device_with_small_blocks)
 {
 	const struct shape s = { KERN_BF16, 64, 8, 1, 1, 90 };
@@ -735,6 +786,7 @@ int main(void)
 	tcase_add_test(t, shapes_that_are_refused);
 	tcase_add_loop_test(t, tiles_equal_exact_sums_and_parts, 0, 32);
 	tcase_add_test(t, tiles_add_to_a_state);
+	tcase_add_loop_test(t, wide_tiles_equal_exact_sums, 0, 12);
 	tcase_add_test(t, a_device_with_small_blocks);
 	tcase_add_test(t, what_nvcc_built_is_an_image);
 	suite_add_tcase(s, t);

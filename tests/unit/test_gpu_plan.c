@@ -1,9 +1,24 @@
 /*
- * test_gpu_plan.c - which rows of an attention go into parts, which into tiles
+ * test_gpu_plan.c - which rows of an attention go into parts, which into tiles; what
+ * lies in the copy engine's window
  */
 #include <check.h>
 #include <errno.h>
+#include <stdlib.h>
 #include "kernels/gpu.h"
+#include "tests/rig/rig_gpu.h"
+
+static struct rig_gpu g;
+
+static void setup(void)
+{
+	rig_gpu_open(&g);
+}
+
+static void teardown(void)
+{
+	rig_gpu_close(&g);
+}
 
 START_TEST(a_plan_is_of_the_row_alone)
 {
@@ -38,7 +53,7 @@ START_TEST(plans_are_tiles_where_rows_are_many)
 	struct gpu_part parts[48];
 	struct gpu_tile tiles[4];
 	struct gpu_row out[24];
-	struct kern_gpu_plan p = { parts, tiles, out, 48, 4, 0, 0 };
+	struct kern_gpu_plan p = { parts, tiles, out, 48, 4, 0, 0, 0 };
 
 	/* two of one list, 20 of another, two of the first: 8 heads to a kv head */
 	for (uint32_t r = 0; r < 24; r++)
@@ -57,6 +72,10 @@ START_TEST(plans_are_tiles_where_rows_are_many)
 	ck_assert_uint_eq(out[22].first_part, 4);
 	ck_assert_uint_eq(parts[6].row, 23);
 	ck_assert_uint_eq(parts[7].t0, N);
+	p.tile_rows = GPU_WIDE_ROWS;
+	ck_assert_int_eq(kern_gpu_plan_rows(&sh, s, rows, 24, &p), 0);
+	ck_assert_uint_eq(p.n_tiles, 3); /* 8, 8 and 4 */
+	p.tile_rows = 0;
 	p.max_tiles = 1;
 	ck_assert_int_eq(kern_gpu_plan_rows(&sh, s, rows, 24, &p), -ENOSPC);
 	p.max_tiles = 4;
@@ -70,6 +89,44 @@ START_TEST(plans_are_tiles_where_rows_are_many)
 }
 END_TEST
 
+/* What the copy engine cannot read, and devices that have none. */
+START_TEST(windows_that_are_refused)
+{
+	const uint64_t base = 1ull << 40, row = 128, n = 1ull << 30;
+	const struct gpu_span ok = { .k = base + row,
+				     .v = base + 33 * row,
+				     .head_bytes = 64 * row,
+				     .page_bytes = 256 * row,
+				     .page_tokens = 32,
+				     .n_tokens = 100 };
+	struct kern_gpu_window w;
+	struct gpu_span s;
+
+#define WINDOW(type, dim, base, n) \
+	kern_gpu_window(g.kern, 0, type, dim, base, n, &w)
+	ck_assert_int_eq(WINDOW(KERN_F32, 64, base, n), -ENOTSUP);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 96, base, n), -ENOTSUP);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 64, base + 64, n), -EINVAL);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 64, base, 0), -EINVAL);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 64, base, 1ull << 39), -EINVAL);
+	g.ctl.arm(FAKE_ONCE, "cuTensorMapEncodeTiled", 1, CUDA_NOT_SUPPORTED);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 64, base, n), -ENOTSUP);
+	ck_assert_int_eq(WINDOW(KERN_BF16, 64, base, n), 0);
+	ck_assert(kern_gpu_in_window(&w, &ok, 4));
+#define OUTSIDE(change) \
+	s = ok; \
+	change; \
+	ck_assert(!kern_gpu_in_window(&w, &s, 4))
+	OUTSIDE(s.k = base - row);
+	OUTSIDE(s.v = base + n);
+	OUTSIDE(s.v = base + n - 3 * 256 * row - 3 * 64 * row - 31 * row);
+	OUTSIDE(s.k += 64);
+	OUTSIDE(s.row_bytes = 512);
+	OUTSIDE(s.page_bytes += 64);
+	OUTSIDE(s.head_bytes += 64);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("gpu_plan");
@@ -77,8 +134,13 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
+	/* on the fake only: there, it is a Hopper */
+	if (unsetenv("KVD_GPU"))
+		return 1;
+	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, a_plan_is_of_the_row_alone);
 	tcase_add_test(t, plans_are_tiles_where_rows_are_many);
+	tcase_add_test(t, windows_that_are_refused);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

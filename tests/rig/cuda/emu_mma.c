@@ -235,5 +235,6 @@ void emu_block_begins(uint32_t n_shared)
 		}
 		queues[i].group = 0;
 	}
+	emu_hopper_begins();
 	memset(emu_shared, 0xff, n_shared); /* NaN */
 }

@@ -25,6 +25,10 @@
 	ATTN_ALL(X, 96) \
 	ATTN_ALL(X, 128) \
 	ATTN_ALL(X, 256) \
+	X(wide_bf16_64, gpu_wide) \
+	X(wide_f16_64, gpu_wide) \
+	X(wide_bf16_128, gpu_wide) \
+	X(wide_f16_128, gpu_wide) \
 	X(attn_merge, gpu_attn) \
 	X(append_bf16, gpu_append) \
 	X(append_f16, gpu_append) \
@@ -51,7 +55,10 @@
 #define CALL(name, type) \
 	static void call_##name(const void *args) \
 	{ \
-		name(*(const struct type *)args); \
+		struct type a; \
+\
+		memcpy(&a, args, sizeof(a)); \
+		name(a); \
 	}
 KERNELS(CALL)
 

@@ -51,7 +51,7 @@ struct fake_op {
 	struct fake_event *event;
 	uint64_t gen; /* of the event */
 	void (*fn)(const void *args); /* LAUNCH: a kernel of gpu.cu */
-	char args[256];
+	char args[512];
 	uint32_t grid[3]; /* 0: fn is no kernel, and is called once */
 	uint32_t shared; /* bytes */
 };

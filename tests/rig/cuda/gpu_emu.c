@@ -18,7 +18,7 @@
 enum at { RUNS, AT_WARP, AT_BLOCK, ENDED };
 
 struct emu_dim threadIdx, blockIdx, gridDim;
-unsigned char emu_shared[EMU_SHARED] __attribute__((aligned(128)));
+unsigned char emu_shared[EMU_SHARED] __attribute__((aligned(1024)));
 
 /* ---- contexts: ucontext where a sanitizer has to know of them, else 20 times faster */
 

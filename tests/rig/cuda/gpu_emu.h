@@ -54,6 +54,21 @@ void cp_commit(void);
 void cp_wait(uint32_t n);
 void emu_block_begins(uint32_t n_shared);
 
+/* As in gpu_hopper.cuh. */
+uint32_t shared_addr(const void *p);
+void mbar_init(uint64_t *at);
+void mbar_expect(uint64_t *at, uint32_t n);
+void mbar_wait(uint64_t *at, uint32_t parity);
+void tma_load(void *to, const void *map, int32_t x, int32_t y, uint64_t *bar);
+void wgmma_bf16(float (*d)[4], const uint32_t *a, uint64_t desc, int add,
+		int across);
+void wgmma_f16(float (*d)[4], const uint32_t *a, uint64_t desc, int add,
+	       int across);
+#define proxy_fence() ((void)0)
+#define wgmma_fence() emu_sync_warp()
+#define wgmma_wait()  emu_sync_warp()
+void emu_hopper_begins(void);
+
 /* Run fn(args) for every thread of the grid, with so many bytes of dynamic shared
  * memory. */
 void emu_run(void (*fn)(const void *args), const void *args,

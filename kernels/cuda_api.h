@@ -5,7 +5,7 @@
  * driver. The declarations are our own, of what is used and no more, so that
  * nothing of the toolkit is needed to build; where <cuda.h> is found,
  * tests/unit/test_cuda_api.c compares them with it. Only calls whose ABI has been
- * the same since CUDA 11.2 are named, with the suffix of that version.
+ * the same since CUDA 11.4 are named, with the suffix of that version.
  *
  * The calls are to be made as the driver documents them; each returns a CUresult,
  * which kern_errno() turns into -errno. Any thread, after ctx_set() on it.
@@ -59,6 +59,7 @@ enum cuda_result {
 	CUDA_SYSTEM_NOT_READY = 802,
 	CUDA_SYSTEM_DRIVER_MISMATCH = 803,
 	CUDA_COMPAT_NOT_SUPPORTED_ON_DEVICE = 804,
+	CUDA_CAPTURE_UNSUPPORTED = 900,
 	CUDA_UNKNOWN = 999,
 };
 
@@ -96,6 +97,7 @@ enum {
 	CUDA_PROT_READ = 1,
 	CUDA_PROT_READWRITE = 3,
 	CUDA_GRANULARITY_MINIMUM = 0,
+	CUDA_CAPTURE_RELAXED = 2, /* CU_STREAM_CAPTURE_MODE_RELAXED */
 	CUDA_STREAM_NON_BLOCKING = 1,
 	CUDA_EVENT_BLOCKING_SYNC = 1,
 	CUDA_EVENT_DISABLE_TIMING = 2,
@@ -196,6 +198,14 @@ enum {
 	  (void *to, cuda_ptr from, size_t n, cuda_stream st)) \
 	X(memset8, "cuMemsetD8Async", \
 	  (cuda_ptr to, unsigned char value, size_t n, cuda_stream st)) \
+	X(capture, "cuStreamBeginCapture_v2", (cuda_stream st, int mode)) \
+	X(capture_end, "cuStreamEndCapture", \
+	  (cuda_stream st, cuda_handle * graph)) \
+	X(graph_free, "cuGraphDestroy", (cuda_handle graph)) \
+	X(exec_new, "cuGraphInstantiateWithFlags", \
+	  (cuda_handle * exec, cuda_handle graph, unsigned long long flags)) \
+	X(exec_free, "cuGraphExecDestroy", (cuda_handle exec)) \
+	X(exec_launch, "cuGraphLaunch", (cuda_handle exec, cuda_stream st)) \
 	X(module_load, "cuModuleLoadData", \
 	  (cuda_handle * out, const void *image)) \
 	X(module_unload, "cuModuleUnload", (cuda_handle module)) \

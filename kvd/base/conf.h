@@ -94,6 +94,7 @@ struct conf {
 	/* cuda_image = PATH: kernels from a file; empty: the binary's own */
 	char cuda_image[4096];
 	char cublas_library[256]; /* cublas_library = PATH; empty: found */
+	int cuda_graphs; /* cuda_graphs = auto | no */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
 	int device_memory; /* device_memory = vmm|uvm: enum conf_device_memory */

@@ -347,6 +347,8 @@ static const struct key kvd_keys[] = {
 	  256, "auto, no or an absolute path", NULL, 0 },
 	{ "cuda_image", set_path, offsetof(struct conf, cuda_image), 1, 4096,
 	  "an absolute path", NULL, 0 },
+	{ "cuda_graphs", set_choice, offsetof(struct conf, cuda_graphs), 0, 0,
+	  "auto or no", "no auto", 0 },
 	{ "cublas_library", set_path, offsetof(struct conf, cublas_library), 1,
 	  256, "an absolute path", NULL, 0 },
 	{ "device", set_choice, offsetof(struct conf, device), 0, 0,

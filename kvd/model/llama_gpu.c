@@ -22,6 +22,7 @@ struct llama_gpu_scratch {
 	struct kern_gpu *kern;
 	cuda_stream stream;
 	struct llama_gpu_plans plans;
+	struct gpu_graphs graphs;
 	cuda_ptr workspace;
 	cuda_ptr idx; /* uint32_t [2][max_rows]: tokens, then rows of logits */
 	cuda_ptr res, h; /* [max_rows][d_model] */
@@ -115,7 +116,7 @@ int llama_gpu_scratch_new(struct llama_gpu_scratch **out,
 	if (!s)
 		return -ENOMEM;
 	s->m = m;
-	s->api = m->api;
+	s->api = s->graphs.api = m->api;
 	s->kern = kern;
 	s->stream = stream;
 	ret = llama_gpu_plans_new(&s->plans, m);
@@ -136,6 +137,7 @@ void llama_gpu_scratch_free(struct llama_gpu_scratch *s)
 {
 	if (!s)
 		return;
+	gpu_graphs_fini(&s->graphs);
 	while (s->n_allocs)
 		(void)s->api->free(s->allocs[--s->n_allocs]);
 	if (s->host_idx)
@@ -260,7 +262,9 @@ static int ffn(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b,
 static int check_batch(const struct llama_gpu_scratch *s,
 		       const struct llama_gpu_batch *b)
 {
-	if (b->n_rows > s->m->max_rows || b->n_logits > b->n_rows || !b->attn)
+	if (b->n_rows > s->m->max_rows || b->n_logits > b->n_rows || !b->attn ||
+	    b->n_nobody > b->n_logits ||
+	    (b->key.w[0] && b->n_logits > LLAMA_GPU_LOGIT_ROWS))
 		return -EINVAL;
 	for (uint32_t i = 0; i < b->n_rows; i++)
 		if (b->tokens[i] >= s->m->sh.n_vocab)
@@ -272,7 +276,21 @@ static int check_batch(const struct llama_gpu_scratch *s,
 	return 0;
 }
 
-/* Tokens and rows to the device, embeddings of the tokens into the residual. */
+/* Tokens and rows to the device. */
+static int upload(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
+{
+	const size_t n = b->n_rows;
+
+	memcpy(s->host_idx, b->tokens, n * sizeof(*b->tokens));
+	if (b->n_logits)
+		memcpy(s->host_idx + n, b->logit_rows,
+		       b->n_logits * sizeof(*b->logit_rows));
+	return kern_errno(s->api->h2d(s->idx, s->host_idx,
+				      (n + b->n_logits) * sizeof(*s->host_idx),
+				      s->stream));
+}
+
+/* Embeddings of the tokens into the residual. */
 static int embed(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 {
 	const struct gpu_gather a = {
@@ -282,17 +300,8 @@ static int embed(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 		.n_rows = b->n_rows,
 		.n = s->m->sh.d_model,
 	};
-	const size_t n = b->n_rows;
-	int ret;
 
-	memcpy(s->host_idx, b->tokens, n * sizeof(*b->tokens));
-	memcpy(s->host_idx + n, b->logit_rows,
-	       b->n_logits * sizeof(*b->logit_rows));
-	ret = kern_errno(s->api->h2d(s->idx, s->host_idx,
-				     (n + b->n_logits) * sizeof(*s->host_idx),
-				     s->stream));
-	return ret ? ret
-		   : kern_gpu_gather(s->kern, s->m->embd_type, &a, s->stream);
+	return kern_gpu_gather(s->kern, s->m->embd_type, &a, s->stream);
 }
 
 /* The rows whose logits are wanted, normed: *x, typed. */
@@ -311,46 +320,95 @@ static int gather_rows(struct llama_gpu_scratch *s,
 	return ret ? ret : normed(s, s->h, s->m->norm, b->n_logits, x);
 }
 
-static int logits(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
+/* Logits of rows [from, from + n) of x to the pinned buffer. */
+static int queue_logits(struct llama_gpu_scratch *s, cuda_ptr x, uint32_t from,
+			uint32_t n)
 {
 	const struct llama_shape *sh = &s->m->sh;
 	const size_t row = (size_t)sh->d_model * kern_type_bytes(sh->math);
-	const size_t bytes = (size_t)sh->n_vocab * sizeof(float);
-	cuda_ptr x;
-	int ret = gather_rows(s, b, &x);
+	const struct product p = { PLAN_OUT, &s->m->output, 0 };
+	const int ret = linear(s, p, x + from * row, s->logits, n);
 
-	for (uint32_t i = 0, n; i < b->n_logits && !ret; i += n) {
-		n = b->n_logits - i < LLAMA_GPU_LOGIT_ROWS
-			    ? b->n_logits - i
-			    : LLAMA_GPU_LOGIT_ROWS;
-		ret = linear(s, (struct product){ PLAN_OUT, &s->m->output, 0 },
-			     x + i * row, s->logits, n);
+	return ret ? ret
+		   : kern_errno(s->api->d2h(s->host_logits, s->logits,
+					    n * (size_t)sh->n_vocab *
+						    sizeof(float),
+					    s->stream));
+}
+
+struct run {
+	struct llama_gpu_scratch *s;
+	const struct llama_gpu_batch *b;
+	cuda_ptr x; /* the rows of logits */
+};
+
+static uint32_t at_most(uint32_t n)
+{
+	return n < LLAMA_GPU_LOGIT_ROWS ? n : LLAMA_GPU_LOGIT_ROWS;
+}
+
+/* All of a step up to the first logits. */
+static int queue(void *arg)
+{
+	struct run *r = arg;
+	struct llama_gpu_scratch *s = r->s;
+	const struct llama_gpu_batch *b = r->b;
+	int ret = embed(s, b);
+
+	for (uint32_t i = 0; i < s->m->sh.n_layers && !ret; i++) {
+		ret = attention(s, b, i);
 		if (!ret)
-			ret = kern_errno(s->api->d2h(s->host_logits, s->logits,
-						     n * bytes, s->stream));
+			ret = ffn(s, b, i);
+	}
+	if (ret || !b->n_logits)
+		return ret;
+	ret = gather_rows(s, b, &r->x);
+	return ret ? ret : queue_logits(s, r->x, 0, at_most(b->n_logits));
+}
+
+/* Those that are there, then the rest in turns. */
+static int take_logits(const struct run *r)
+{
+	struct llama_gpu_scratch *s = r->s;
+	const size_t n_vocab = s->m->sh.n_vocab;
+	const uint32_t wanted = r->b->n_logits - r->b->n_nobody;
+	int ret = 0;
+
+	for (uint32_t i = 0, n; i < wanted && !ret; i += n) {
+		n = at_most(wanted - i);
+		if (i)
+			ret = queue_logits(s, r->x, i, n);
 		if (!ret)
 			ret = kern_errno(s->api->stream_sync(s->stream));
 		if (!ret)
-			memcpy(b->logits + (size_t)i * sh->n_vocab,
-			       s->host_logits, n * bytes);
+			memcpy(r->b->logits + i * n_vocab, s->host_logits,
+			       n * n_vocab * sizeof(float));
 	}
 	return ret;
 }
 
 int llama_gpu_step(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 {
+	struct run r = { .s = s, .b = b };
 	int ret = check_batch(s, b), end;
 
 	if (ret || !b->n_rows)
 		return ret;
-	ret = embed(s, b);
-	for (uint32_t i = 0; i < s->m->sh.n_layers && !ret; i++) {
-		ret = attention(s, b, i);
-		if (!ret)
-			ret = ffn(s, b, i);
-	}
-	if (!ret && b->n_logits)
-		ret = logits(s, b);
+	ret = upload(s, b);
+	if (!ret)
+		ret = gpu_graphs_run(&s->graphs, &b->key, s->stream, queue, &r);
+	if (!ret)
+		ret = take_logits(&r);
 	end = kern_errno(s->api->stream_sync(s->stream));
 	return ret ? ret : end;
+}
+
+void llama_gpu_scratch_graphs(struct llama_gpu_scratch *s, int allowed)
+{
+	s->graphs.off = !allowed;
+}
+
+uint64_t llama_gpu_scratch_n_graphs(const struct llama_gpu_scratch *s)
+{
+	return s->graphs.n_launched;
 }

@@ -44,15 +44,28 @@ void llama_gpu_close(struct llama_gpu *m); /* NULL is fine */
  * equal to that of a model on a CPU. */
 void llama_gpu_id(const struct llama_gpu *m, uint64_t id[2]);
 uint32_t llama_gpu_layers(const struct llama_gpu *m);
+#define LLAMA_GPU_LOGIT_ROWS 64u /* logits that lie on the device at once */
 /* Of weights, in device memory. */
 size_t llama_gpu_bytes(const struct llama_gpu *m);
+
+/*
+ * Steps of the same key (and scratch) queue the same launches with the same arguments, the
+ * caller's attention too; only what lies in memory differs. From the second on they are one graph.
+ * w[0] is 0: no such key.
+ */
+struct llama_gpu_key {
+	uint32_t w[6];
+};
 
 struct llama_gpu_batch {
 	uint32_t n_rows; /* <= max_rows of the scratch; 0: nothing happens */
 	const uint32_t *tokens; /* [n_rows], < n_vocab */
 	uint32_t n_logits; /* rows whose logits are wanted */
 	const uint32_t *logit_rows; /* [n_logits], ascending */
-	float *logits; /* [n_logits][n_vocab] out; plain host memory */
+	float *logits; /* [n_logits - n_nobody][n_vocab] out; plain host memory */
+	uint32_t n_nobody; /* the last of the logits are padding */
+	struct llama_gpu_key
+		key; /* with one, n_logits is at most LLAMA_GPU_LOGIT_ROWS */
 	/*
 	 * Queue on st attention of one layer: q, k, v as llama_batch's, f32, scratch of the
 	 * step, in device memory; writes o there. A negative return ends the step with it.
@@ -69,6 +82,10 @@ int llama_gpu_scratch_new(struct llama_gpu_scratch **out,
 			  const struct llama_gpu *m, struct kern_gpu *kern,
 			  cuda_stream stream);
 void llama_gpu_scratch_free(struct llama_gpu_scratch *s); /* NULL is fine */
+/* 0: no graphs (they are tried otherwise). */
+void llama_gpu_scratch_graphs(struct llama_gpu_scratch *s, int allowed);
+/* Steps that were launched as graphs. */
+uint64_t llama_gpu_scratch_n_graphs(const struct llama_gpu_scratch *s);
 /*
  * Run b and wait for it. 0; -EINVAL for a batch outside the above; what attn returned;
  * those of the driver, -ENODEV when the device is lost. Then the logits have any values, and

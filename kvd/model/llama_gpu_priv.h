@@ -20,8 +20,7 @@ struct llama_gpu_layer {
 	struct llama_gpu_matrix q, k, v, o, gate, up, down;
 };
 
-#define LLAMA_GPU_LOGIT_ROWS 64u /* logits that lie on the device at once */
-#define LLAMA_GPU_WORKSPACE  (4u << 20)
+#define LLAMA_GPU_WORKSPACE (4u << 20)
 
 /* By shape: what has the same shape shares one. */
 enum llama_gpu_role {
@@ -39,6 +38,23 @@ struct llama_gpu_plans {
 /* For steps of m. Errors of cublas_plan_new(), then free it all the same. */
 int llama_gpu_plans_new(struct llama_gpu_plans *p, const struct llama_gpu *m);
 void llama_gpu_plans_free(struct llama_gpu_plans *p);
+
+/* Graphs of a scratch: the most recent keys. */
+#define GPU_GRAPHS 16u
+struct gpu_graphs {
+	const struct cuda_api *api;
+	struct gpu_graph {
+		struct llama_gpu_key key;
+		cuda_handle exec; /* NULL: seen once */
+		uint64_t turn; /* 0: unused */
+	} list[GPU_GRAPHS];
+	uint64_t turn, n_launched;
+	int off;
+};
+/* queue(arg) on st, or the graph of what it queued before. 0, queue's error, the driver's. */
+int gpu_graphs_run(struct gpu_graphs *g, const struct llama_gpu_key *key,
+		   cuda_stream st, int (*queue)(void *arg), void *arg);
+void gpu_graphs_fini(struct gpu_graphs *g);
 
 struct llama_gpu {
 	const struct cuda_api *api;

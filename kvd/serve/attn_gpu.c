@@ -3,8 +3,8 @@
  *
  * The plan is one block of memory, built in the pinned buffer and copied whole:
  *
- *   positions of queries, by variant | of keys | rows | targets | skip bits
- *   | spans, by layer | parts
+ *   positions of queries, by variant | of keys | rows | targets | spans, by layer
+ *   | tiles | parts | skip bits
  *
  * Segments of one layout lie alike, so a layer's spans are the first layer's, moved by
  * the same number of bytes.
@@ -18,7 +18,10 @@
 #include "kvd/serve/attn_priv.h"
 
 /* Of states of parts in one launch; the rest of the rows goes in another. */
-#define PART_BYTES (64u << 20)
+#define PART_BYTES   (64u << 20)
+/* Of steps that are padded: rotations, query heads to a kv head (no tiles, then). */
+#define PAD_VARIANTS 8u
+#define PAD_GROUP    32u
 
 /* ---- buffers ------------------------------------------------------------------- */
 
@@ -33,6 +36,7 @@ int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n)
 		(void)cu->free(b->at); /* or the device is lost */
 	n += n / 4;
 	b->n_bytes = 0;
+	g->epoch++;
 	ret = kern_errno(cu->alloc(&b->at, n));
 	if (!ret)
 		b->n_bytes = n;
@@ -76,7 +80,7 @@ void attn_gpu_free(struct attn_gpu *g)
 		return;
 	struct gpu_buf *const bufs[] = { &g->plan, &g->q,      &g->tmp,
 					 &g->ml,   &g->part_o, &g->part_ml,
-					 &g->in,   &g->f32 };
+					 &g->in,   &g->f32,    &g->nowhere };
 	for (size_t i = 0; i < KV_ARRAY_LEN(bufs); i++)
 		if (bufs[i]->n_bytes)
 			(void)g->c.api->free(bufs[i]->at);
@@ -101,8 +105,9 @@ struct lists {
 	const struct attn_gpu_step *step;
 	struct prepared *p; /* [n_items] */
 	uint32_t *first_span; /* [n_items] */
-	struct attn_target *to; /* [n_kv_rows] */
-	uint32_t *to_span; /* [n_kv_rows] */
+	struct attn_target *to; /* [n_kv] */
+	uint32_t *to_span; /* [n_kv] */
+	uint32_t n_rows, n_kv, n_spans; /* without padding */
 	size_t n_skip_words;
 	uint64_t n_parts; /* at most */
 	uint32_t n_queries; /* rows with q: all or none */
@@ -259,11 +264,13 @@ static int lay_out(struct lists *l)
 	g->key_pos_at = place(&end, g->n_kv_rows * sizeof(int64_t));
 	g->rows_at = place(&end, n * sizeof(struct gpu_row));
 	g->to_at = place(&end, g->n_kv_rows * 2 * sizeof(uint32_t));
-	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
 	g->spans_at = place(&end, (size_t)g->n_layers * g->n_spans *
 					  sizeof(struct gpu_span));
 	g->tiles_at = place(&end, n * sizeof(struct gpu_tile));
-	g->parts_at = place(&end, l->n_parts * sizeof(struct gpu_part));
+	g->parts_at = place(&end, g->n_parts * sizeof(struct gpu_part));
+	/* behind all that has the same place in steps that are alike */
+	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
+	g->plan_bytes = end;
 	ret = pinned_buf_want(g, &g->host, end);
 	return ret ? ret : gpu_buf_want(g, &g->plan, end);
 }
@@ -278,6 +285,12 @@ static void write_positions(const struct lists *l)
 	struct attn_gpu *g = l->g;
 	int64_t *pos = host_at(g, g->pos_at), *key = host_at(g, g->key_pos_at);
 	uint32_t row = 0;
+
+	if (g->padded) { /* nobody's are at 0 */
+		memset(pos, 0,
+		       (size_t)g->n_variants * g->n_rows * sizeof(*pos));
+		memset(key, 0, g->n_kv_rows * sizeof(*key));
+	}
 
 	for (uint32_t i = 0; i < l->step->n_items; i++) {
 		const struct prepared *p = &l->p[i];
@@ -348,12 +361,36 @@ static void write_spans(const struct lists *l)
 			}
 		}
 	}
-	for (uint32_t i = 0; i < g->n_kv_rows; i++) {
+	for (uint32_t i = 0; i < l->n_kv; i++) {
 		if (!i || l->to_span[i] != l->to_span[i - 1])
 			*out++ =
 				attn_gpu_target_span(&l->to[i], l->step->layer);
 		to[2 * i] = l->to_span[i];
 		to[2 * i + 1] = l->to[i].token;
+	}
+}
+
+/* Rows, spans and parts that are nobody's: nothing is seen, K and V go nowhere. */
+static void write_padding(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	struct gpu_span *spans = host_at(g, g->spans_at);
+	uint32_t *to = host_at(g, g->to_at);
+	const size_t head =
+		g->shape->head_dim * kern_type_bytes(g->shape->type);
+	const struct gpu_span none = {
+		.k = g->nowhere.at,
+		.v = g->nowhere.at,
+		.head_bytes = head,
+		.row_bytes = (uint32_t)head,
+		.page_tokens = SEGMENT_BLOCK,
+	};
+
+	for (uint32_t i = l->n_spans; i < g->n_spans; i++)
+		spans[i] = none;
+	for (uint32_t i = l->n_kv; i < g->n_kv_rows; i++) {
+		to[2 * i] = g->n_spans - 1;
+		to[2 * i + 1] = 0;
 	}
 }
 
@@ -379,8 +416,8 @@ static void write_layers(const struct lists *l)
 		to += g->n_spans;
 		for (uint32_t k = 0; k < g->n_spans; k++) {
 			to[k] = from[k];
-			to[k].k += off;
-			to[k].v += off;
+			to[k].k += k < l->n_spans ? off : 0;
+			to[k].v += k < l->n_spans ? off : 0;
 		}
 	}
 }
@@ -389,7 +426,7 @@ static void write_layers(const struct lists *l)
 static struct kern_gpu_list *row_lists(const struct lists *l)
 {
 	struct kern_gpu_list *out =
-		attn_scratch_alloc(l->s, l->g->n_rows * sizeof(*out));
+		attn_scratch_alloc(l->s, l->n_rows * sizeof(*out));
 	uint32_t row = 0;
 
 	for (uint32_t i = 0; out && i < l->step->n_items; i++) {
@@ -422,7 +459,7 @@ static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
 		.parts = (struct gpu_part *)host_at(g, g->parts_at) + part,
 		.tiles = (struct gpu_tile *)host_at(g, g->tiles_at) + tile,
 		.rows = (struct gpu_row *)host_at(g, g->rows_at) + row,
-		.max_parts = (uint32_t)l->n_parts - part,
+		.max_parts = g->n_parts - part,
 		.max_tiles = g->n_rows - tile,
 	};
 	int ret = kern_gpu_plan_rows(&shape, host_at(g, g->spans_at),
@@ -438,10 +475,27 @@ static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
 	return 0;
 }
 
+static void pad_parts(const struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	struct gpu_part *parts = host_at(g, g->parts_at);
+	struct gpu_row *rows = host_at(g, g->rows_at);
+	struct gpu_turn *t = g->turns;
+
+	assert(g->n_turns == 1 && !t->n_tiles);
+	for (uint32_t i = t->n_parts; i < g->n_parts; i++)
+		parts[i] = (struct gpu_part){ 0, g->n_spans - 1, 0 };
+	for (uint32_t i = t->n_rows; i < g->n_rows; i++)
+		rows[i] = (struct gpu_row){ 0, 0, 0 };
+	t->n_parts = g->n_parts;
+	t->n_rows = g->n_rows;
+}
+
 static int write_parts(const struct lists *l)
 {
 	struct attn_gpu *g = l->g;
 	const struct kern_gpu_list *lists;
+	int ret;
 
 	if (!l->n_queries)
 		return 0;
@@ -449,7 +503,59 @@ static int write_parts(const struct lists *l)
 	g->turns = attn_scratch_alloc(l->s, g->n_rows * sizeof(*g->turns));
 	if (!lists || !g->turns)
 		return -ENOMEM;
-	return plan_turns(l, lists, 0, g->n_rows);
+	ret = plan_turns(l, lists, 0, l->n_rows);
+	if (!ret && g->padded)
+		pad_parts(l);
+	return ret;
+}
+
+/* Up to a quarter more, so that steps have few lengths. */
+static uint32_t bucket(uint32_t n, uint32_t least)
+{
+	uint32_t step = least;
+
+	while (8 * step <= n)
+		step *= 2;
+	return KV_DIV_UP(n, step) * step;
+}
+
+/* Of decodes, one row each, all with K and V: a step that others are like. */
+static int pad(struct lists *l)
+{
+	struct attn_gpu *g = l->g;
+	const struct attn_shape *s = g->shape;
+	const uint32_t n = g->n_rows;
+	uint32_t rows = 1;
+
+	while (rows < n)
+		rows *= 2;
+	rows = KV_MIN(rows, l->step->pad_to);
+	if (n > rows || !l->n_queries || g->n_variants > PAD_VARIANTS ||
+	    s->n_heads / s->n_kv_heads > PAD_GROUP)
+		return 0;
+	for (uint32_t i = 0; i < l->step->n_items; i++)
+		if (l->step->items[i].n_rows != 1 || !l->step->items[i].k)
+			return 0;
+	if (bucket((uint32_t)l->n_parts, 16) * part_bytes(s) > PART_BYTES)
+		return 0;
+	g->padded = 1;
+	g->n_rows = g->n_kv_rows = rows;
+	g->n_spans = bucket(g->n_spans + 1, 16);
+	g->n_parts = bucket((uint32_t)l->n_parts, 16);
+	return gpu_buf_want(g, &g->nowhere,
+			    (size_t)s->n_kv_heads * s->head_dim *
+				    kern_type_bytes(s->type));
+}
+
+struct attn_gpu_pad attn_gpu_padded(const struct attn_gpu *g)
+{
+	struct attn_gpu_pad p = { 0 };
+
+	if (g->padded)
+		p = (struct attn_gpu_pad){ g->n_rows,
+					   { g->n_rows, g->n_spans, g->n_parts,
+					     g->n_variants, g->epoch } };
+	return p;
 }
 
 static int room_for_rows(struct attn_gpu *g)
@@ -490,23 +596,29 @@ int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
 	g->n_layers = step->n_layers;
 	g->n_rows = g->n_kv_rows = g->n_variants = g->n_spans = 0;
 	g->n_turns = 0;
+	g->padded = 0;
 	ret = prepare_all(&l);
+	l.n_rows = g->n_rows;
+	l.n_kv = g->n_kv_rows;
+	l.n_spans = g->n_spans;
+	g->n_parts = (uint32_t)l.n_parts;
+	if (!ret && g->n_rows && step->pad_to)
+		ret = pad(&l);
 	if (!ret)
 		ret = lay_out(&l);
 	if (ret || !g->n_rows)
 		return ret;
 	write_positions(&l);
 	write_spans(&l);
+	write_padding(&l);
 	write_layers(&l);
 	ret = write_parts(&l);
 	if (!ret)
 		ret = room_for_rows(g);
 	if (ret)
 		return ret;
-	return kern_errno(
-		g->c.api->h2d(g->plan.at, g->host.p,
-			      g->parts_at + l.n_parts * sizeof(struct gpu_part),
-			      g->c.stream));
+	return kern_errno(g->c.api->h2d(g->plan.at, g->host.p, g->plan_bytes,
+					g->c.stream));
 }
 
 /* ---- one layer --------------------------------------------------------------------------- */

@@ -40,7 +40,19 @@ struct attn_gpu_step {
 	struct attn_item *items;
 	uint32_t n_items;
 	uint32_t layer, n_layers; /* that will be asked for */
+	uint32_t
+		pad_to; /* rows that a step of decodes may be padded to; 0: not */
 };
+/*
+ * A step of decodes can be padded, so that steps of other lengths queue the same launches with
+ * the same arguments: n_rows is then more (those behind the items' are nobody's, any numbers
+ * in q, k, v), and key the same for those that do. n_rows 0: it was not.
+ */
+struct attn_gpu_pad {
+	uint32_t n_rows;
+	uint32_t key[5];
+};
+struct attn_gpu_pad attn_gpu_padded(const struct attn_gpu *g);
 /*
  * Prepare the lists and queue their copy. The scratch is used as by attn_layer(). Nothing
  * is queued on the stream from before. 0, -ENOTSUP, -ENOSPC a list is too long, -ENOMEM, the

@@ -167,7 +167,7 @@ static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
 static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 		     struct slice *s, uint32_t layer)
 {
-	const struct attn_gpu_step step = { s->items, s->n_items, layer, 1 };
+	const struct attn_gpu_step step = { s->items, s->n_items, layer, 1, 0 };
 	int ret = attn_gpu_begin(g, scratch, &step), end;
 
 	if (!ret)

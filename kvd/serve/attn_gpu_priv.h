@@ -32,10 +32,15 @@ struct attn_gpu {
 	struct gpu_buf tmp; /* f32 [n_rows][n_heads][head_dim] */
 	struct gpu_buf ml; /* f32 [2][n_rows][n_heads] */
 	struct gpu_buf part_o, part_ml;
+	struct gpu_buf nowhere; /* K and V of padding */
 	/* of the step */
 	const struct attn_shape *shape;
 	uint32_t layer, n_layers;
-	uint32_t n_rows, n_kv_rows, n_variants, n_spans;
+	uint32_t n_rows, n_kv_rows, n_variants, n_spans; /* with padding */
+	uint32_t n_parts; /* room for them in plan */
+	size_t plan_bytes;
+	int padded;
+	uint32_t epoch; /* goes up when a buffer moves */
 	struct gpu_turn *turns;
 	uint32_t n_turns;
 	/* where they lie in plan */

@@ -99,6 +99,7 @@ int serve_open_gpu(struct serve *s, char *err, size_t err_len)
 		.image = c->cuda_image,
 		.cublas = c->cublas_library,
 		.max_rows = c->max_batch + c->prefill_slice,
+		.graphs = c->cuda_graphs,
 	};
 	ret = serve_gpu_new(&s->gpu, &gc, err, err_len);
 	return ret ? ret : gpu_lane_new(&s->lanes[LANE_RESIDENT].gpu, s->gpu);

@@ -10,6 +10,7 @@
 #include "kernels/cublas_api.h"
 #include "kvd/base/conf.h"
 #include "kvd/base/log.h"
+#include "kvd/base/stat.h"
 
 #define IMAGE_MAX (256u << 20)
 
@@ -25,6 +26,10 @@ struct gpu_lane {
 	struct attn_gpu *attn;
 	struct llama_gpu_scratch *scratch[CONF_MAX_MODELS];
 	const struct llama_gpu *models[CONF_MAX_MODELS];
+	uint32_t pad_to; /* rows */
+	uint32_t tokens[LLAMA_GPU_LOGIT_ROWS], logit_rows[LLAMA_GPU_LOGIT_ROWS];
+	struct stat *st_graphs;
+	uint64_t n_graphs; /* told to it */
 };
 
 /* ---- the image --------------------------------------------------------------- */
@@ -161,6 +166,10 @@ int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
 	if (!l)
 		return -ENOMEM;
 	l->g = g;
+	l->pad_to = KV_MIN(g->c.max_rows, LLAMA_GPU_LOGIT_ROWS);
+	l->st_graphs = stat_get(STAT_COUNTER, "kvd_device_graph_steps_total",
+				"Steps of hosted models launched as one graph",
+				NULL, NULL, 1);
 	ret = kern_errno(
 		g->c.api->stream_new(&l->stream, CUDA_STREAM_NON_BLOCKING, 0));
 	c.stream = l->stream;
@@ -237,12 +246,35 @@ static int probe_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
 	return ret ? ret : -ECANCELED;
 }
 
+/* Tokens and rows of logits of a step that got a few rows more. */
+static void pad(struct gpu_lane *l, const struct gpu_step *s,
+		struct llama_gpu_batch *b)
+{
+	const struct attn_gpu_pad pad = attn_gpu_padded(l->attn);
+
+	if (!pad.n_rows)
+		return;
+	for (uint32_t i = 0; i < pad.n_rows; i++) {
+		l->tokens[i] = i < s->n_rows ? s->tokens[i] : 0;
+		l->logit_rows[i] = i;
+	}
+	b->n_nobody = pad.n_rows - s->n_rows;
+	b->n_rows = b->n_logits = pad.n_rows;
+	b->tokens = l->tokens;
+	b->logit_rows = l->logit_rows;
+	memcpy(b->key.w, pad.key, sizeof(pad.key));
+}
+
 static int run(struct probe *p, uint32_t n_layers)
 {
 	const struct gpu_step *s = p->s;
-	const struct attn_gpu_step lists = { s->items, s->n_items, 0,
-					     n_layers };
-	const struct llama_gpu_batch b = {
+	/* where all rows want their logits: a step of decodes */
+	const int decodes = !p->at && p->l->g->c.graphs && s->n_rows &&
+			    s->n_logits == s->n_rows &&
+			    s->n_rows <= p->l->pad_to;
+	const struct attn_gpu_step lists = { s->items, s->n_items, 0, n_layers,
+					     decodes ? p->l->pad_to : 0 };
+	struct llama_gpu_batch b = {
 		.n_rows = s->n_rows,
 		.tokens = s->tokens,
 		.n_logits = s->n_logits,
@@ -255,18 +287,33 @@ static int run(struct probe *p, uint32_t n_layers)
 
 	if (!ret)
 		ret = attn_gpu_begin(p->l->attn, s->scratch, &lists);
-	if (!ret)
+	if (!ret) {
+		pad(p->l, s, &b);
 		ret = llama_gpu_step(p->l->scratch[s->i_model], &b);
+	}
 	if (ret) /* nothing of it is left when the buffers are used again */
 		(void)p->l->g->c.api->stream_sync(p->l->stream);
 	return ret;
 }
 
+static void count_graphs(struct gpu_lane *l)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < CONF_MAX_MODELS; i++)
+		n += l->scratch[i] ? llama_gpu_scratch_n_graphs(l->scratch[i])
+				   : 0;
+	stat_add(l->st_graphs, n - l->n_graphs);
+	l->n_graphs = n;
+}
+
 int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s)
 {
 	struct probe p = { .l = l, .s = s };
+	const int ret = run(&p, llama_gpu_layers(l->models[s->i_model]));
 
-	return run(&p, llama_gpu_layers(l->models[s->i_model]));
+	count_graphs(l);
+	return ret;
 }
 
 int gpu_lane_probe(struct gpu_lane *l, const struct gpu_step *s,

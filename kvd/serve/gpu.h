@@ -24,6 +24,7 @@ struct serve_gpu_conf {
 	const char *image; /* a file with the kernels; "": the binary's own */
 	const char *cublas; /* library; "": as cublas_open() finds it */
 	uint32_t max_rows; /* of a step */
+	int graphs; /* steps of decodes become graphs */
 };
 /* err: why not, in words. -ENOTSUP no image; -errno of the file; those of the driver. */
 int serve_gpu_new(struct serve_gpu **out, const struct serve_gpu_conf *c,

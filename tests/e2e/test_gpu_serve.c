@@ -20,7 +20,9 @@
 #define VOCAB	2048u
 #define N_PARTS 4u /* system, two chunks, the question */
 
-static struct rig_question questions[3];
+#define N_QUESTIONS 8
+
+static struct rig_question questions[N_QUESTIONS];
 static char image[64], lost[80];
 
 /* ---- daemons ------------------------------------------------------------------- */
@@ -29,6 +31,7 @@ struct setup {
 	int on_device;
 	const char *model, *math;
 	const char *memory, *host, *disk;
+	const char *more; /* lines of [kvd] */
 };
 
 static struct rig_daemon *start(struct kvc **c, struct setup s)
@@ -40,9 +43,9 @@ static struct rig_daemon *start(struct kvc **c, struct setup s)
 		snprintf(device, sizeof(device),
 			 "device = cuda\ncuda_library = %s\n"
 			 "cublas_library = %s\ncuda_image = %s\n"
-			 "host_memory = %s\n",
+			 "host_memory = %s\n%s",
 			 rig_cuda_path(), rig_cuda_path(), image,
-			 s.host ? s.host : "8M");
+			 s.host ? s.host : "8M", s.more ? s.more : "");
 	snprintf(conf, sizeof(conf),
 		 "%s[model m]\npath = %s/models/%s.gguf\nmath = %s\n"
 		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
@@ -182,11 +185,63 @@ START_TEST(bf16_on_tensor_cores)
 }
 END_TEST
 
+static uint64_t graphs_of(struct kvc *c)
+{
+	static const char name[] = "\nkvd_device_graph_steps_total ";
+	const char *at;
+	char *text;
+	uint64_t n;
+
+	ck_assert_int_ge(kvc_query(c, "metrics", "", &text), 0);
+	at = strstr(text, name);
+	ck_assert_ptr_nonnull(at);
+	n = strtoull(at + sizeof(name) - 1, NULL, 10);
+	free(text);
+	return n;
+}
+
+/* Three that decode together, for different times: the bits of kernel by kernel. */
+START_TEST(graphs_change_nothing)
+{
+	float logits[2][3][VOCAB];
+	struct kvc_part p[3][N_PARTS];
+	struct kvc_gen *g[3];
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	for (int i = 0; i < 2; i++) {
+		d = start(&c, (struct setup){ .on_device = 1,
+					      .math = "bf16",
+					      .more = i ? "cuda_graphs = no\n"
+							: "" });
+		for (int k = 0; k < 3; k++) {
+			struct kvc_generate r = request(p[k], k, 0, 1);
+
+			r.max_tokens = 6 + 4 * (uint32_t)k;
+			ck_assert_int_eq(kvc_generate_start(c, &r, &g[k]), 0);
+		}
+		for (int k = 0; k < 3; k++) {
+			ck_assert_int_eq(kvc_generate_wait(c, g[k], 60000),
+					 6 + 4 * k);
+			memcpy(logits[i][k], kvc_gen_logits(g[k]),
+			       sizeof(logits[i][k]));
+			kvc_generate_free(c, g[k]);
+		}
+		if (i)
+			ck_assert_uint_eq(graphs_of(c), 0);
+		else
+			ck_assert_uint_gt(graphs_of(c), 3);
+		stop(d, c);
+	}
+	ck_assert(!memcmp(logits[0], logits[1], sizeof(logits[0])));
+}
+END_TEST
+
 /* Frames for less than what is kept: pages go to the pool, to disk, and come back. */
 START_TEST(pages_that_move)
 {
 	struct kvc_part p[N_PARTS];
-	struct answer first[5], again;
+	static struct answer first[N_QUESTIONS], again;
 	struct kvc_generate r;
 	struct rig_daemon *d;
 	struct kvc *c;
@@ -194,10 +249,11 @@ START_TEST(pages_that_move)
 	d = start(&c, (struct setup){
 			      .on_device = 1, .memory = "1M", .host = "1M" });
 	for (int turn = 0; turn < 2; turn++)
-		for (int i = 0; i < 5; i++) {
-			r = request(p, i % 3, i / 3 * 2, i / 3 * 2 + 1);
+		for (int i = 0; i < N_QUESTIONS; i++) {
+			r = request(p, i, 0, 1);
+			r.max_tokens = 1;
 			ck_assert_int_eq(ask(c, &r, turn ? &again : &first[i]),
-					 4);
+					 1);
 			if (!turn)
 				continue;
 			ck_assert(!memcmp(again.logits, first[i].logits,
@@ -223,7 +279,9 @@ START_TEST(what_is_not_done_there_is_refused)
 	struct answer x;
 	struct kvc *c;
 
-	d = start(&c, (struct setup){ .on_device = 1, .memory = "1M" });
+	d = start(&c, (struct setup){ .on_device = 1,
+				      .model = "rag-mini",
+				      .memory = "2M" });
 	r = request(p, 0, 0, 1);
 	r.repair = KV_REPAIR_CRAFT;
 	r.repair_permille = 200;
@@ -401,12 +459,12 @@ static void setup(void)
 	fputs("the fake takes any image\n", f);
 	ck_assert_int_eq(fclose(f), 0);
 	kern_init(KERN_ISA_AMX);
-	rig_questions_load(questions, 3);
+	rig_questions_load(questions, N_QUESTIONS);
 }
 
 static void teardown(void)
 {
-	rig_questions_free(questions, 3);
+	rig_questions_free(questions, N_QUESTIONS);
 	(void)unlink(image);
 }
 
@@ -425,6 +483,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, answers_are_those_of_the_cpu);
 	tcase_add_test(t, bf16_on_tensor_cores);
+	tcase_add_test(t, graphs_change_nothing);
 	tcase_add_test(t, pages_that_move);
 	tcase_add_test(t, what_is_not_done_there_is_refused);
 	tcase_add_test(t, a_lost_device);

@@ -334,7 +334,7 @@ END_TEST
 START_TEST(a_plan_of_all_layers)
 {
 	struct attn_item it[2];
-	struct attn_gpu_step step = { it, 2, 0, LAYERS };
+	struct attn_gpu_step step = { it, 2, 0, LAYERS, 0 };
 	struct attn_gpu_rows rows;
 	struct sample l;
 	float *q, *o, *want, *k, *v;

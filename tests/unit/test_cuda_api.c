@@ -49,6 +49,7 @@ static_assert(CUDA_HANDLE_POSIX_FD ==
 static_assert(CUDA_PROT_READ == (int)CU_MEM_ACCESS_FLAGS_PROT_READ, "");
 static_assert(CUDA_PROT_READWRITE == (int)CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
 	      "");
+static_assert(CUDA_CAPTURE_RELAXED == (int)CU_STREAM_CAPTURE_MODE_RELAXED, "");
 static_assert(CUDA_GRANULARITY_MINIMUM == (int)CU_MEM_ALLOC_GRANULARITY_MINIMUM,
 	      "");
 static_assert(CUDA_STREAM_NON_BLOCKING == (int)CU_STREAM_NON_BLOCKING, "");
@@ -321,6 +322,51 @@ START_TEST(plain_memory)
 }
 END_TEST
 
+/* What is captured does not run; an instance runs as often as it is launched. */
+START_TEST(graphs_are_told_again)
+{
+	cuda_handle graph, exec;
+	cuda_event e;
+	cuda_stream st;
+	cuda_ptr at;
+
+	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	ck_assert_int_eq(api->alloc(&at, 64), 0);
+	ck_assert_int_eq(api->stream_new(&st, CUDA_STREAM_NON_BLOCKING, 0), 0);
+	ck_assert_int_eq(api->event_new(&e, CUDA_EVENT_DISABLE_TIMING), 0);
+	ck_assert_int_eq(api->capture(st, CUDA_CAPTURE_RELAXED), 0);
+	ck_assert_int_eq(api->memset8(at, 1, 64, st), 0);
+	ck_assert_int_eq(api->memset8(at, 2, 32, st), 0);
+	ck_assert_int_eq(api->capture_end(st, &graph), 0);
+	ck_assert_int_eq(api->exec_new(&exec, graph, 0), 0);
+	ck_assert_int_eq(api->graph_free(graph), 0);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(api->memset8(at, 9, 64, st), 0);
+		ck_assert_int_eq(api->stream_sync(st), 0);
+		ck_assert_uint_eq(((unsigned char *)at)[0], 9);
+		ck_assert_int_eq(api->exec_launch(exec, st), 0);
+		ck_assert_int_eq(api->stream_sync(st), 0);
+		ck_assert_uint_eq(((unsigned char *)at)[0], 2);
+		ck_assert_uint_eq(((unsigned char *)at)[63], 1);
+	}
+	ck_assert_int_eq(api->exec_free(exec), 0);
+	/* who waits inside gets nothing */
+	ck_assert_int_eq(api->capture(st, CUDA_CAPTURE_RELAXED), 0);
+	ck_assert_int_eq(api->stream_sync(st), CUDA_CAPTURE_UNSUPPORTED);
+	ck_assert_int_eq(api->capture_end(st, &graph),
+			 CUDA_CAPTURE_UNSUPPORTED);
+	ck_assert_int_eq(api->capture(st, CUDA_CAPTURE_RELAXED), 0);
+	ck_assert_int_eq(api->event_record(e, st), CUDA_CAPTURE_UNSUPPORTED);
+	ck_assert_int_eq(api->capture_end(st, &graph),
+			 CUDA_CAPTURE_UNSUPPORTED);
+	ck_assert_int_eq(api->stream_sync(st), 0);
+	ck_assert_int_eq(api->event_free(e), 0);
+	ck_assert_int_eq(api->free(at), 0);
+	ck_assert_int_eq(api->stream_free(st), 0);
+	rig_cuda_close(api, &ctl);
+}
+END_TEST
+
 START_TEST(streams_are_late)
 {
 	cuda_stream a, b;
@@ -397,6 +443,7 @@ int main(void)
 	tcase_add_test(t, mapping_is_real);
 	tcase_add_test(t, memory_is_counted);
 	tcase_add_test(t, plain_memory);
+	tcase_add_test(t, graphs_are_told_again);
 	tcase_add_test(t, streams_are_late);
 	tcase_add_test(t, unmapped_under_a_stream);
 	suite_add_tcase(s, t);

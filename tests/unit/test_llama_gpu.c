@@ -446,6 +446,89 @@ START_TEST(every_call_fails)
 }
 END_TEST
 
+/* An attention that is queued whole: o is q. */
+static int attn_copy_q(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
+		       cuda_ptr v, cuda_ptr o, cuda_stream st)
+{
+	const struct gpu_convert a = { q, o, *(const size_t *)ctx };
+
+	(void)layer;
+	(void)k;
+	(void)v;
+	return kern_gpu_from_f32(g.kern, KERN_F32, &a, st);
+}
+
+/*
+ * Steps of one key: first as ever, then captured; the same bits. What cannot be captured is not
+ * tried again, and costs nothing but that.
+ */
+START_TEST(steps_that_are_alike)
+{
+	static const uint32_t both[] = { 0, 1 };
+	static const char *const failing[] = { "", "cuStreamBeginCapture",
+					       "cuStreamEndCapture",
+					       "cuGraphInstantiate" };
+	uint32_t tokens[2] = { 300, 301 };
+	float *x, *y;
+	struct pair p;
+	size_t n_elems;
+	uint32_t n;
+
+	open_pair(&p, rig_data("models/rag-draft.gguf"), KERN_BF16);
+	n = llama_shape(p.cpu)->n_vocab;
+	n_elems = 2 * n_q(&p.b);
+	x = malloc(2 * n * sizeof(*x));
+	y = malloc(2 * n * sizeof(*y));
+	for (uint32_t k = 0; k < 4; k++) {
+		struct llama_gpu_batch b = { .n_rows = 2,
+					     .tokens = tokens,
+					     .n_logits = 2,
+					     .logit_rows = both,
+					     .logits = x,
+					     .attn = attn_copy_q,
+					     .ctx = &n_elems };
+		const uint64_t before = llama_gpu_scratch_n_graphs(p.gs);
+
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), 0);
+		b.key.w[0] = 2;
+		b.key.w[1] = k;
+		b.logits = y;
+		if (k)
+			g.ctl.arm(FAKE_FOREVER, failing[k], 1,
+				  CUDA_OUT_OF_MEMORY);
+		for (int i = 0; i < 4; i++) {
+			memset(y, 0, 2 * n * sizeof(*y));
+			ck_assert_int_eq(llama_gpu_step(p.gs, &b), 0);
+			ck_assert(!memcmp(x, y, 2 * n * sizeof(*x)));
+		}
+		g.ctl.arm(FAKE_OFF, "", 0, 0);
+		ck_assert_uint_eq(llama_gpu_scratch_n_graphs(p.gs) - before,
+				  k ? 0 : 3);
+		/* padding is computed, and nobody's */
+		memset(y, 0, 2 * n * sizeof(*y));
+		b.n_nobody = 1;
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), 0);
+		ck_assert(!memcmp(x, y, n * sizeof(*x)));
+		ck_assert(y[n] == 0 && y[2 * n - 1] == 0);
+		llama_gpu_scratch_graphs(p.gs, 1);
+	}
+	/* more keys than are kept */
+	for (uint32_t k = 0; k < 60; k++) {
+		struct llama_gpu_batch b = { .n_rows = 1,
+					     .tokens = tokens,
+					     .attn = attn_copy_q,
+					     .ctx = &n_elems };
+
+		b.key.w[0] = 1;
+		b.key.w[2] = k / 2;
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), 0);
+	}
+	free(x);
+	free(y);
+	close_pair(&p);
+}
+END_TEST
+
 START_TEST(the_device_is_lost)
 {
 	static const uint32_t one[] = { 0 };
@@ -508,6 +591,7 @@ int main(void)
 	tcase_add_test(t, heads_that_no_kernel_has);
 	if (!getenv("KVD_GPU")) {
 		tcase_add_test(t, every_call_fails);
+		tcase_add_test(t, steps_that_are_alike);
 		tcase_add_test(t, the_device_is_lost);
 	}
 	suite_add_tcase(s, t);

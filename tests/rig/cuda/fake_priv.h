@@ -62,7 +62,17 @@ struct fake_stream {
 	pthread_t thread;
 	int closing;
 	int err; /* for its next events */
+	struct fake_graph *capture; /* what is queued goes there; NULL: not */
 };
+
+/* Operations in order; what a capture has made, or an instance of that. */
+struct fake_graph {
+	struct fake_op *ops;
+	uint32_t n, room;
+	int broken; /* something came that cannot be captured */
+};
+/* At the end of the capture. CUresult. */
+int fake_captured(struct fake_stream *s, const struct fake_op *op);
 
 struct fake_event_state {
 	_Atomic uint64_t recorded; /* generations: queued */

@@ -113,8 +113,11 @@ static void *stream_main(void *arg)
 
 int fake_queue(struct fake_stream *s, struct fake_op op)
 {
-	struct fake_op *o = malloc(sizeof(*o));
+	struct fake_op *o;
 
+	if (s->capture)
+		return fake_captured(s, &op);
+	o = malloc(sizeof(*o));
 	if (!o)
 		return CUDA_OUT_OF_MEMORY;
 	*o = op;
@@ -214,6 +217,10 @@ int cuStreamSynchronize(cuda_stream st)
 
 	if (err)
 		return err;
+	if (s->capture) {
+		s->capture->broken = 1;
+		return fake_leave(CUDA_CAPTURE_UNSUPPORTED);
+	}
 	while (s->head)
 		fake_wait();
 	ret = fake.lost ? fake.lost : s->err;

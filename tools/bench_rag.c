@@ -223,6 +223,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		t->n_chunk += st->n_chunk;
 		t->n_repaired += st->n_repaired;
 		t->n_work += work(st, kvc_gen_repair(g));
+		t->n_layers = kvc_gen_repair(g)->n_layers;
 		t->n_out += (uint64_t)n;
 	}
 	t->n_right += right ? 1 : 0;
@@ -258,6 +259,27 @@ static double percent(uint64_t part, uint64_t all)
 	return all ? 100.0 * (double)part / (double)all : 0;
 }
 
+/*
+ * Tokens times layers of a request whose chunks are all cached, of those of a full prefill:
+ * what is no chunk, repair, and for blend all tokens of chunks through one layer.
+ */
+static void report_flops(struct rag *r)
+{
+	const struct tally *t = &r->t;
+	double n, look = 0;
+
+	if (r->repair >= KV_REPAIR_CRAFT || !r->repair_permille ||
+	    r->repair_permille >= KV_REPAIR_ALL)
+		return;
+	n = (double)t->n_repaired * KV_REPAIR_ALL / r->repair_permille;
+	if (r->repair == KV_REPAIR_BLEND && t->n_layers)
+		look = n / t->n_layers;
+	bench_put(r->b,
+		  100 * ((double)t->n_prompt - n + look + t->n_work) /
+			  (double)t->n_prompt,
+		  "%", "rag.%s.flop_share", r->name);
+}
+
 static void report(struct rag *r, double wall_s)
 {
 	const char *mode = r->name;
@@ -290,6 +312,7 @@ static void report(struct rag *r, double wall_s)
 			  "rag.%s.repaired", mode);
 		bench_put(b, 100 * t->n_work / (double)t->n_prompt, "%",
 			  "rag.%s.repair_work", mode);
+		report_flops(r);
 	}
 	bench_put(b, (double)r->n_items, "questions", "rag.%s.questions", mode);
 }
@@ -427,6 +450,7 @@ static void compare(struct rag *r)
 		uint32_t n[2] = { 0 };
 
 		if (strcmp(r->ran[k].name, "chunks") != 0 &&
+		    strcmp(r->ran[k].name, "naive") != 0 &&
 		    strncmp(r->ran[k].name, "random", 6) != 0)
 			continue;
 		for (size_t i = 0; i < r->n_items; i++)
@@ -641,6 +665,10 @@ int rag_set_mode(struct rag *r, const char *word, size_t len)
 		r->mode = CHUNKS;
 		r->repair = KV_REPAIR_CRAFT;
 		r->repair_permille = KV_REPAIR_BY_CFO;
+		return 0;
+	}
+	if (!strcmp(r->name, "naive")) { /* chunks, by its other name */
+		r->mode = CHUNKS;
 		return 0;
 	}
 	for (uint32_t i = 0; i < N_MODES && !at; i++)

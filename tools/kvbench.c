@@ -123,6 +123,7 @@ static const struct command {
 	  "                                15 % of them computed again (blend)\n"
 	  "reuse.{mini,1b}.plain.ttft_speedup  without the repair\n"
 	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
+	  "reuse.cold.overhead             the larger of the two\n"
 	  "1b: 1e9 random weights; --quick: two layers of it\n" },
 	{ "edit", bench_edit, "32 tokens in the middle of 4K are replaced",
 	  "edit.4k.{suffix_ms,moved_ms,repaired_ms}  to the first token: what\n"
@@ -176,11 +177,13 @@ static const struct command {
 	  "rag.MODE.repaired               tokens computed again, percent\n"
 	  "rag.MODE.repair_work            the same by the layers that each went\n"
 	  "                                through, with what focus looks at\n"
+	  "rag.MODE.flop_share             of a full prefill, chunks cached: first, random,\n"
+	  "                                blend\n"
 	  "rag.MODE.mcnemar_p.OTHER        of the exact matches; OTHER: chunks and\n"
 	  "                                random@PERCENT that ran before\n"
 	  "rag.MODE.kl                     --kl: nats from the first mode, mean over\n"
 	  "                                the tokens of the right answers\n"
-	  "MODE: full (nothing reused), prefix, chunks (reused anywhere),\n"
+	  "MODE: full (nothing reused), prefix, chunks (or naive: reused anywhere),\n"
 	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
 	  "      SELECTOR: first, random, blend, craft (craft: by CFO);\n"
 	  "      with :focus behind it: early stop of what the question leaves;\n"

@@ -215,6 +215,7 @@ START_TEST(cached_chunks_are_measured)
 	ck_assert_int_eq(kvbench("reuse --quick"), 0);
 	lines(names);
 	ck_assert_ptr_nonnull(strstr(out, "reuse.mini.cold.overhead "));
+	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.overhead "));
 }
 END_TEST
 

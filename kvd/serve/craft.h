@@ -77,9 +77,6 @@ const struct craft_part *craft_part(const struct gen *g,
 int craft_fresh(const struct gen *g, const struct gen_part *part);
 /* Tokens of the longest chunk that is computed here. */
 uint32_t craft_longest(const struct gen *g);
-/* The tokens of the group that are computed again, ascending, at [r->k]. -ENOMEM. */
-int craft_choose(const struct gen *g, const struct repair_group *r,
-		 uint32_t *at);
 /* Queries q [n][n_heads][head_dim] of the positions pos.. come by. Engine thread. */
 void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
 		   uint32_t n, const float *q);

@@ -1,5 +1,5 @@
 /*
- * repair.c - choose tokens of a chunk, and measure how far it is off; see repair.h
+ * repair.c - groups of chunks, the tokens chosen, their patch; see repair.h
  */
 #include "kvd/serve/repair.h"
 
@@ -7,8 +7,8 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
-#include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
+#include "kvd/serve/pick.h"
 
 uint32_t repair_count(uint32_t n, uint32_t permille)
 {
@@ -17,35 +17,39 @@ uint32_t repair_count(uint32_t n, uint32_t permille)
 
 /* ---- selectors ------------------------------------------------------------- */
 
-/* splitmix64: the same tokens for the same chunk, for ever. */
-static uint64_t next_random(uint64_t *s)
-{
-	uint64_t z = *s += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
-/* Knuth's selection sampling: each k-subset is as likely, in ascending order. */
-static void pick_random(uint64_t seed, uint32_t n, uint32_t k, uint32_t *at)
-{
-	uint32_t m = 0;
-
-	for (uint32_t i = 0; i < n && m < k; i++)
-		if (next_random(&seed) % (n - i) < k - m)
-			at[m++] = i;
-}
+static const struct pick *const picks[REPAIR_N_KINDS] = {
+	[REPAIR_FIRST] = &pick_first,
+	[REPAIR_RANDOM] = &pick_random,
+	[REPAIR_BLEND] = &pick_blend,
+	[REPAIR_CRAFT] = &pick_craft,
+};
 
 void repair_pick(enum repair_kind kind, struct map_id chunk, uint32_t n,
 		 uint32_t k, uint32_t *at)
 {
-	if (kind == REPAIR_RANDOM) {
-		pick_random(chunk.w[0] ^ chunk.w[1], n, k, at);
-		return;
+	picks[kind]->some(chunk, n, k, at);
+}
+
+int pick_each(const struct gen *g, const struct repair_group *r, uint32_t *at)
+{
+	uint64_t sum = 0;
+	uint32_t done = 0;
+
+	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts; i++) {
+		const struct gen_part *p = &g->parts[i];
+		uint32_t n;
+
+		if (!p->group)
+			continue;
+		sum += p->n;
+		n = (uint32_t)KV_MIN(sum * r->k / r->n - done, (uint64_t)p->n);
+		repair_pick(r->kind, p->chunk, p->n, n, at + done);
+		for (uint32_t k = 0; k < n; k++)
+			at[done + k] += p->first - r->first;
+		done += n;
 	}
-	for (uint32_t i = 0; i < k; i++)
-		at[i] = i;
+	assert(done == r->k);
+	return 0;
 }
 
 struct ranked {
@@ -218,40 +222,13 @@ static int spread(struct gen *g, struct repair_group *r, const uint32_t *at)
 	return 0;
 }
 
-/* First or random: the same share of each chunk, as far as k goes. */
-static void pick_each(const struct gen *g, const struct repair_group *r,
-		      uint32_t *at)
-{
-	uint64_t sum = 0;
-	uint32_t done = 0;
-
-	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts; i++) {
-		const struct gen_part *p = &g->parts[i];
-		uint32_t n;
-
-		if (!p->group)
-			continue;
-		sum += p->n;
-		n = (uint32_t)KV_MIN(sum * r->k / r->n - done, (uint64_t)p->n);
-		repair_pick(r->kind, p->chunk, p->n, n, at + done);
-		for (uint32_t k = 0; k < n; k++)
-			at[done + k] += p->first - r->first;
-		done += n;
-	}
-	assert(done == r->k);
-}
-
 static int choose(struct gen *g, struct repair_group *r)
 {
 	uint32_t *at = malloc(r->k * sizeof(*at));
 	int ret = at ? 0 : -ENOMEM;
 
-	if (!ret && r->kind == REPAIR_BLEND)
-		ret = repair_pick_largest(r->dev, r->n, r->k, at);
-	else if (!ret && r->kind == REPAIR_CRAFT)
-		ret = craft_choose(g, r, at);
-	else if (!ret)
-		pick_each(g, r, at);
+	if (!ret)
+		ret = picks[r->kind]->choose(g, r, at);
 	if (!ret)
 		ret = spread(g, r, at);
 	r->chosen = !ret;
@@ -266,7 +243,7 @@ static int begin(struct gen *g, struct repair_group *r)
 {
 	segment_put(r->patch); /* the entries have theirs */
 	r->patch = NULL;
-	if (r->kind != REPAIR_BLEND)
+	if (!picks[r->kind]->probes)
 		return choose(g, r);
 	r->dev = calloc(r->n, sizeof(*r->dev));
 	return r->dev ? 0 : -ENOMEM;
@@ -338,80 +315,6 @@ uint32_t repair_rows(const struct gen *g, const struct gen_part *part,
 }
 
 /* ---- the probe --------------------------------------------------------------------- */
-
-/* Squared distance of fresh [dim] from what lies at from. */
-static float distance(const struct gen *g, const char *from, const float *fresh,
-		      uint32_t dim)
-{
-	float old[KERN_HEAD_DIM_MAX], sum = 0;
-
-	kern_to_f32(g->model->shape.type, from, old, dim);
-	for (uint32_t d = 0; d < dim; d++)
-		sum += (fresh[d] - old[d]) * (fresh[d] - old[d]);
-	return sum;
-}
-
-/* Over all heads, K and V; keys are compared as they lie there, rotated. */
-static float deviation(const struct gen *g, const struct attn_target *at_old,
-		       const float *k, const float *v)
-{
-	const struct segment *s = at_old->seg;
-	const uint32_t t = at_old->token;
-	const struct kv_layout *l = &s->layout;
-	const uint32_t dim = l->head_dim;
-	const size_t head = layout_head_bytes(l);
-	const size_t in_page = t % l->page_tokens * (size_t)dim * l->elem_bytes;
-	const char *at[2] = { segment_addr(s, 1, 0, t) + in_page,
-			      segment_addr(s, 1, 1, t) + in_page };
-	const int64_t pos = s->pos0 + t;
-	float key[KERN_HEAD_DIM_MAX], sum = 0;
-
-	for (uint32_t h = 0; h < l->n_kv_heads; h++) {
-		kern_rope(&g->model->shape.rope, k + h * (size_t)dim, key, &pos,
-			  1, 1, dim);
-		sum += distance(g, at[0] + h * head, key, dim) +
-		       distance(g, at[1] + h * head, v + h * (size_t)dim, dim);
-	}
-	return sum;
-}
-
-/* Where pos lies, in part i or one behind it; returns which. */
-static uint32_t probed_at(const struct gen *g, uint32_t i, uint32_t pos,
-			  struct attn_target *out)
-{
-	const struct gen_part *p;
-
-	while (pos >= g->parts[i].first + g->parts[i].n)
-		i++;
-	p = &g->parts[i];
-	out->seg = g->seq.entries[p->i_entry].seg;
-	out->token = p->from + pos - p->first;
-	return i;
-}
-
-void repair_probed_at(const struct gen *g, const struct repair_group *r,
-		      uint32_t n, struct attn_target *out)
-{
-	uint32_t i = r->i_part;
-
-	for (uint32_t t = 0; t < n; t++)
-		i = probed_at(g, i, r->first + r->n_probed + t, &out[t]);
-}
-
-void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
-		    const float *k, const float *v)
-{
-	const struct kv_layout *l = &g->model->layout;
-	const size_t row = (size_t)l->n_kv_heads * l->head_dim;
-	uint32_t i = r->i_part;
-	struct attn_target at;
-
-	for (uint32_t t = 0; t < n; t++) {
-		i = probed_at(g, i, r->first + r->n_probed + t, &at);
-		r->dev[r->n_probed + t] =
-			deviation(g, &at, k + t * row, v + t * row);
-	}
-}
 
 int repair_probed(struct gen *g, struct repair_group *r, uint32_t n)
 {

@@ -13,6 +13,8 @@
  *           layers; its authors' program looks at V only, which is worse here)
  *   craft   variants of chunks in company, see craft.h
  *
+ * Each is a file of its own, pick_*.c.
+ *
  * Blend needs a probe: all tokens of the chunk through layer 0 (whose K and V depend on
  * the tokens only) and K and V of layer 1, against the cache; nothing is stored. What is
  * chosen depends on the request alone, not on batches, slices or paging.

@@ -305,26 +305,26 @@ START_TEST(an_edit_is_finished_before_the_next)
 			 -ENOSPC);
 	ck_assert_int_eq(serve_seq_edit(ss, seq, 50, 5, 3), 0);
 	for (uint32_t l = 0; l < LAYERS; l++) {
-		struct call c = { .item = { seq, 4, 50, x, x, x, o, 0 } };
+		struct call c = { .item = { seq, 4, 50, x, x, x, o, 0, 0 } };
 
 		/* more than was inserted, behind it, what is not there yet */
 		ck_assert_int_eq(call(r, &c, l), -EINVAL);
 		c.item.pos = 98;
 		ck_assert_int_eq(call(r, &c, l), -EINVAL);
-		c.item = (struct serve_attend_item){ seq,  1,	 97, x,
-						     NULL, NULL, o,  0 };
+		c.item = (struct serve_attend_item){ seq,  1, 97, x, NULL,
+						     NULL, o, 0,  0 };
 		ck_assert_int_eq(call(r, &c, l), -EINVAL);
 		ck_assert_int_eq(serve_seq_edit(ss, seq, 0, 1, 0), -EBUSY);
 		ck_assert_int_eq(serve_seq_fork(ss, seq), -EBUSY);
 		/* in two halves */
-		c.item =
-			(struct serve_attend_item){ seq, 1, 50, x, x, x, o, 0 };
+		c.item = (struct serve_attend_item){ seq, 1, 50, x, x,
+						     x,	  o, 0,	 0 };
 		ck_assert_int_eq(call(r, &c, l), 0);
 		c.item.pos = 51;
 		c.item.n_tokens = 2;
 		ck_assert_int_eq(call(r, &c, l), 0);
-		c.item = (struct serve_attend_item){ seq,  1,	 97, x,
-						     NULL, NULL, o,  0 };
+		c.item = (struct serve_attend_item){ seq,  1, 97, x, NULL,
+						     NULL, o, 0,  0 };
 		ck_assert_int_eq(call(r, &c, l), 0);
 	}
 	/* cut off inside what is being inserted */

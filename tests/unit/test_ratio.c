@@ -36,7 +36,7 @@ static struct segment *chunk_of(struct rig_serve *r, uint64_t seed)
 		chunk_id(r->serve->models[0].id, chunk, N_CHUNK);
 
 	free(chunk);
-	return map_find(&r->tenant->chunks.map, id);
+	return map_find(&serve_tenant_find(r->serve, "t0")->chunks.map, id);
 }
 
 /* Others come until something of the chunk is on disk only: how many bytes. */

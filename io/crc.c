@@ -223,3 +223,31 @@ uint32_t kio_crc32c(uint32_t crc, const void *buf, size_t n)
 {
 	return best(crc, buf, n);
 }
+
+/* ---- parts ---------------------------------------------------------------- */
+
+void kio_crc32c_zeros(struct kio_crc_zeros *z, size_t n)
+{
+	static const char zeros[4096];
+
+	for (int i = 0; i < 32; i++) {
+		uint32_t x = ~(1u << i);
+
+		for (size_t left = n; left;) {
+			const size_t k = KV_MIN(left, sizeof(zeros));
+
+			x = kio_crc32c(x, zeros, k);
+			left -= k;
+		}
+		z->m[i] = ~x;
+	}
+}
+
+uint32_t kio_crc32c_join(const struct kio_crc_zeros *z, uint32_t first,
+			 uint32_t second)
+{
+	for (int i = 0; first; i++, first >>= 1)
+		if (first & 1)
+			second ^= z->m[i];
+	return second;
+}

@@ -10,6 +10,14 @@
 /* Continue crc (0 to start) over n bytes. The usual pre- and post-inversion. */
 uint32_t kio_crc32c(uint32_t crc, const void *buf, size_t n);
 
+/* CRCs of parts, each from 0, to that of the whole; the second part has n bytes. */
+struct kio_crc_zeros {
+	uint32_t m[32]; /* what n zeros make of each bit */
+};
+void kio_crc32c_zeros(struct kio_crc_zeros *z, size_t n);
+uint32_t kio_crc32c_join(const struct kio_crc_zeros *z, uint32_t first,
+			 uint32_t second);
+
 /* The paths, narrowest first, and all before crc is taken: for tests and kvbench. */
 struct kio_crc_path {
 	const char *name;

@@ -3,12 +3,17 @@
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
 CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_elem gpu_gemm gpu_sample gpu_plan)
-CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm)
+CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm gds)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,llama_gpu attn_gpu gpu_serve)
 
 $(FAKE_CUDA): $(call obj,$(wildcard tests/rig/cuda/*.c))
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) -shared -o $@ $^
+FAKE_CUFILE := $(B)/tests/libfakecufile.so
+$(FAKE_CUFILE): $(call obj,tests/rig/cufile/fake_cufile.c)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALLC) -shared -o $@ $^
+$(B)/tests/test_gds check-built: | $(FAKE_CUFILE)
 # run time only: tests load it as the daemon loads the real one
 $(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_export $(B)/tests/test_kvbench check-built: | $(FAKE_CUDA)
 

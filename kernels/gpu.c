@@ -38,6 +38,7 @@ static const char *const gpu_names[] = {
 	"add",
 	"move_runs",
 	"sample",
+	"crc32c",
 	"stream_read",
 };
 _Static_assert(sizeof(gpu_names) / sizeof(*gpu_names) == GPU_N_KERNELS,

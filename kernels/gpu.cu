@@ -304,4 +304,5 @@ KERNEL(attn_merge, struct gpu_attn)
 }
 
 #include "kernels/gpu_elem.cuh"
+#include "kernels/gpu_crc.cuh"
 #include "kernels/gpu_sample.cuh"

@@ -148,6 +148,8 @@ int kern_gpu_deviation(struct kern_gpu *g, enum kern_type type,
  */
 int kern_gpu_sample(struct kern_gpu *g, const struct gpu_sample *a,
 		    cuda_stream st);
+/* kio_crc32c() of each chunk. */
+int kern_gpu_crc(struct kern_gpu *g, const struct gpu_crc *a, cuda_stream st);
 /* Xor of all words, a part of it for each thread of n_blocks > 0: reads as fast as the
  * memory gives. */
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,

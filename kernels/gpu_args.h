@@ -183,6 +183,13 @@ struct gpu_sample {
 	uint32_t n_rows, n;
 };
 
+/* CRC32C of chunks, each by itself. */
+struct gpu_crc {
+	uint64_t src; /* 4-byte aligned */
+	uint64_t out; /* uint32_t [n_chunks] */
+	uint32_t n_chunks, chunk_bytes; /* a multiple of 4 */
+};
+
 /* The machine's limit, for kvbench: all bytes once. */
 struct gpu_read {
 	uint64_t src; /* 16-byte aligned */

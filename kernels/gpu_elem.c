@@ -131,6 +131,17 @@ int kern_gpu_sample(struct kern_gpu *g, const struct gpu_sample *a,
 	return by_rows(g, GK_SAMPLE, a->n_rows, a, st);
 }
 
+int kern_gpu_crc(struct kern_gpu *g, const struct gpu_crc *a, cuda_stream st)
+{
+	const struct gpu_grid n = {
+		(a->n_chunks + GPU_THREADS - 1) / GPU_THREADS, 1, 1
+	};
+
+	if (a->src % 4 || a->chunk_bytes % 4)
+		return -EINVAL;
+	return a->n_chunks ? gpu_launch(g, GK_CRC, n, a, st) : 0;
+}
+
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
 		  uint32_t n_blocks, cuda_stream st)
 {

@@ -34,6 +34,7 @@ enum gpu_kernel {
 	GK_ADD,
 	GK_MOVE,
 	GK_SAMPLE,
+	GK_CRC,
 	GK_READ,
 	GPU_N_KERNELS
 };

@@ -48,6 +48,7 @@
 	X(move_runs, gpu_move) \
 	X(sample, gpu_sample) \
 	X(add, gpu_add) \
+	X(crc32c, gpu_crc) \
 	X(rmsnorm, gpu_rmsnorm) \
 	X(rope, gpu_rope) \
 	X(swiglu, gpu_swiglu) X(stream_read, gpu_read)

@@ -386,6 +386,7 @@ static void set_defaults(struct conf *c)
 	c->scrub_bytes = 4u << 20;
 	strcpy(c->huge, "auto");
 	strcpy(c->cuda_library, "auto");
+	strcpy(c->direct_storage, "auto");
 	c->cuda_graphs = 1;
 	strcpy(c->log_level, "info");
 	c->mlock = 1;

@@ -97,6 +97,7 @@ struct conf {
 	int cuda_graphs; /* cuda_graphs = auto | no */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
+	char direct_storage[256]; /* direct_storage = auto | no | /PATH */
 	int device_memory; /* device_memory = vmm|uvm: enum conf_device_memory */
 	/* host_memory: pinned, between device and disk. After conf_load() not 0: without,
 	 * as much as memory. */

@@ -355,6 +355,8 @@ static const struct key kvd_keys[] = {
 	  "cpu, cuda or auto", "cpu cuda auto", 0 },
 	{ "device_index", set_u32, offsetof(struct conf, device_index), 0, 63,
 	  "0 to 63", NULL, 0 },
+	{ "direct_storage", set_library, offsetof(struct conf, direct_storage),
+	  1, 256, "auto, no or an absolute path", NULL, 0 },
 	{ "device_memory", set_choice, offsetof(struct conf, device_memory), 0,
 	  0, "vmm or uvm", "vmm uvm", 0 },
 	{ "host_memory", set_size, offsetof(struct conf, host_bytes), 1 << 20,

@@ -29,6 +29,7 @@ struct dev_op {
 	struct wait vmm_wait, copy_wait;
 	struct park_req req;
 	struct copy copy;
+	struct gds_file *direct; /* READ past the host */
 	uint32_t n_ios;
 	int io_ret;
 	struct copy_part *parts; /* [n units] READ, WRITE */
@@ -468,6 +469,53 @@ static void read_granted(struct park_req *r, int ret)
 	read_disk(op);
 }
 
+/* ---- up, past the host ------------------------------------------------------- */
+
+static void work_direct(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+	struct dev_op *d = op->dev;
+	const struct page *pg = op->page;
+	const size_t n = pg->range->tier->page_bytes;
+
+	d->io_ret = 0;
+	for (uint32_t i = 0; i < op->n && !d->io_ret; i++)
+		d->io_ret = gds_read(d->direct, (uint64_t)pg[i].slot * 4096,
+				     (cuda_ptr)(uintptr_t)page_addr(pg + i), n,
+				     &op->crc[i]);
+}
+
+static void direct_done(struct loop_work *w)
+{
+	struct move *op = container_of(w, struct move, work);
+	struct device *d = device_of(op);
+
+	if (op->dev->io_ret) {
+		device_direct_off(d, op->dev->io_ret);
+		dev_read(op); /* as ever */
+		return;
+	}
+	device_count_direct(d, op->n * op->page->range->tier->page_bytes);
+	op->ret = 0;
+	move_read(op); /* compares the checksums */
+}
+
+static struct gds_file *direct_of(const struct move *op)
+{
+	const struct range *r = op->page->range;
+	struct stores *s = r->pager->conf.stores;
+	struct kio_store_info info;
+	struct kio_store *disk;
+
+	if (!s || !r->has_disk)
+		return NULL;
+	disk = stores_disk(s, r->i_disk);
+	kio_store_info(disk, &info);
+	return info.direct ? device_direct(device_of(op), r->i_disk,
+					   kio_store_fd(disk))
+			   : NULL;
+}
+
 void dev_read(struct move *op)
 {
 	int ret;
@@ -477,6 +525,11 @@ void dev_read(struct move *op)
 		for (uint32_t i = 0; i < op->n; i++)
 			op->crc[i] = op->page[i].crc;
 		copy_up(op);
+		return;
+	}
+	op->dev->direct = direct_of(op);
+	if (op->dev->direct) {
+		op_work(op, work_direct, direct_done);
 		return;
 	}
 	ret = get_room(op, PARK_READ, read_granted);

@@ -11,6 +11,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/base/stat.h"
+#include "kvd/mem/stores.h"
 
 #define POOL_FRAMES  16u /* created ahead of need */
 #define CHUNK_BYTES  (4u << 20)
@@ -31,6 +32,7 @@ enum {
 	ST_ZEROED,
 	ST_FLUSHED,
 	ST_DROPPED,
+	ST_DIRECT,
 	N_STATS
 };
 
@@ -42,6 +44,11 @@ struct device {
 	uint32_t n_tenants;
 	struct loop_timer timer;
 	struct stat *st[N_STATS];
+	struct gds *gds; /* NULL: no direct reads */
+	struct gds_file *direct[STORES_MAX];
+	int tried[STORES_MAX]; /* cuFile has been asked for this disk */
+	uint64_t direct_bytes;
+	int direct_off; /* -errno of the read that failed */
 };
 
 /* ---- statistics ------------------------------------------------------------ */
@@ -77,6 +84,8 @@ static void open_stats(struct device *d)
 				"Frames zeroed for another tenant" },
 		[ST_FLUSHED] = { STAT_COUNTER, "kvd_host_pool_written_total",
 				 "Pages written from the pool to disk" },
+		[ST_DIRECT] = { STAT_COUNTER, "kvd_device_direct_bytes_total",
+				"Bytes read from disk to the device past the host" },
 		[ST_DROPPED] = { STAT_COUNTER, "kvd_host_pool_dropped_total",
 				 "Pages that left the pool for others" },
 	};
@@ -134,6 +143,7 @@ void device_info(struct device *d, struct device_info *out)
 	vmm_counts(d->vmm, &out->vmm);
 	copier_counts(d->copier, &out->copy);
 	park_info(d->park, &out->park);
+	out->direct_bytes = d->direct_bytes;
 }
 
 /* ---- start and end --------------------------------------------------------- */
@@ -218,6 +228,22 @@ static int check_size(const struct device *d, char *err, size_t err_len)
 	return ret ? ret : -EINVAL;
 }
 
+/* A wish: what cannot be had is said once and done without. */
+static void open_direct(struct device *d)
+{
+	const char *lib = d->conf.direct;
+	struct gds_conf c = { .api = d->conf.api, .ctx = vmm_ctx(d->vmm) };
+	char why[256];
+	int ret;
+
+	if (!lib || !d->conf.has_disk)
+		return;
+	c.library = strcmp(lib, "auto") ? lib : NULL;
+	ret = gds_open(&d->gds, &c, why, sizeof(why));
+	log_info("device", "direct storage (cuFile): %s%s", why,
+		 ret ? ": pages come through host memory" : "");
+}
+
 int device_open(struct device **out, const struct device_conf *conf, char *err,
 		size_t err_len)
 {
@@ -240,6 +266,7 @@ int device_open(struct device **out, const struct device_conf *conf, char *err,
 		device_close(d);
 		return ret;
 	}
+	open_direct(d);
 	open_stats(d);
 	d->timer.run = tick;
 	tick(&d->timer);
@@ -259,11 +286,52 @@ void device_close(struct device *d)
 	if (!d)
 		return;
 	loop_timer_cancel(d->conf.loop, &d->timer);
+	for (uint32_t i = 0; i < STORES_MAX; i++)
+		gds_file_close(d->direct[i]);
+	gds_close(d->gds);
 	park_unpin(d->park);
 	copier_close(d->copier);
 	vmm_close(d->vmm); /* and the context: nothing writes any more */
 	park_free(d->park);
 	free(d);
+}
+
+/* ---- past the host ----------------------------------------------------------- */
+
+struct gds_file *device_direct(struct device *d, uint32_t i, int fd)
+{
+	if (!d->gds || d->direct_off || i >= STORES_MAX)
+		return NULL;
+	if (!d->tried[i]) {
+		const int ret = gds_file_open(&d->direct[i], d->gds, fd);
+
+		d->tried[i] = 1;
+		if (ret) {
+			d->direct[i] = NULL;
+			log_info("device",
+				 "disk %u: cuFile does not take it: its pages "
+				 "come through host memory",
+				 i);
+		}
+	}
+	return d->direct[i];
+}
+
+void device_direct_off(struct device *d, int err)
+{
+	if (d->direct_off)
+		return;
+	d->direct_off = err;
+	log_warn(
+		"device",
+		"direct storage: %s: pages come through host memory from now on",
+		strerror(-err));
+}
+
+void device_count_direct(struct device *d, uint64_t bytes)
+{
+	d->direct_bytes += bytes;
+	stat_add(d->st[ST_DIRECT], bytes);
 }
 
 /* ---- what others use ------------------------------------------------------- */

@@ -27,6 +27,7 @@
 #include "kvd/base/loop.h"
 #include "kvd/base/wait.h"
 #include "kvd/mem/copy.h"
+#include "kvd/mem/gds.h"
 #include "kvd/mem/park.h"
 #include "kvd/mem/vmm_cuda.h"
 
@@ -41,6 +42,7 @@ struct device_conf {
 	uint64_t budget_bytes; /* of frames */
 	uint64_t host_bytes; /* of the pinned pool */
 	int numa_node; /* of the pool; -1: where the thread runs */
+	const char *direct; /* gds.h: a library, "auto"; NULL: no */
 	int has_disk; /* pagers have stores; 0: the pool is the lowest tier */
 };
 /*
@@ -60,6 +62,14 @@ int device_index(const struct device *d);
 struct copier *device_copier(struct device *d);
 struct vmm *device_vmm(struct device *d);
 struct park *device_park(struct device *d);
+/*
+ * Disk i (of stores.h), open as fd with O_DIRECT, for reads past the host; NULL: through the
+ * host. Until device_direct_off().
+ */
+struct gds_file *device_direct(struct device *d, uint32_t i, int fd);
+/* A read failed: from now on all go through the host. */
+void device_direct_off(struct device *d, int err);
+void device_count_direct(struct device *d, uint64_t bytes);
 /* Pages are multiples of it. */
 size_t device_frame_bytes(const struct device *d);
 /* The largest page. */
@@ -85,6 +95,7 @@ struct device_info {
 	struct vmm_counts vmm;
 	struct copy_counts copy;
 	struct park_info park;
+	uint64_t direct_bytes; /* read past the host */
 };
 void device_info(struct device *d, struct device_info *out);
 

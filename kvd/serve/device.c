@@ -56,6 +56,9 @@ static int open_device(struct serve *s, char *err, size_t err_len)
 		.host_bytes = s->conf->host_bytes,
 		.numa_node = s->conf->numa_node,
 		.has_disk = s->conf->disk_bytes != 0,
+		.direct = strcmp(s->conf->direct_storage, "no")
+				  ? s->conf->direct_storage
+				  : NULL,
 	};
 
 	if (s->cuda)

@@ -54,6 +54,7 @@ static int open_device(struct rig_dev *r, const struct rig_dev_options *o)
 		.host_bytes = o->host_bytes,
 		.numa_node = -1,
 		.has_disk = o->disk_bytes != 0,
+		.direct = o->direct,
 	};
 	char err[256] = "";
 	int ret;

@@ -15,6 +15,7 @@
 #define RIG_DEV_PAGERS 2u
 
 struct rig_dev_options {
+	const char *direct; /* libcufile; NULL: none */
 	uint64_t memory_bytes; /* of the device, all pagers */
 	uint64_t host_bytes; /* pinned pool */
 	uint64_t disk_bytes; /* 0: no disk, the pool is the lowest tier */

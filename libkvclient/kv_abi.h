@@ -44,6 +44,7 @@
 #define KV_FEATURE_PARALLEL (1ull << 9) /* KV_PART_PARALLEL */
 #define KV_FEATURE_FOCUS    (1ull << 10) /* KV_GEN_FOCUS, repair_off */
 #define KV_FEATURE_EXPORT   (1ull << 11) /* KV_OP_EXPORT: KV in device memory */
+#define KV_FEATURE_STATES   (1ull << 13) /* KV_MAP_STATES */
 #define KV_FEATURE_BUFFERS  (1ull << 12) /* KV_OP_BUFFER: device pointers */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
@@ -247,11 +248,24 @@ KV_STATIC_ASSERT(sizeof(struct kv_seq_info) == 64, "kv_seq_info is ABI");
  *
  * with v = 0 for K, 1 for V, and n_groups = ceil(n_layers / page_layers).
  */
-#define KV_MAP_COPY 1u
+#define KV_MAP_COPY	     1u
+/*
+ * KV_MAP_STATES: with the file of each space comes another, with one byte for each of
+ * its pages (byte file_off / page_bytes belongs to the entry's first). While that is 1 the
+ * page's bytes are there. A thread may map such a page itself (UFFDIO_CONTINUE) when it has,
+ * in this order, put KV_HOLD(space, page) into one of the words at holds_off that was 0,
+ * made a full fence, and then read 1; afterwards it puts 0 back. What is held is not taken
+ * away meanwhile; who holds a page that is wanted back for a second loses the session. The
+ * words are the same in all calls of a session, and stay until it ends.
+ */
+#define KV_MAP_STATES	     2u
+#define KV_MAP_HOLDS	     16u
+#define KV_HOLD(space, page) ((uint64_t)(space) << 48 | ((page) + 1))
 struct kv_map {
 	uint64_t entries_off; /* [C] kv_map_entry[n_entries], written by [D] */
 	uint32_t n_entries; /* [C] room [D] how many there are */
-	uint32_t flags; /* [C] 0 [D] KV_MAP_COPY */
+	uint32_t
+		flags; /* [C] KV_MAP_STATES wanted [D] KV_MAP_* that there are */
 	uint64_t
 		skip_off; /* [C] uint64_t[n_skip], written by [D]: bit t % 64 of
 			      word t / 64 is set: token t is hidden */
@@ -260,7 +274,9 @@ struct kv_map {
 	uint64_t page_bytes;
 	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
 	uint32_t page_tokens, page_layers;
-	uint64_t _rsvd[4];
+	uint64_t
+		holds_off; /* [C] uint64_t[KV_MAP_HOLDS] with KV_MAP_STATES, else 0 */
+	uint64_t _rsvd[3];
 };
 KV_STATIC_ASSERT(sizeof(struct kv_map) == 104, "kv_map is ABI");
 
@@ -356,6 +372,9 @@ enum kv_ctl_kind {
 	/* [D] frames of pages: id the export, addr the first page, n_bytes how many
 	 * descriptors */
 	KV_CTL_FRAMES = 4,
+	/* [D] the states of a space, before the first answer with KV_MAP_STATES that
+	 * names it */
+	KV_CTL_STATES = 5,
 };
 struct kv_ctl {
 	uint32_t magic; /* KV_MAGIC */

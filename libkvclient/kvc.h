@@ -59,6 +59,7 @@ struct kvc {
 	struct kvc_block *free_list; /* (arena_lock) */
 	volatile uint32_t *alive;
 	struct kvc_maps *maps; /* (lock) from the first kvc_map() on */
+	int map_by_signal; /* (lock) kvc_map_by_signal() was called */
 };
 
 /* 1 when this process may use c. */

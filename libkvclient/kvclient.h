@@ -162,6 +162,17 @@ struct kvc_map { /* read only; the library's until kvc_unmap() */
  * not have the memory. A first map starts one thread, which blocks all signals.
  */
 int kvc_map(struct kvc *c, int seq, struct kvc_map **out);
+/*
+ * Before the first kvc_map() of c: from then on a thread that touches a page which is in the
+ * daemon's memory maps it itself, in a few microseconds, and only what is on disk is a matter
+ * for the daemon. For that the library takes SIGBUS, once for the process: what is not
+ * its own goes to the handler that was there before, so install yours first, and do not
+ * block SIGBUS in threads that read maps. All of the above holds; where it cannot be had
+ * later (kvc_reconnect() to an older daemon) the daemon resolves faults as ever. A system
+ * call that is given such memory returns -EFAULT where a touch would fault.
+ * -EBUSY there are maps; -ENOTSUP the daemon does not do it; -EPERM.
+ */
+int kvc_map_by_signal(struct kvc *c);
 /* No thread touches it any more. NULL is fine; -EPERM in a child of fork().
  * kvc_close() does it for all. */
 int kvc_unmap(struct kvc *c, struct kvc_map *map);

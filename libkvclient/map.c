@@ -11,11 +11,14 @@
  *      who waits. So nobody reads zeros and nobody waits for ever.
  *  (2) A thread of the library watches the control socket from the first map on.
  *  (3) Areas are not inherited by fork() (MADV_DONTFORK), nor part of a core.
+ *  (4) With kvc_map_by_signal() an area's faults are resolved where they happen (here.h),
+ *      and what the daemon knows of is its door.
  *
  * Any thread. The lock covers all of struct kvc_maps; no call to the daemon is made
  * under it.
  */
-#include "libkvclient/kvc.h"
+#include "libkvclient/here.h"
+#include "libkvclient/map_priv.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +31,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,49 +40,10 @@
 #define UFFD_USER_MODE_ONLY 1
 #endif
 
-#define MAX_SPACES  64u
 #define ROOM_FIRST  64u /* entries */
 #define SKIP_FIRST  1024u /* words: 64K tokens */
 #define NAPS_MAX    5000u
 #define WATCH_STACK (64u << 10)
-
-struct area {
-	char *addr;
-	uint64_t n_bytes;
-	uint32_t id; /* the daemon's */
-	uint32_t epoch; /* of the connection that it belongs to */
-};
-
-/* What kvc_map() returned, and what only we know of it. */
-struct mapping {
-	struct kvc_map pub;
-	struct mapping *next; /* (lock) */
-	struct area *areas;
-	uint32_t n_areas; /* (lock) while it is in the list */
-};
-
-/* Descriptors of a KV_CTL_FRAMES. */
-struct frames {
-	struct frames *next;
-	uint32_t id;
-	uint64_t first;
-	uint32_t n;
-	int fds[];
-};
-
-struct kvc_maps {
-	pthread_mutex_t lock;
-	struct mapping *list; /* (lock) */
-	/* of this connection, (lock) */
-	int uffd; /* -1: none */
-	int lost; /* the daemon is gone */
-	int spaces[MAX_SPACES]; /* descriptors, -1 */
-	struct frames *frames; /* received, not yet taken; (lock) */
-	int stop; /* eventfd: ends the watcher */
-	int watching;
-	pthread_t watcher;
-	int sock; /* (I) for the watcher: kvc.sock */
-};
 
 static void lock(struct kvc_maps *ms)
 {
@@ -97,93 +62,13 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
-/* ---- areas --------------------------------------------------------------- */
-
-/* (1): from here on a touch is SIGSEGV, now and for whoever waits. */
-static void area_shut(const struct kvc_maps *ms, const struct area *a)
-{
-	struct uffdio_range r = { (uint64_t)(uintptr_t)a->addr, a->n_bytes };
-
-	/* PROT_NONE splits nothing: it cannot fail for want of anything; if it did,
-	 * waiting is better than zeros */
-	if (!mprotect(a->addr, a->n_bytes, PROT_NONE))
-		(void)ioctl(ms->uffd, UFFDIO_UNREGISTER, &r);
-}
-
 static void shut_all_locked(struct kvc_maps *ms)
 {
 	if (!ms->lost && ms->uffd >= 0)
 		for (struct mapping *m = ms->list; m; m = m->next)
 			for (uint32_t i = 0; i < m->n_areas; i++)
-				area_shut(ms, &m->areas[i]);
+				kvc_area_shut(ms, &m->areas[i]);
 	ms->lost = 1;
-}
-
-/* Pages that cannot be had, on a kernel without UFFDIO_POISON: behind the end of an
- * empty file lies SIGBUS. */
-static void area_lose_locked(struct kvc_maps *ms, uint64_t addr, uint64_t n)
-{
-	struct uffdio_range r = { addr, n };
-	const int fd = memfd_create("kvc-lost", MFD_CLOEXEC);
-	void *at = (void *)(uintptr_t)addr, *p = MAP_FAILED;
-
-	if (fd >= 0)
-		p = mmap(at, n, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
-	if (p == MAP_FAILED)
-		(void)mprotect(at, n, PROT_NONE); /* then it is SIGSEGV */
-	else
-		(void)madvise(at, n, MADV_DONTFORK); /* as it was */
-	if (fd >= 0)
-		(void)close(fd); /* the mapping keeps it */
-	(void)ioctl(ms->uffd, UFFDIO_WAKE, &r);
-}
-
-static int is_ours(const struct kvc_maps *ms, uint64_t addr, uint64_t n)
-{
-	for (struct mapping *m = ms->list; m; m = m->next)
-		for (uint32_t i = 0; i < m->n_areas; i++) {
-			const uint64_t at =
-				(uint64_t)(uintptr_t)m->areas[i].addr;
-
-			if (addr >= at && n <= m->areas[i].n_bytes &&
-			    addr - at <= m->areas[i].n_bytes - n)
-				return 1;
-		}
-	return 0;
-}
-
-static int area_map(struct kvc_maps *ms, struct area *a,
-		    const struct kv_map_entry *e, int copy)
-{
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	const int fd = copy || e->space >= MAX_SPACES ? -1
-						      : ms->spaces[e->space];
-	void *p;
-
-	if (!copy && fd < 0)
-		return -EPROTO;
-	p = mmap(NULL, e->n_bytes, PROT_READ,
-		 MAP_PRIVATE | MAP_NORESERVE | (copy ? MAP_ANONYMOUS : 0), fd,
-		 copy ? 0 : (off_t)e->file_off);
-	if (p == MAP_FAILED)
-		return -errno;
-	reg.range.start = (uint64_t)(uintptr_t)p;
-	reg.range.len = e->n_bytes;
-	if (!copy)
-		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
-	if (madvise(p, e->n_bytes, MADV_DONTFORK) ||
-	    madvise(p, e->n_bytes, MADV_DONTDUMP) ||
-	    ioctl(ms->uffd, UFFDIO_REGISTER, &reg)) {
-		const int err = -errno;
-
-		(void)munmap(p, e->n_bytes); /* nobody knows of it */
-		return err;
-	}
-	/* wishes: one fault fills a page of the daemon's */
-	(void)madvise(p, e->n_bytes, MADV_NOHUGEPAGE);
-	a->addr = p;
-	a->n_bytes = e->n_bytes;
-	return 0;
 }
 
 /* ---- the control socket --------------------------------------------------- */
@@ -211,18 +96,36 @@ static void keep_frames_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 	ms->frames = f;
 }
 
+static void take_states_locked(struct kvc_maps *ms, uint32_t space, int fd)
+{
+	struct states *s = &ms->states[space];
+	struct stat st;
+	void *p;
+
+	if (s->bytes || fstat(fd, &st) || st.st_size <= 0)
+		return;
+	p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return;
+	(void)madvise(p, (size_t)st.st_size, MADV_DONTFORK); /* a wish */
+	s->bytes = p;
+	s->n = (size_t)st.st_size;
+}
+
 static void take_message_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 				int fd)
 {
-	if (c->kind == KV_CTL_SPACE && fd >= 0 && c->id < MAX_SPACES &&
+	if (c->kind == KV_CTL_SPACE && fd >= 0 && c->id < KVC_MAX_SPACES &&
 	    ms->spaces[c->id] < 0) {
 		ms->spaces[c->id] = fd;
 		return;
 	}
+	if (c->kind == KV_CTL_STATES && fd >= 0 && c->id < KVC_MAX_SPACES)
+		take_states_locked(ms, c->id, fd);
 	if (fd >= 0)
-		(void)close(fd); /* not asked for */
-	if (c->kind == KV_CTL_LOST && is_ours(ms, c->addr, c->n_bytes))
-		area_lose_locked(ms, c->addr, c->n_bytes);
+		(void)close(fd); /* mapped, or not asked for */
+	if (c->kind == KV_CTL_LOST)
+		kvc_area_lose(ms, c->addr, c->n_bytes);
 }
 
 /* One message, with its descriptors: bytes, 0 at the end, -EAGAIN, -errno. */
@@ -367,6 +270,22 @@ static int send_uffd(struct kvc_maps *ms)
 	return sendmsg(ms->sock, &msg, MSG_NOSIGNAL) < 0 ? -ECONNRESET : 0;
 }
 
+/* What kvc_map_by_signal() wants; without it the daemon resolves all faults. */
+static void begin_here_locked(struct kvc *c, struct kvc_maps *ms)
+{
+	void *p = NULL;
+
+	if (!c->map_by_signal || !(c->features & KV_FEATURE_STATES) ||
+	    kvc_here_begin() || kvc_here_uffd(&ms->uffd_here))
+		return;
+	if (kvc_arena_take(c, KV_MAP_HOLDS * sizeof(*ms->holds), &p)) {
+		close_fd(&ms->uffd_here);
+		return;
+	}
+	ms->holds = p; /* the connection's: the arena goes with it */
+	memset(ms->holds, 0, KV_MAP_HOLDS * sizeof(*ms->holds));
+}
+
 /* The first map of a connection: descriptor, watcher. */
 static int begin_locked(struct kvc *c, struct kvc_maps *ms)
 {
@@ -388,6 +307,8 @@ static int begin_locked(struct kvc *c, struct kvc_maps *ms)
 		close_fd(&ms->stop);
 		close_fd(&ms->uffd);
 		ms->lost = 1;
+	} else {
+		begin_here_locked(c, ms);
 	}
 	return ret;
 }
@@ -402,7 +323,7 @@ static struct kvc_maps *maps_of(struct kvc *c)
 		ms = calloc(1, sizeof(*ms));
 		if (ms) {
 			(void)pthread_mutex_init(&ms->lock, NULL); /* no attr */
-			ms->uffd = ms->stop = -1;
+			ms->uffd = ms->stop = ms->uffd_here = -1;
 			memset(ms->spaces, -1, sizeof(ms->spaces));
 			c->maps = ms;
 		}
@@ -481,8 +402,15 @@ void kvc_maps_lost(struct kvc *c)
 	frames_drop(ms);
 	close_fd(&ms->stop);
 	close_fd(&ms->uffd);
-	for (uint32_t i = 0; i < MAX_SPACES; i++)
+	close_fd(&ms->uffd_here);
+	ms->holds = NULL;
+	for (uint32_t i = 0; i < KVC_MAX_SPACES; i++) {
 		close_fd(&ms->spaces[i]);
+		if (ms->states[i].bytes && kvc_usable(c))
+			(void)munmap((void *)(uintptr_t)ms->states[i].bytes,
+				     ms->states[i].n);
+		ms->states[i].bytes = NULL;
+	}
 	ms->lost = 0;
 }
 
@@ -505,7 +433,7 @@ void kvc_maps_free(struct kvc *c)
 	while ((m = ms->list)) {
 		ms->list = m->next;
 		for (uint32_t i = 0; kvc_usable(c) && i < m->n_areas; i++)
-			(void)munmap(m->areas[i].addr, m->areas[i].n_bytes);
+			kvc_area_unmap(&m->areas[i]);
 		mapping_free(m);
 	}
 	free(ms);
@@ -529,8 +457,8 @@ static void answer_free(struct kvc *c, struct answer *a)
 	memset(a, 0, sizeof(*a));
 }
 
-static int answer_new(struct kvc *c, struct answer *a, uint32_t n_entries,
-		      uint64_t n_skip)
+static int answer_new(struct kvc *c, const struct kvc_maps *ms,
+		      struct answer *a, uint32_t n_entries, uint64_t n_skip)
 {
 	void *p[3] = { NULL, NULL, NULL };
 	int ret;
@@ -551,6 +479,10 @@ static int answer_new(struct kvc *c, struct answer *a, uint32_t n_entries,
 				   .n_entries = n_entries,
 				   .skip_off = kvc_off(c, a->skip),
 				   .n_skip = n_skip };
+	if (ms->uffd_here >= 0) {
+		a->map->flags = KV_MAP_STATES;
+		a->map->holds_off = kvc_off(c, ms->holds);
+	}
 	return 0;
 }
 
@@ -564,7 +496,8 @@ static int nap(uint32_t *n_naps)
 }
 
 /* Ask, with as much room as it takes; entries, or -errno: then a is empty. */
-static int ask(struct kvc *c, int seq, struct answer *a)
+static int ask(struct kvc *c, const struct kvc_maps *ms, int seq,
+	       struct answer *a)
 {
 	struct kv_sqe e = { .opcode = KV_OP_MAP, .seq = (uint32_t)seq };
 	uint32_t n_entries = ROOM_FIRST;
@@ -573,7 +506,7 @@ static int ask(struct kvc *c, int seq, struct answer *a)
 	int ret;
 
 	for (;;) {
-		ret = answer_new(c, a, n_entries, n_skip);
+		ret = answer_new(c, ms, a, n_entries, n_skip);
 		if (ret)
 			return ret;
 		e.arg[0] = kvc_off(c, a->map);
@@ -590,8 +523,11 @@ static int ask(struct kvc *c, int seq, struct answer *a)
 
 static int call_map_at(struct kvc *c, const struct area *a)
 {
-	struct kv_sqe e = { .opcode = KV_OP_MAP_AT,
-			    .arg = { a->id, (uint64_t)(uintptr_t)a->addr } };
+	struct kv_sqe e = {
+		.opcode = KV_OP_MAP_AT,
+		.arg = { a->id,
+			 (uint64_t)(uintptr_t)(a->door ? a->door : a->addr) }
+	};
 
 	return kvc_call(c, &e);
 }
@@ -613,7 +549,7 @@ static struct area *area_find(struct mapping *m, uint32_t id)
 
 /* An area for the entry's segment; its address is not told to the daemon yet. */
 static int add_area(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
-		    const struct kv_map_entry *e, int copy)
+		    const struct kv_map_entry *e, const struct kv_map *k)
 {
 	struct area *a = &m->areas[m->n_areas];
 	int ret;
@@ -623,7 +559,7 @@ static int add_area(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
 	lock(ms);
 	ret = ms->lost ? -ECONNRESET : read_ctl_locked(ms);
 	if (!ret)
-		ret = area_map(ms, a, e, copy);
+		ret = kvc_area_map(ms, a, e, k);
 	if (!ret)
 		m->n_areas++; /* from here on it is shut with the others */
 	unlock(ms);
@@ -634,7 +570,7 @@ static int fill(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
 		const struct answer *a, uint32_t n)
 {
 	struct kvc_map_entry *out = calloc(n + 1, sizeof(*out));
-	const int copy = a->map->flags & KV_MAP_COPY;
+	const struct kv_map k = *a->map;
 	int ret = 0;
 
 	m->pub.entries = out;
@@ -645,7 +581,7 @@ static int fill(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
 		struct area *area = area_find(m, e->map);
 
 		if (!area) {
-			ret = add_area(c, ms, m, e, copy);
+			ret = add_area(c, ms, m, e, &k);
 			area = &m->areas[m->n_areas - 1];
 		}
 		if (ret)
@@ -699,14 +635,14 @@ static void mapping_end(struct kvc *c, struct kvc_maps *ms, struct mapping *m)
 		*at = m->next;
 	for (uint32_t i = 0; i < m->n_areas; i++) {
 		if (!ms->lost && ms->uffd >= 0 && m->areas[i].epoch == c->epoch)
-			area_shut(ms, &m->areas[i]); /* wakes who waits */
+			kvc_area_shut(ms, &m->areas[i]); /* wakes who waits */
 	}
 	unlock(ms);
 	for (uint32_t i = 0; i < m->n_areas; i++) {
 		/* the daemon first: its work must not meet another mapping */
 		if (m->areas[i].epoch == c->epoch)
 			call_unmap(c, m->areas[i].id);
-		(void)munmap(m->areas[i].addr, m->areas[i].n_bytes);
+		kvc_area_unmap(&m->areas[i]);
 	}
 	mapping_free(m);
 }
@@ -715,6 +651,23 @@ static void unmap_told(struct kvc *c, const struct answer *a, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++)
 		call_unmap(c, a->entries[i].map);
+}
+
+int kvc_map_by_signal(struct kvc *c)
+{
+	int ret = 0;
+
+	if (!kvc_usable(c))
+		return -EPERM;
+	(void)pthread_mutex_lock(&c->lock); /* cannot fail: plain mutex */
+	if (c->maps && c->maps->uffd >= 0)
+		ret = -EBUSY;
+	else if (!(c->features & KV_FEATURE_STATES))
+		ret = -ENOTSUP;
+	else
+		c->map_by_signal = 1;
+	(void)pthread_mutex_unlock(&c->lock);
+	return ret;
 }
 
 int kvc_map(struct kvc *c, int seq, struct kvc_map **out)
@@ -733,7 +686,7 @@ int kvc_map(struct kvc *c, int seq, struct kvc_map **out)
 	ret = maps_get(c, &ms);
 	if (ret)
 		return ret;
-	n = ask(c, seq, &a);
+	n = ask(c, ms, seq, &a);
 	if (n < 0)
 		return n;
 	ret = mapping_new(&a, (uint32_t)n, &m);

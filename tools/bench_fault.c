@@ -3,7 +3,8 @@
  *
  * A sequence of 64 MiB in pages of 64 KiB, mapped by kvc_map(). Resident: memory for
  * all of it; the map is new each round, and one byte is read of every 33rd page, since
- * a fault maps 2 MiB of what is resident behind it. From disk: memory for an eighth; one
+ * a fault maps 2 MiB of what is resident behind it; the same resolved by the thread itself
+ * (kvc_map_by_signal(), 128 KiB at once). From disk: memory for an eighth; one
  * byte of each page of the older half, in random order, so that each is read. Then the
  * whole map is read in order.
  */
@@ -87,7 +88,8 @@ static void put(struct bench *b, double *v, size_t n, const char *where)
 		  where);
 }
 
-static int resident(struct bench *b, struct kvc *c, int seq)
+static int touch_resident(struct bench *b, struct kvc *c, int seq,
+			  const char *name)
 {
 	static double v[ROUNDS * (N_PAGES / STRIDE + 1)];
 	struct kvc_map *m;
@@ -102,8 +104,47 @@ static int resident(struct bench *b, struct kvc *c, int seq)
 			v[n++] = touch_us(m, i);
 		(void)kvc_unmap(c, m); /* it is ours: no failure */
 	}
-	put(b, v, n, "");
+	put(b, v, n, name);
 	return 0;
+}
+
+static int resident(struct bench *b, struct kvc *c, int seq)
+{
+	return touch_resident(b, c, seq, "");
+}
+
+/* The whole map in order, a byte of each 4 KiB. */
+static int scan(struct bench *b, struct kvc *c, int seq, const char *name)
+{
+	struct kvc_map *m;
+	volatile char sum = 0;
+	uint64_t t0;
+	int ret = kvc_map(c, seq, &m);
+
+	if (ret)
+		return ret;
+	t0 = clock_ns();
+	for (uint32_t i = 0; i < N_PAGES; i++)
+		for (uint32_t k = 0; k < PAGE_BYTES; k += 4096)
+			sum = (char)(sum + page_at(m, i)[k]);
+	bench_put(b, (double)N_PAGES * PAGE_BYTES / (double)(clock_ns() - t0),
+		  "GB/s", "paging.fault%s.scan_gb_s", name);
+	return kvc_unmap(c, m);
+}
+
+/* The same by whoever faults, and both read in order. */
+static int by_signal(struct bench *b, struct kvc *c, int seq)
+{
+	int ret = kvc_map_by_signal(c);
+
+	if (!ret)
+		ret = touch_resident(b, c, seq, ".signal");
+	return ret ? ret : scan(b, c, seq, ".signal");
+}
+
+static int scan_resident(struct bench *b, struct kvc *c, int seq)
+{
+	return scan(b, c, seq, "");
 }
 
 static int from_disk(struct bench *b, struct kvc *c, int seq)
@@ -157,6 +198,10 @@ int bench_fault(struct bench *b)
 	const uint64_t all = (uint64_t)N_PAGES * PAGE_BYTES;
 	int ret = one(b, 2 * all, resident);
 
+	if (!ret)
+		ret = one(b, 2 * all, scan_resident);
+	if (!ret)
+		ret = one(b, 2 * all, by_signal);
 	if (!ret)
 		ret = one(b, all / 8, from_disk);
 	if (ret == -EPROTONOSUPPORT || ret == -ENOTSUP) {

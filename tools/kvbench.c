@@ -72,6 +72,8 @@ static const struct command {
 	  "store.durable.stall             of the loop thread's time, percent\n" },
 	{ "fault", bench_fault, "touching KV that is mapped and not there",
 	  "paging.fault.{p50_us,p99_us}       resident: a touch that faults\n"
+	  "paging.fault.scan_gb_s             resident, in order\n"
+	  "paging.fault.signal.*              the same, by kvc_map_by_signal()\n"
 	  "paging.fault.disk.{p50_us,p99_us}  the same, 64 KiB from disk\n"
 	  "paging.fault.disk.scan_gb_s        the whole map, in order\n" },
 	{ "decode", bench_decode, "a hosted model, --model, by the daemon",

@@ -13,6 +13,10 @@
 #include "kvd/base/log.h"
 #include "kvd/ipc/sess.h"
 
+static_assert(SERVE_MAP_HOLDS == KV_MAP_HOLDS &&
+		      SERVE_HOLD(3u, 5u) == KV_HOLD(3u, 5u),
+	      "one meaning");
+
 #define MAX_ENTRIES 65536u
 #define MAX_SKIP    (1u << 18) /* words: 16M tokens */
 
@@ -128,22 +132,24 @@ int sess_read_ctl(struct sess *s)
 	return -EPROTO;
 }
 
-/* The file of this space, if the client does not have it. */
-static int send_space(struct sess *s, uint32_t space)
+/* The file of this space, or that of its states, if the client does not have it. */
+static int send_file(struct sess *s, enum kv_ctl_kind kind, uint32_t space,
+		     uint64_t *sent)
 {
-	const struct kv_ctl c = { .kind = KV_CTL_SPACE, .id = space };
+	const struct kv_ctl c = { .kind = kind, .id = space };
 	int fd, ret;
 
-	if (!space || s->spaces_sent >> (space % 64) & 1)
+	if (!space || *sent >> (space % 64) & 1)
 		return 0;
 	if (space >= 64)
 		return -EDQUOT;
-	fd = serve_map_space(s->ss, space);
+	fd = kind == KV_CTL_SPACE ? serve_map_space(s->ss, space)
+				  : serve_map_states(s->ss, space);
 	if (fd < 0)
 		return fd;
 	ret = send_ctl(s, &c, fd);
 	if (!ret)
-		s->spaces_sent |= 1ull << space;
+		*sent |= 1ull << space;
 	return ret;
 }
 
@@ -154,6 +160,7 @@ struct room {
 	struct kv_map *map;
 	struct kv_map_entry *entries;
 	uint64_t *skip; /* or NULL: not asked for */
+	const uint64_t *holds; /* or NULL: no states asked for */
 };
 
 static int read_map(struct sess *s, uint64_t off, struct kv_map *in,
@@ -163,7 +170,8 @@ static int read_map(struct sess *s, uint64_t off, struct kv_map *in,
 
 	if (ret)
 		return ret;
-	if (in->flags || in->n_entries > MAX_ENTRIES || in->n_skip > MAX_SKIP)
+	if (in->flags & ~KV_MAP_STATES || in->n_entries > MAX_ENTRIES ||
+	    in->n_skip > MAX_SKIP)
 		return -EINVAL;
 	for (size_t i = 0; i < KV_ARRAY_LEN(in->_rsvd); i++)
 		if (in->_rsvd[i])
@@ -171,6 +179,15 @@ static int read_map(struct sess *s, uint64_t off, struct kv_map *in,
 	to->map = chan_at(&s->ch, off, sizeof(*in), 8);
 	to->entries = chan_at(&s->ch, in->entries_off,
 			      in->n_entries * sizeof(*to->entries), 8);
+	to->holds = NULL;
+	if (in->flags & KV_MAP_STATES) {
+		to->holds = chan_at(&s->ch, in->holds_off,
+				    KV_MAP_HOLDS * sizeof(uint64_t), 8);
+		if (!to->holds)
+			return -EINVAL;
+	} else if (in->holds_off) {
+		return -EINVAL;
+	}
 	to->skip = NULL;
 	if (in->skip_off != KV_NO_OFF) {
 		to->skip = chan_at(&s->ch, in->skip_off,
@@ -184,7 +201,8 @@ static int read_map(struct sess *s, uint64_t off, struct kv_map *in,
 static void write_numbers(const struct serve_map *m, struct kv_map *to)
 {
 	to->n_entries = m->n_entries;
-	to->flags = m->copy ? KV_MAP_COPY : 0;
+	to->flags = (m->copy ? KV_MAP_COPY : 0) |
+		    (m->states ? KV_MAP_STATES : 0);
 	to->n_skip = m->n_skip;
 	to->n_tokens = m->n_tokens;
 	to->page_bytes = m->page_bytes;
@@ -227,7 +245,11 @@ static int map_to(struct sess *s, uint32_t seq, struct serve_map *m,
 	if (ret)
 		return ret;
 	for (uint32_t i = 0; i < m->n_entries && !ret; i++) {
-		ret = send_space(s, m->entries[i].space);
+		ret = send_file(s, KV_CTL_SPACE, m->entries[i].space,
+				&s->spaces_sent);
+		if (!ret && m->states)
+			ret = send_file(s, KV_CTL_STATES, m->entries[i].space,
+					&s->states_sent);
 		write_entry(&m->entries[i], &to->entries[i]);
 	}
 	if (ret) {
@@ -255,6 +277,7 @@ int op_map(struct sess *s, const struct kv_sqe *e)
 		sess_close(s, ret);
 		return ret;
 	}
+	m.holds = to.holds;
 	m.n_room = in.n_entries;
 	m.n_skip_room = to.skip ? in.n_skip : MAX_SKIP;
 	m.entries = calloc(m.n_room + 1, sizeof(*m.entries));

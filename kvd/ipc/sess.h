@@ -114,6 +114,7 @@ struct sess {
 	int closing, serve_closed;
 	struct serve_map_events map_events;
 	uint64_t spaces_sent; /* bit i: the client has file i */
+	uint64_t states_sent; /* and its states */
 	struct wait closed;
 };
 

@@ -202,7 +202,7 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 	if (!a->tenant)
 		return -EACCES;
 	if (serve_map_mode(a->tenant))
-		a->features |= KV_FEATURE_MAP;
+		a->features |= KV_FEATURE_MAP | KV_FEATURE_STATES;
 	if (serve_can_export(a->tenant))
 		a->features |= KV_FEATURE_EXPORT | KV_FEATURE_BUFFERS;
 	return 0;

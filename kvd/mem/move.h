@@ -23,7 +23,9 @@ struct tier {
 	uint32_t n_ranges;
 	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
 	char *base; /* of page 0 */
-	struct space *space; /* in host memory; else NULL */
+	struct space *space;
+	uint8_t *states;
+	/* states.c; NULL: nobody asked */ /* in host memory; else NULL */
 	struct vmm_space *dev_space; /* of the device; else NULL */
 	uint64_t n_mapped; /* of the device: pages with frames */
 };
@@ -73,6 +75,12 @@ static inline int pager_has_lower(const struct pager *p)
 	return p->conf.disk_bytes && (p->conf.stores || p->conf.device);
 }
 void page_set_state(struct page *pg, enum page_state s);
+/*
+ * states.c: write down whether pg is there (its tier has states); may its frame be taken?
+ * 0: a client is about to map it, so not now.
+ */
+void page_publish(struct page *pg);
+int page_may_go(struct page *pg);
 /* Try again to take the frames of pages that rest. */
 void pager_wake_resting(struct pager *p);
 void page_release_slot(struct page *pg);

@@ -30,6 +30,8 @@ void page_set_state(struct page *pg, enum page_state s)
 	r->n_lost += s == PAGE_LOST;
 	if (was != page_resident(pg))
 		r->n_resident += was ? UINT32_MAX : 1u;
+	if (r->tier->states)
+		page_publish(pg);
 }
 
 void page_charge(struct page *pg)
@@ -220,7 +222,8 @@ static void settle(struct page *pg, enum op_kind kind, int err)
 		return;
 	}
 	if (kind == OP_WRITE && pg->to_go && pg->state == PAGE_CLEAN &&
-	    !pg->n_pins && pager_should_drop(pg->range->pager)) {
+	    !pg->n_pins && pager_should_drop(pg->range->pager) &&
+	    page_may_go(pg)) {
 		page_drop(pg);
 		return;
 	}

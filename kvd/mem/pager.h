@@ -70,6 +70,11 @@ struct pager_conf {
 	void (*damaged)(void *ctx, struct range *r);
 	/* A reservation that got -EAGAIN may go now; on a turn of its own. NULL. */
 	void (*reservable)(void *ctx);
+	/*
+	 * Does a client hold this page (range_states()) of that file? Then it is not
+	 * dropped now. NULL: no states are shown.
+	 */
+	int (*held)(void *ctx, uint32_t file_id, uint64_t page);
 	void *ctx;
 };
 int pager_new(struct pager **out, const struct pager_conf *conf);
@@ -216,6 +221,12 @@ struct range_file {
 	uint64_t off_bytes;
 };
 int range_file(const struct range *r, struct range_file *out);
+/*
+ * The bytes that tell which pages of that file are there, one a page (1: it is; page 0 of
+ * r is off_bytes / page_bytes): a read-only descriptor, the pager's. Who reads them,
+ * and says what it holds, may map what is there (states.c). -errno: cannot be had.
+ */
+int range_states(const struct range *r);
 /*
  * Pin those pages from first on, at most n, that are resident already, for a
  * moment and without a reservation: nobody may wait for anything of the pager's

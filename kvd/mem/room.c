@@ -24,7 +24,7 @@
 #define FREE_PART   64u /* low mark: this part of a budget is free */
 #define FREE_MOST   (16ull << 20) /* and no more than so much */
 #define MISSING_NS  1000000000u /* half of what was missing is asked for again */
-#define RETRY_NS    2000000u /* for slots whose deletion is not durable yet */
+#define RETRY_NS    2000000u /* for what passes by itself */
 
 static struct pager *pager_of(struct account *a)
 {
@@ -174,8 +174,16 @@ static void serve_spare(struct accounts *as, uint64_t keep_free)
 
 static int drop(struct page *pg)
 {
+	if (!page_may_go(pg))
+		return -EBUSY;
 	page_drop(pg);
 	return 0;
+}
+
+/* -EBUSY goes before other errors: it passes. */
+static int worse(int err, int ret)
+{
+	return ret && err == -EBUSY ? err : ret;
 }
 
 /* One page on its way down; 0, -ENOENT nobody can go, or why not. */
@@ -191,11 +199,11 @@ static int evict(struct pager *p, uint64_t now)
 		pg = container_of(n, struct page, evict);
 		policy_taken(pg);
 		if (pg->retry_ns > now)
-			ret = -EIO;
+			ret = worse(ret, -EIO);
 		else if (pg->state == PAGE_CLEAN)
-			ret = drop(pg);
+			ret = worse(ret, drop(pg));
 		else
-			ret = page_write_out(pg);
+			ret = worse(ret, page_write_out(pg));
 		if (ret)
 			list_push(&failed, &n->list);
 	}
@@ -282,7 +290,7 @@ static int make_pool(struct accounts *as, uint64_t now, uint64_t keep_free)
 		ret = evict(pager_of(a), now);
 		if (ret) {
 			a->passed = as->round;
-			err = err && ret == -ENOENT ? err : ret;
+			err = err && ret == -ENOENT ? err : worse(err, ret);
 		}
 	}
 	return 0;
@@ -351,15 +359,22 @@ static void give_up_pool(struct accounts *as, int err)
 	accounts_make_room(as);
 }
 
-/* Slots that come back when a deletion is durable: look again soon. */
-static int slots_pending(struct pager *p)
+static void look_again(struct pager *p)
 {
 	struct accounts *as = p->account.accounts;
 
-	if (!p->conf.stores || !stores_pending(p->conf.stores))
-		return 0;
 	as->room_timer.run = retry;
 	loop_timer_set(p->conf.loop, &as->room_timer, clock_ns() + RETRY_NS);
+}
+
+/* What stood in the way passes: slots that come back when a deletion is durable, pages
+ * that a client holds. */
+static int passes(struct pager *p, int err)
+{
+	if (err != -EBUSY &&
+	    (!p->conf.stores || !stores_pending(p->conf.stores)))
+		return 0;
+	look_again(p);
 	return 1;
 }
 
@@ -491,7 +506,7 @@ static int take(struct accounts *as, uint64_t now)
 	EACH_PAGER(p, as)
 	{
 		ret = p->account.demand ? make_own(p, now) : 0;
-		if (!ret || p->n_ops || slots_pending(p))
+		if (!ret || p->n_ops || passes(p, ret))
 			continue;
 		give_up_own(p, ret);
 		return 1;
@@ -500,7 +515,7 @@ static int take(struct accounts *as, uint64_t now)
 	if (!ret || n_ops(as))
 		return ret;
 	EACH_PAGER(p, as)
-	if (p->account.demand && slots_pending(p))
+	if (p->account.demand && passes(p, ret))
 		return ret;
 	give_up_pool(as, ret);
 	return 1;

@@ -50,5 +50,8 @@ uint64_t space_file_bytes(const struct space *s);
 /* The file opened anew for reading only, to be passed to a client; the space's own.
  * -errno when it cannot be had. */
 int space_share_fd(const struct space *s);
+/* A byte for each page, zeros at first, to write (*bytes), and a descriptor to read
+ * them, the space's own; made at the first call. -errno. */
+int space_states(struct space *s, uint8_t **bytes);
 
 #endif

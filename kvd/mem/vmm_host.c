@@ -34,6 +34,8 @@ struct space {
 	uint64_t n_pages;
 	const char *kind;
 	struct extents free; /* virtual pages */
+	uint8_t *states; /* [n_pages]; NULL: nobody asked */
+	int states_fd;
 };
 
 /* ---- the file ------------------------------------------------------------ */
@@ -145,12 +147,12 @@ static int map_file(struct space *s)
 }
 
 /* While we may still open it: later the daemon may be another user. */
-static void open_share(struct space *s)
+static int open_to_read(int fd)
 {
 	char path[32];
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", s->fd);
-	s->share_fd = kio_sys_open(path, O_RDONLY, 0);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return kio_sys_open(path, O_RDONLY, 0);
 }
 
 /* Wishes: what cannot be had is said once and done without. */
@@ -193,7 +195,7 @@ int space_open(struct space **out, const struct space_conf *conf)
 		space_close(s);
 		return ret;
 	}
-	open_share(s);
+	s->share_fd = open_to_read(s->fd);
 	place(s, conf);
 	*out = s;
 	return 0;
@@ -208,6 +210,10 @@ void space_close(struct space *s)
 	close(s->fd);
 	if (s->share_fd >= 0)
 		close(s->share_fd);
+	if (s->states) {
+		(void)kio_sys_munmap(s->states, s->n_pages);
+		close(s->states_fd);
+	}
 	extents_fini(&s->free);
 	free(s);
 }
@@ -274,4 +280,43 @@ uint64_t space_file_bytes(const struct space *s)
 int space_share_fd(const struct space *s)
 {
 	return s->share_fd;
+}
+
+/* ---- states --------------------------------------------------------------------- */
+
+static int map_states(struct space *s, int fd)
+{
+	void *base;
+	int ret = kio_sys_ftruncate(fd, (off_t)s->n_pages);
+
+	if (ret)
+		return ret;
+	s->states_fd = open_to_read(fd);
+	if (s->states_fd < 0)
+		return s->states_fd;
+	ret = kio_sys_mmap(NULL, s->n_pages, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_NORESERVE, fd, 0, &base);
+	if (ret)
+		close(s->states_fd);
+	else
+		s->states = base;
+	return ret;
+}
+
+int space_states(struct space *s, uint8_t **bytes)
+{
+	int fd, ret;
+
+	if (!s->states) {
+		fd = open_memfd("kvd-states");
+		if (fd < 0)
+			return fd;
+		ret = map_states(s, fd);
+		close(fd); /* the mapping keeps it */
+		if (ret)
+			return ret;
+		(void)madvise(s->states, s->n_pages, MADV_DONTFORK);
+	}
+	*bytes = s->states;
+	return s->states_fd;
 }

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 
 #define ADDR_MAX (1ull << 56)
@@ -183,6 +184,71 @@ static int segmap_new(struct session_maps *sm, struct segment *seg, int copy,
 	return 0;
 }
 
+/* ---- pages that clients map themselves: kvd/mem/states.c ----------------------------- */
+
+#define HOLD_NS 1000000000u
+
+static void end_overdue(struct loop_call *c)
+{
+	struct session_maps *sm = container_of(c, struct session_maps, overdue);
+
+	if (sm->closing)
+		return;
+	log_info("map", "session %u holds a page for too long", sm->ss->id);
+	sm->events->broken(sm->events);
+}
+
+/* Word i stands in the way of an eviction, which is tried again and again: not for ever. */
+static void note_hold(struct session_maps *sm, uint32_t i, uint64_t what)
+{
+	struct segmap_hold *h = &sm->stood[i];
+	const uint64_t now = clock_ns();
+
+	if (h->what != what || now - h->last_ns > HOLD_NS / 10)
+		h->since_ns = now;
+	h->what = what;
+	h->last_ns = now;
+	if (now - h->since_ns > HOLD_NS && list_empty(&sm->overdue.node))
+		loop_defer(sm->ss->tenant->serve->loop, &sm->overdue);
+}
+
+int tenant_page_held(void *ctx, uint32_t file_id, uint64_t page)
+{
+	struct serve_tenant *t = ctx;
+	const uint64_t hold = SERVE_HOLD(file_id, page);
+	int held = 0;
+
+	list_for_each(n, &t->sessions) {
+		struct session_maps *sm =
+			list_entry(n, struct serve_session, node)->maps;
+
+		for (uint32_t i = 0; sm && sm->holds && i < SERVE_MAP_HOLDS;
+		     i++)
+			if (__atomic_load_n(&sm->holds[i], __ATOMIC_RELAXED) ==
+			    hold) {
+				note_hold(sm, i, hold);
+				held = 1;
+			}
+	}
+	return held;
+}
+
+/* States for all entries, or for none. */
+static int show_states(struct session_maps *sm, const struct seq *q,
+		       struct serve_map *m)
+{
+	if (!m->holds || m->copy)
+		return 0;
+	if (sm->holds && sm->holds != m->holds)
+		return -EINVAL;
+	for (uint32_t i = 0; i < m->n_entries; i++)
+		if (range_states(q->entries[i].seg->range) < 0)
+			return 0;
+	sm->holds = m->holds;
+	m->states = 1;
+	return 0;
+}
+
 static void on_broken(struct uffd_peer *p)
 {
 	struct session_maps *sm = container_of(p, struct session_maps, peer);
@@ -216,6 +282,8 @@ int serve_map_faults(struct serve_session *ss, int fd,
 	sm->peer.fault = fault_told;
 	sm->peer.broken = on_broken;
 	list_init(&sm->faults);
+	list_init(&sm->overdue.node);
+	sm->overdue.run = end_overdue;
 	ret = uffd_open(t->maps.uffd, &sm->peer, fd);
 	if (ret) {
 		free(sm);
@@ -363,7 +431,8 @@ int serve_map_seq(struct serve_session *ss, uint32_t seq, struct serve_map *m)
 	if (ret)
 		return ret;
 	m->copy = map_by_copy(ss, &s->seq, m->n_entries);
-	return map_entries(ss->maps, &s->seq, m);
+	ret = show_states(ss->maps, &s->seq, m);
+	return ret ? ret : map_entries(ss->maps, &s->seq, m);
 }
 
 int serve_map_at(struct serve_session *ss, uint32_t id, uint64_t addr)
@@ -428,6 +497,18 @@ int serve_map_space(struct serve_session *ss, uint32_t space)
 	return -ENOENT;
 }
 
+int serve_map_states(struct serve_session *ss, uint32_t space)
+{
+	struct session_maps *sm = ss->maps;
+	struct range_file file;
+
+	for (uint32_t i = sm ? sm->n_all : 0; i-- > 0;)
+		if (!range_file(sm->all[i]->seg->range, &file) &&
+		    file.id == space)
+			return range_states(sm->all[i]->seg->range);
+	return -ENOENT;
+}
+
 /* ---- the end of a session ---------------------------------------------------------------- */
 
 static void peer_closed(struct uffd_job *j)
@@ -438,6 +519,7 @@ static void peer_closed(struct uffd_job *j)
 	assert(!sm->n_faults && !sm->n_all);
 	ss->maps = NULL;
 	ss->tenant->maps.n_ending--;
+	list_del(&sm->overdue.node);
 	free(sm->all);
 	free(sm->placed);
 	free(sm);
@@ -468,6 +550,7 @@ void map_cancel_session(struct serve_session *ss)
 	while (sm->n_all)
 		(void)serve_unmap(ss, sm->all[sm->n_all - 1]->id, NULL);
 	sm->closing = 1;
+	sm->holds = NULL; /* they are the session's */
 	sm->peer.closed = 1;
 	maps_look_closed(sm);
 }

@@ -33,6 +33,11 @@ struct session_maps {
 	uint32_t n_faults; /* what closing waits for */
 	struct list faults;
 	int closing, close_started;
+	const uint64_t *holds; /* the client's, or NULL */
+	struct segmap_hold { /* a word that stands in the way */
+		uint64_t what, since_ns, last_ns;
+	} stood[SERVE_MAP_HOLDS];
+	struct loop_call overdue;
 };
 
 /* The map that has this address, or NULL. */

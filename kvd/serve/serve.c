@@ -156,6 +156,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.reclaim = tenant_reclaim,
 		.damaged = tenant_damaged,
 		.reservable = tenant_reservable,
+		.held = tenant_page_held,
 		.ctx = t,
 	};
 	int ret;

@@ -148,6 +148,10 @@ struct serve_map_events {
 int serve_map_faults(struct serve_session *ss, int fd,
 		     struct serve_map_events *e);
 
+/* A word of holds: the client is about to map this page of that space's file. */
+#define SERVE_MAP_HOLDS		16u
+#define SERVE_HOLD(space, page) ((uint64_t)(space) << 48 | ((page) + 1))
+
 struct serve_map_entry { /* as struct kv_map_entry */
 	uint32_t map, space;
 	uint64_t file_off, n_bytes;
@@ -160,9 +164,13 @@ struct serve_map {
 	uint32_t n_room;
 	uint64_t *skip; /* [n_skip_room] zeros */
 	uint64_t n_skip_room;
+	/* [SERVE_MAP_HOLDS] words that the client writes: it wants states. NULL. Stays
+	 * until the session is closed. */
+	const uint64_t *holds;
 	/* out; the numbers with -EMSGSIZE too */
 	uint32_t n_entries;
 	int copy;
+	int states; /* serve_map_states() of the entries' spaces */
 	uint64_t n_skip, n_tokens, page_bytes;
 	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
 	uint32_t page_tokens, page_layers;
@@ -185,6 +193,8 @@ int serve_map_at(struct serve_session *ss, uint32_t map, uint64_t addr);
 int serve_unmap(struct serve_session *ss, uint32_t map, struct wait *w);
 /* The read-only descriptor of a space that an entry named; borrowed. -ENOENT. */
 int serve_map_space(struct serve_session *ss, uint32_t space);
+/* That of its states. */
+int serve_map_states(struct serve_session *ss, uint32_t space);
 
 /* ---- device memory of clients: export.c ------------------------------------- */
 

@@ -238,6 +238,8 @@ void session_free_buffers(struct serve_session *ss);
 void serve_probe_maps(struct serve *s);
 void tenant_open_maps(struct serve_tenant *t);
 void tenant_close_maps(struct serve_tenant *t);
+/* pager_conf.held; ctx: the tenant. */
+int tenant_page_held(void *ctx, uint32_t file_id, uint64_t page);
 /* What ss has: asserts; adds to them. n_active does not count faults. */
 struct map_sums {
 	uint32_t n_maps, n_faults;

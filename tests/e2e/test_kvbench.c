@@ -373,9 +373,11 @@ END_TEST
 START_TEST(faults_are_timed)
 {
 	static const char *const names[] = {
-		"paging.fault.p50_us",	       "paging.fault.p99_us",
-		"paging.fault.disk.p50_us",    "paging.fault.disk.p99_us",
-		"paging.fault.disk.scan_gb_s", NULL
+		"paging.fault.p50_us",		 "paging.fault.p99_us",
+		"paging.fault.disk.p50_us",	 "paging.fault.disk.p99_us",
+		"paging.fault.disk.scan_gb_s",	 "paging.fault.scan_gb_s",
+		"paging.fault.signal.p50_us",	 "paging.fault.signal.p99_us",
+		"paging.fault.signal.scan_gb_s", NULL
 	};
 
 	ck_assert_int_eq(kvbench("fault --quick"), 0);

@@ -438,152 +438,6 @@ START_TEST(reconnect_ends_the_maps)
 }
 END_TEST
 
-/* ---- where it is forbidden ------------------------------------------------------ */
-
-static void forbid_userfaultfd(void)
-{
-	scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ALLOW);
-
-	ck_assert_ptr_nonnull(ctx);
-	ck_assert_int_eq(seccomp_rule_add(ctx, SCMP_ACT_ERRNO(EPERM),
-					  SCMP_SYS(userfaultfd), 0),
-			 0);
-	ck_assert_int_eq(seccomp_load(ctx), 0);
-	seccomp_release(ctx);
-}
-
-START_TEST(a_client_that_may_not)
-{
-	struct rig_daemon *d = start("");
-	struct kvc *c = rig_join(d->socket);
-	struct kvc_map *m;
-	int seq;
-
-	forbid_userfaultfd();
-	seq = rig_sequence(c, 12, 100);
-	ck_assert(kvc_features(c) & KV_FEATURE_MAP);
-	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
-	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
-	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
-	stop(d, c);
-}
-END_TEST
-
-START_TEST(a_daemon_that_may_not)
-{
-	struct rig_daemon *d;
-	struct kvc_map *m;
-	struct kvc *c;
-	char *log;
-	int seq;
-
-	forbid_userfaultfd();
-	d = start("");
-	c = rig_join(d->socket);
-	log = rig_daemon_log(d);
-	ck_assert_ptr_nonnull(strstr(log, "clients cannot map"));
-	free(log);
-	ck_assert(!(kvc_features(c) & KV_FEATURE_MAP));
-	seq = rig_sequence(c, 12, 1000);
-	ck_assert_int_eq(kvc_map(c, seq, &m), -ENOTSUP);
-	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
-	stop(d, c);
-}
-END_TEST
-
-START_TEST(a_tenant_that_may_not)
-{
-	struct rig_daemon *d = start("map = no\n");
-	struct kvc *c = rig_join(d->socket);
-	struct kvc_map *m;
-
-	ck_assert(!(kvc_features(c) & KV_FEATURE_MAP));
-	ck_assert_int_eq(kvc_map(c, rig_sequence(c, 12, 100), &m), -ENOTSUP);
-	stop(d, c);
-}
-END_TEST
-
-/* ---- a client without privileges ------------------------------------------------- */
-
-#define STRANGER 4242u
-
-/* What it got can only be read. Returns how many files there were. */
-static int files_are_read_only(void)
-{
-	char path[64], link[128];
-	int n = 0;
-
-	for (int fd = 3; fd < 256; fd++) {
-		ssize_t len;
-
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-		len = readlink(path, link, sizeof(link) - 1);
-		link[len > 0 ? len : 0] = '\0';
-		if (!strstr(link, "memfd:a"))
-			continue;
-		n++;
-		if (open(path, O_RDWR) >= 0 || open(path, O_WRONLY) >= 0 ||
-		    !ftruncate(fd, 0) || !fallocate(fd, 0, 0, 4096) ||
-		    write(fd, "x", 1) >= 0 || !fchmod(fd, 0666) ||
-		    mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-			 0) != MAP_FAILED ||
-		    !fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE))
-			return -1;
-	}
-	return n;
-}
-
-static int stranger(const char *socket)
-{
-	struct kvc_map *m;
-	struct kvc *c;
-	int seq, p[2], n_efault = 0;
-
-	if (setgroups(0, NULL) || setresgid(STRANGER, STRANGER, STRANGER) ||
-	    setresuid(STRANGER, STRANGER, STRANGER) ||
-	    prctl(PR_SET_DUMPABLE, 1))
-		return 90;
-	c = rig_join(socket);
-	seq = rig_sequence(c, 15, 2000);
-	m = rig_map(c, seq);
-	if (files_are_read_only() != 1)
-		return 91;
-	if (pipe(p))
-		return 92;
-	for (uint32_t i = 0; i < m->n_entries; i++)
-		if (write(p[1], m->entries[i].addr, 64) < 0)
-			n_efault += errno == EFAULT;
-	if (n_efault != (int)m->n_entries)
-		return 93; /* nothing was touched before */
-	rig_check_map(m, 15, 2000);
-	kvc_close(c);
-	return 0;
-}
-
-START_TEST(a_client_without_privileges)
-{
-	struct rig_daemon *d;
-	int status;
-	pid_t pid;
-
-	if (geteuid()) {
-		printf("a_client_without_privileges: needs root\n");
-		return;
-	}
-	d = rig_daemon_start("[tenant a]\nuid = 4242\nmemory = 1M\n"
-			     "disk = 48M\n");
-	ck_assert_ptr_nonnull(d);
-	pid = fork();
-	if (!pid)
-		_exit(stranger(d->socket));
-	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-	ck_assert(WIFEXITED(status));
-	ck_assert_int_eq(WEXITSTATUS(status), 0);
-	ck_assert_int_eq(rig_daemon_stop(d), 0);
-	rig_daemon_free(d);
-}
-END_TEST
-
 /* ---- others in line --------------------------------------------------------------- */
 
 struct busy {
@@ -704,17 +558,96 @@ START_TEST(maps_have_a_quota)
 }
 END_TEST
 
-int main(void)
-{
-	Suite *s = suite_create("map");
-	TCase *t = tcase_create("map");
-	SRunner *r;
-	int n;
+/* ---- faults that the thread resolves itself ---------------------------------------- */
 
-	if (!rig_daemon_binary()) {
-		printf("skipped: there is no kvd binary\n");
-		return 77;
-	}
+static void by_signal(void)
+{
+	rig_catch_signals();
+	rig_map_by_signal = 1;
+}
+
+static void by_daemon(void)
+{
+	rig_map_by_signal = 0;
+}
+
+START_TEST(what_is_in_memory_is_no_matter_for_the_daemon)
+{
+	char conf[128];
+	struct rig_daemon *d;
+	struct kvc_map *m;
+	struct kvc *c;
+
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 48M\n", getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c = rig_join(d->socket);
+	ck_assert(kvc_features(c) & KV_FEATURE_STATES);
+	m = rig_map(c, rig_sequence(c, 20, 2000));
+	ck_assert_int_eq(kvc_map_by_signal(c), -EBUSY);
+	rig_check_map(m, 20, 2000);
+	ck_assert_uint_eq(rig_counter(c, "tenants", "a", "faults_total"), 0);
+	stop(d, c);
+}
+END_TEST
+
+/* States of seq, by hand: holds for its first pages are put into place. */
+static void hold_pages(struct kvc *c, int seq)
+{
+	struct kv_map *k = kvc_alloc(c, sizeof(*k));
+	struct kv_map_entry *e = kvc_alloc(c, 64 * sizeof(*e));
+	uint64_t *holds = kvc_alloc(c, KV_MAP_HOLDS * sizeof(*holds));
+	struct kv_sqe sqe = { .opcode = KV_OP_MAP, .seq = (uint32_t)seq };
+
+	ck_assert(k && e && holds);
+	memset(holds, 0, KV_MAP_HOLDS * sizeof(*holds));
+	*k = (struct kv_map){ .entries_off = kvc_off(c, e),
+			      .n_entries = 64,
+			      .skip_off = KV_NO_OFF,
+			      .flags = KV_MAP_STATES,
+			      .holds_off = 8 + kvc_off(c, holds) };
+	sqe.arg[0] = kvc_off(c, k);
+	k->flags = KV_MAP_COPY;
+	ck_assert_int_eq(kvc_call(c, &sqe), -EINVAL);
+	k->flags = 0; /* and holds */
+	ck_assert_int_eq(kvc_call(c, &sqe), -EINVAL);
+	k->flags = KV_MAP_STATES;
+	k->holds_off = kvc_off(c, holds) + (1ull << 40);
+	ck_assert_int_eq(kvc_call(c, &sqe), -EINVAL);
+	k->holds_off = kvc_off(c, holds) + 4;
+	ck_assert_int_eq(kvc_call(c, &sqe), -EINVAL);
+	k->holds_off = kvc_off(c, holds);
+	ck_assert_int_gt(kvc_call(c, &sqe), 0);
+	ck_assert_uint_eq(k->flags, KV_MAP_STATES);
+	k->flags = KV_MAP_STATES;
+	k->n_entries = 64;
+	k->holds_off = kvc_off(c, holds) + 64; /* another place */
+	ck_assert_int_eq(kvc_call(c, &sqe), -EINVAL);
+	for (uint32_t i = 0; i < KV_MAP_HOLDS; i++)
+		holds[i] = KV_HOLD(e[0].space, e[0].file_off / 65536 + i);
+}
+
+/* Sixteen pages are all the memory there is. */
+START_TEST(who_holds_for_ever_is_ended)
+{
+	struct rig_daemon *d = start("");
+	struct kvc *bad = rig_join(d->socket), *good = rig_join(d->socket);
+	const int seq = rig_sequence(bad, 21, 8 * 32);
+
+	(void)rig_map(bad, seq); /* a descriptor for its faults */
+	hold_pages(bad, seq);
+	/* the other's goes on, be it a second later */
+	rig_check_map(rig_map(good, rig_sequence(good, 22, 2000)), 22, 2000);
+	ck_assert_int_eq(kvc_nop(bad), -ECONNRESET);
+	wait_for(good, "tenants", "sessions", 1);
+	kvc_close(bad);
+	stop(d, good);
+}
+END_TEST
+
+static void add_tests(TCase *t)
+{
 	tcase_set_timeout(t, 300);
 	tcase_add_test(t, what_was_appended_is_read);
 	tcase_add_test(t, copies_are_the_same);
@@ -729,13 +662,30 @@ int main(void)
 	tcase_add_test(t, an_orderly_stop_ends_the_maps);
 	tcase_add_test(t, a_killed_client_costs_nothing);
 	tcase_add_test(t, reconnect_ends_the_maps);
-	tcase_add_test(t, a_client_that_may_not);
-	tcase_add_test(t, a_daemon_that_may_not);
-	tcase_add_test(t, a_tenant_that_may_not);
 	tcase_add_test(t, maps_have_a_quota);
-	tcase_add_test(t, a_client_without_privileges);
 	tcase_add_test(t, faults_and_requests_both_go_on);
 	tcase_add_test(t, addresses_are_used_again);
+}
+
+int main(void)
+{
+	Suite *s = suite_create("map");
+	TCase *t = tcase_create("map");
+	SRunner *r;
+	int n;
+
+	if (!rig_daemon_binary()) {
+		printf("skipped: there is no kvd binary\n");
+		return 77;
+	}
+	tcase_add_checked_fixture(t, by_daemon, NULL);
+	add_tests(t);
+	tcase_add_test(t, who_holds_for_ever_is_ended);
+	suite_add_tcase(s, t);
+	t = tcase_create("by signal");
+	tcase_add_checked_fixture(t, by_signal, NULL);
+	add_tests(t);
+	tcase_add_test(t, what_is_in_memory_is_no_matter_for_the_daemon);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -147,9 +147,9 @@ START_TEST(other_messages_end_the_session)
 			send_fd(c, &faults, 1, -1, 0);
 		ends(c);
 	}
-	for (int i = 0; i < 100 && n_fds_of(d->pid) != n_before; i++)
+	for (int i = 0; i < 100 && n_fds_of(d->pid) > n_before; i++)
 		usleep(10000);
-	ck_assert_uint_eq(n_fds_of(d->pid), n_before);
+	ck_assert_uint_le(n_fds_of(d->pid), n_before);
 	ck_assert_int_eq(kvc_nop(o), 0);
 	stop(d, o);
 }
@@ -277,7 +277,7 @@ START_TEST(arguments_are_checked)
 	m->flags = 1;
 	ck_assert_int_eq(op(c, KV_OP_MAP, (uint32_t)seq, off, 0), -EINVAL);
 	*m = good;
-	m->_rsvd[3] = 1;
+	m->_rsvd[2] = 1;
 	ck_assert_int_eq(op(c, KV_OP_MAP, (uint32_t)seq, off, 0), -EINVAL);
 	*m = good;
 	m->n_entries = UINT32_MAX;

@@ -233,6 +233,13 @@ int serve_map_space(struct serve_session *ss, uint32_t space)
 	return -ENOENT;
 }
 
+int serve_map_states(struct serve_session *ss, uint32_t space)
+{
+	(void)ss;
+	(void)space;
+	return -ENOENT;
+}
+
 int serve_seq_seal(struct serve_session *ss, uint32_t seq)
 {
 	return known(ss, seq) ? 0 : -ENOENT;

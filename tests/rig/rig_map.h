@@ -12,6 +12,8 @@
 #define RIG_MAP_LAYERS 3u
 /* Tokens of a page of sequences that are made from now on; 0: 32. */
 extern uint32_t rig_map_page_tokens;
+/* 1: maps are made by kvc_map_by_signal(). Then rig_catch_signals() comes first. */
+extern int rig_map_by_signal;
 
 void rig_append_layer(struct kvc *c, int seq, uint32_t salt, uint32_t from,
 		      uint32_t n, uint32_t layer);

@@ -36,8 +36,10 @@ uint64_t serve_disk_bytes(const struct serve *s, const struct conf_tenant *t)
 
 static enum vmm_share wants_share(const struct conf *c)
 {
+	/* managed memory has no handles: then device_share does nothing */
 	for (uint32_t i = 0; i < c->n_tenants; i++)
-		if (c->tenants[i].device_share)
+		if (c->tenants[i].device_share &&
+		    c->device_memory == CONF_MEMORY_VMM)
 			return VMM_SHAREABLE;
 	return VMM_PRIVATE;
 }

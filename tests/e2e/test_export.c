@@ -26,8 +26,8 @@
 static struct rig_daemon *d;
 static struct kvc *c;
 
-/* 0: none there, the test is to be skipped. */
-static int start(const char *keys)
+/* 0: none there, the test is to be skipped. keys: of the tenant, of [kvd]. */
+static int start_with(const char *keys, const char *kvd_keys)
 {
 	char conf[1024];
 
@@ -36,14 +36,19 @@ static int start(const char *keys)
 		return 0;
 	}
 	snprintf(conf, sizeof(conf),
-		 "cuda_library = %s\ndevice = cuda\nhost_memory = 8M\n"
+		 "cuda_library = %s\ndevice = cuda\nhost_memory = 8M\n%s"
 		 "[tenant a]\nuid = %u\nmemory = 8M\ndisk = 0\n%s",
-		 rig_cuda_path(), (unsigned int)getuid(), keys);
+		 rig_cuda_path(), kvd_keys, (unsigned int)getuid(), keys);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	ck_assert_int_eq(
 		kvc_open(&c, &(struct kvc_options){ .socket = d->socket }), 0);
 	return 1;
+}
+
+static int start(const char *keys)
+{
+	return start_with(keys, "");
 }
 
 static void stop(void)
@@ -358,6 +363,43 @@ START_TEST(a_tail_is_written_by_the_client)
 	check_rows(x);
 	ck_assert_int_eq(kvc_unexport(c, x), 0);
 	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
+	stop();
+}
+END_TEST
+
+/* Managed memory serves too, and is nobody else's. */
+START_TEST(managed_memory)
+{
+	struct kv_attend_item *it;
+	int seq;
+
+	if (!start_with("device_share = yes\n", "device_memory = uvm\n"))
+		return;
+	ck_assert_uint_eq(kvc_features(c) & KV_FEATURE_EXPORT, 0);
+	seq = filled(32, TOKENS);
+	it = kvc_alloc(c, sizeof(*it) + 8 * HEADS * DIM);
+	*it = (struct kv_attend_item){ .seq = (uint32_t)seq,
+				       .n_tokens = 1,
+				       .pos = TOKENS - 1,
+				       .q_off = kvc_off(c, it + 1),
+				       .k_off = KV_NO_OFF,
+				       .v_off = KV_NO_OFF,
+				       .o_off = kvc_off(c, it + 1) +
+						2 * HEADS * DIM };
+	memset(it + 1, 0, 2 * HEADS * DIM);
+	ck_assert_int_eq(kvc_attend(c, it, 1, 0, KV_SQE_WAIT), 0);
+	for (uint32_t h = 0; h < HEADS; h++) /* weights are equal: the mean */
+		for (uint32_t x = 0; x < DIM; x++) {
+			const uint16_t *o =
+				(const uint16_t *)(it + 1) + HEADS * DIM;
+			float mean = 0;
+
+			for (uint32_t t = 0; t < TOKENS; t++)
+				mean += value(0, 1, t, h / 2, x) / TOKENS;
+			ck_assert_float_le(
+				fabsf(from_bf16(o[h * DIM + x]) - mean), 4e-3f);
+		}
+	kvc_free(c, it);
 	stop();
 }
 END_TEST
@@ -698,6 +740,7 @@ int main(void)
 	tcase_add_test(t, an_unmodified_kernel_runs_on_it);
 	tcase_add_test(t, pages_by_head_are_there_too);
 	tcase_add_test(t, a_tail_is_written_by_the_client);
+	tcase_add_test(t, managed_memory);
 	tcase_add_test(t, who_may_not);
 	tcase_add_test(t, hostile_entries);
 	tcase_add_test(t, calls_with_device_pointers);

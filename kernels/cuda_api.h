@@ -111,6 +111,7 @@ enum {
 	CUDA_TENSOR_16 = 1, /* elements of 16 bits */
 	CUDA_SWIZZLE_128 = 3,
 	CUDA_L2_256 = 3,
+	CUDA_FUNC_PTX = 5, /* 10 times the architecture it was compiled for */
 	CUDA_FUNC_DYNAMIC_SHARED = 8, /* bytes a launch may ask for */
 	CUDA_ATTR_N_SM = 16,
 	CUDA_ATTR_MAJOR = 75,
@@ -211,6 +212,7 @@ enum {
 	X(module_unload, "cuModuleUnload", (cuda_handle module)) \
 	X(module_function, "cuModuleGetFunction", \
 	  (cuda_handle * out, cuda_handle module, const char *name)) \
+	X(func_get, "cuFuncGetAttribute", (int *out, int attr, cuda_handle f)) \
 	X(func_set, "cuFuncSetAttribute", \
 	  (cuda_handle f, int attr, int value)) \
 	X(launch, "cuLaunchKernel", \

@@ -9,6 +9,8 @@
 
 #define GRID_YZ_MAX 65535u
 #define N_DIMS	    4
+#define GEMM_PITCH  (64 * 2 + 16) /* gpu_gemm.cuh */
+#define GEMM_STAGES 4
 /* Rows times heads of a list from which on they are computed in tiles: what a block
  * of decode would read again for each row weighs more than blocks that are few. */
 #define TILE_FROM   64u
@@ -26,11 +28,16 @@ static const char *const gpu_names[] = {
 	"wide_f16_128",
 	"wide_bf16_64",
 	"wide_bf16_128",
+	"gemm_few_f16",
+	"gemm_few_bf16",
+	"gemm_many_f16",
+	"gemm_many_bf16",
 	BY_TYPE("append"),
 	BY_TYPE("gather"),
 	BY_TYPE("from_f32_to"),
 	BY_TYPE("to_f32_from"),
 	BY_TYPE("deviation"),
+	"gemm_f32",
 	"attn_merge",
 	"rmsnorm",
 	"rope",
@@ -55,6 +62,9 @@ static uint32_t shared_of(int kernel)
 
 	if (kernel >= GK_WIDE_F16_64 && kernel <= GK_WIDE_BF16_128)
 		return gpu_wide_shared(kernel);
+	if (kernel >= GK_GEMM_FEW_F16 && kernel <= GK_GEMM_MANY_BF16)
+		return GEMM_STAGES * GEMM_PITCH *
+		       (kernel < GK_GEMM_MANY_F16 ? 16 + 32 : 64 + 64);
 	if (kernel < GK_ATTN_F16_64 || kernel >= GK_APPEND_F32)
 		return 0;
 	if (kernel < GK_TILES_F16_64)

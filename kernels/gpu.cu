@@ -182,13 +182,16 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #include "kernels/gpu_mma.cuh"
 #include "kernels/gpu_cursor.cuh"
 #include "kernels/gpu_hopper.cuh"
+#define GEMM_PITCH     (64 * 2 + 16) /* bytes of a row in shared memory */
+#define GEMM_STAGES    4
 #define CAT3_(a, b, c) a##b##c
 #define CAT3(a, b, c)  CAT3_(a, b, c)
 #define ELEM	       bf16
-#define TILES_NAME     tiles_bf16_64
-#define PARTS_NAME     attn_bf16_64
-#define HEAD_DIM       64
-#define M_TILES	       2
+#include "kernels/gpu_gemm.cuh"
+#define TILES_NAME tiles_bf16_64
+#define PARTS_NAME attn_bf16_64
+#define HEAD_DIM   64
+#define M_TILES	   2
 #include "kernels/gpu_flash.cuh"
 #define TILES_NAME tiles_bf16_96
 #define PARTS_NAME attn_bf16_96
@@ -214,7 +217,8 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #define M_TILES	  1
 #include "kernels/gpu_flash.cuh"
 #undef ELEM
-#define ELEM	   f16
+#define ELEM f16
+#include "kernels/gpu_gemm.cuh"
 #define TILES_NAME tiles_f16_64
 #define PARTS_NAME attn_f16_64
 #define HEAD_DIM   64

@@ -100,7 +100,7 @@ struct kern_gpu_window {
 /*
  * Of [base, base + n_bytes) of the device's addresses, which need not be mapped; base a
  * multiple of a row's bytes, below 2^31 rows. dev: the context's device.
- * -ENOTSUP: it is no Hopper, the driver is older than 12, BF16 and F16 with head_dim 64
+ * -ENOTSUP: it is no Hopper, the image has no sm_90a, the driver is older than 12, BF16 and F16 with head_dim 64
  * or 128 only; -EINVAL; those of the driver.
  */
 int kern_gpu_window(struct kern_gpu *g, int dev, enum kern_type type,
@@ -132,6 +132,13 @@ int kern_gpu_from_f32(struct kern_gpu *g, enum kern_type to,
 		      const struct gpu_convert *a, cuda_stream st);
 int kern_gpu_to_f32(struct kern_gpu *g, enum kern_type from,
 		    const struct gpu_convert *a, cuda_stream st);
+/*
+ * As cublas_gemm(), by kernels of our own: where there is no cuBLASLt. A numeric path of its
+ * own; a row's bits depend on the row and the matrix. n_in and x_stride multiples of 8;
+ * in f32 n_rows <= 65535.
+ */
+int kern_gpu_gemm(struct kern_gpu *g, enum kern_type type,
+		  const struct gpu_gemm *a, cuda_stream st);
 /* Rows idx[] of a table of the type into f32; exact. Who calls has checked idx. */
 int kern_gpu_gather(struct kern_gpu *g, enum kern_type type,
 		    const struct gpu_gather *a, cuda_stream st);

@@ -142,6 +142,31 @@ int kern_gpu_crc(struct kern_gpu *g, const struct gpu_crc *a, cuda_stream st)
 	return a->n_chunks ? gpu_launch(g, GK_CRC, n, a, st) : 0;
 }
 
+int kern_gpu_gemm(struct kern_gpu *g, enum kern_type type,
+		  const struct gpu_gemm *a, cuda_stream st)
+{
+	const int t = gpu_of_type(0, type), few = a->n_rows <= 16;
+	const struct gpu_grid n =
+		t == 0 ? (struct gpu_grid){ gpu_times(a->n_out, GPU_WARPS),
+					    a->n_rows, 1 }
+		: few  ? (struct gpu_grid){ gpu_times(a->n_out, 32), 1, 1 }
+		       : (struct gpu_grid){ gpu_times(a->n_out, 64),
+					    gpu_times(a->n_rows, 64), 1 };
+	const int k =
+		t == 0 ? (int)GK_GEMM_F32
+		       : (few ? (int)GK_GEMM_FEW_F16 : (int)GK_GEMM_MANY_F16) +
+				 t - 1;
+
+	if (t < 0 || !a->n_out || !a->n_in || a->n_in % 8 ||
+	    a->x_stride < a->n_in || a->y_stride < a->n_out ||
+	    a->x_stride % 8 || (a->x | a->w | a->y) % 16 ||
+	    a->flags & ~GPU_GEMM_ADD || n.y > GRID_Y_MAX)
+		return -EINVAL;
+	if (!a->n_rows)
+		return 0;
+	return gpu_launch(g, (enum gpu_kernel)k, n, a, st);
+}
+
 int kern_gpu_read(struct kern_gpu *g, const struct gpu_read *a,
 		  uint32_t n_blocks, cuda_stream st)
 {

@@ -218,3 +218,24 @@ KERNEL(move_runs, struct gpu_move)
 DEVIATION(deviation_f32, float, SAME)
 DEVIATION(deviation_f16, uint16_t, from_f16)
 DEVIATION(deviation_bf16, uint16_t, WIDEN_BF16)
+
+/* ---- products in f32, for checks ------------------------------------------------------ */
+
+/* A warp has an output of a row; lanes, then halves. */
+KERNEL(gemm_f32, struct gpu_gemm)
+{
+	const uint32_t lane = threadIdx.x % 32;
+	const uint32_t o = blockIdx.x * GPU_WARPS + threadIdx.x / 32;
+	const float *x = (const float *)a.x + blockIdx.y * a.x_stride;
+	const float *w = (const float *)a.w + (size_t)o * a.n_in;
+	float *y = (float *)a.y + blockIdx.y * a.y_stride + o;
+	float sum = 0;
+
+	for (uint32_t i = lane; i < a.n_in && o < a.n_out; i += 32)
+		sum = fmaf(x[i], w[i], sum);
+#pragma unroll
+	for (uint32_t n = 16; n; n /= 2)
+		sum += __shfl_xor_sync(ALL_LANES, sum, n);
+	if (!lane && o < a.n_out)
+		*y = a.flags & GPU_GEMM_ADD ? *y + sum : sum;
+}

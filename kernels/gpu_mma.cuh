@@ -10,8 +10,12 @@
  * The tests have the same in C (emu_mma.c).
  */
 #ifdef __CUDACC__
-#define INLINE		 static __device__ __forceinline__
-#define DYN_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define INLINE static __device__ __forceinline__
+
+extern "C" {
+extern __shared__ __align__(1024) unsigned char gpu_smem[];
+}
+#define DYN_SHARED(name) unsigned char *const name = gpu_smem
 
 INLINE uint32_t shared_addr(const void *p)
 {

@@ -16,11 +16,13 @@ uint32_t gpu_wide_shared(int kernel)
 	return 2 * 2 * GPU_FLASH_TILE * dim * 2 + 1024;
 }
 
+/* An image without sm_90a has these kernels too, but they do nothing. */
 static int is_hopper(struct kern_gpu *g, int dev)
 {
-	int major = 0, minor = -1;
+	int major = 0, minor = -1, ptx = 0;
 
-	return !g->cu->device_attr(&major, CUDA_ATTR_MAJOR, dev) &&
+	return !g->cu->func_get(&ptx, CUDA_FUNC_PTX, g->f[GK_WIDE_F16_64]) &&
+	       ptx == 90 && !g->cu->device_attr(&major, CUDA_ATTR_MAJOR, dev) &&
 	       !g->cu->device_attr(&minor, CUDA_ATTR_MINOR, dev) &&
 	       major == 9 && minor == 0;
 }

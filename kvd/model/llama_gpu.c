@@ -171,6 +171,8 @@ static int linear(struct llama_gpu_scratch *s, struct product p, cuda_ptr x,
 		.flags = p.flags,
 	};
 
+	if (!s->plans.p[p.role])
+		return kern_gpu_gemm(s->kern, s->m->sh.math, &a, s->stream);
 	return cublas_gemm(s->plans.p[p.role], &a, s->workspace, s->stream);
 }
 

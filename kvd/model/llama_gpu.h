@@ -26,7 +26,7 @@ struct llama_gpu;
 
 struct llama_gpu_conf {
 	const struct cuda_api *api; /* both outlive the model */
-	struct cublas *blas;
+	struct cublas *blas; /* NULL: kernels of our own */
 	int device; /* its number: the one of the context */
 	uint32_t max_rows; /* of a step: scratches have as many */
 };

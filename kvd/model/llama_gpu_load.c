@@ -250,7 +250,11 @@ int llama_gpu_plans_new(struct llama_gpu_plans *p, const struct llama_gpu *m)
 			.workspace_bytes = LLAMA_GPU_WORKSPACE,
 		};
 
-		ret = cublas_plan_new(&p->p[i], m->blas, &s);
+		/* without the library: kernels of our own */
+		if (m->blas)
+			ret = cublas_plan_new(&p->p[i], m->blas, &s);
+		else if (s.n_in % 8)
+			ret = -ENOTSUP;
 	}
 	return ret;
 }
@@ -328,7 +332,7 @@ static int identify(struct load *l, const struct llama *host)
 			       strerror(-ret));
 	llama_id(host, in.host);
 	for (int i = 0; i < N_PLANS && !ret; i++)
-		in.plans[i] = cublas_plan_id(p.p[i]);
+		in.plans[i] = p.p[i] ? cublas_plan_id(p.p[i]) : 0;
 	if (!ret)
 		crypto_generichash((uint8_t *)l->m->id, sizeof(l->m->id),
 				   (const uint8_t *)&in, sizeof(in), NULL, 0);

@@ -129,10 +129,15 @@ static int need_blas(struct serve_gpu *g, char *err, size_t err_len)
 		return 0;
 	ret = cublas_open(&g->blas, g->c.cublas[0] ? g->c.cublas : NULL, why,
 			  sizeof(why));
+	if (ret == -ENOENT && !g->c.cublas[0]) {
+		log_warn(
+			"gpu",
+			"matrices: no cuBLASLt: kernels of our own, slower: %s",
+			why);
+		return 0;
+	}
 	if (ret)
-		(void)snprintf(err, err_len,
-			       "hosted models on a device want cuBLASLt: %s",
-			       why);
+		(void)snprintf(err, err_len, "cuBLASLt: %s", why);
 	else
 		log_info("gpu", "matrices: %s", why);
 	return ret;

@@ -1,6 +1,6 @@
 /*
  * test_gpu_gemm.c - products by cuBLASLt: its declarations, which algorithm is taken,
- * results against f64, and every call that fails
+ * results against f64, and every call that fails; and by our own kernels
  *
  * KVD_GPU=1 runs it on the first real device and the real library instead, but for
  * what fails.
@@ -256,6 +256,67 @@ START_TEST(a_row_does_not_know_its_batch)
 }
 END_TEST
 
+static int multiply(struct product *p, const struct gpu_gemm *a)
+{
+	return kern_gpu_gemm(g.kern, p->s.type, a, g.stream);
+}
+
+/* _i: type. Kernels of our own; few rows and many. */
+START_TEST(our_own_equal_exact_sums)
+{
+	static const uint32_t rows[] = { 1, 5, 16, 17, 64, 70 };
+	struct product p;
+
+	for (int k = 0; k < 6; k++) {
+		const struct cublas_shape s = {
+			.type = types[_i],
+			.n_out = 8 * (1 + next_random() % 14),
+			.n_in = 8 * (1 + next_random() % 40),
+			.n_rows = 1,
+			.max_rows = rows[k],
+		};
+
+		make(&p, s, rows[k]);
+		p.a.flags = k % 2 ? 0 : GPU_GEMM_ADD;
+		ck_assert_int_eq(multiply(&p, &p.a), 0);
+		rig_gpu_wait(&g);
+		check_product(&p);
+		p.a.x_stride -= 4;
+		ck_assert_int_eq(multiply(&p, &p.a), -EINVAL);
+		drop(&p);
+	}
+}
+END_TEST
+
+/* _i: type. Alone or with others, in blocks of either kind. */
+START_TEST(our_own_rows_do_not_know_their_batch)
+{
+	enum { ROWS = 67, OUT = 72, IN = 200 };
+	const struct cublas_shape s = { types[_i], OUT, IN, 8, ROWS, 0 };
+	const size_t es = kern_type_bytes(types[_i]);
+	float *all;
+	struct product p;
+
+	make(&p, s, ROWS);
+	all = malloc(ROWS * p.a.y_stride * 4);
+	ck_assert_int_eq(multiply(&p, &p.a), 0);
+	rig_gpu_wait(&g);
+	memcpy(all, p.y, ROWS * p.a.y_stride * 4);
+	for (uint32_t r = 0; r < ROWS; r += 5)
+		for (uint32_t n = 1; n <= ROWS - r; n *= 5) {
+			struct gpu_gemm a = p.a;
+
+			a.x += r * a.x_stride * es;
+			a.n_rows = n;
+			ck_assert_int_eq(multiply(&p, &a), 0);
+			rig_gpu_wait(&g);
+			ck_assert(!memcmp(p.y, all + r * a.y_stride, OUT * 4));
+		}
+	free(all);
+	drop(&p);
+}
+END_TEST
+
 /* Its id says which one; it changes with all that can change bits. */
 START_TEST(takes_what_splits_nothing)
 {
@@ -434,6 +495,9 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, equals_exact_sums, 0, 3);
 	tcase_add_test(t, a_row_does_not_know_its_batch);
+	tcase_set_timeout(t, 60); /* threads are emulated */
+	tcase_add_loop_test(t, our_own_equal_exact_sums, 0, 3);
+	tcase_add_loop_test(t, our_own_rows_do_not_know_their_batch, 0, 3);
 	tcase_add_test(t, takes_what_splits_nothing);
 	tcase_add_test(t, shapes_that_are_refused);
 	tcase_add_test(t, a_library_that_is_not_there);

@@ -301,12 +301,17 @@ static void compare(const char *path, enum kern_type math, double bound)
 
 /* ---- tests ------------------------------------------------------------------- */
 
-/* _i: math */
+/* _i: math; with cuBLASLt, or without. */
 START_TEST(a_trained_model_is_near_the_cpu)
 {
-	const enum kern_type math = _i ? KERN_BF16 : KERN_F32;
+	struct cublas *const library = blas;
+	const int bf16 = _i % 2;
 
-	compare(rig_data("models/rag-mini.gguf"), math, _i ? 3e-2 : 2e-5);
+	if (_i / 2)
+		blas = NULL;
+	compare(rig_data("models/rag-mini.gguf"), bf16 ? KERN_BF16 : KERN_F32,
+		bf16 ? 3e-2 : 2e-5);
+	blas = library;
 }
 END_TEST
 
@@ -346,7 +351,8 @@ END_TEST
 
 START_TEST(ids_tell_where_it_was_computed)
 {
-	uint64_t id[4][2];
+	struct cublas *const library = blas;
+	uint64_t id[5][2];
 	struct pair p;
 
 	for (int i = 0; i < 2; i++) {
@@ -357,7 +363,12 @@ START_TEST(ids_tell_where_it_was_computed)
 		ck_assert_uint_gt(llama_gpu_bytes(p.gpu), 1 << 20);
 		close_pair(&p);
 	}
-	for (int i = 0; i < 4; i++)
+	blas = NULL;
+	open_pair(&p, rig_data("models/rag-mini.gguf"), KERN_BF16);
+	llama_gpu_id(p.gpu, id[4]);
+	close_pair(&p);
+	blas = library;
+	for (int i = 0; i < 5; i++)
 		for (int k = 0; k < i; k++)
 			ck_assert(memcmp(id[i], id[k], sizeof(id[i])));
 }
@@ -583,7 +594,7 @@ int main(void)
 	}
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 60);
-	tcase_add_loop_test(t, a_trained_model_is_near_the_cpu, 0, 2);
+	tcase_add_loop_test(t, a_trained_model_is_near_the_cpu, 0, 4);
 	tcase_add_loop_test(t, any_types_are_near_the_cpu, 0, 2 * N_SPECS);
 	tcase_add_test(t, a_row_does_not_know_its_batch);
 	tcase_add_test(t, ids_tell_where_it_was_computed);

@@ -29,6 +29,11 @@
 	X(wide_f16_64, gpu_wide) \
 	X(wide_bf16_128, gpu_wide) \
 	X(wide_f16_128, gpu_wide) \
+	X(gemm_few_bf16, gpu_gemm) \
+	X(gemm_few_f16, gpu_gemm) \
+	X(gemm_many_bf16, gpu_gemm) \
+	X(gemm_many_f16, gpu_gemm) \
+	X(gemm_f32, gpu_gemm) \
 	X(attn_merge, gpu_attn) \
 	X(append_bf16, gpu_append) \
 	X(append_f16, gpu_append) \
@@ -106,6 +111,19 @@ int cuModuleGetFunction(cuda_handle *out, cuda_handle module, const char *name)
 			return fake_leave(CUDA_OK);
 		}
 	return fake_leave(CUDA_NOT_FOUND);
+}
+
+int cuFuncGetAttribute(int *out, int attr, cuda_handle f);
+int cuFuncGetAttribute(int *out, int attr, cuda_handle f)
+{
+	const int err = fake_enter("cuFuncGetAttribute");
+
+	if (err)
+		return err;
+	if (!f || attr != CUDA_FUNC_PTX)
+		return fake_leave(CUDA_INVALID_VALUE);
+	*out = 90;
+	return fake_leave(CUDA_OK);
 }
 
 int cuFuncSetAttribute(cuda_handle f, int attr, int value);

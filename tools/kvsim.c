@@ -24,6 +24,7 @@ struct args {
 	struct sim_load_opts load;
 	struct sim_opts sim;
 	const char *plot, *convert;
+	uint32_t groups[SIM_MAX_SIZES], n_groups;
 	int json, usable;
 };
 
@@ -43,6 +44,7 @@ static const struct option options[] = {
 	{ "system-tokens", required_argument, NULL, 'y' },
 	{ "start", required_argument, NULL, 't' },
 	{ "duration", required_argument, NULL, 'd' },
+	{ "groups", required_argument, NULL, 'g' },
 	{ "convert", required_argument, NULL, 'c' },
 	{ "plot", required_argument, NULL, 'P' },
 	{ "json", no_argument, NULL, 'J' },
@@ -76,6 +78,10 @@ static void usage(FILE *f)
 	      "  --system-tokens N   common start of a client's prompts, there "
 	      "(1024)\n"
 	      "  --start S, --duration S   of ServeGen (0, 3600)\n"
+	      "  --groups N,N...     the first N requests as a closed set: blocks "
+	      "saved by all\n"
+	      "                      of the prefix tree, and by groups of one "
+	      "level of it\n"
 	      "  --convert FILE      write TRACE in kvd's format and stop\n"
 	      "  --plot FILE         .svg or .png, by gnuplot; one TRACE\n"
 	      "  --json, --help\n",
@@ -129,6 +135,15 @@ static int parse_list(const char *s, struct args *a,
 	return ret;
 }
 
+static int add_group(struct args *a, const char *s)
+{
+	if (a->n_groups == SIM_MAX_SIZES ||
+	    parse_u32(s, 1, &a->groups[a->n_groups]))
+		return -EINVAL;
+	a->n_groups++;
+	return 0;
+}
+
 static int add_size(struct args *a, const char *s)
 {
 	if (a->n_sizes == SIM_MAX_SIZES ||
@@ -159,6 +174,8 @@ static int parse_bits(const char *s, struct sim_opts *o)
 static int parse_option(struct args *a, int c, const char *s)
 {
 	switch (c) {
+	case 'g':
+		return parse_list(s, a, add_group);
 	case 's':
 		a->n_sizes = 0;
 		return parse_list(s, a, add_size);
@@ -336,6 +353,29 @@ static int replay(const struct args *a, const struct sim_trace *t,
 	return ret;
 }
 
+static int print_groups(const struct args *a, const struct sim_trace *t,
+			const char *path, json_t *all)
+{
+	struct sim_groups g;
+	int ret = 0;
+
+	for (uint32_t i = 0; i < a->n_groups && !ret; i++) {
+		ret = sim_groups(t, a->groups[i], &g);
+		if (!ret && all)
+			json_array_append_new(
+				all,
+				json_pack("{s:s, s:I, s:f, s:f}", "trace", path,
+					  "requests", (json_int_t)a->groups[i],
+					  "tree", g.tree, "one_level",
+					  g.one_level));
+		else if (!ret)
+			printf("%s: first %" PRIu32 " requests: tree %.4f, "
+			       "groups of one level %.4f\n",
+			       path, a->groups[i], g.tree, g.one_level);
+	}
+	return ret;
+}
+
 static int one_trace(const struct args *a, const char *path, json_t *all)
 {
 	struct sim_result r[MAX_POLICIES * SIM_MAX_SIZES];
@@ -346,6 +386,11 @@ static int one_trace(const struct args *a, const char *path, json_t *all)
 		return ret;
 	if (a->convert) {
 		ret = sim_save(&t, a->convert);
+		sim_free(&t);
+		return ret;
+	}
+	if (a->n_groups) {
+		ret = print_groups(a, &t, path, all);
 		sim_free(&t);
 		return ret;
 	}

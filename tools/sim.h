@@ -99,6 +99,14 @@ double sim_ceiling(const struct sim_trace *t);
 /* Seeded, the same everywhere: uniform in [0, 1). */
 double sim_random(uint64_t *state);
 
+/* ---- sim_groups.c: of the first n_requests, the share of blocks that need not be
+ * computed when all of the prefix tree is kept, and with groups of one level. -ENOMEM. */
+struct sim_groups {
+	double tree, one_level;
+};
+int sim_groups(const struct sim_trace *t, uint32_t n_requests,
+	       struct sim_groups *out);
+
 /* ---- sim_plot.c */
 struct sim_plot {
 	const char *path; /* .svg or .png */

@@ -267,6 +267,59 @@ START_TEST(conversation_figures)
 }
 END_TEST
 
+/* Three requests by hand: a b c, a b d, e: of 7 blocks 2 are a b again. */
+START_TEST(groups_by_hand)
+{
+	char path[] = "/tmp/kvd-groups-XXXXXX", args[64];
+	const int fd = mkstemp(path);
+	FILE *f = fdopen(fd, "w");
+
+	ck_assert_ptr_nonnull(f);
+	fputs("kvd-trace 1 block=512\n"
+	      "r 1 0 1 1536 1 - a b c\n"
+	      "r 2 0 2 1536 1 - a b d\n"
+	      "r 3 0 3 512 1 - e\n"
+	      "r 4 0 4 512 1 - a\n",
+	      f);
+	ck_assert_int_eq(fclose(f), 0);
+	snprintf(args, sizeof(args), "--groups 3,4 %s", path);
+	ck_assert_msg(kvsim(args) == 0, "%s", out);
+	ck_assert_ptr_nonnull(strstr(out, "first 3 requests: tree 0.2857, "
+					  "groups of one level 0.2857"));
+	/* the fourth: 3 of 8 by the tree; either a thrice, or a b twice */
+	ck_assert_ptr_nonnull(strstr(out, "first 4 requests: tree 0.3750, "
+					  "groups of one level 0.2500"));
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(kvsim("--groups 0 " DATA "own.trace"), 2);
+	ck_assert_int_eq(kvsim("--groups 3 --json " DATA "own.trace"), 0);
+}
+END_TEST
+
+/* As measured for BatchLLM's one level against all of the tree. */
+START_TEST(groups_of_public_traces)
+{
+	static const struct {
+		const char *trace, *first, *second;
+	} want[] = {
+		{ "conversation", "tree 0.1612, groups of one level 0.1310",
+		  "tree 0.2891, groups of one level 0.2537" },
+		{ "synthetic", "tree 0.0845, groups of one level 0.0844",
+		  "tree 0.3282, groups of one level 0.3277" },
+	};
+	char args[2 * PATH_MAX];
+
+	for (int i = 0; i < 2; i++) {
+		snprintf(args, sizeof(args),
+			 "--groups 500,2000 %s/mooncake_%s_trace.jsonl.gz",
+			 traces, want[i].trace);
+		ck_assert_msg(kvsim(args) == 0, "%s", out);
+		ck_assert_msg(strstr(out, want[i].first) &&
+				      strstr(out, want[i].second),
+			      "%s", out);
+	}
+}
+END_TEST
+
 START_TEST(perfect_bits_equal_belady)
 {
 	static const char *const names[] = { "conversation", "synthetic" };
@@ -397,11 +450,13 @@ int main(void)
 	tcase_add_test(t, the_small_trace);
 	tcase_add_test(t, our_own_format_says_the_same);
 	tcase_add_test(t, our_own_format_by_hand);
+	tcase_add_test(t, groups_by_hand);
 	tcase_add_test(t, bad_files_are_refused);
 	tcase_add_test(t, usage);
 	tcase_add_test(t, a_plot_or_a_reason);
 	if (*traces) {
 		tcase_add_test(t, conversation_figures);
+		tcase_add_test(t, groups_of_public_traces);
 		tcase_add_test(t, perfect_bits_equal_belady);
 		tcase_add_test(t, wrong_bits);
 		tcase_add_test(t, half_of_the_gap);

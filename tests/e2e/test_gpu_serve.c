@@ -265,6 +265,55 @@ START_TEST(pages_that_move)
 }
 END_TEST
 
+/* The same folder again, with or without the device. */
+static struct kvc *again(struct rig_daemon *d, const char *device)
+{
+	char text[8192], *at;
+	size_t n;
+	FILE *f = fopen(d->conf, "r+");
+
+	ck_assert_ptr_nonnull(f);
+	n = fread(text, 1, sizeof(text) - 1, f);
+	text[n] = '\0';
+	at = strstr(text, "\ndevice = ");
+	ck_assert_ptr_nonnull(at);
+	memcpy(at + 10, device, 4);
+	rewind(f);
+	ck_assert_uint_eq(fwrite(text, 1, n, f), n);
+	ck_assert_int_eq(fclose(f), 0);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	return rig_join(d->socket);
+}
+
+/* What lies on disk is found by who computes alike, and by nobody else. */
+START_TEST(a_restart_here_and_there)
+{
+	static const char *const devices[] = { "cuda", "cpu ", "cuda" };
+	struct kvc_part p[N_PARTS];
+	struct answer first, next;
+	struct kvc_generate r;
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	d = start(&c, (struct setup){ .on_device = 1 });
+	r = request(p, 0, 0, 1);
+	ck_assert_int_eq(ask(c, &r, &first), 4);
+	for (int i = 0; i < 3; i++) {
+		kvc_close(c);
+		ck_assert_int_eq(rig_daemon_stop(d), 0);
+		c = again(d, devices[i]);
+		ck_assert_int_eq(ask(c, &r, &next), 4);
+		same(&next, &first, 1e-4);
+		if (i == 1)
+			ck_assert_uint_eq(next.st.n_prefix, 0);
+		else
+			ck_assert_uint_gt(next.st.n_prefix, 0);
+	}
+	ck_assert(!memcmp(next.logits, first.logits, sizeof(next.logits)));
+	stop(d, c);
+}
+END_TEST
+
 START_TEST(what_is_not_done_there_is_refused)
 {
 	static uint32_t many[4000];
@@ -485,6 +534,7 @@ int main(void)
 	tcase_add_test(t, bf16_on_tensor_cores);
 	tcase_add_test(t, graphs_change_nothing);
 	tcase_add_test(t, pages_that_move);
+	tcase_add_test(t, a_restart_here_and_there);
 	tcase_add_test(t, what_is_not_done_there_is_refused);
 	tcase_add_test(t, a_lost_device);
 	tcase_add_test(t, attention_calls);

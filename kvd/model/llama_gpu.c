@@ -31,9 +31,14 @@ struct llama_gpu_scratch {
 	cuda_ptr x; /* math [max_rows][max(d_model, n_heads * head_dim)] */
 	cuda_ptr act; /* math [max_rows][n_ff] */
 	cuda_ptr logits; /* [LLAMA_GPU_LOGIT_ROWS][n_vocab] */
+	cuda_ptr room; /* uint32_t, as logits: of choosing */
+	cuda_ptr how; /* struct gpu_sampler [max_rows] */
+	cuda_ptr choice; /* uint32_t token, then f32 logprob: [2][max_rows] */
 	uint32_t *host_idx; /* pinned, as idx */
 	float *host_logits; /* pinned, as logits */
-	cuda_ptr allocs[16];
+	struct gpu_sampler *host_how; /* pinned, as how */
+	uint32_t *host_choice; /* pinned, as choice */
+	cuda_ptr allocs[20];
 	uint32_t n_allocs;
 };
 
@@ -72,6 +77,9 @@ static int take_all(struct llama_gpu_scratch *s)
 		{ &s->gate, n * sh->n_ff, f },
 		{ &s->up, n * sh->n_ff, f },
 		{ &s->logits, (size_t)LLAMA_GPU_LOGIT_ROWS * sh->n_vocab, f },
+		{ &s->room, (size_t)LLAMA_GPU_LOGIT_ROWS * sh->n_vocab, f },
+		{ &s->how, n, sizeof(struct gpu_sampler) },
+		{ &s->choice, 2 * n, sizeof(uint32_t) },
 		{ &s->x, n * x, sizeof(uint16_t) },
 		{ &s->act, n * sh->n_ff, sizeof(uint16_t) },
 	};
@@ -85,23 +93,28 @@ static int take_all(struct llama_gpu_scratch *s)
 	return ret;
 }
 
+static int pinned(struct llama_gpu_scratch *s, size_t n, void **out)
+{
+	return kern_errno(s->api->host_alloc(out, n, CUDA_HOST_PORTABLE));
+}
+
 static int take_host(struct llama_gpu_scratch *s)
 {
-	const struct cuda_api *cu = s->api;
-	void *idx = NULL, *logits = NULL;
-	int ret;
+	const size_t n = s->m->max_rows;
+	const size_t logits = (size_t)LLAMA_GPU_LOGIT_ROWS * s->m->sh.n_vocab;
+	void *p[4] = { NULL };
+	int ret = pinned(s, 2 * n * sizeof(*s->host_idx), &p[0]);
 
-	ret = kern_errno(cu->host_alloc(
-		&idx, 2 * (size_t)s->m->max_rows * sizeof(*s->host_idx),
-		CUDA_HOST_PORTABLE));
-	s->host_idx = idx;
 	if (!ret)
-		ret = kern_errno(cu->host_alloc(&logits,
-						(size_t)LLAMA_GPU_LOGIT_ROWS *
-							s->m->sh.n_vocab *
-							sizeof(float),
-						CUDA_HOST_PORTABLE));
-	s->host_logits = logits;
+		ret = pinned(s, logits * sizeof(*s->host_logits), &p[1]);
+	if (!ret)
+		ret = pinned(s, n * sizeof(*s->host_how), &p[2]);
+	if (!ret)
+		ret = pinned(s, 2 * n * sizeof(*s->host_choice), &p[3]);
+	s->host_idx = p[0];
+	s->host_logits = p[1];
+	s->host_how = p[2];
+	s->host_choice = p[3];
 	return ret;
 }
 
@@ -140,10 +153,11 @@ void llama_gpu_scratch_free(struct llama_gpu_scratch *s)
 	gpu_graphs_fini(&s->graphs);
 	while (s->n_allocs)
 		(void)s->api->free(s->allocs[--s->n_allocs]);
-	if (s->host_idx)
-		(void)s->api->host_free(s->host_idx);
-	if (s->host_logits)
-		(void)s->api->host_free(s->host_logits);
+	void *const host[] = { s->host_idx, s->host_logits, s->host_how,
+			       s->host_choice };
+	for (size_t i = 0; i < sizeof(host) / sizeof(*host); i++)
+		if (host[i])
+			(void)s->api->host_free(host[i]);
 	llama_gpu_plans_free(&s->plans);
 	free(s);
 }
@@ -266,6 +280,7 @@ static int check_batch(const struct llama_gpu_scratch *s,
 {
 	if (b->n_rows > s->m->max_rows || b->n_logits > b->n_rows || !b->attn ||
 	    b->n_nobody > b->n_logits ||
+	    (b->how && s->m->sh.n_vocab > GPU_SAMPLE_MAX) ||
 	    (b->key.w[0] && b->n_logits > LLAMA_GPU_LOGIT_ROWS))
 		return -EINVAL;
 	for (uint32_t i = 0; i < b->n_rows; i++)
@@ -282,14 +297,20 @@ static int check_batch(const struct llama_gpu_scratch *s,
 static int upload(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 {
 	const size_t n = b->n_rows;
+	int ret;
 
 	memcpy(s->host_idx, b->tokens, n * sizeof(*b->tokens));
 	if (b->n_logits)
 		memcpy(s->host_idx + n, b->logit_rows,
 		       b->n_logits * sizeof(*b->logit_rows));
-	return kern_errno(s->api->h2d(s->idx, s->host_idx,
-				      (n + b->n_logits) * sizeof(*s->host_idx),
-				      s->stream));
+	ret = kern_errno(s->api->h2d(s->idx, s->host_idx,
+				     (n + b->n_logits) * sizeof(*s->host_idx),
+				     s->stream));
+	if (ret || !b->how || !b->n_logits)
+		return ret;
+	memcpy(s->host_how, b->how, b->n_logits * sizeof(*b->how));
+	return kern_errno(s->api->h2d(
+		s->how, s->host_how, b->n_logits * sizeof(*b->how), s->stream));
 }
 
 /* Embeddings of the tokens into the residual. */
@@ -322,20 +343,47 @@ static int gather_rows(struct llama_gpu_scratch *s,
 	return ret ? ret : normed(s, s->h, s->m->norm, b->n_logits, x);
 }
 
-/* Logits of rows [from, from + n) of x to the pinned buffer. */
-static int queue_logits(struct llama_gpu_scratch *s, cuda_ptr x, uint32_t from,
-			uint32_t n)
+/* A token for each of n rows of logits, rows from on of the batch. */
+static int choose(struct llama_gpu_scratch *s, uint32_t from, uint32_t n)
+{
+	const size_t most = s->m->max_rows, f = sizeof(float);
+	const struct gpu_sample a = {
+		.logits = s->logits,
+		.how = s->how + from * sizeof(struct gpu_sampler),
+		.scratch = s->room,
+		.token = s->choice + from * f,
+		.logprob = s->choice + (most + from) * f,
+		.n_rows = n,
+		.n = s->m->sh.n_vocab,
+	};
+	int ret = kern_gpu_sample(s->kern, &a, s->stream);
+
+	if (!ret)
+		ret = kern_errno(s->api->d2h(s->host_choice + from, a.token,
+					     n * f, s->stream));
+	if (!ret)
+		ret = kern_errno(s->api->d2h(s->host_choice + most + from,
+					     a.logprob, n * f, s->stream));
+	return ret;
+}
+
+/* Logits of rows [from, from + n) of x, and what is wanted of them, to pinned memory. */
+static int queue_logits(struct llama_gpu_scratch *s,
+			const struct llama_gpu_batch *b, cuda_ptr x,
+			uint32_t from, uint32_t n)
 {
 	const struct llama_shape *sh = &s->m->sh;
 	const size_t row = (size_t)sh->d_model * kern_type_bytes(sh->math);
 	const struct product p = { PLAN_OUT, &s->m->output, 0 };
-	const int ret = linear(s, p, x + from * row, s->logits, n);
+	int ret = linear(s, p, x + from * row, s->logits, n);
 
-	return ret ? ret
-		   : kern_errno(s->api->d2h(s->host_logits, s->logits,
-					    n * (size_t)sh->n_vocab *
-						    sizeof(float),
-					    s->stream));
+	if (!ret && b->how)
+		ret = choose(s, from, n);
+	if (ret || !b->logits)
+		return ret;
+	return kern_errno(s->api->d2h(s->host_logits, s->logits,
+				      n * (size_t)sh->n_vocab * sizeof(float),
+				      s->stream));
 }
 
 struct run {
@@ -365,7 +413,19 @@ static int queue(void *arg)
 	if (ret || !b->n_logits)
 		return ret;
 	ret = gather_rows(s, b, &r->x);
-	return ret ? ret : queue_logits(s, r->x, 0, at_most(b->n_logits));
+	return ret ? ret : queue_logits(s, b, r->x, 0, at_most(b->n_logits));
+}
+
+static int take_choice(const struct run *r, uint32_t n)
+{
+	const uint32_t *from = r->s->host_choice;
+
+	memcpy(r->b->chosen, from, n * sizeof(*from));
+	memcpy(r->b->logprob, from + r->s->m->max_rows, n * sizeof(*from));
+	for (uint32_t i = 0; i < n; i++)
+		if (from[i] >= r->s->m->sh.n_vocab)
+			return -EIO; /* of numbers that are none */
+	return 0;
 }
 
 /* Those that are there, then the rest in turns. */
@@ -379,26 +439,28 @@ static int take_logits(const struct run *r)
 	for (uint32_t i = 0, n; i < wanted && !ret; i += n) {
 		n = at_most(wanted - i);
 		if (i)
-			ret = queue_logits(s, r->x, i, n);
+			ret = queue_logits(s, r->b, r->x, i, n);
 		if (!ret)
 			ret = kern_errno(s->api->stream_sync(s->stream));
-		if (!ret)
+		if (!ret && r->b->logits)
 			memcpy(r->b->logits + i * n_vocab, s->host_logits,
 			       n * n_vocab * sizeof(float));
 	}
-	return ret;
+	return ret || !r->b->how ? ret : take_choice(r, wanted);
 }
 
 int llama_gpu_step(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 {
 	struct run r = { .s = s, .b = b };
+	struct llama_gpu_key key = b->key;
 	int ret = check_batch(s, b), end;
 
+	key.w[5] = (b->logits ? 1u : 0) | (b->how ? 2u : 0);
 	if (ret || !b->n_rows)
 		return ret;
 	ret = upload(s, b);
 	if (!ret)
-		ret = gpu_graphs_run(&s->graphs, &b->key, s->stream, queue, &r);
+		ret = gpu_graphs_run(&s->graphs, &key, s->stream, queue, &r);
 	if (!ret)
 		ret = take_logits(&r);
 	end = kern_errno(s->api->stream_sync(s->stream));

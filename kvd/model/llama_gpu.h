@@ -54,7 +54,7 @@ size_t llama_gpu_bytes(const struct llama_gpu *m);
  * w[0] is 0: no such key.
  */
 struct llama_gpu_key {
-	uint32_t w[6];
+	uint32_t w[6]; /* the last is the step's own */
 };
 
 struct llama_gpu_batch {
@@ -62,7 +62,12 @@ struct llama_gpu_batch {
 	const uint32_t *tokens; /* [n_rows], < n_vocab */
 	uint32_t n_logits; /* rows whose logits are wanted */
 	const uint32_t *logit_rows; /* [n_logits], ascending */
-	float *logits; /* [n_logits - n_nobody][n_vocab] out; plain host memory */
+	/* [n_logits - n_nobody][n_vocab] out; plain host memory; NULL: not copied */
+	float *logits;
+	/* How a token is chosen from each [n_logits], n_vocab <= GPU_SAMPLE_MAX; NULL: not */
+	const struct gpu_sampler *how;
+	uint32_t *chosen; /* [n_logits - n_nobody] out, of how */
+	float *logprob; /* the same */
 	uint32_t n_nobody; /* the last of the logits are padding */
 	struct llama_gpu_key
 		key; /* with one, n_logits is at most LLAMA_GPU_LOGIT_ROWS */

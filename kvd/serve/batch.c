@@ -40,6 +40,11 @@ struct batch {
 	uint32_t *rows_at; /* [max_rows] position of each row */
 	float *logits;
 	char *sample_scratch;
+	struct gpu_sampler
+		*how; /* [max_logits], as the next two: of a device */
+	uint32_t *chosen;
+	float *chosen_logprob;
+	int chose; /* the step did, not the host */
 	struct row_run *runs;
 	uint32_t n_runs, n_rows, n_logits;
 	struct attn_item *items;
@@ -154,11 +159,11 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			  1, 0);
 }
 
-static void sample(struct batch *b, struct gen *g)
+static struct kern_sample sampler_of(const struct gen *g)
 {
 	const struct serve_gen *r = g->req;
-	const uint32_t n = llama_shape(b->model->llama)->n_vocab;
-	const struct kern_sample p = {
+
+	return (struct kern_sample){
 		.temperature = r->temperature,
 		.top_k = r->top_k,
 		.top_p = r->top_p > 0 ? r->top_p : 1.0f,
@@ -166,6 +171,12 @@ static void sample(struct batch *b, struct gen *g)
 		.seed = r->seed,
 		.pos = g->n_all,
 	};
+}
+
+static void sample(struct batch *b, struct gen *g)
+{
+	const uint32_t n = llama_shape(b->model->llama)->n_vocab;
+	const struct kern_sample p = sampler_of(g);
 
 	g->sampled = kern_sample(&p, b->logits + (size_t)g->step_logits * n, n,
 				 b->sample_scratch, &g->sampled_logprob);
@@ -212,6 +223,42 @@ static int probe_on_device(struct batch *b, struct gpu_step *s)
 	return ret;
 }
 
+/* 1: all rows of logits are for choosing one token each: that is done there. */
+static int list_samplers(struct batch *b, struct gpu_step *s)
+{
+	if (llama_shape(b->model->llama)->n_vocab > GPU_SAMPLE_MAX)
+		return 0;
+	s->logits = NULL;
+	for (uint32_t i = 0; i < b->n_gens; i++) {
+		const struct gen *g = b->gens[i];
+		struct kern_sample p;
+
+		if (!g->n_step_logits)
+			continue;
+		if (g->req->flags & SERVE_GEN_SCORE)
+			return 0;
+		if (g->req->flags & SERVE_GEN_LOGITS && !g->req->logits)
+			s->logits = b->logits;
+		p = sampler_of(g);
+		b->how[g->step_logits] =
+			(struct gpu_sampler){ p.temperature, p.top_k, p.top_p,
+					      p.min_p,	     p.seed,  p.pos };
+	}
+	return 1;
+}
+
+static void take_tokens(struct batch *b)
+{
+	for (uint32_t i = 0; i < b->n_gens; i++) {
+		struct gen *g = b->gens[i];
+
+		if (!g->n_step_logits)
+			continue;
+		g->sampled = b->chosen[g->step_logits];
+		g->sampled_logprob = b->chosen_logprob[g->step_logits];
+	}
+}
+
 static int step_on_device(struct batch *b)
 {
 	struct gpu_step s = {
@@ -224,12 +271,23 @@ static int step_on_device(struct batch *b)
 		.logits = b->logits,
 		.items = b->items,
 		.n_items = b->n_runs,
+		.chosen = b->chosen,
+		.logprob = b->chosen_logprob,
 	};
+	int ret;
 
 	if (b->probe)
 		return probe_on_device(b, &s);
 	list_items(b);
-	return gpu_lane_step(b->lane->gpu, &s);
+	if (list_samplers(b, &s))
+		s.how = b->how;
+	else
+		s.logits = b->logits;
+	ret = gpu_lane_step(b->lane->gpu, &s);
+	b->chose = !ret && s.how;
+	if (b->chose)
+		take_tokens(b);
+	return ret;
 }
 
 static int step_on_cpu(struct batch *b, struct pool *pool)
@@ -256,10 +314,11 @@ static void step_run(struct engine_job *j, struct pool *pool)
 {
 	struct batch *b = container_of(j, struct batch, job);
 
+	b->chose = 0;
 	b->ret = b->lane->gpu ? step_on_device(b) : step_on_cpu(b, pool);
 	if (b->probe && b->ret == -ECANCELED)
 		b->ret = 0;
-	for (uint32_t i = 0; i < b->n_gens && !b->ret; i++)
+	for (uint32_t i = 0; i < b->n_gens && !b->ret && !b->chose; i++)
 		if (b->gens[i]->n_step_logits &&
 		    !(b->gens[i]->req->flags & SERVE_GEN_SCORE))
 			sample(b, b->gens[i]);
@@ -595,6 +654,11 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 			       "Steps of hosted models", NULL, NULL, 1);
 	b->st_rows = stat_get(STAT_COUNTER, "kvd_step_rows_total",
 			      "Rows (tokens) of these steps", NULL, NULL, 1);
+	b->how = calloc(b->max_logits, sizeof(*b->how));
+	b->chosen = calloc(b->max_logits, sizeof(*b->chosen));
+	b->chosen_logprob = calloc(b->max_logits, sizeof(*b->chosen_logprob));
+	if (!b->how || !b->chosen || !b->chosen_logprob)
+		ret = -ENOMEM;
 	if (!b->tokens || !b->rows_at || !b->logit_rows || !b->runs ||
 	    !b->items || !b->gens)
 		ret = -ENOMEM;
@@ -622,6 +686,9 @@ void batch_free(struct batch *b)
 	free(b->logit_rows);
 	free(b->logits);
 	free(b->sample_scratch);
+	free(b->how);
+	free(b->chosen);
+	free(b->chosen_logprob);
 	free(b->runs);
 	free(b->items);
 	free(b->gens);

@@ -28,6 +28,7 @@ struct gpu_lane {
 	const struct llama_gpu *models[CONF_MAX_MODELS];
 	uint32_t pad_to; /* rows */
 	uint32_t tokens[LLAMA_GPU_LOGIT_ROWS], logit_rows[LLAMA_GPU_LOGIT_ROWS];
+	struct gpu_sampler how[LLAMA_GPU_LOGIT_ROWS];
 	struct stat *st_graphs;
 	uint64_t n_graphs; /* told to it */
 };
@@ -262,7 +263,11 @@ static void pad(struct gpu_lane *l, const struct gpu_step *s,
 	for (uint32_t i = 0; i < pad.n_rows; i++) {
 		l->tokens[i] = i < s->n_rows ? s->tokens[i] : 0;
 		l->logit_rows[i] = i;
+		l->how[i] = (struct gpu_sampler){ .top_p = 1 };
+		if (s->how && i < s->n_rows)
+			l->how[i] = s->how[i];
 	}
+	b->how = s->how ? l->how : NULL;
 	b->n_nobody = pad.n_rows - s->n_rows;
 	b->n_rows = b->n_logits = pad.n_rows;
 	b->tokens = l->tokens;
@@ -285,6 +290,9 @@ static int run(struct probe *p, uint32_t n_layers)
 		.n_logits = s->n_logits,
 		.logit_rows = s->logit_rows,
 		.logits = s->logits,
+		.how = s->how,
+		.chosen = s->chosen,
+		.logprob = s->logprob,
 		.attn = p->at ? probe_attn : step_attn,
 		.ctx = p,
 	};

@@ -48,7 +48,10 @@ struct gpu_step {
 	uint32_t i_model;
 	uint32_t n_rows, n_logits;
 	const uint32_t *tokens, *logit_rows;
-	float *logits; /* [n_logits][n_vocab] out */
+	float *logits; /* [n_logits][n_vocab] out, or NULL */
+	const struct gpu_sampler *how; /* [n_logits], or NULL: choose tokens */
+	uint32_t *chosen; /* [n_logits] out, of how */
+	float *logprob; /* the same */
 	/* As attn_gpu.h has them, for all rows in order; each gets its ret. */
 	struct attn_item *items;
 	uint32_t n_items;

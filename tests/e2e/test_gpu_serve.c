@@ -147,6 +147,9 @@ START_TEST(answers_are_those_of_the_cpu)
 		ck_assert_int_eq(ask(c[i], &r, &x[i][3]), 4);
 		r.repair = 0;
 		r.flags |= KV_GEN_NO_REUSE;
+		r.temperature = 0.9f;
+		r.top_p = 0.95f;
+		r.seed = 11;
 		ck_assert_int_eq(ask(c[i], &r, &x[i][4]), 4);
 		stop(d[i], c[i]);
 	}

@@ -540,6 +540,78 @@ START_TEST(steps_that_are_alike)
 }
 END_TEST
 
+/* As the host would from the same logits; with and without those, in slices, as a graph. */
+START_TEST(tokens_are_chosen_there)
+{
+	uint32_t tokens[70], all[70], chosen[70];
+	struct gpu_sampler how[70];
+	float *x, *scratch, logprob[70], lp;
+	const struct llama_gpu_conf c = { g.api, blas, 0, 70 };
+	struct llama_gpu_scratch *s;
+	struct llama_gpu *m;
+	struct llama *host;
+	char err[256];
+	size_t n_elems;
+	uint32_t n;
+
+	ck_assert_int_eq(llama_gpu_open(&m, &host, &c,
+					rig_data("models/rag-draft.gguf"),
+					KERN_BF16, err, sizeof(err)),
+			 0);
+	ck_assert_int_eq(llama_gpu_scratch_new(&s, m, g.kern, g.stream), 0);
+	n = llama_shape(host)->n_vocab;
+	n_elems = 70 * (size_t)llama_shape(host)->n_heads *
+		  llama_shape(host)->head_dim;
+	x = malloc(70 * n * sizeof(*x));
+	scratch = malloc(2 * n * sizeof(*scratch));
+	for (uint32_t i = 0; i < 70; i++) {
+		tokens[i] = 300 + i;
+		all[i] = i;
+		how[i] = (struct gpu_sampler){ .temperature =
+						       (float)(i % 3) * 0.5f,
+					       .top_k = i % 5 ? 40 : 0,
+					       .top_p = i % 2 ? 0.9f : 1,
+					       .seed = i,
+					       .pos = 7 * i };
+	}
+	for (int turn = 0; turn < 5; turn++) {
+		const uint32_t k = turn ? 5 : 70;
+		const size_t some = n_elems / 70 * k;
+		struct llama_gpu_batch b = { .n_rows = k,
+					     .tokens = tokens,
+					     .n_logits = k,
+					     .logit_rows = all,
+					     .logits = turn ? NULL : x,
+					     .how = how,
+					     .chosen = chosen,
+					     .logprob = logprob,
+					     .attn = attn_copy_q,
+					     .ctx = (void *)(uintptr_t)&some };
+
+		b.key.w[0] = turn > 1 ? k : 0;
+		memset(chosen, 0xff, sizeof(chosen));
+		ck_assert_int_eq(llama_gpu_step(s, &b), 0);
+		for (uint32_t i = 0; i < k; i++) {
+			const struct kern_sample p = {
+				how[i].temperature, how[i].top_k, how[i].top_p,
+				how[i].min_p,	    how[i].seed,  how[i].pos
+			};
+
+			ck_assert_uint_eq(chosen[i],
+					  kern_sample(&p, x + (size_t)i * n, n,
+						      scratch, &lp));
+			ck_assert_float_eq_tol(logprob[i], lp, 1e-4f);
+		}
+	}
+	ck_assert_uint_eq(llama_gpu_scratch_n_graphs(s), 2);
+	free(x);
+	free(scratch);
+	llama_gpu_scratch_free(s);
+	llama_gpu_close(m);
+	llama_close(host);
+}
+END_TEST
+
 START_TEST(the_device_is_lost)
 {
 	static const uint32_t one[] = { 0 };
@@ -600,6 +672,7 @@ int main(void)
 	tcase_add_test(t, ids_tell_where_it_was_computed);
 	tcase_add_test(t, bad_batches_are_refused);
 	tcase_add_test(t, heads_that_no_kernel_has);
+	tcase_add_test(t, tokens_are_chosen_there);
 	if (!getenv("KVD_GPU")) {
 		tcase_add_test(t, every_call_fails);
 		tcase_add_test(t, steps_that_are_alike);

@@ -130,6 +130,7 @@ enum {
 	X(device_count, "cuDeviceGetCount", (int *out)) \
 	X(device_get, "cuDeviceGet", (int *out, int i)) \
 	X(device_name, "cuDeviceGetName", (char *out, int n, int dev)) \
+	X(device_pci, "cuDeviceGetPCIBusId", (char *out, int n, int dev)) \
 	X(device_uuid, "cuDeviceGetUuid", (void *out, int dev)) \
 	X(device_attr, "cuDeviceGetAttribute", (int *out, int attr, int dev)) \
 	X(device_bytes, "cuDeviceTotalMem_v2", (size_t * out, int dev)) \

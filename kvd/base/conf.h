@@ -102,6 +102,8 @@ struct conf {
 	/* host_memory: pinned, between device and disk. After conf_load() not 0: without,
 	 * as much as memory. */
 	uint64_t host_bytes;
+	uint64_t
+		device_spare; /* device_spare = 0: left to others of the card */
 	char log_level[16]; /* log_level = info */
 	int mlock; /* mlock = auto|no: 1 = within RLIMIT_MEMLOCK */
 	int numa_node; /* numa_node = auto (-1) or a number */

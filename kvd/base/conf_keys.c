@@ -359,6 +359,8 @@ static const struct key kvd_keys[] = {
 	  1, 256, "auto, no or an absolute path", NULL, 0 },
 	{ "device_memory", set_choice, offsetof(struct conf, device_memory), 0,
 	  0, "vmm or uvm", "vmm uvm", 0 },
+	{ "device_spare", set_size, offsetof(struct conf, device_spare), 0,
+	  SIZE_LIMIT, SIZE_TEXT, NULL, 0 },
 	{ "host_memory", set_size, offsetof(struct conf, host_bytes), 1 << 20,
 	  SIZE_LIMIT, "a size of at least 1M", NULL, 0 },
 	{ "log_level", set_word, offsetof(struct conf, log_level), 0, 16,

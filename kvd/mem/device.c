@@ -4,6 +4,7 @@
 #include "kvd/mem/device.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,8 @@ struct device {
 	struct copier *copier;
 	struct park *park;
 	uint32_t n_tenants;
+	char name[64];
+	uint64_t total_bytes;
 	struct loop_timer timer;
 	struct stat *st[N_STATS];
 	struct gds *gds; /* NULL: no direct reads */
@@ -126,20 +129,13 @@ static void tick(struct loop_timer *t)
 
 void device_info(struct device *d, struct device_info *out)
 {
-	const struct cuda_api *cu = d->conf.api;
-	size_t total = 0;
-	int dev;
-
 	memset(out, 0, sizeof(*out));
+	memcpy(out->name, d->name, sizeof(out->name));
+	out->total_bytes = d->total_bytes;
 	out->index = d->conf.index;
 	out->lost = device_lost(d);
 	out->budget_bytes = d->conf.budget_bytes;
 	out->frame_bytes = vmm_frame_bytes(d->vmm);
-	if (!cu->device_get(&dev, d->conf.index)) {
-		if (cu->device_name(out->name, sizeof(out->name), dev))
-			out->name[0] = '\0';
-		out->total_bytes = cu->device_bytes(&total, dev) ? 0 : total;
-	}
 	vmm_counts(d->vmm, &out->vmm);
 	copier_counts(d->copier, &out->copy);
 	park_info(d->park, &out->park);
@@ -158,6 +154,7 @@ static int open_vmm(struct device *d, char *err, size_t err_len)
 		.device = d->conf.index,
 		.budget_bytes = d->conf.budget_bytes,
 		.pool_frames = POOL_FRAMES,
+		.spare_bytes = d->conf.spare_bytes,
 	};
 	const int ret = vmm_open(&d->vmm, &vc);
 
@@ -185,6 +182,39 @@ static int open_copier(struct device *d, char *err, size_t err_len)
 	return ret;
 }
 
+int device_pci_node(const char *root, const char *pci)
+{
+	char path[256], id[32];
+	int node = -1;
+	size_t i;
+	FILE *f;
+
+	for (i = 0; pci[i] && i < sizeof(id) - 1; i++)
+		id[i] = (char)tolower((unsigned char)pci[i]);
+	id[i] = '\0';
+	snprintf(path, sizeof(path), "%s/%s/numa_node", root, id);
+	f = strchr(id, '/') ? NULL : fopen(path, "re");
+	if (!f)
+		return -1;
+	if (fscanf(f, "%d", &node) != 1)
+		node = -1;
+	(void)fclose(f); /* only read */
+	return node;
+}
+
+static int near_node(const struct device *d)
+{
+	char pci[32] = "";
+	int dev;
+
+	if (d->conf.numa_node >= 0)
+		return d->conf.numa_node;
+	if (d->conf.api->device_get(&dev, d->conf.index) ||
+	    d->conf.api->device_pci(pci, sizeof(pci), dev))
+		return -1;
+	return device_pci_node("/sys/bus/pci/devices", pci);
+}
+
 static int open_park(struct device *d, char *err, size_t err_len)
 {
 	const struct park_conf pc = {
@@ -192,7 +222,7 @@ static int open_park(struct device *d, char *err, size_t err_len)
 		.copier = d->copier,
 		.unit_bytes = vmm_frame_bytes(d->vmm),
 		.n_bytes = d->conf.host_bytes,
-		.numa_node = d->conf.numa_node,
+		.numa_node = near_node(d),
 		.has_disk = d->conf.has_disk,
 	};
 	const int ret = park_new(&d->park, &pc);
@@ -204,8 +234,8 @@ static int open_park(struct device *d, char *err, size_t err_len)
 	return ret;
 }
 
-/* The card has that much at all. */
-static int check_size(const struct device *d, char *err, size_t err_len)
+/* The card has that much at all; what it is. */
+static int check_size(struct device *d, char *err, size_t err_len)
 {
 	const struct cuda_api *cu = d->conf.api;
 	size_t total = 0;
@@ -213,6 +243,9 @@ static int check_size(const struct device *d, char *err, size_t err_len)
 
 	if (!ret)
 		ret = kern_errno(cu->device_bytes(&total, dev));
+	if (!ret && cu->device_name(d->name, sizeof(d->name), dev))
+		d->name[0] = '\0';
+	d->total_bytes = total;
 	if (!ret && d->conf.budget_bytes <= total)
 		return 0;
 	if (ret == -EINVAL)

@@ -41,7 +41,8 @@ struct device_conf {
 	enum vmm_share share;
 	uint64_t budget_bytes; /* of frames */
 	uint64_t host_bytes; /* of the pinned pool */
-	int numa_node; /* of the pool; -1: where the thread runs */
+	int numa_node; /* of the pool; -1: next to the device, if it tells */
+	uint64_t spare_bytes; /* of the device, to be left to others */
 	const char *direct; /* gds.h: a library, "auto"; NULL: no */
 	int has_disk; /* pagers have stores; 0: the pool is the lowest tier */
 };
@@ -74,6 +75,11 @@ void device_count_direct(struct device *d, uint64_t bytes);
 size_t device_frame_bytes(const struct device *d);
 /* The largest page. */
 size_t device_page_most(const struct device *d);
+/*
+ * The NUMA node of a PCI device, as "0000:3B:00.0", as the system tells below
+ * /sys/bus/pci/devices (root, for tests); -1.
+ */
+int device_pci_node(const char *root, const char *pci);
 /* It is gone, and what was in it. Any thread. */
 int device_lost(const struct device *d);
 /* A number for a tenant's frames, never used before. */

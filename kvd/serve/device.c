@@ -57,6 +57,7 @@ static int open_device(struct serve *s, char *err, size_t err_len)
 		.budget_bytes = s->conf->memory_bytes,
 		.host_bytes = s->conf->host_bytes,
 		.numa_node = s->conf->numa_node,
+		.spare_bytes = s->conf->device_spare,
 		.has_disk = s->conf->disk_bytes != 0,
 		.direct = strcmp(s->conf->direct_storage, "no")
 				  ? s->conf->direct_storage
@@ -108,6 +109,19 @@ int serve_open_gpu(struct serve *s, char *err, size_t err_len)
 	};
 	ret = serve_gpu_new(&s->gpu, &gc, err, err_len);
 	return ret ? ret : gpu_lane_new(&s->lanes[LANE_RESIDENT].gpu, s->gpu);
+}
+
+int serve_check_pages(const struct serve *s, const struct serve_model *m,
+		      char *err, size_t err_len)
+{
+	const size_t most = s->device ? device_page_most(s->device) : SIZE_MAX;
+
+	if (m->layout.page_bytes <= most)
+		return 0;
+	snprintf(err, err_len,
+		 "model %s: pages of %zu bytes; host_memory allows for %zu",
+		 m->conf->name, m->layout.page_bytes, most);
+	return -EINVAL;
 }
 
 int serve_open_accounts(struct serve *s, char *err, size_t err_len)

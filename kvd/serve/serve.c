@@ -266,6 +266,8 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 			 "model %s: page_tokens or page_layers "
 			 "does not fit its shape",
 			 c->name);
+	if (!ret)
+		ret = serve_check_pages(s, m, err, err_len);
 	log_info("serve", "model %s: %u layers, %s, %llu bytes of KV a token",
 		 c->name, sh->n_layers, c->math_f32 ? "f32" : "bf16",
 		 (unsigned long long)kv_layout_token_bytes(&m->layout));

@@ -254,6 +254,9 @@ void map_cancel_session(struct serve_session *ss);
 int serve_open_device(struct serve *s, char *err, size_t err_len);
 /* Kernels and a lane on the device, if there is one; before models. */
 int serve_open_gpu(struct serve *s, char *err, size_t err_len);
+/* -EINVAL: the host pool is too little for pages of m. */
+int serve_check_pages(const struct serve *s, const struct serve_model *m,
+		      char *err, size_t err_len);
 /* The models are known: the pools of the tenants. */
 int serve_open_accounts(struct serve *s, char *err, size_t err_len);
 /* What pagers get; NULL: they have no disk. */

@@ -127,6 +127,7 @@ START_TEST(what_cannot_be_had_is_said)
 {
 	static const char tenant[] = "memory = 4M\ndisk = 16M\n";
 	struct rig_daemon *d;
+	char big[512];
 
 	/* the fake has 64 MiB */
 	ck_assert_ptr_null(
@@ -135,6 +136,12 @@ START_TEST(what_cannot_be_had_is_said)
 	/* so much cannot be there, let alone be pinned */
 	ck_assert_ptr_null(
 		start("device = cuda\nhost_memory = 512T\n", tenant));
+	/* an eighth of the pool is less than a page */
+	snprintf(big, sizeof(big),
+		 "device = cuda\nhost_memory = 1M\n[model big]\n"
+		 "path = %s/models/rag-draft.gguf\npage_tokens = 2048\n",
+		 rig_data_dir());
+	ck_assert_ptr_null(start(big, tenant));
 	d = start("device = auto\ndevice_index = 3\n", tenant);
 	ck_assert_ptr_nonnull(d);
 	log_has(d, "KV is kept in host memory");

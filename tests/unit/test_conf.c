@@ -156,7 +156,7 @@ START_TEST(every_key)
 		"admin_group = 1234\nhuge = never\nhuge_dir = /run/h\npolicy = lru\nlog_level = debug\n"
 		"mlock = no\nnuma_node = 1\nuser = 1001\nsandbox = no\n"
 		"cuda_library = /opt/cuda/libcuda.so.1\n"
-		"device = auto\ndevice_index = 2\nhost_memory = 2G\n"
+		"device = auto\ndevice_index = 2\nhost_memory = 2G\ndevice_spare = 1G\n"
 		"[model m-1]\npath = /m 1.gguf\nmath = f32\n"
 		"page_tokens = 64\npage_layers = 4\n"
 		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
@@ -182,6 +182,7 @@ START_TEST(every_key)
 	ck_assert_int_eq(conf.device, CONF_DEVICE_AUTO);
 	ck_assert_uint_eq(conf.device_index, 2);
 	ck_assert_uint_eq(conf.host_bytes, 2ull << 30);
+	ck_assert_uint_eq(conf.device_spare, 1ull << 30);
 	ck_assert_str_eq(conf.policy, "lru");
 	ck_assert_str_eq(conf.tenants[0].policy, "gdsf");
 	ck_assert_str_eq(conf.tenants[1].policy, "lru");

@@ -98,6 +98,7 @@ static void done(struct loop_work *w)
 		close_buffer(j->device, j->b);
 	} else {
 		list_push(&ss->buffers, &j->b->node);
+		tenant_count_exports(ss->tenant, 0, 0, 1);
 		req->id = j->b->id;
 	}
 	free(j);
@@ -157,6 +158,7 @@ int serve_buffer_free(struct serve_session *ss, uint32_t id)
 		return -EBUSY;
 	list_del(&b->node);
 	ss->n_buffers--;
+	tenant_count_exports(ss->tenant, 0, 0, -1);
 	close_buffer(pager_device(ss->tenant->pager), b);
 	return 0;
 }
@@ -193,8 +195,10 @@ void session_free_buffers(struct serve_session *ss)
 {
 	struct list *l;
 
-	while ((l = list_pop(&ss->buffers)))
+	while ((l = list_pop(&ss->buffers))) {
+		tenant_count_exports(ss->tenant, 0, 0, -1);
 		close_buffer(pager_device(ss->tenant->pager),
 			     list_entry(l, struct buffer, node));
+	}
 	ss->n_buffers = 0;
 }

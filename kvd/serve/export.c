@@ -73,6 +73,34 @@ static uint64_t tenant_reserved(const struct serve_tenant *t)
 	return n;
 }
 
+void tenant_open_exports(struct serve_tenant *t)
+{
+	const char *v = t->conf->name;
+
+	t->exports.st_n = stat_get(STAT_GAUGE, "kvd_exports",
+				   "Segments exported to clients", "tenant", v,
+				   1);
+	t->exports.st_bytes = stat_get(STAT_GAUGE, "kvd_export_bytes",
+				       "Device memory pinned for them",
+				       "tenant", v, 1);
+	t->exports.st_buffers = stat_get(STAT_GAUGE, "kvd_buffers",
+					 "Device memory of clients in use",
+					 "tenant", v, 1);
+}
+
+void tenant_count_exports(struct serve_tenant *t, int n, int64_t bytes,
+			  int n_buffers)
+{
+	struct tenant_exports *x = &t->exports;
+
+	x->n += (uint32_t)n;
+	x->bytes += (uint64_t)bytes;
+	x->n_buffers += (uint32_t)n_buffers;
+	stat_set(x->st_n, x->n);
+	stat_set(x->st_bytes, x->bytes);
+	stat_set(x->st_buffers, x->n_buffers);
+}
+
 /* ---- end of one --------------------------------------------------------------- */
 
 static void export_end(struct export *e)
@@ -85,6 +113,7 @@ static void export_end(struct export *e)
 		e->tail->n_tails--;
 	page_unpin(t->pager, &e->run, 1);
 	pager_unreserve(t->pager, e->bytes);
+	tenant_count_exports(t, -1, -(int64_t)e->bytes, 0);
 	segment_put(e->seg);
 	free(e);
 	tenant_kick(t);
@@ -263,6 +292,7 @@ static void pinned(struct call *c)
 		e->id = ++c->ss->next_export;
 		list_push(&c->ss->exports, &e->node);
 		c->ss->n_exports++;
+		tenant_count_exports(c->ss->tenant, 1, (int64_t)e->bytes, 0);
 		if (e->tail)
 			e->tail->n_tails++;
 		fill_entry(&c->s->seq.entries[i], e, &c->x->entries[i]);

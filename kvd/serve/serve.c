@@ -173,6 +173,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	variant_table_init(&t->variants);
 	tenant_stats(t);
 	tenant_open_maps(t);
+	tenant_open_exports(t);
 	ret = pager_new(&t->pager, &pc);
 	if (ret)
 		return ret;

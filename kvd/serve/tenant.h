@@ -75,6 +75,11 @@ struct serve_tenant {
 		struct stat *st_n, *st_faults, *st_resolved, *st_poisoned,
 			*st_ns;
 	} maps;
+	struct tenant_exports {
+		uint64_t bytes; /* pinned for clients */
+		uint32_t n, n_buffers;
+		struct stat *st_n, *st_bytes, *st_buffers;
+	} exports;
 	uint32_t n_active; /* requests that hold a reservation */
 	uint64_t lent_bytes; /* reserved here by requests of others: share.h */
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
@@ -223,6 +228,11 @@ uint32_t attend_check(struct serve_session *ss, uint32_t *n_active,
 /* check.c: walk the invariants now and then. */
 void serve_check_start(struct serve *s);
 
+/* export.c */
+void tenant_open_exports(struct serve_tenant *t);
+/* n more, or fewer, of all three. */
+void tenant_count_exports(struct serve_tenant *t, int n, int64_t bytes,
+			  int n_buffers);
 /* export.c: end them; the session stays open while a call is in flight. */
 void export_cancel_session(struct serve_session *ss);
 /* Bytes that they have reserved. */

@@ -281,6 +281,20 @@ static void check_attention(int seq, const struct kvc_export *x)
 
 /* ---- tests --------------------------------------------------------------------- */
 
+static double metric(const char *name)
+{
+	char key[96], *text = NULL, *at;
+	double v = -1;
+
+	snprintf(key, sizeof(key), "%s{tenant=\"a\"} ", name);
+	ck_assert_int_ge(kvc_query(c, "metrics", "", &text), 0);
+	at = strstr(text, key);
+	if (at)
+		v = strtod(at + strlen(key), NULL);
+	free(text);
+	return v;
+}
+
 START_TEST(an_unmodified_kernel_runs_on_it)
 {
 	struct kvc_export *x;
@@ -297,10 +311,14 @@ START_TEST(an_unmodified_kernel_runs_on_it)
 	ck_assert_uint_eq(x->n_tokens, TOKENS);
 	check_rows(x);
 	check_attention(seq, x);
+	ck_assert_double_eq(metric("kvd_exports"), 1);
+	ck_assert_double_gt(metric("kvd_export_bytes"), 0);
 	/* it shows what was there, though the sequence is gone */
 	ck_assert_int_eq(kvc_seq_free(c, seq), 0);
 	check_rows(x);
 	ck_assert_int_eq(kvc_unexport(c, x), 0);
+	ck_assert_double_eq(metric("kvd_exports"), 0);
+	ck_assert_double_eq(metric("kvd_export_bytes"), 0);
 	stop();
 }
 END_TEST

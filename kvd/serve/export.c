@@ -3,14 +3,15 @@
  *
  *   serve_export -> WANT --pinned--> one struct export a segment --unexport--> gone
  *
- *  (1) An export is a reference to a segment, a reservation, and a pin of all its pages:
+ *  (1) An export is a reference to a sealed segment, a reservation, and a pin of all its pages:
  *      a frame that a client has is not moved while kvd uses its page.
  *  (2) Only segments of the session's own tenant, and only while they are pinned. What a
  *      client keeps of them later is never used for anything else (vmm_cuda.h, (5)).
  *  (3) Exports of a tenant hold half of its share of memory at most, as nothing but the
  *      client ends them.
  *  (4) While the open segment of a sequence is exported nothing seals it but an append
- *      that fills it.
+ *      that fills it, and nothing takes it out of the sequence, whose reference is the
+ *      only one of an open segment.
  *
  * Loop thread.
  */
@@ -27,7 +28,8 @@ struct export
 	struct list node; /* of the session's */
 	struct serve_session *ss;
 	struct session_seq *tail; /* NULL: sealed */
-	struct segment *seg; /* a reference */
+	struct segment
+		*seg; /* a reference; of a tail the sequence's own, see (4) */
 	struct page_run run;
 	uint64_t bytes; /* reserved */
 	uint32_t id;
@@ -114,7 +116,8 @@ static void export_end(struct export *e)
 	page_unpin(t->pager, &e->run, 1);
 	pager_unreserve(t->pager, e->bytes);
 	tenant_count_exports(t, -1, -(int64_t)e->bytes, 0);
-	segment_put(e->seg);
+	if (!e->tail)
+		segment_put(e->seg);
 	free(e);
 	tenant_kick(t);
 }
@@ -314,7 +317,8 @@ static void tell(struct loop_call *l)
 		if (!c->ret) /* pinned, for nobody */
 			page_unpin(ss->tenant->pager, c->runs, x->n_entries);
 		for (uint32_t i = 0; i < x->n_entries; i++)
-			segment_put(c->exports[i]->seg);
+			if (!c->exports[i]->tail)
+				segment_put(c->exports[i]->seg);
 		pager_unreserve(ss->tenant->pager, c->bytes);
 	}
 	call_free(c);
@@ -367,7 +371,8 @@ int serve_export(struct serve_session *ss, struct serve_export *x)
 		return ret;
 	}
 	for (uint32_t i = 0; i < x->n_entries; i++)
-		segment_get(c->exports[i]->seg);
+		if (!c->exports[i]->tail)
+			segment_get(c->exports[i]->seg);
 	session_request_begin(ss);
 	s->n_busy++;
 	ss->export_bytes += c->bytes;

@@ -117,11 +117,13 @@ static void post(struct copy *c)
 
 /* ---- what is next ------------------------------------------------------------- */
 
-/* Out of the queue, whatever is left of it. Called with m held. */
+/* Out of the queue, whatever is left of it: less urgent lanes may have waited for no
+ * more than that. Called with m held. */
 static void take_out(struct copy *c)
 {
 	list_del(&c->node);
 	c->is_taken = 1;
+	pthread_cond_broadcast(&c->copier->changed);
 }
 
 /* Bytes that follow each other in both memories, up to chunk_bytes; none where

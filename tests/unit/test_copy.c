@@ -292,12 +292,34 @@ START_TEST(urgent_copies_overtake)
 	copy_start(k, &now.copy);
 	turn_a_while();
 	ck_assert_uint_eq(ctl.calls("cuMemcpyHtoDAsync_v2"), 2);
-	ctl.step(3); /* the two, and the urgent one */
+	/* the two, the urgent one, and what was queued beside it when there was credit */
+	ctl.step(4);
 	ck_assert_int_eq(job_finish(&now), 0);
 	ck_assert(!later.is_done);
-	ck_assert_uint_le(later.told, 2);
+	ck_assert_uint_le(later.told, 3);
 	ctl.go();
 	ck_assert_int_eq(job_finish(&later), 0);
+	teardown(CLEAN);
+}
+END_TEST
+
+/* An urgent one that is cancelled before it is at the device was all that others waited
+ * for. */
+START_TEST(who_leaves_lets_others_go)
+{
+	struct job now, later;
+
+	setup(1);
+	for (int i = 0; i < 200; i++) {
+		job_init(&now, COPY_TO_DEVICE, COPY_NOW, 0, 1, CHUNK, 0);
+		job_init(&later, COPY_TO_DEVICE, COPY_LATER, CHUNK, 1, CHUNK,
+			 0);
+		copy_start(k, &now.copy);
+		copy_start(k, &later.copy);
+		copy_cancel(k, &now.copy);
+		(void)job_finish(&now); /* cancelled, or just not */
+		ck_assert_int_eq(job_finish(&later), 0);
+	}
 	teardown(CLEAN);
 }
 END_TEST
@@ -611,6 +633,7 @@ int main(void)
 	tcase_add_test(t, nothing_is_done_at_once);
 	tcase_add_test(t, layers_are_told_as_they_land);
 	tcase_add_test(t, urgent_copies_overtake);
+	tcase_add_test(t, who_leaves_lets_others_go);
 	tcase_add_test(t, directions_do_not_wait_for_each_other);
 	tcase_add_test(t, a_copy_comes_after_its_kernel);
 	tcase_add_test(t, cancelled);

@@ -36,9 +36,11 @@ static int start_with(const char *keys, const char *kvd_keys)
 		return 0;
 	}
 	snprintf(conf, sizeof(conf),
-		 "cuda_library = %s\ndevice = cuda\nhost_memory = 8M\n%s"
+		 "cuda_library = %s\ncuda_image = %s\ndevice = cuda\n"
+		 "host_memory = 8M\n%s"
 		 "[tenant a]\nuid = %u\nmemory = 8M\ndisk = 0\n%s",
-		 rig_cuda_path(), kvd_keys, (unsigned int)getuid(), keys);
+		 rig_cuda_path(), rig_cuda_path(), kvd_keys,
+		 (unsigned int)getuid(), keys);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	ck_assert_int_eq(

@@ -210,8 +210,7 @@ static int map_here(const struct kvc_here *h, char *addr)
 	held = hold(h, h->hold + page);
 	if (!held)
 		return 0;
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (__atomic_load_n(&h->states[page], __ATOMIC_ACQUIRE) == 1)
+	if (__atomic_load_n(&h->states[page], __ATOMIC_SEQ_CST) == 1)
 		ret = map_bytes(h, h->addr + off,
 				end - off < MAP_AT_ONCE ? end - off
 							: MAP_AT_ONCE);

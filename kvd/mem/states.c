@@ -3,10 +3,11 @@
  *
  * One byte a page, in a file that clients of the tenant map for reading. A thread that
  * faults may map pages itself while their byte is 1, if it has said so before (a hold:
- * pager_conf.held). Dekker's handshake, with a full fence on both sides:
+ * pager_conf.held). Dekker's handshake; store and load of both sides are sequentially
+ * consistent:
  *
- *   client  hold := page;  fence;  byte = 1? map it : ask;  hold := 0
- *   here    byte := 0;     fence;  held? byte := 1, not now : drop
+ *   client  hold := page;  byte = 1? map it : ask;  hold := 0
+ *   here    byte := 0;     held? byte := 1, not now : drop
  *
  * So what is mapped is a page whose bytes are there and stay until the hole is punched,
  * which takes it out of the client again.
@@ -47,8 +48,7 @@ int page_may_go(struct page *pg)
 
 	if (!r->tier->states || !p->conf.held)
 		return 1;
-	__atomic_store_n(byte_of(pg), 0, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	__atomic_store_n(byte_of(pg), 0, __ATOMIC_SEQ_CST);
 	if (!p->conf.held(p->conf.ctx, r->tier->id, r->first + page_index(pg)))
 		return 1;
 	page_publish(pg);

@@ -224,7 +224,7 @@ int tenant_page_held(void *ctx, uint32_t file_id, uint64_t page)
 
 		for (uint32_t i = 0; sm && sm->holds && i < SERVE_MAP_HOLDS;
 		     i++)
-			if (__atomic_load_n(&sm->holds[i], __ATOMIC_RELAXED) ==
+			if (__atomic_load_n(&sm->holds[i], __ATOMIC_SEQ_CST) ==
 			    hold) {
 				note_hold(sm, i, hold);
 				held = 1;

@@ -20,7 +20,7 @@
 
 /* What keys of a section were given, by row of its table. */
 struct seen {
-	uint32_t keys;
+	uint64_t keys; /* KEYS_MAX */
 };
 
 struct parse {
@@ -73,7 +73,7 @@ static int set_key(struct parse *p, const struct key_table *table, void *base,
 		if (seen->keys >> i & 1 && !k->is_list)
 			return fail(p, p->line, "[%s] %s: given twice",
 				    p->section, name);
-		seen->keys |= 1u << i;
+		seen->keys |= 1ull << i;
 		if (k->set(k, (char *)base + k->off, value))
 			return fail(p, p->line, "[%s] %s = \"%s\": want %s",
 				    p->section, name, value, k->expect);

@@ -436,6 +436,11 @@ static const struct key store_keys[] = {
 	  SIZE_TEXT, NULL, 0 },
 };
 
+static_assert(KV_ARRAY_LEN(kvd_keys) <= KEYS_MAX &&
+		      KV_ARRAY_LEN(model_keys) <= KEYS_MAX &&
+		      KV_ARRAY_LEN(tenant_keys) <= KEYS_MAX,
+	      "struct seen has a bit for each");
+
 const struct key_table conf_kvd_keys = { kvd_keys, KV_ARRAY_LEN(kvd_keys) };
 const struct key_table conf_model_keys = { model_keys,
 					   KV_ARRAY_LEN(model_keys) };

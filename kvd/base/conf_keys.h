@@ -19,6 +19,8 @@ struct key {
 	int is_list; /* may be given again: adds */
 };
 
+/* Of a table: one bit each of a word. */
+#define KEYS_MAX 64u
 struct key_table {
 	const struct key *keys;
 	size_t n;

@@ -25,18 +25,24 @@ struct answer {
 	struct kv_gen_repair how;
 };
 
-static struct rig_daemon *start(const char *kvd, const char *memory)
+static struct rig_daemon *start_math(const char *kvd, const char *memory,
+				     const char *math)
 {
 	char conf[1024];
 	struct rig_daemon *d;
 
 	snprintf(conf, sizeof(conf),
-		 "%s[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "%s[model m]\npath = %s/models/rag-mini.gguf\nmath = %s\n"
 		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n",
-		 kvd, rig_data_dir(), getuid(), memory);
+		 kvd, rig_data_dir(), math, getuid(), memory);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	return d;
+}
+
+static struct rig_daemon *start(const char *kvd, const char *memory)
+{
+	return start_math(kvd, memory, "bf16");
 }
 
 static void setup(void)
@@ -115,9 +121,9 @@ static int differ(const struct answer *a, const struct answer *b)
 	return memcmp(a->logits, b->logits, a->n_logits * sizeof(float)) != 0;
 }
 
-START_TEST(all_of_it_is_a_full_prefill)
+static void all_of_it(const char *socket)
 {
-	struct kvc *c = rig_join(roomy->socket);
+	struct kvc *c = rig_join(socket);
 
 	for (int i = 0; i < N; i++) {
 		struct kvc_part plain[RIG_MAX_PARTS];
@@ -142,6 +148,20 @@ START_TEST(all_of_it_is_a_full_prefill)
 		ck_assert(differ(&full, &naive));
 	}
 	kvc_close(c);
+}
+
+START_TEST(all_of_it_is_a_full_prefill)
+{
+	all_of_it(roomy->socket);
+}
+END_TEST
+
+START_TEST(all_of_it_is_a_full_prefill_in_f32)
+{
+	struct rig_daemon *d = start_math("", "64M", "f32");
+
+	all_of_it(d->socket);
+	rig_daemon_free(d);
 }
 END_TEST
 
@@ -305,6 +325,7 @@ int main(void)
 	tcase_set_timeout(t, 300);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
+	tcase_add_test(t, all_of_it_is_a_full_prefill_in_f32);
 	tcase_add_test(t, the_same_bits_paged_sliced_and_batched);
 	tcase_add_test(t, early_stop);
 	tcase_add_test(t, odd_chunks);

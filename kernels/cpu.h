@@ -43,6 +43,8 @@ struct cpu_ops {
 	enum cpu_order order; /* of the weights that linear takes */
 	void (*linear)(const struct kern_linear *a);
 	void (*attn)(const struct kern_attn *a);
+	void (*attn_merge)(const struct kern_attn *a,
+			   const struct kern_attn *from, uint32_t n_tiles);
 	void (*rmsnorm)(const float *x, const float *w, float *y,
 			uint32_t n_rows, uint32_t n, float eps);
 	void (*swiglu)(const float *gate, const float *up, float *y, size_t n);

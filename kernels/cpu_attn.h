@@ -588,7 +588,89 @@ static void block_tile(struct attn_block *b, const struct kern_span *s,
 	}
 }
 
+/* ---- tiles apart ------------------------------------------------------- */
+
+/* The block's states begin anew; -0 leaves every number as it is that is added to it. */
+static void clear_states(const struct attn_block *b)
+{
+	const uint32_t d = b->a->head_dim;
+
+	for (uint32_t i = 0; i < b->n_rows * b->group; i++) {
+		const size_t at = b->state_of[i];
+
+		for (uint32_t j = 0; j < d; j++)
+			b->a->o[at * d + j] = -0.0f;
+		b->a->m[at] = -INFINITY;
+		b->a->l[at] = 0;
+	}
+}
+
+/* What merge_state() and merge_o() do, for one state and a tile left at t of from. */
+static void merge_one(const struct kern_attn *a, size_t at,
+		      const struct kern_attn *from, size_t t)
+{
+	const uint32_t d = a->head_dim;
+	const struct vec old = vec_set(a->m[at]), tile = vec_set(from->m[t]);
+	const struct vec top = vec_max(old, tile);
+	const struct vec wa = vec_select(~vec_equal(old, top),
+					 exp_vec(vec_sub(old, top)), 1.0f);
+	const struct vec wb = vec_select(~vec_equal(tile, top),
+					 exp_vec(vec_sub(tile, top)), 1.0f);
+	const struct vec sum = vec_fma(vec_set(from->l[t]), wb,
+				       vec_mul(vec_set(a->l[at]), wa));
+	const float *to = from->o + t * d;
+	float lanes[4][LANES], *o = a->o + at * d;
+	uint32_t j = 0;
+
+	vec_store(lanes[0], top);
+	vec_store(lanes[1], sum);
+	vec_store(lanes[2], wa);
+	vec_store(lanes[3], wb);
+	a->m[at] = lanes[0][0];
+	a->l[at] = lanes[1][0];
+	for (; j + LANES <= d; j += LANES)
+		vec_store(o + j, vec_fma(vec_load(to + j), wb,
+					 vec_mul(vec_load(o + j), wa)));
+	for (; j < d; j++)
+		o[j] = __builtin_fmaf(to[j], lanes[3][0], o[j] * lanes[2][0]);
+}
+
+static void attn_merge(const struct kern_attn *a, const struct kern_attn *from,
+		       uint32_t n_tiles)
+{
+	const unsigned int mxcsr = kern_set_mxcsr(a->type);
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+
+	for (size_t r = a->row_from; r < a->row_to; r++)
+		for (size_t h = a->kv_head_from * group;
+		     h < a->kv_head_to * group; h++)
+			for (size_t i = 0; i < n_tiles; i++) {
+				const size_t at = r * a->n_heads + h;
+				const size_t t = at + i * from->tile_states;
+
+				if (from->l[t] != 0)
+					merge_one(a, at, from, t);
+			}
+	kern_restore_mxcsr(mxcsr);
+}
+
 /* ---- a share ----------------------------------------------------------- */
+
+static void all_tiles(struct attn_block *b)
+{
+	const struct kern_attn *a = b->a;
+
+	for (uint32_t i = 0; i < a->n_spans; i++)
+		for (uint32_t t = 0; t < a->spans[i].n_tokens; t += TILE) {
+			if (a->tile_states)
+				clear_states(b);
+			block_tile(b, &a->spans[i], t);
+			if (!a->tile_states)
+				continue;
+			for (uint32_t k = 0; k < b->n_rows * b->group; k++)
+				b->state_of[k] += a->tile_states;
+		}
+}
 
 static void attn_rows(struct attn_block *b, uint32_t row, uint32_t n_rows)
 {
@@ -611,9 +693,7 @@ static void attn_rows(struct attn_block *b, uint32_t row, uint32_t n_rows)
 		if (a->q_pos[r] > b->pos_max)
 			b->pos_max = a->q_pos[r];
 	}
-	for (uint32_t i = 0; i < a->n_spans; i++)
-		for (uint32_t t = 0; t < a->spans[i].n_tokens; t += TILE)
-			block_tile(b, &a->spans[i], t);
+	all_tiles(b);
 }
 
 static void attn_heads(struct attn_block *b)

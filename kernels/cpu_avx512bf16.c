@@ -13,6 +13,7 @@ const struct cpu_ops cpu_avx512bf16_ops = {
 	.order = MM_ORDER,
 	.linear = linear,
 	.attn = attn,
+	.attn_merge = attn_merge,
 	.rmsnorm = elem_rmsnorm,
 	.swiglu = elem_swiglu,
 	.add = elem_add,

@@ -7,6 +7,7 @@
 const struct cpu_ops cpu_scalar_ops = {
 	.linear = ref_linear,
 	.attn = ref_attn,
+	.attn_merge = ref_attn_merge,
 	.rmsnorm = elem_rmsnorm,
 	.swiglu = elem_swiglu,
 	.add = elem_add,

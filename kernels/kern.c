@@ -448,7 +448,8 @@ static int attn_ok(const struct kern_attn *a)
 	    a->head_dim > KERN_HEAD_DIM_MAX || a->head_dim % 8 ||
 	    !a->n_kv_heads || a->n_heads % a->n_kv_heads ||
 	    a->kv_head_from > a->kv_head_to || a->kv_head_to > a->n_kv_heads ||
-	    a->row_from > a->row_to || a->row_to > a->n_rows)
+	    a->row_from > a->row_to || a->row_to > a->n_rows ||
+	    (a->tile_states && a->tile_states < (size_t)a->n_rows * a->n_heads))
 		return 0;
 	for (uint32_t i = 0; i < a->n_spans; i++)
 		if (!a->spans[i].page_tokens ||
@@ -463,6 +464,12 @@ int kern_attn(const struct kern_attn *a)
 		return -EINVAL;
 	ops->attn(a);
 	return 0;
+}
+
+void kern_attn_merge(const struct kern_attn *a, const struct kern_attn *from,
+		     uint32_t n_tiles)
+{
+	ops->attn_merge(a, from, n_tiles);
 }
 
 /* Call fn for each (row, head) of the share: the index of its state. */

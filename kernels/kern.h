@@ -167,6 +167,12 @@ struct kern_attn {
 	uint32_t kv_head_to;
 	uint32_t row_from; /* and rows [from, to) */
 	uint32_t row_to;
+	/*
+	 * Not 0: tile i of all spans, counted from 0, is not merged but left as a
+	 * state of its own, tile_states * i states further; what was there is lost.
+	 * At least n_rows * n_heads.
+	 */
+	size_t tile_states;
 };
 /* Set the rows and heads of the share to the empty state. */
 void kern_attn_clear(const struct kern_attn *a);
@@ -185,6 +191,13 @@ struct kern_attn_group {
 };
 void kern_attn_join(const struct kern_attn *a, const struct kern_attn_group *g,
 		    uint32_t n);
+/*
+ * Merge n_tiles tiles that kern_attn() left at from with tile_states into the share's
+ * states of a, in their order: the same bytes as if they had been merged at once. Of a
+ * only the shape, the states and the share are read, of from the states and tile_states.
+ */
+void kern_attn_merge(const struct kern_attn *a, const struct kern_attn *from,
+		     uint32_t n_tiles);
 /* o /= l in place for the share; a row with l = 0 becomes 0. */
 void kern_attn_finish(const struct kern_attn *a);
 

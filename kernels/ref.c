@@ -187,8 +187,17 @@ static void merge(const struct kern_attn *a, size_t at, const float *to,
 	*m = top;
 }
 
+/* -0 is what leaves every number as it is when it is added to. */
+static void clear(const struct kern_attn *a, size_t at)
+{
+	for (uint32_t d = 0; d < a->head_dim; d++)
+		a->o[at * a->head_dim + d] = -0.0f;
+	a->m[at] = -INFINITY;
+	a->l[at] = 0;
+}
+
 static void one_tile(const struct kern_attn *a, const struct kern_span *s,
-		     uint32_t t0, uint32_t row, uint32_t head)
+		     uint32_t t0, uint32_t row, uint32_t head, size_t to)
 {
 	const uint32_t h = head / (a->n_heads / a->n_kv_heads);
 	const uint32_t mask = kern_tile_mask(s, t0, a->q_pos[row]);
@@ -209,7 +218,21 @@ static void one_tile(const struct kern_attn *a, const struct kern_span *s,
 	softmax(a, mask, p, &m, &l);
 	for (uint32_t d = 0; d < a->head_dim; d++)
 		o[d] = weighted(a, v, mask, p, d);
-	merge(a, at, o, m, l);
+	merge(a, to, o, m, l);
+}
+
+/* All tiles of one row and head. */
+static void one_row(const struct kern_attn *a, uint32_t row, uint32_t head)
+{
+	size_t to = (size_t)row * a->n_heads + head;
+
+	for (uint32_t i = 0; i < a->n_spans; i++)
+		for (uint32_t t = 0; t < a->spans[i].n_tokens; t += TILE) {
+			if (a->tile_states)
+				clear(a, to);
+			one_tile(a, &a->spans[i], t, row, head, to);
+			to += a->tile_states;
+		}
 }
 
 void ref_attn(const struct kern_attn *a)
@@ -220,9 +243,26 @@ void ref_attn(const struct kern_attn *a)
 	for (uint32_t r = a->row_from; r < a->row_to; r++)
 		for (uint32_t h = a->kv_head_from * group;
 		     h < a->kv_head_to * group; h++)
-			for (uint32_t i = 0; i < a->n_spans; i++)
-				for (uint32_t t = 0; t < a->spans[i].n_tokens;
-				     t += TILE)
-					one_tile(a, &a->spans[i], t, r, h);
+			one_row(a, r, h);
+	kern_restore_mxcsr(mxcsr);
+}
+
+void ref_attn_merge(const struct kern_attn *a, const struct kern_attn *from,
+		    uint32_t n_tiles)
+{
+	const uint32_t group = a->n_heads / a->n_kv_heads;
+	const unsigned int mxcsr = kern_set_mxcsr(a->type);
+
+	for (size_t r = a->row_from; r < a->row_to; r++)
+		for (size_t h = a->kv_head_from * group;
+		     h < a->kv_head_to * group; h++)
+			for (size_t i = 0; i < n_tiles; i++) {
+				const size_t at = r * a->n_heads + h;
+				const size_t t = at + i * from->tile_states;
+
+				if (from->l[t] != 0)
+					merge(a, at, from->o + t * a->head_dim,
+					      from->m[t], from->l[t]);
+			}
 	kern_restore_mxcsr(mxcsr);
 }

@@ -11,6 +11,8 @@
 
 void ref_linear(const struct kern_linear *a);
 void ref_attn(const struct kern_attn *a);
+void ref_attn_merge(const struct kern_attn *a, const struct kern_attn *from,
+		    uint32_t n_tiles);
 /* exp(x), x <= 0; see kern_exp(). */
 float ref_exp(float x);
 uint16_t ref_bf16(float x); /* nearest even; NaN stays NaN */

@@ -3,7 +3,8 @@
  *
  * Sequences of the attention service, one layer of the 1B class: a prompt that all share
  * and some tokens of their own; one query of each in one call. Against the same
- * number of sequences that each have the prompt for themselves. The bytes that attention
+ * number of sequences that each have the prompt for themselves; and with text of their own
+ * before what is shared as well, each of another length. The bytes that attention
  * went over are the daemon's own count.
  */
 #include "tools/bench.h"
@@ -23,9 +24,12 @@
 #define KV_BYTES  (KV_HEADS * DIM * 2u)
 #define ROUNDS	  20u
 
+enum sharing { ALONE, SHARED, MOVED, N_SHARING };
+
 struct relay {
 	struct kvc *c;
 	int geometry;
+	enum sharing sharing;
 	int seq[N_SEQS];
 	char *k, *q, *o; /* arena */
 	struct kv_attend_item *items;
@@ -45,26 +49,42 @@ static int append(struct relay *r, int seq, uint64_t pos, uint32_t n)
 	return kvc_append(r->c, r->items, 1, 0, KV_SQE_WAIT);
 }
 
-/* The sequences: forks of one, or each with its own copy. */
-static int begin(struct relay *r, int shared)
+/* Tokens that sequence i begins with before what is shared. */
+static uint32_t n_before(enum sharing sharing, uint32_t i)
 {
-	int ret;
+	return sharing == MOVED ? 1 + i : 0;
+}
 
-	for (uint32_t i = 0; i < N_SEQS; i++) {
-		r->seq[i] = i && shared ? kvc_seq_fork(r->c, r->seq[0])
-					: kvc_seq_new(r->c, r->geometry, 65536);
+/* Sequence i: a fork of the first (or its own copy), its beginning and its end. */
+static int begin_one(struct relay *r, enum sharing sharing, uint32_t i)
+{
+	const uint32_t n = n_before(sharing, i);
+	int ret = 0;
+
+	if (n)
+		ret = kvc_seq_edit(r->c, r->seq[i], 0, 0, n);
+	if (n && !ret)
+		ret = append(r, r->seq[i], 0, n);
+	return ret ? ret : append(r, r->seq[i], n + N_SHARED, N_OWN);
+}
+
+static int begin(struct relay *r, enum sharing sharing)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; i < N_SEQS && !ret; i++) {
+		const int fork = i && sharing != ALONE;
+
+		r->seq[i] = fork ? kvc_seq_fork(r->c, r->seq[0])
+				 : kvc_seq_new(r->c, r->geometry, 65536);
 		if (r->seq[i] < 0)
 			return r->seq[i];
-		ret = i && shared ? 0 : append(r, r->seq[i], 0, N_SHARED);
-		if (ret)
-			return ret;
-		if (shared && !i) /* so that all are forks */
-			continue;
-		ret = append(r, r->seq[i], N_SHARED, N_OWN);
-		if (ret)
-			return ret;
+		if (!fork)
+			ret = append(r, r->seq[i], 0, N_SHARED);
 	}
-	return shared ? append(r, r->seq[0], N_SHARED, N_OWN) : 0;
+	for (uint32_t i = 0; i < N_SEQS && !ret; i++)
+		ret = begin_one(r, sharing, i);
+	return ret;
 }
 
 static int end(struct relay *r)
@@ -106,7 +126,7 @@ static double ask(void *arg)
 		r->items[i] = (struct kv_attend_item){
 			.seq = (uint32_t)r->seq[i],
 			.n_tokens = 1,
-			.pos = N_SHARED + N_OWN - 1,
+			.pos = n_before(r->sharing, i) + N_SHARED + N_OWN - 1,
 			.q_off = kvc_off(r->c, r->q + i * ROW_BYTES),
 			.k_off = KV_NO_OFF,
 			.v_off = KV_NO_OFF,
@@ -117,12 +137,14 @@ static double ask(void *arg)
 	return ret ? -1 : (double)(clock_ns() - t0) * 1e-3;
 }
 
-/* us and bytes of a call, shared or not. */
-static int measure(struct relay *r, int shared, double *us, double *bytes)
+/* us and bytes of a call. */
+static int measure(struct relay *r, enum sharing sharing, double *us,
+		   double *bytes)
 {
 	double v[ROUNDS], before;
-	int ret = begin(r, shared);
+	int ret = begin(r, sharing);
 
+	r->sharing = sharing;
 	if (ret)
 		return ret;
 	for (uint32_t i = 0; i < ROUNDS; i++) {
@@ -148,7 +170,8 @@ static int run(struct bench *b, struct relay *r)
 				       .rotary = KV_ROTARY_HALVES,
 				       .theta = 10000 };
 	const double token = 2.0 * KV_BYTES;
-	double us[2], bytes[2];
+	double us[N_SHARING], bytes[N_SHARING];
+	uint32_t n = N_SHARED;
 	int ret;
 
 	r->geometry = kvc_geometry(r->c, &g);
@@ -162,8 +185,8 @@ static int run(struct bench *b, struct relay *r)
 		return -ENOMEM;
 	bench_fill_bf16(r->k, N_SHARED * KV_BYTES);
 	bench_fill_bf16(r->q, N_SEQS * ROW_BYTES);
-	for (int shared = 0; shared < 2; shared++) {
-		ret = measure(r, shared, &us[shared], &bytes[shared]);
+	for (enum sharing i = ALONE; i < N_SHARING; i++) {
+		ret = measure(r, i, &us[i], &bytes[i]);
 		if (ret)
 			return ret;
 	}
@@ -175,6 +198,12 @@ static int run(struct bench *b, struct relay *r)
 	/* 1: what is shared once, and all that is not */
 	bench_put(b, bytes[1] / token / (N_SHARED + N_SEQS * N_OWN), "x",
 		  "reuse.relay.bytes_ratio");
+	for (uint32_t i = 0; i < N_SEQS; i++)
+		n += n_before(MOVED, i) + N_OWN;
+	bench_put(b, us[MOVED] / us[ALONE], "x",
+		  "reuse.relay.moved.time_ratio");
+	bench_put(b, bytes[MOVED] / token / n, "x",
+		  "reuse.relay.moved.bytes_ratio");
 	return 0;
 }
 

@@ -135,12 +135,14 @@ static const struct command {
 	  "edit.4k.time_ratio              moved over computed\n"
 	  "edit.4k.repaired.time_ratio     with the repair\n"
 	  "A model of 1e9 random weights; --quick: two layers of it\n" },
-	{ "relay", bench_relay, "rows that share a prompt",
+	{ "relay", bench_relay, "rows that share text",
 	  "reuse.relay.{alone_us,shared_us,time_ratio}  16 rows behind 2,048\n"
 	  "                                tokens, which each has for itself, and\n"
 	  "                                which all share\n"
 	  "reuse.relay.{alone_tokens,shared_tokens}  whose K and V were read\n"
-	  "reuse.relay.bytes_ratio         1: what is shared once, and all else\n" },
+	  "reuse.relay.bytes_ratio         1: what is shared once, and all else\n"
+	  "reuse.relay.moved.{time_ratio,bytes_ratio}  the same when each begins\n"
+	  "                                with tokens of its own, of any number\n" },
 	{ "pack", bench_pack, "short prompts, one by one and all at once",
 	  "pack.{alone,together}           prompt tokens a second\n"
 	  "pack.speedup                    of the two\n"

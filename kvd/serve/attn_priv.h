@@ -28,6 +28,7 @@ struct prepared {
 	int64_t *delta; /* [n_variants] */
 	uint32_t n_variants;
 	uint32_t n_spans_max;
+	int in_plan; /* of relay.c: nothing is left to do */
 	struct attn_scratch *scratch;
 };
 
@@ -61,8 +62,8 @@ void attn_run_clear(void *arg, uint32_t i);
 void attn_run_spans(void *arg, uint32_t i);
 void attn_run_finish(void *arg, uint32_t i);
 /*
- * relay.c: run the rows of list [*n] whose lists begin alike, with their spans built; the
- * others stay in list. 0, or -ENOMEM: nothing ran.
+ * relay.c: run the rows of list [*n] that share segments, with their spans built; the others
+ * stay in list. 0, or -ENOMEM: nothing ran.
  */
 int attn_relay(struct pool *pool, struct attn_scratch *s, struct prepared *list,
 	       uint32_t *n);

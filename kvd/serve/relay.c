@@ -1,100 +1,48 @@
 /*
- * relay.c - rows of several sequences that begin with the same segments
+ * relay.c - what rows of several sequences share is read once
  *
- * RelayAttention (Zhu et al. 2024, arXiv:2402.14808): what requests share is read once for
- * all of their rows. Rows whose lists begin alike form a tree; at each node the
- * rows below go through the node's spans together, then on by themselves. Each row
- * meets its spans in its own order, tile by tile, from its own state, so the bits are those
- * of a row alone.
+ * RelayAttention (Zhu et al. 2024, arXiv:2402.14808), for any segment at any place of the
+ * lists: relay_plan.c says who goes over what with whom; here it is done, head by head.
+ * Every row's tiles are merged in the order of its list, so the bits are those of a row
+ * alone.
  */
+#include "kvd/serve/relay.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "kvd/serve/attn_priv.h"
 
-#define MAX_ROWS 64u /* of a group: their queries and states stay in cache */
+#define PIECE \
+	256u /* tokens: K and V of a head stay in cache from call to call */
 
-/* One tree: rows in the order of their lists. */
-struct group {
-	struct prepared **p; /* [n] */
-	uint32_t n;
-	size_t q_row; /* elements of a row's queries */
-	char *q; /* [variant][n][q_row] */
-	int64_t *pos; /* [n] */
-	float *o, *m, *l; /* [n] states */
+/* One plan and head: all that is needed to run it. */
+struct job {
+	const struct relay_plan *plan;
 	struct relay *relay;
+	uint32_t head, group; /* kv head; query heads of it */
+	char *q; /* [n_most][group][head_dim] typed */
+	int64_t *pos; /* [n_most], behind everything */
+	float *o, *m, *l; /* [n_most][group] states of those who stand there */
+	float *kept_o, *kept_m, *kept_l; /* [n_kept][group] */
 };
 
 struct relay {
-	struct group *groups;
-	uint32_t n_groups, n_heads; /* tasks: groups times heads */
+	struct relay_plan *plans;
+	struct job *jobs;
+	uint32_t n_jobs;
 	struct stat *st_bytes, *st_shared;
 };
 
-/* ---- which lists begin alike ----------------------------------------------------- */
+/* ---- bytes -------------------------------------------------------------------------- */
 
-static int order(uint64_t a, uint64_t b)
-{
-	return a < b ? -1 : a > b;
-}
-
-static int by_span(const struct kern_span *a, const struct kern_span *b)
-{
-	int d = order((uintptr_t)a->k, (uintptr_t)b->k);
-
-	d = d ? d : order(a->n_tokens, b->n_tokens);
-	d = d ? d : order((uint64_t)a->pos, (uint64_t)b->pos);
-	d = d ? d : order(a->q_variant, b->q_variant);
-	return d ? d : order((uintptr_t)a->skip, (uintptr_t)b->skip);
-}
-
-/* By shape, then span by span. */
-static int by_list(const void *x, const void *y)
-{
-	const struct prepared *a = *(struct prepared *const *)x;
-	const struct prepared *b = *(struct prepared *const *)y;
-	const struct seen *s = a->seen, *t = b->seen;
-	int d = memcmp(a->it->shape, b->it->shape, sizeof(*a->it->shape));
-
-	for (uint32_t i = 0; !d && i < s->n_spans && i < t->n_spans; i++) {
-		d = by_span(&s->spans[i], &t->spans[i]);
-		d = d ? d
-		      : order((uint64_t)a->delta[s->spans[i].q_variant],
-			      (uint64_t)b->delta[t->spans[i].q_variant]);
-	}
-	return d ? d : order(s->n_spans, t->n_spans);
-}
-
-/* Spans from from on that two rows have in common. */
-static uint32_t common(const struct prepared *a, const struct prepared *b,
-		       uint32_t from)
-{
-	const struct seen *s = a->seen, *t = b->seen;
-	uint32_t i = from;
-
-	while (i < s->n_spans && i < t->n_spans &&
-	       !by_span(&s->spans[i], &t->spans[i]) &&
-	       a->delta[s->spans[i].q_variant] ==
-		       b->delta[t->spans[i].q_variant])
-		i++;
-	return i - from;
-}
-
-static int alike(const struct prepared *a, const struct prepared *b)
-{
-	return !memcmp(a->it->shape, b->it->shape, sizeof(*a->it->shape)) &&
-	       common(a, b, 0);
-}
-
-/* ---- one tree, one head ------------------------------------------------------------ */
-
-static uint64_t span_bytes(const struct prepared *p, uint32_t from, uint32_t n)
+static uint64_t bytes_of(const struct prepared *p, const struct kern_span *s,
+			 uint32_t n)
 {
 	const struct attn_shape *g = p->it->shape;
 	uint64_t tokens = 0;
 
-	for (uint32_t i = from; i < from + n; i++)
-		tokens += p->seen->spans[i].n_tokens;
+	for (uint32_t i = 0; i < n; i++)
+		tokens += s[i].n_tokens;
 	return tokens * 2 * g->head_dim * kern_type_bytes(g->type);
 }
 
@@ -102,173 +50,336 @@ uint64_t attn_read_bytes(const struct prepared *p)
 {
 	uint64_t bytes = 0;
 
-	for (uint32_t i = 0; i < p->n_seen; i++) {
-		struct prepared one = *p;
-
-		one.seen = &p->seen[i];
-		bytes += span_bytes(&one, 0, one.seen->n_spans);
-	}
+	for (uint32_t i = 0; i < p->n_seen; i++)
+		bytes += bytes_of(p, p->seen[i].spans, p->seen[i].n_spans);
 	return bytes * p->it->shape->n_kv_heads;
 }
 
-/* Rows [a, b) of the group together over n spans from from on, as row a has them. */
-static void together(const struct group *g, uint32_t a, uint32_t b,
-		     uint32_t from, uint32_t n, uint32_t head)
+/* ---- steps -------------------------------------------------------------------------- */
+
+static const struct attn_shape *shape_of(const struct job *j)
 {
-	const struct prepared *p = g->p[a];
-	const struct attn_shape *s = p->it->shape;
-	const uint64_t bytes = span_bytes(p, from, n);
-	const struct kern_attn k = {
-		.type = s->type,
-		.n_heads = s->n_heads,
-		.n_kv_heads = s->n_kv_heads,
-		.head_dim = s->head_dim,
-		.scale = s->scale,
-		.q = g->q,
-		.q_variant_elems = g->n * g->q_row,
-		.q_pos = g->pos,
-		.n_rows = g->n,
-		.spans = p->seen->spans + from,
-		.n_spans = n,
-		.o = g->o,
-		.m = g->m,
-		.l = g->l,
-		.kv_head_from = head,
-		.kv_head_to = head + 1,
-		.row_from = a,
-		.row_to = b,
+	return j->plan->p[0]->it->shape;
+}
+
+/* Elements of a row's query heads of this job. */
+static size_t row_elems(const struct job *j)
+{
+	return (size_t)j->group * shape_of(j)->head_dim;
+}
+
+/* One kv head's share as if there were no other; no rows, spans or states yet. */
+static struct kern_attn one_head(const struct job *j, const struct seen *seen)
+{
+	const struct attn_shape *g = shape_of(j);
+
+	return (struct kern_attn){
+		.type = g->type,
+		.n_heads = j->group,
+		.n_kv_heads = 1,
+		.head_dim = g->head_dim,
+		.scale = g->scale / seen->temperature,
+		.q_pos = j->pos,
+		.kv_head_to = 1,
 	};
-	const int ret = kern_attn(&k);
-
-	for (uint32_t i = a; i < b && ret; i++)
-		g->p[i]->it->ret = ret;
-	stat_add(g->relay->st_bytes, bytes);
-	stat_add(g->relay->st_shared, bytes * (b - a - 1));
 }
 
-/* Row i from span from on. */
-static void alone(const struct group *g, uint32_t i, uint32_t from,
-		  uint32_t head)
+/* The lane's own state. */
+static struct kern_attn own_state(const struct job *j,
+				  const struct relay_lane *l)
 {
-	struct prepared p = *g->p[i];
-	struct seen rest = *p.seen;
-	struct task t = { &p, 0, 1, head, head + 1 };
-	struct task_list l = { &t, 1, 1 };
+	struct kern_attn a = one_head(j, l->seen);
+	const size_t first = (size_t)j->head * j->group;
 
-	stat_add(g->relay->st_bytes,
-		 span_bytes(g->p[i], from, rest.n_spans - from));
-	rest.spans += from;
-	rest.n_spans -= from;
-	p.seen = &rest;
-	attn_run_spans(&l, 0);
+	a.o = l->seen->o + first * a.head_dim;
+	a.m = l->seen->m + first;
+	a.l = l->seen->l + first;
+	a.n_rows = a.row_to = 1;
+	return a;
 }
 
-/* Rows [a, b), which have from spans behind them. The depth is that of the tree. */
-static void rows(const struct group *g, uint32_t a, uint32_t b, uint32_t from,
-		 uint32_t head)
+static void run(const struct job *j, const struct relay_use *u,
+		const struct kern_attn *a)
 {
-	uint32_t n;
+	const int ret = kern_attn(a);
 
-	if (b - a == 1) {
-		alone(g, a, from, head);
-		return;
+	if (ret)
+		j->plan->lanes[u->lane].p->it->ret = ret;
+}
+
+/* Spans of one lane, with its own queries and states. */
+static void run_own(const struct job *j, const struct relay_step *s)
+{
+	const struct relay_lane *l = &j->plan->lanes[s->lane];
+	struct prepared p = *l->p;
+	struct seen seen = *l->seen;
+	struct task t = { &p, 0, 1, j->head, j->head + 1 };
+	struct task_list list = { &t, 1, 1 };
+
+	stat_add(j->relay->st_bytes, bytes_of(&p, l->spans + s->span, s->n));
+	seen.spans = l->spans + s->span;
+	seen.n_spans = s->n;
+	p.seen = &seen;
+	p.n_seen = 1;
+	attn_run_spans(&list, 0);
+}
+
+static void run_merge(const struct job *j, const struct relay_step *s)
+{
+	const struct relay_lane *l = &j->plan->lanes[s->lane];
+	const struct kern_attn to = own_state(j, l);
+	const size_t first = (size_t)s->tiles * j->group;
+	struct kern_attn from = to;
+
+	from.o = j->kept_o + first * to.head_dim;
+	from.m = j->kept_m + first;
+	from.l = j->kept_l + first;
+	from.tile_states = (size_t)s->stride * j->group;
+	kern_attn_merge(&to, &from,
+			KV_DIV_UP(l->spans[s->span].n_tokens, KERN_KV_BLOCK));
+}
+
+/* Queries of user i to row i; into (or, back, out of) the states of row i as well. */
+static void gather(const struct job *j, const struct relay_step *s)
+{
+	const struct attn_shape *g = shape_of(j);
+	const size_t n = row_elems(j), es = kern_type_bytes(g->type);
+
+	for (uint32_t i = 0; i < s->n_now + s->n_later; i++) {
+		const struct relay_use *u = j->plan->users[s->first + i];
+		const struct relay_lane *l = &j->plan->lanes[u->lane];
+		const size_t at =
+			l->spans[u->span].q_variant * n * g->n_kv_heads +
+			j->head * n;
+
+		memcpy(j->q + i * n * es, l->p->q + at * es, n * es);
 	}
-	n = common(g->p[a], g->p[b - 1], from); /* and so have those between */
-	if (n)
-		together(g, a, b, from, n, head);
-	from += n;
-	for (uint32_t i = a, j; i < b; i = j) {
-		j = i + 1;
-		while (j < b && common(g->p[i], g->p[j], from))
-			j++;
-		rows(g, i, j, from, head);
+	for (uint32_t i = 0; i < s->n_now; i++) {
+		const struct relay_use *u = j->plan->users[s->first + i];
+		const struct kern_attn a =
+			own_state(j, &j->plan->lanes[u->lane]);
+
+		memcpy(j->o + i * n, a.o, n * sizeof(float));
+		memcpy(j->m + i * j->group, a.m, j->group * sizeof(float));
+		memcpy(j->l + i * j->group, a.l, j->group * sizeof(float));
 	}
 }
 
-static void run_group(void *arg, uint32_t i)
+static void scatter(const struct job *j, const struct relay_step *s)
+{
+	const size_t n = row_elems(j);
+
+	for (uint32_t i = 0; i < s->n_now; i++) {
+		const struct relay_use *u = j->plan->users[s->first + i];
+		const struct kern_attn a =
+			own_state(j, &j->plan->lanes[u->lane]);
+
+		memcpy(a.o, j->o + i * n, n * sizeof(float));
+		memcpy(a.m, j->m + i * j->group, j->group * sizeof(float));
+		memcpy(a.l, j->l + i * j->group, j->group * sizeof(float));
+	}
+}
+
+/* Users [from, to) of the step, which have one mask and one kind of state. */
+static void run_alike(const struct job *j, const struct relay_step *s,
+		      uint32_t from, uint32_t to, uint32_t t, uint32_t n)
+{
+	const struct relay_use *u = j->plan->users[s->first + from];
+	const struct relay_lane *l = &j->plan->lanes[u->lane];
+	const uint32_t base = from < s->n_now ? 0 : s->n_now;
+	const size_t first =
+		((size_t)s->tiles + (size_t)t / KERN_KV_BLOCK * s->stride) *
+		j->group;
+	struct kern_span span = l->spans[u->span];
+	struct kern_attn a = one_head(j, l->seen);
+
+	span.k = (const char *)span.k + t / span.page_tokens * span.page_bytes +
+		 j->head * span.head_bytes;
+	span.v = (const char *)span.v + t / span.page_tokens * span.page_bytes +
+		 j->head * span.head_bytes;
+	span.n_tokens = n;
+	span.pos = 0;
+	span.q_variant = 0;
+	if (span.skip)
+		span.skip += t / 64;
+	a.spans = &span;
+	a.n_spans = 1;
+	a.q = j->q + base * row_elems(j) * kern_type_bytes(a.type);
+	a.row_from = from - base;
+	a.row_to = to - base;
+	if (base) {
+		a.n_rows = s->n_later;
+		a.o = j->kept_o + first * a.head_dim;
+		a.m = j->kept_m + first;
+		a.l = j->kept_l + first;
+		a.tile_states = (size_t)s->stride * j->group;
+	} else {
+		a.n_rows = s->n_now;
+		a.o = j->o;
+		a.m = j->m;
+		a.l = j->l;
+	}
+	run(j, u, &a);
+}
+
+static const uint64_t *skip_at(const struct job *j, const struct relay_step *s,
+			       uint32_t i)
+{
+	const struct relay_use *u = j->plan->users[s->first + i];
+
+	return j->plan->lanes[u->lane].spans[u->span].skip;
+}
+
+/* The first behind user i that needs a call of its own. */
+static uint32_t end_of_alike(const struct job *j, const struct relay_step *s,
+			     uint32_t i)
+{
+	const uint32_t end = i < s->n_now ? s->n_now : s->n_now + s->n_later;
+	uint32_t k = i + 1;
+
+	while (k < end && skip_at(j, s, k) == skip_at(j, s, i))
+		k++;
+	return k;
+}
+
+/* Tokens that are gone over by all users before the next: all, if there is one call. */
+static uint32_t piece_of(const struct job *j, const struct relay_step *s,
+			 const struct kern_span *span)
+{
+	const uint32_t page = span->page_tokens % 64 ? 2 * span->page_tokens
+						     : span->page_tokens;
+
+	if (end_of_alike(j, s, 0) == s->n_now + s->n_later)
+		return span->n_tokens;
+	return KV_DIV_UP(PIECE, page) * page;
+}
+
+static void run_together(const struct job *j, const struct relay_step *s)
+{
+	const struct relay_use *u = j->plan->users[s->first];
+	const struct relay_lane *l = &j->plan->lanes[u->lane];
+	const struct kern_span *span = &l->spans[u->span];
+	const uint64_t bytes = bytes_of(l->p, span, 1);
+	const uint32_t n = s->n_now + s->n_later, step = piece_of(j, s, span);
+
+	gather(j, s);
+	for (uint32_t t = 0; t < span->n_tokens; t += step)
+		for (uint32_t i = 0, k; i < n; i = k) {
+			k = end_of_alike(j, s, i);
+			run_alike(j, s, i, k, t,
+				  KV_MIN(step, span->n_tokens - t));
+		}
+	scatter(j, s);
+	stat_add(j->relay->st_bytes, bytes);
+	stat_add(j->relay->st_shared, bytes * (n - 1));
+}
+
+static void run_job(void *arg, uint32_t i)
 {
 	const struct relay *r = arg;
-	const struct group *g = &r->groups[i / r->n_heads];
-	const uint32_t head = i % r->n_heads;
+	const struct job *j = &r->jobs[i];
+	const struct relay_plan *plan = j->plan;
 
-	if (head >= g->p[0]->it->shape->n_kv_heads)
-		return;
-	for (uint32_t k = 0; k < g->n; k++) {
-		struct task t = { g->p[k], 0, 1, head, head + 1 };
+	for (uint32_t k = 0; k < plan->n; k++) {
+		struct task t = { plan->p[k], 0, 1, j->head, j->head + 1 };
 		struct task_list l = { &t, 1, 1 };
 
 		attn_run_clear(&l, 0);
 	}
-	rows(g, 0, g->n, 0, head);
-	for (uint32_t k = 0; k < g->n; k++) {
-		struct task t = { g->p[k], 0, 1, head, head + 1 };
+	for (uint32_t k = 0; k < plan->n_steps; k++) {
+		const struct relay_step *s = &plan->steps[k];
+
+		if (s->kind == RELAY_OWN)
+			run_own(j, s);
+		else if (s->kind == RELAY_MERGE)
+			run_merge(j, s);
+		else
+			run_together(j, s);
+	}
+	for (uint32_t k = 0; k < plan->n; k++) {
+		struct task t = { plan->p[k], 0, 1, j->head, j->head + 1 };
 		struct task_list l = { &t, 1, 1 };
 
 		attn_run_finish(&l, 0);
 	}
 }
 
-/* ---- all trees ------------------------------------------------------------------------ */
+/* ---- a batch ------------------------------------------------------------------------- */
 
-/* Queries and states of the rows side by side. */
-static int gather(struct group *g, struct attn_scratch *s)
+static int alloc_job(struct job *j, struct attn_scratch *s)
 {
-	const struct attn_shape *shape = g->p[0]->it->shape;
-	const size_t es = kern_type_bytes(shape->type);
-	uint32_t n_variants = 0;
+	const size_t n = j->plan->n_most, dim = shape_of(j)->head_dim;
+	const size_t es = kern_type_bytes(shape_of(j)->type);
+	const size_t states = n * j->group;
+	const size_t kept = (size_t)j->plan->n_kept * j->group;
 
-	g->q_row = (size_t)shape->n_heads * shape->head_dim;
-	for (uint32_t i = 0; i < g->n; i++)
-		n_variants = KV_MAX(n_variants, g->p[i]->n_variants);
-	g->q = attn_scratch_alloc(s, n_variants * g->n * g->q_row * es);
-	g->pos = attn_scratch_alloc(s, g->n * sizeof(*g->pos));
-	g->o = attn_scratch_alloc(s, g->n * g->q_row * sizeof(float));
-	g->m = attn_scratch_alloc(s, g->n * shape->n_heads * sizeof(float));
-	g->l = attn_scratch_alloc(s, g->n * shape->n_heads * sizeof(float));
-	if (!g->q || !g->pos || !g->o || !g->m || !g->l)
+	j->q = attn_scratch_alloc(s, states * dim * es);
+	j->pos = attn_scratch_alloc(s, n * sizeof(*j->pos));
+	j->o = attn_scratch_alloc(s, states * dim * sizeof(float));
+	j->m = attn_scratch_alloc(s, states * sizeof(float));
+	j->l = attn_scratch_alloc(s, states * sizeof(float));
+	j->kept_o = attn_scratch_alloc(s, kept * dim * sizeof(float));
+	j->kept_m = attn_scratch_alloc(s, kept * sizeof(float));
+	j->kept_l = attn_scratch_alloc(s, kept * sizeof(float));
+	if (!j->q || !j->pos || !j->o || !j->m || !j->l || !j->kept_o ||
+	    !j->kept_m || !j->kept_l)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < g->n; i++) {
-		struct prepared *p = g->p[i];
+	for (size_t i = 0; i < n; i++)
+		j->pos[i] = INT64_MAX / 2;
+	return 0;
+}
 
-		for (uint32_t v = 0; v < p->n_variants; v++)
-			memcpy(g->q + (v * g->n + i) * g->q_row * es,
-			       p->q + v * g->q_row * es, g->q_row * es);
-		g->pos[i] = p->pos[0];
-		p->seen->o = g->o + i * g->q_row;
-		p->seen->m = g->m + (size_t)i * shape->n_heads;
-		p->seen->l = g->l + (size_t)i * shape->n_heads;
+static int add_jobs(struct relay *r, const struct relay_plan *plan,
+		    struct attn_scratch *s)
+{
+	const struct attn_shape *g = plan->p[0]->it->shape;
+
+	for (uint32_t h = 0; h < g->n_kv_heads; h++) {
+		struct job *j = &r->jobs[r->n_jobs++];
+
+		*j = (struct job){ .plan = plan,
+				   .relay = r,
+				   .head = h,
+				   .group = g->n_heads / g->n_kv_heads };
+		if (alloc_job(j, s))
+			return -ENOMEM;
 	}
+	return 0;
+}
+
+static int make_jobs(struct relay *r, struct attn_scratch *s, uint32_t n_plans)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < n_plans; i++)
+		n += r->plans[i].p[0]->it->shape->n_kv_heads;
+	r->jobs = attn_scratch_alloc(s, n * sizeof(*r->jobs));
+	if (!r->jobs)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n_plans; i++)
+		if (add_jobs(r, &r->plans[i], s))
+			return -ENOMEM;
 	return 0;
 }
 
 static int may_share(const struct prepared *p)
 {
-	return p->it->n_rows == 1 && !p->it->rows_at && p->n_seen == 1 &&
-	       p->seen->n_spans;
+	return p->it->n_rows == 1 && !p->it->rows_at;
 }
 
-/* Rows p [n] in order, alike from the first on: groups of them, others to rest. */
-static int add_groups(struct relay *r, struct attn_scratch *s,
-		      struct prepared **p, uint32_t n, struct prepared *rest,
-		      uint32_t *n_rest)
+/* Those of list that no plan has stay in it. */
+static void leave_rest(struct prepared *list, uint32_t *n,
+		       const struct relay *r, uint32_t n_plans)
 {
-	for (uint32_t i = 0, j; i < n; i = j) {
-		struct group *g = &r->groups[r->n_groups];
+	const uint32_t n_list = *n;
 
-		j = i + 1;
-		while (j < n && j - i < MAX_ROWS && alike(p[i], p[j]))
-			j++;
-		if (j - i == 1) {
-			rest[(*n_rest)++] = *p[i];
-			continue;
-		}
-		*g = (struct group){ .p = p + i, .n = j - i, .relay = r };
-		if (gather(g, s))
-			return -ENOMEM;
-		r->n_heads = KV_MAX(r->n_heads, p[i]->it->shape->n_kv_heads);
-		r->n_groups++;
-	}
-	return 0;
+	for (uint32_t i = 0; i < n_plans; i++)
+		for (uint32_t k = 0; k < r->plans[i].n; k++)
+			r->plans[i].p[k]->in_plan = 1;
+	*n = 0;
+	for (uint32_t i = 0; i < n_list; i++)
+		if (!list[i].in_plan)
+			list[(*n)++] = list[i];
 }
 
 int attn_relay(struct pool *pool, struct attn_scratch *s, struct prepared *list,
@@ -276,29 +387,26 @@ int attn_relay(struct pool *pool, struct attn_scratch *s, struct prepared *list,
 {
 	struct relay r = { .st_bytes = s->st_bytes, .st_shared = s->st_shared };
 	struct prepared **p = attn_scratch_alloc(s, *n * sizeof(*p));
-	struct prepared *rest = attn_scratch_alloc(s, *n * sizeof(*rest));
-	uint32_t n_p = 0, n_rest = 0;
+	uint32_t n_p = 0;
+	int ret;
 
-	r.groups = attn_scratch_alloc(s, *n * sizeof(*r.groups));
-	if (!p || !rest || !r.groups)
+	if (!p)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < *n; i++)
 		if (may_share(&list[i]))
 			p[n_p++] = &list[i];
-		else
-			rest[n_rest++] = list[i];
 	if (n_p < 2)
 		return 0;
-	qsort(p, n_p, sizeof(*p), by_list);
-	if (add_groups(&r, s, p, n_p, rest, &n_rest))
+	r.plans = attn_scratch_alloc(s, n_p / 2 * sizeof(*r.plans));
+	ret = r.plans ? relay_plan(s, p, n_p, r.plans) : -ENOMEM;
+	if (ret <= 0)
+		return ret;
+	if (make_jobs(&r, s, (uint32_t)ret))
 		return -ENOMEM;
-	if (r.n_groups == 0)
-		return 0;
 	if (pool)
-		pool_run(pool, run_group, &r, r.n_groups * r.n_heads);
-	for (uint32_t i = 0; !pool && i < r.n_groups * r.n_heads; i++)
-		run_group(&r, i);
-	memcpy(list, rest, n_rest * sizeof(*rest));
-	*n = n_rest;
+		pool_run(pool, run_job, &r, r.n_jobs);
+	for (uint32_t i = 0; !pool && i < r.n_jobs; i++)
+		run_job(&r, i);
+	leave_rest(list, n, &r, (uint32_t)ret);
 	return 0;
 }

@@ -234,15 +234,18 @@ END_TEST
 
 START_TEST(what_rows_share_is_read_once)
 {
-	static const char *const names[] = {
-		"reuse.relay.alone_us",	     "reuse.relay.shared_us",
-		"reuse.relay.time_ratio",    "reuse.relay.alone_tokens",
-		"reuse.relay.shared_tokens", NULL
-	};
+	static const char *const names[] = { "reuse.relay.alone_us",
+					     "reuse.relay.shared_us",
+					     "reuse.relay.time_ratio",
+					     "reuse.relay.alone_tokens",
+					     "reuse.relay.shared_tokens",
+					     "reuse.relay.moved.time_ratio",
+					     NULL };
 
 	ck_assert_int_eq(kvbench("relay --quick"), 0);
 	lines(names);
 	ck_assert(line("reuse.relay.bytes_ratio") == 1);
+	ck_assert(line("reuse.relay.moved.bytes_ratio") == 1);
 	ck_assert(line("reuse.relay.alone_tokens") == 16 * 2080);
 }
 END_TEST

@@ -3,6 +3,7 @@
  * within the bounds of the design; garbage that nobody may see is never seen
  */
 #include <check.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -328,6 +329,57 @@ START_TEST(shares_and_cuts_change_nothing)
 }
 END_TEST
 
+/* Tiles kept apart, then merged: the bytes of those merged at once. */
+START_TEST(tiles_apart_and_merged_are_the_same)
+{
+	const enum kern_isa isa = KERN_ISA_SCALAR + (enum kern_isa)(_i / 3);
+
+	if (kern_init(isa) != isa)
+		return;
+	for (int i = 0; i < 30; i++) {
+		struct attn_case c;
+		struct kern_attn b, tiles;
+		uint32_t n_tiles = 0;
+
+		make_case(&c, types[_i % 3], 200);
+		for (uint32_t k = 0; k < c.a.n_spans; k++)
+			n_tiles += (c.spans[k].n_tokens + 31) / 32;
+		ck_assert_int_eq(kern_attn(&c.a), 0);
+		b = twin(&c);
+		tiles = b;
+		tiles.tile_states = c.n_state + rnd(3);
+		tiles.o = calloc((n_tiles + 1) * tiles.tile_states,
+				 tiles.head_dim * 4);
+		tiles.m = calloc((n_tiles + 1) * tiles.tile_states, 4);
+		tiles.l = malloc((n_tiles + 1) * tiles.tile_states * 4);
+		memset(tiles.l, 0x5a, (n_tiles + 1) * tiles.tile_states * 4);
+		ck_assert_int_eq(kern_attn(&tiles), 0);
+		kern_attn_merge(&b, &tiles, n_tiles);
+		same_state(&c, &b, "tiles");
+		b = twin(&c);
+		ref_attn_merge(&b, &tiles, n_tiles);
+		same_state(&c, &b, "tiles merged by the twin");
+		free(tiles.o);
+		free(tiles.m);
+		free(tiles.l);
+		free_case(&c);
+	}
+	kern_init(KERN_ISA_AMX);
+}
+END_TEST
+
+START_TEST(tiles_too_near_are_refused)
+{
+	struct attn_case c;
+
+	make_case(&c, KERN_F32, 50);
+	c.a.tile_states = c.n_state - 1;
+	if (c.a.tile_states)
+		ck_assert_int_eq(kern_attn(&c.a), -EINVAL);
+	free_case(&c);
+}
+END_TEST
+
 static double elem(enum kern_type type, const char *p)
 {
 	float f;
@@ -582,6 +634,8 @@ int main(void)
 	tcase_add_loop_test(t, linear_equals_its_twin, 0, 8);
 	tcase_add_loop_test(t, attention_equals_its_twin, 0, 12);
 	tcase_add_loop_test(t, shares_and_cuts_change_nothing, 0, 3);
+	tcase_add_loop_test(t, tiles_apart_and_merged_are_the_same, 0, 15);
+	tcase_add_test(t, tiles_too_near_are_refused);
 	tcase_add_loop_test(t, attention_is_near_the_truth, 0, 3);
 	tcase_add_loop_test(t, attention_over_32k_tokens, 0, 3);
 	tcase_add_loop_test(t, unseen_values_never_arrive, 0, 3);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "kvd/base/stat.h"
 #include "kvd/serve/tenant.h"
+#include "libkvclient/kv_abi.h"
 #include "tests/rig/rig_gguf.h"
 #include "tests/rig/rig_serve.h"
 
@@ -164,7 +165,7 @@ static void grow(uint32_t type, uint32_t es)
 	}
 	compare(r, order, m, n_seqs, &bytes, &shared);
 	/* whole tiles of what was forked are shared; the rest was copied */
-	private = 2 * 50 + 200; /* the trunk has a tile more */
+	private = 2 * 50 + 8; /* the trunk has some more */
 	for (uint32_t i = 0; i < 8; i++)
 	private += n[i] - 192;
 	private -= 3 * 64; /* the second branch's 192 to 256 */
@@ -255,6 +256,78 @@ START_TEST(requests_with_a_common_prompt)
 }
 END_TEST
 
+#define N_CHUNKS 4u
+
+/* A request with the chunks in order i, a question of its own. */
+static struct rig_gen *with_chunks(uint32_t *const *chunks, uint32_t i,
+				   const uint32_t *question,
+				   enum kv_repair repair)
+{
+	struct rig_gen *g = rig_gen_new();
+
+	g->gen.max_tokens = 20;
+	g->gen.repair = repair;
+	g->gen.repair_permille = repair ? 200 : 0;
+	rig_gen_part(g, question, 1 + i % 2, SERVE_PART_BOS);
+	for (uint32_t k = 0; k < N_CHUNKS; k++)
+		rig_gen_part(g, chunks[(i * (k + 1) + k) % N_CHUNKS], 70 + 9,
+			     SERVE_PART_REUSE);
+	rig_gen_part(g, question, 5 + i, 0);
+	return g;
+}
+
+/* In other orders, some twice; with a repair each has a mask of its own. */
+static void chunks_in_other_orders(enum kv_repair repair)
+{
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .memory_bytes = 64 << 20 });
+	uint32_t *chunks[N_CHUNKS], *questions = rig_ids(5 + N_FAMILY, 10);
+	struct rig_gen *alone[N_FAMILY], *g[N_FAMILY];
+	uint64_t shared = 0, bytes = 0;
+
+	for (uint32_t i = 0; i < N_CHUNKS; i++)
+		chunks[i] = rig_ids(70 + 9, 100 + i);
+	for (int pass = 0; pass < 2; pass++) {
+		shared = counter("kvd_attention_shared_bytes_total");
+		bytes = counter("kvd_attention_read_bytes_total");
+		for (uint32_t i = 0; i < N_FAMILY; i++) {
+			g[i] = with_chunks(chunks, i, questions, repair);
+			ck_assert_int_eq(serve_generate(r->session, &g[i]->gen),
+					 0);
+			if (!pass)
+				ck_assert(rig_serve_until(r, &g[i]->told));
+		}
+		for (uint32_t i = 0; i < N_FAMILY; i++) {
+			ck_assert(rig_serve_until(r, &g[i]->told));
+			ck_assert_int_eq(g[i]->ret, 20);
+			if (!pass) {
+				alone[i] = g[i];
+				continue;
+			}
+			ck_assert(!memcmp(g[i]->tokens, alone[i]->tokens,
+					  20 * sizeof(*g[i]->tokens)));
+			free(g[i]);
+			free(alone[i]);
+		}
+		shared = counter("kvd_attention_shared_bytes_total") - shared;
+		bytes = counter("kvd_attention_read_bytes_total") - bytes;
+		/* four chunks of nearly all that seven requests look at */
+		ck_assert(pass ? shared > bytes : !shared);
+	}
+	for (uint32_t i = 0; i < N_CHUNKS; i++)
+		free(chunks[i]);
+	free(questions);
+	serve_check(r->serve);
+	rig_serve_close(r);
+}
+
+START_TEST(requests_with_chunks_in_other_orders)
+{
+	chunks_in_other_orders(KV_REPAIR_NONE);
+	chunks_in_other_orders(KV_REPAIR_BLEND);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("relay");
@@ -265,6 +338,7 @@ int main(void)
 	tcase_add_test(t, a_tree_is_read_once_and_gives_the_same_bits);
 	tcase_add_test(t, many_rows_of_one_prompt);
 	tcase_add_test(t, requests_with_a_common_prompt);
+	tcase_add_test(t, requests_with_chunks_in_other_orders);
 	tcase_set_timeout(t, 120);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -285,7 +285,7 @@ int journal_compact(struct journal *j)
 		if (e->off)
 			continue;
 		journal_live_del(j, e);
-		e->is_lost = 1;
+		e->is_gone = 1;
 		j->n_lost++;
 	}
 	free(offs);

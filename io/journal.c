@@ -28,7 +28,6 @@ struct batch {
 	struct kio_commit *puts, *more_puts;
 	struct bad_note *bads, *more_bads;
 	uint64_t n_dels; /* first ones of dels_now */
-	int in_frame; /* the deletions are; else compaction left them out */
 };
 
 static uint64_t frame_limit(const struct journal *j)
@@ -73,7 +72,7 @@ static int add_dels(struct journal *j, const struct batch *b)
 	for (uint64_t i = 0; i < b->n_dels; i++, e = e->q_next) {
 		struct rec *r;
 
-		if (e->is_lost)
+		if (e->is_gone)
 			continue;
 		r = frame_add(j, sizeof(*r), NULL);
 		if (!r)
@@ -167,7 +166,7 @@ static int build(struct journal *j, struct batch *b)
 {
 	int ret = frame_begin(j);
 
-	if (!ret && b->in_frame)
+	if (!ret)
 		ret = add_dels(j, b);
 	if (!ret)
 		ret = add_bads(j, b);
@@ -195,6 +194,18 @@ static int wants_compaction(const struct journal *j)
 	return j->must_compact || j->pos > 2 * j->live_bytes + COMPACT_SLACK;
 }
 
+/*
+ * The log has none of the batch's deletions any more, whether a frame can be written now or
+ * not: a record of one would name what is not there.
+ */
+static void left_out(struct journal *j, const struct batch *b)
+{
+	struct entry *e = j->dels_now;
+
+	for (uint64_t i = 0; i < b->n_dels; i++, e = e->q_next)
+		e->is_gone = 1;
+}
+
 /* The frame of b, and room for it; a compaction leaves the deleted records out. */
 static int make_room(struct journal *j, struct batch *b)
 {
@@ -208,7 +219,7 @@ static int make_room(struct journal *j, struct batch *b)
 	if (ret)
 		return ret;
 	j->must_compact = 0;
-	b->in_frame = 0;
+	left_out(j, b);
 	return build(j, b);
 }
 
@@ -218,7 +229,6 @@ static void mark_dels(struct journal *j, struct batch *b)
 {
 	const uint64_t most = frame_limit(j) / 2 / sizeof(struct rec);
 
-	b->in_frame = 1;
 	for (struct entry *e = j->dels_now; e && b->n_dels < most;
 	     e = e->q_next) {
 		journal_live_del(j, e);

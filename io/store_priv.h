@@ -127,7 +127,7 @@ struct entry {
 	uint32_t n_bytes;
 	uint32_t crc; /* of the record: what is copied is what was written */
 	uint8_t is_bad; /* a BAD record: never deleted */
-	uint8_t is_lost; /* damaged on disk, so not there any more */
+	uint8_t is_gone; /* not in the log: damaged, or deleted and compacted */
 };
 
 /* ---- slots (store_alloc.c); loop thread --------------------------------------- */

@@ -227,6 +227,84 @@ START_TEST(every_point)
 }
 END_TEST
 
+#define ABREAST 3u /* so many are put and deleted at once */
+
+/* Record i goes in, one before it out; mostly in one batch with its neighbours. */
+static void exchange(uint32_t i)
+{
+	const uint32_t old = i - 2 * ABREAST;
+
+	if (i >= 2 * ABREAST && l.state[old] == ACKED) {
+		kio_store_del(l.r.store, l.x[old].handle);
+		l.state[old] = GONE;
+	}
+	rig_store_put(&l.r, &l.x[i]);
+	if (i >= 2 * ABREAST && l.state[old] == GONE)
+		rig_store_release(&l.r, &l.x[old]);
+}
+
+/* Until something fails, and once more: before the log is compacted again. */
+static void use_side_by_side(void)
+{
+	uint32_t end = N_RECORDS;
+
+	for (uint32_t i = 0; i < end; i += ABREAST) {
+		for (uint32_t k = i; k < i + ABREAST; k++) {
+			ck_assert_int_eq(
+				rig_store_take(&l.r, &l.x[k], k + 1, RIG_PAGE,
+					       1, META - k * 7919 % 30000),
+				0);
+			ck_assert_int_eq(rig_store_write(&l.r, &l.x[k]), 0);
+		}
+		for (uint32_t k = i; k < i + ABREAST; k++)
+			exchange(k);
+		for (uint32_t k = i; k < i + ABREAST; k++) {
+			int *told = &l.x[k].told, ret;
+
+			while (!*told)
+				rig_store_turn(&l.r);
+			ret = l.x[k].commit.ret;
+			expect(ret);
+			l.state[k] = !ret ? ACKED : ret == -EIO ? DOUBT : NONE;
+			if (!ret)
+				continue;
+			rig_store_release(&l.r, &l.x[k]);
+			end = KV_MIN(end, i + 2 * ABREAST);
+		}
+	}
+}
+
+/* A frame that cannot be written, also just after a compaction left deleted records out. */
+START_TEST(every_frame_with_deletions)
+{
+	uint64_t nth = 0, met;
+
+	rig_store_init(&l.r, KIO_ENGINE_AUTO, "/dev/shm");
+	kio_engine_free(l.r.engine);
+	l.err = ENOSPC;
+	do {
+		ck_assert_int_eq(
+			kio_engine_new(&l.r.engine, KIO_ENGINE_AUTO, 4), 0);
+		ck_assert_int_eq(truncate(l.r.path, 0), 0);
+		memset(l.state, 0, sizeof(l.state));
+		l.r.verdict = KIO_RECORD_KEEP;
+		ck_assert_int_eq(rig_store_open(&l.r, BYTES, 0), 0);
+		kio_fault_arm(KIO_FAULT_ONCE, "sys.pwrite", ++nth, ENOSPC);
+		use_side_by_side();
+		met = kio_fault_count();
+		kio_fault_disarm();
+		kio_store_check(l.r.store);
+		kio_store_close(l.r.store);
+		kio_engine_free(l.r.engine);
+		l.r.store = NULL;
+		l.r.engine = NULL;
+		afterwards(KIO_ENGINE_AUTO);
+	} while (nth <= met);
+	ck_assert_uint_gt(nth, N_RECORDS);
+	(void)unlink(l.r.path);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("sweep_store");
@@ -238,6 +316,7 @@ int main(void)
 	tcase_set_timeout(tc, 300);
 	tcase_add_loop_test(tc, every_point, 0,
 			    (int)(sizeof(sweeps) / sizeof(sweeps[0])));
+	tcase_add_test(tc, every_frame_with_deletions);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

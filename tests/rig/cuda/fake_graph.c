@@ -108,6 +108,8 @@ static int end(const char *symbol, struct fake_graph *g)
 {
 	const int err = fake_enter(symbol);
 
+	if (err && fake.lost) /* with its context */
+		drop(g);
 	if (err)
 		return err;
 	drop(g);

@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE \
-	256u /* tokens: K and V of a head stay in cache from call to call */
+#define PIECE	 256u /* tokens: K and V of a head stay in cache meanwhile */
+#define MAX_SEEN 4u /* ways in which a row sees its tokens */
 
 /* One plan and head: all that is needed to run it. */
 struct job {
@@ -364,7 +364,7 @@ static int make_jobs(struct relay *r, struct attn_scratch *s, uint32_t n_plans)
 
 static int may_share(const struct prepared *p)
 {
-	return p->it->n_rows == 1 && !p->it->rows_at;
+	return p->it->n_rows == 1 && !p->it->rows_at && p->n_seen <= MAX_SEEN;
 }
 
 /* Those of list that no plan has stay in it. */

@@ -10,6 +10,8 @@
 #define MAX_ROWS 64u /* of a plan: their queries and states stay in cache */
 #define WORD	 64u /* tokens of a word of a skip mask */
 #define MAX_CUTS 4u /* passes; what is then still uneven is not shared */
+#define MAX_SPANS \
+	16384u /* of a batch: to look at more costs more than it saves */
 
 /* Spans that begin at the same key and are seen in one way; those too short to be cut by length. */
 struct place {
@@ -503,7 +505,13 @@ static int find_groups(struct attn_scratch *s, struct prepared *const *p,
 	struct finder f = { .scratch = s };
 	uint32_t *row;
 
-	if (find_lanes(&f, p, n) || find_places(&f))
+	if (find_lanes(&f, p, n))
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n; i++)
+		of[i] = i;
+	if (count_spans(&f) > MAX_SPANS)
+		return 0;
+	if (find_places(&f))
 		return -ENOMEM;
 	row = attn_scratch_alloc(s, f.n_lanes * sizeof(*row));
 	if (!row)
@@ -511,8 +519,6 @@ static int find_groups(struct attn_scratch *s, struct prepared *const *p,
 	for (uint32_t i = 0, k = 0; i < n; i++)
 		for (uint32_t j = 0; j < p[i]->n_seen; j++)
 			row[k++] = i;
-	for (uint32_t i = 0; i < n; i++)
-		of[i] = i;
 	join_rows(&f, row, of);
 	for (uint32_t i = 0; i < n; i++)
 		of[i] = root(of, i);

@@ -43,13 +43,8 @@ UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/%,$(call src,tests/unit))
 SWEEP   := $(patsubst tests/sweep/%.c,$(B)/tests/%,$(call src,tests/sweep))
 CRASH   := $(patsubst tests/crash/%.c,$(B)/tests/%,$(call src,tests/crash))
 E2E     := $(patsubst tests/e2e/%.c,$(B)/tests/%,$(call src,tests/e2e))
-# the long ones first; with tsan those that have threads
+# the long ones first
 TESTS   := $(E2E) $(CRASH) $(SWEEP) $(UNIT)
-ifeq ($(SAN),tsan)
-TESTS   := $(filter $(patsubst %,$(B)/tests/test_%,pool stat loop log ipc ring \
-	   serve calls steps attend random kill transport hostile vmm_cuda copy cuda_api),$(TESTS))
-export TSAN_OPTIONS ?= suppressions=tests/tsan.supp
-endif
 KVCTL   := tools/kvctl.c $(wildcard tools/cmd_*.c)
 KVSIM   := tools/kvsim.c tools/trace.c $(wildcard tools/sim_*.c)
 KVBENCH := tools/kvbench.c $(wildcard tools/bench_*.c)
@@ -61,6 +56,13 @@ ifeq ($(SAN),fuzz)
 WARN   :=
 $(B)/obj/kernels/%.o: override CC := gcc
 $(B)/obj/kernels/%.o: ALLC := $(CFLAGS) $(OPT)
+endif
+# kern.c says what they read and write; the emulator switches stacks by hand
+ifeq ($(SAN),tsan)
+export TSAN_OPTIONS ?= suppressions=tests/tsan.supp history_size=4
+$(B)/obj/kernels/cpu_%.o $(B)/obj/kernels/ref.o \
+$(call obj,$(addprefix tests/rig/cuda/,gpu_emu.c emu_mma.c emu_hopper.c fake_kernels.c)): \
+	ALLC := $(filter-out -fsanitize=thread,$(ALLC))
 endif
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)

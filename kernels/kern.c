@@ -422,6 +422,70 @@ size_t kern_weight_bytes(const struct kern_weight *w)
 	return w->n_panels * w->panel_words * 4;
 }
 
+/* ---- what ThreadSanitizer is told --------------------------------------- */
+
+/*
+ * The files of the instruction sets are not instrumented (it takes 20 times as long): what
+ * a call reads and writes of what other threads may touch is said here, in ranges.
+ */
+#ifdef __SANITIZE_THREAD__
+void __tsan_read_range(void *at, long n);
+void __tsan_write_range(void *at, long n);
+
+static void tell_tokens(const struct kern_attn *a, const struct kern_span *s,
+			const void *base)
+{
+	const size_t row = a->head_dim * kern_type_bytes(a->type);
+
+	for (uint32_t t = 0; t < s->n_tokens; t += s->page_tokens)
+		for (uint32_t h = a->kv_head_from; h < a->kv_head_to; h++) {
+			const uint32_t left = s->n_tokens - t;
+			const char *at = (const char *)base +
+					 t / s->page_tokens * s->page_bytes +
+					 h * s->head_bytes;
+
+			__tsan_read_range(
+				(void *)(uintptr_t)at,
+				(long)(row * (left < s->page_tokens
+						      ? left
+						      : s->page_tokens)));
+		}
+}
+
+static void tell_attn(const struct kern_attn *a)
+{
+	for (uint32_t i = 0; i < a->n_spans; i++) {
+		tell_tokens(a, &a->spans[i], a->spans[i].k);
+		tell_tokens(a, &a->spans[i], a->spans[i].v);
+	}
+}
+
+static void tell_linear(const struct kern_linear *a)
+{
+	const size_t es = kern_type_bytes(a->w->math);
+
+	for (uint32_t r = 0; r < a->n_rows; r++) {
+		const char *x = (const char *)a->x + r * a->x_stride * es;
+
+		__tsan_read_range((void *)(uintptr_t)x,
+				  (long)(a->w->n_in * es));
+		__tsan_write_range(
+			a->y + r * a->y_stride + a->out_from,
+			(long)((a->out_to - a->out_from) * sizeof(float)));
+	}
+}
+#else
+static void tell_attn(const struct kern_attn *a)
+{
+	(void)a;
+}
+
+static void tell_linear(const struct kern_linear *a)
+{
+	(void)a;
+}
+#endif
+
 /* ---- checked entry points ---------------------------------------------- */
 
 int kern_linear(const struct kern_linear *a)
@@ -435,6 +499,7 @@ int kern_linear(const struct kern_linear *a)
 		return -EINVAL;
 	if (!a->n_rows || a->out_from == a->out_to)
 		return 0;
+	tell_linear(a);
 	if (w->math == KERN_BF16 && w->order != ops->order)
 		ref_linear(a);
 	else
@@ -462,6 +527,7 @@ int kern_attn(const struct kern_attn *a)
 {
 	if (!attn_ok(a))
 		return -EINVAL;
+	tell_attn(a);
 	ops->attn(a);
 	return 0;
 }

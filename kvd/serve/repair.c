@@ -192,10 +192,33 @@ void repair_free(struct gen *g)
 	free(g->groups);
 }
 
+/*
+ * Where in the patch what follows n tokens of a part begins. When all is computed again
+ * each part's tokens are on the tile grid, as in a prefill of the same list: the bits
+ * are the same.
+ */
+static uint32_t patch_room(const struct repair_group *r, uint32_t n)
+{
+	return r->k == r->n ? KV_ALIGN_UP(n, SEGMENT_BLOCK) : n;
+}
+
+/* Tokens of the group's patch. */
+static uint32_t patch_tokens(const struct gen *g, const struct repair_group *r)
+{
+	uint32_t n = 0;
+
+	if (r->k < r->n)
+		return r->k;
+	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts; i++)
+		if (g->parts[i].group)
+			n += patch_room(r, g->parts[i].n);
+	return n;
+}
+
 /* Tokens at [k], ascending, of the whole group: each to its entry. */
 static int spread(struct gen *g, struct repair_group *r, const uint32_t *at)
 {
-	uint32_t done = 0;
+	uint32_t done = 0, to = 0;
 
 	for (uint32_t i = r->i_part; i < r->i_part + r->n_parts; i++) {
 		const struct gen_part *p = &g->parts[i];
@@ -212,12 +235,13 @@ static int spread(struct gen *g, struct repair_group *r, const uint32_t *at)
 			return -ENOMEM;
 		for (uint32_t k = 0; k < n; k++)
 			own[k] = at[done + k] - begin;
-		ret = seq_patch(&g->seq, p->i_entry, done, own, n);
+		ret = seq_patch(&g->seq, p->i_entry, to, own, n);
 		if (ret) {
 			free(own);
 			return ret;
 		}
 		done += n;
+		to += patch_room(r, n);
 	}
 	return 0;
 }
@@ -256,7 +280,7 @@ int repair_append(struct gen *g, struct gen_part *part)
 	int ret = 0;
 
 	if (!r->patch)
-		ret = seq_patch_new(&g->seq, r->k, &r->patch);
+		ret = seq_patch_new(&g->seq, patch_tokens(g, r), &r->patch);
 	if (ret)
 		return ret;
 	part->i_entry = g->seq.n_entries;

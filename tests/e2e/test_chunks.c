@@ -141,6 +141,10 @@ static void all_of_it(const char *socket)
 		     kind++) {
 			ask_question(c, i, kind, 1000, &repaired);
 			ck_same(&full, &repaired);
+			/* every token, and yet by patches of cached chunks */
+			ask_question(c, i, kind, 999, &repaired);
+			ck_same(&full, &repaired);
+			ck_assert_uint_gt(repaired.st.n_repaired, 0);
 			ask_question(c, i, kind, 0, &repaired);
 			ck_same(&naive, &repaired);
 			ck_assert_uint_eq(repaired.st.n_repaired, 0);

@@ -62,6 +62,13 @@ struct batch {
 
 /* ---- on the engine ------------------------------------------------------ */
 
+/* What the layer needs is in memory; the engine waits for it. */
+static int pages_in(struct batch *b, uint32_t layer)
+{
+	return b->restore ? restore_wait(b->lane->engine, b->restore, layer)
+			  : 0;
+}
+
 static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		     float *o)
 {
@@ -94,7 +101,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			craft_queries(r->g, layer, r->pos, r->n,
 				      q + r->at * q_row);
 	}
-	ret = b->restore ? restore_wait(b->lane->engine, b->restore, layer) : 0;
+	ret = pages_in(b, layer);
 	if (ret)
 		return ret;
 	ret = attn_layer(b->lane->engine, b->pool, &b->lane->scratch, b->items,
@@ -127,7 +134,10 @@ static int focus_step(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		      float *o)
 {
 	struct batch *b = ctx;
+	const int ret = pages_in(b, layer);
 
+	if (ret)
+		return ret;
 	return focus_attn(b->probe, b->pool, &b->lane->scratch, layer, q, k, v,
 			  o);
 }
@@ -141,7 +151,10 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 {
 	struct batch *b = ctx;
 	struct repair_group *r = b->probe_group;
+	const int ret = pages_in(b, layer);
 
+	if (ret)
+		return ret;
 	if (layer) {
 		repair_measure(b->probe, r, b->n_rows, k, v);
 		return -ECANCELED;
@@ -361,6 +374,14 @@ static void probe_done(struct batch *b)
 
 	b->probe = NULL;
 	g->state = GEN_READY;
+	if (g->restore) {
+		ret = restore_stepped(g, ret);
+		if (ret && !g->cancelled) {
+			gen_pages_failed(g, ret);
+			kick(b);
+			return;
+		}
+	}
 	if (!ret && g->cancelled)
 		ret = -ECANCELED;
 	if (!ret && b->probe_group)
@@ -495,6 +516,13 @@ static int decoding(const struct gen *g)
 	return g->pos >= g->n_prompt;
 }
 
+static void use_restore(struct batch *b, const struct gen *g)
+{
+	b->restore = g->restore;
+	if (b->restore)
+		b->restore->n_known = b->restore->n_in;
+}
+
 static void build(struct batch *b)
 {
 	const struct conf *c = b->serve->conf;
@@ -504,8 +532,7 @@ static void build(struct batch *b)
 	if (b->lane == &b->serve->lanes[LANE_RESTORE]) {
 		struct gen *g = list_entry(b->ready.next, struct gen, node);
 
-		b->restore = g->restore;
-		b->restore->n_known = b->restore->n_in;
+		use_restore(b, g);
 		take_gen(b, g, prefill);
 		return;
 	}
@@ -545,6 +572,7 @@ static int build_probe(struct batch *b)
 		       b->n_rows * sizeof(*b->tokens));
 		b->probe = g;
 		b->probe_group = r;
+		use_restore(b, g);
 		b->gens[b->n_gens++] = g;
 		list_del(n);
 		g->state = GEN_STEP;

@@ -510,7 +510,7 @@ static void gen_want_next(struct gen *g)
 	} else {
 		/* in time: a decode that waits for pages misses steps */
 		if (g->pinned_to < g->seq.n_tokens && !g->wanting &&
-		    g->pos + 1 + MAP_AHEAD / 2 > g->pinned_to)
+		    !g->restore && g->pos + 1 + MAP_AHEAD / 2 > g->pinned_to)
 			(void)ask(g, g->pinned_to, next_to(g));
 		gen_pages_in(g);
 	}

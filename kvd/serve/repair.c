@@ -297,6 +297,11 @@ int repair_append(struct gen *g, struct gen_part *part)
 	return begin(g, r);
 }
 
+int repair_looks(const struct repair_group *r)
+{
+	return picks[r->kind]->probes;
+}
+
 struct repair_group *repair_next_probe(const struct gen *g)
 {
 	uint32_t from = g->pos;

@@ -81,6 +81,8 @@ void repair_free(struct gen *g);
  * Append the part, whose group it is, to the list. 0, -EDQUOT, -ENOMEM. Loop thread.
  */
 int repair_append(struct gen *g, struct gen_part *part);
+/* 1: its tokens are chosen by what a look at the first layers tells. */
+int repair_looks(const struct repair_group *r);
 /* The group that must be probed before the gen can go on, or NULL. Loop thread. */
 struct repair_group *repair_next_probe(const struct gen *g);
 /*

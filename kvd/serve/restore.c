@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include "kvd/serve/batch.h"
 #include "kvd/serve/cost.h"
+#include "kvd/serve/repair.h"
 
 #define PRIOR_PREFILL 1e4 /* rows a second, before any step */
 #define PRIOR_STEPS   50.0 /* small ones a second */
@@ -46,6 +47,19 @@ static uint64_t step_ns(const struct gen *g)
 	return rows >= BATCH_PREFILL_ROWS
 		       ? rate_ns(&g->model->prefill, rows, PRIOR_PREFILL)
 		       : rate_ns(&g->model->small_steps, 1, PRIOR_STEPS);
+}
+
+/* Looks at what is to be repaired, before: one layer. */
+static uint64_t look_ns(const struct gen *g)
+{
+	uint64_t rows = 0;
+
+	for (uint32_t i = 0; i < g->n_groups; i++)
+		if (repair_looks(&g->groups[i]))
+			rows += g->groups[i].n;
+	return rows ? rate_ns(&g->model->prefill, (double)rows, PRIOR_PREFILL) /
+			       g->model->layout.n_layers
+		    : 0;
 }
 
 static uint64_t load_ns(const struct restore *r, uint64_t bytes)
@@ -161,15 +175,13 @@ int restore_stepped(struct gen *g, int ret)
 	if (!r)
 		return ret;
 	assert(!r->waiting);
-	if (!ret && r->n_in == r->n) {
-		hand_over(r);
-		return 0;
-	}
-	/* without an error of its own the step had them all */
 	ret = r->err ? r->err : ret;
-	assert(ret);
-	restore_drop(r);
-	g->pinned_to = 0;
+	if (ret) {
+		restore_drop(r);
+		g->pinned_to = 0;
+	} else if (r->n_in == r->n) {
+		hand_over(r);
+	} /* else it was a look at the first layers only */
 	return ret;
 }
 
@@ -255,8 +267,8 @@ int restore_begin(struct gen *g, uint64_t to)
 	int ret;
 
 	if (!g->tenant->serve->conf->restore_layers || g->model->gpu ||
-	    stage_groups(l) >= l->n_groups || g->windowed || g->n_groups ||
-	    !g->n_computed || (!g->n_prefix && !g->n_chunk))
+	    stage_groups(l) >= l->n_groups || g->windowed || !g->n_computed ||
+	    (!g->n_prefix && !g->n_chunk))
 		return 0;
 	r = restore_new(g);
 	if (!r)
@@ -266,7 +278,7 @@ int restore_begin(struct gen *g, uint64_t to)
 	bytes = ret ? 0 : lower_bytes(r->runs, r->n_runs);
 	if (bytes) {
 		r->n_start = cost_start(r->n, load_ns(r, bytes) / r->n,
-					step_ns(g) / r->n);
+					(look_ns(g) + step_ns(g)) / r->n);
 		ret = ask_all(r);
 	}
 	if (ret || !bytes) {

@@ -5,14 +5,16 @@
  * other: each stage is a want, all are asked for at once, in the order of their layers,
  * those after n_start as less urgent. The first step begins when n_start stages are in, and its
  * engine waits before the first layer of each stage that is not. When all are in the
- * pins are the gen's, as if it had waited for all of them.
+ * pins are the gen's, as if it had waited for all of them. Looks at the first layers
+ * (repair.h, focus.h) are steps before the first and need no later stage.
  *
  * The start is the rule Lp of Cache-Craft (Agarwal et al. 2025, arXiv:2502.15734):
- * with tl to load and tc to compute one of n stages, n - (n - 1) tc / tl of them.
+ * with tl to load and tc to compute one of n stages, n - (n - 1) tc / tl of them; looks
+ * count as computing.
  * Rounded down: the engine may wait for less than one stage then, and this lane's
  * engine holds up nobody else (tenant.h).
  *
- * Not for layouts of one group, windows, patches; nor when nothing is on disk. Pages
+ * Not for layouts of one group, windows; nor when nothing is on disk. Pages
  * that follow each other on disk would be read apart: a stage has RESTORE_BYTES
  * or more of each run.
  *
@@ -58,7 +60,10 @@ struct restore {
 int restore_begin(struct gen *g, uint64_t to);
 /* Give back all that is pinned, forget what is wanted; NULL is fine. */
 void restore_drop(struct restore *r);
-/* The step of g has ended with ret: what it ends with. Every stage is in, or dropped. */
+/*
+ * A step of g, or a look before it, has ended with ret: what it ends with. With an error
+ * all is dropped; with none the restore goes on if pages are still missing.
+ */
 int restore_stepped(struct gen *g, int ret);
 /* The gen is cancelled: its engine need not wait. */
 void restore_cancel(struct restore *r);

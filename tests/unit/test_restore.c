@@ -13,6 +13,7 @@
 #include "kvd/base/stat.h"
 #include "kvd/mem/stores.h"
 #include "kvd/serve/restore.h"
+#include "libkvclient/kv_abi.h"
 #include "tests/rig/rig_serve.h"
 
 #define N_PROMPT 700u /* 6 page rows of 128 tokens, 4 layers */
@@ -169,6 +170,80 @@ START_TEST(the_rest_is_computed_in_slices)
 	layers_come_later(a, b, 12, 64);
 	free(a);
 	free(b);
+}
+END_TEST
+
+#define N_CHUNKS 2u
+#define CHUNK	 130u /* two page rows */
+#define N_LOOK	 2u /* layers that a look needs */
+
+static struct rig_gen *with_chunks(uint32_t *const *chunks, uint32_t repair,
+				   uint32_t permille, uint32_t flags)
+{
+	struct rig_gen *g = rig_gen_new();
+
+	for (uint32_t i = 0; i < N_CHUNKS; i++)
+		rig_gen_part(g, chunks[i], CHUNK, SERVE_PART_REUSE);
+	rig_gen_part(g, chunks[0], 9, 0);
+	g->gen.repair = repair;
+	g->gen.repair_permille = permille;
+	g->gen.flags |= flags;
+	return g;
+}
+
+/* Chunks on disk: the look, then the repair, layer by layer as they come. */
+static void repaired_while_loading(uint32_t repair, uint32_t permille,
+				   uint32_t flags)
+{
+	uint32_t *chunks[N_CHUNKS];
+	struct rig_serve *r = open_rig(64, MEMORY); /* looks take two steps */
+	struct rig_gen *first, *back;
+
+	for (uint32_t i = 0; i < N_CHUNKS; i++)
+		chunks[i] = rig_ids(CHUNK, 40 + i);
+	first = with_chunks(chunks, repair, permille, flags);
+	ck_assert_int_eq(rig_gen_start(first, r->session), 0);
+	ck_assert(rig_serve_until(r, &first->told));
+	ck_assert_int_gt(first->ret, 0);
+	push_out(r, N_OTHER);
+	back = with_chunks(chunks, repair, permille, flags);
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, EAGAIN);
+	ck_assert_int_eq(rig_gen_start(back, r->session), 0);
+	for (uint32_t i = 1; !back->told; i++) {
+		const struct restore *x;
+
+		rig_serve_turn(r);
+		x = back->told ? NULL : gen_of(back)->restore;
+		if (x && x->waiting && x->n_in >= N_LOOK)
+			break; /* the look is over, the step is under way */
+		if (i % 32 == 0 && !back->told &&
+		    (gen_of(back)->state == GEN_WANT || (x && x->waiting)))
+			/* one more read */
+			kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 2,
+				      EAGAIN);
+	}
+	ck_assert_msg(!back->told, "it waited for nothing");
+	ck_assert(!back->n_out);
+	kio_fault_disarm();
+	ck_assert(rig_serve_until(r, &back->told));
+	ck_assert_uint_gt(back->gen.stats.n_ahead, 0);
+	ck_assert_uint_gt(back->gen.stats.n_repaired, 0);
+	ck_assert_uint_gt(back->gen.stats.n_read_back, 0);
+	same(first, back);
+	serve_check(r->serve);
+	rig_serve_close(r);
+	for (uint32_t i = 0; i < N_CHUNKS; i++)
+		free(chunks[i]);
+	free(first);
+	free(back);
+}
+
+START_TEST(chunks_are_repaired_while_they_load)
+{
+	repaired_while_loading(KV_REPAIR_FIRST, 200, 0);
+	repaired_while_loading(KV_REPAIR_BLEND, 200, 0);
+	repaired_while_loading(KV_REPAIR_BLEND, 1, 0);
+	repaired_while_loading(KV_REPAIR_BLEND, 200, SERVE_GEN_FOCUS);
 }
 END_TEST
 
@@ -349,6 +424,7 @@ int main(void)
 
 	tcase_add_test(t, first_layers_before_the_last_pages);
 	tcase_add_test(t, the_rest_is_computed_in_slices);
+	tcase_add_test(t, chunks_are_repaired_while_they_load);
 	tcase_add_test(t, others_go_on_meanwhile);
 	tcase_add_test(t, cancelled_while_the_engine_waits);
 	tcase_add_test(t, a_late_page_is_lost);

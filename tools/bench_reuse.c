@@ -5,7 +5,8 @@
  * nothing, and with its chunks cached and 15 % of their tokens computed again: each
  * request has its chunks in another order, so that no prefix is found behind the
  * system text. And cold: the same prompt with chunks that nobody has seen, against
- * a plain one. --model, and a model of the 1B class with random weights.
+ * a plain one; with a repair as well (blend computes chunks alone and repairs them, so that
+ * the answer is that of a later request; craft computes them in place). --model, and a model of the 1B class with random weights.
  */
 #include "tools/bench.h"
 
@@ -24,9 +25,11 @@
 #define MAX_ROUND 31u
 
 enum how { PLAIN, CACHED, COLD };
+enum cold { COLD_PLAIN, COLD_BLEND, COLD_CRAFT, N_COLD };
+static const char *const colds[N_COLD] = { "cold", "cold.blend", "cold.craft" };
 
 struct reuse {
-	double overhead; /* when nothing is cached, percent */
+	double overhead[N_COLD]; /* when nothing is cached, percent */
 	struct kvc *c;
 	uint32_t n_vocab; /* ids below it are used */
 	uint32_t n_asked;
@@ -117,7 +120,9 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 	struct side s[] = { { r, PLAIN, 0 },
 			    { r, CACHED, KV_REPAIR_BLEND },
 			    { r, CACHED, 0 },
-			    { r, COLD, 0 } };
+			    { r, COLD, 0 },
+			    { r, COLD, KV_REPAIR_BLEND },
+			    { r, COLD, KV_REPAIR_CRAFT } };
 	struct bench_side in[KV_ARRAY_LEN(s)];
 	double ms = ask(r, COLD, 0); /* whatever the first one has to do */
 	int ret;
@@ -143,8 +148,11 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 		  name);
 	bench_put(b, bench_ratio(&in[0], &in[2]), "x",
 		  "reuse.%s.plain.ttft_speedup", name);
-	r->overhead = (bench_ratio(&in[3], &in[0]) - 1) * 100;
-	bench_put(b, r->overhead, "%", "reuse.%s.cold.overhead", name);
+	for (uint32_t i = 0; i < N_COLD; i++) {
+		r->overhead[i] = (bench_ratio(&in[3 + i], &in[0]) - 1) * 100;
+		bench_put(b, r->overhead[i], "%", "reuse.%s.%s.overhead", name,
+			  colds[i]);
+	}
 	return 0;
 }
 
@@ -173,7 +181,7 @@ static int with_model(struct bench *b, const char *name, uint32_t n_vocab,
 	if (ret)
 		(void)bench_fail(ret, "reuse");
 	bench_daemon_stop(&d);
-	*overhead = r->overhead;
+	memcpy(overhead, r->overhead, sizeof(r->overhead));
 	free(r);
 	return ret;
 }
@@ -188,7 +196,7 @@ int bench_reuse(struct bench *b)
 				       .head_dim = 64,
 				       .n_ctx = 2048 };
 	const char *model = b->model;
-	double overhead[2] = { 0 };
+	double overhead[2][N_COLD] = { 0 };
 	char path[PATH_MAX];
 	int ret;
 
@@ -197,7 +205,7 @@ int bench_reuse(struct bench *b)
 	if ((size_t)snprintf(path, sizeof(path), "%s/kvbench.%d.gguf", b->dir,
 			     getpid()) >= sizeof(path))
 		return -ENAMETOOLONG;
-	ret = with_model(b, "mini", 500, &overhead[0]);
+	ret = with_model(b, "mini", 500, overhead[0]);
 	if (ret)
 		return ret;
 	bench_note("reuse.1b: %u layers of 2048, 32 and 8 heads of 64, bf16",
@@ -207,12 +215,12 @@ int bench_reuse(struct bench *b)
 		(void)bench_fail(ret, "%s", path);
 	} else {
 		b->model = path;
-		ret = with_model(b, "1b", 500, &overhead[1]);
+		ret = with_model(b, "1b", 500, overhead[1]);
 		b->model = model;
 	}
-	if (!ret)
-		bench_put(b, KV_MAX(overhead[0], overhead[1]), "%",
-			  "reuse.cold.overhead");
+	for (uint32_t i = 0; i < N_COLD && !ret; i++)
+		bench_put(b, KV_MAX(overhead[0][i], overhead[1][i]), "%",
+			  "reuse.%s.overhead", colds[i]);
 	(void)unlink(path); /* it may not have been made */
 	return ret;
 }

@@ -127,6 +127,8 @@ static const struct command {
 	  "reuse.{mini,1b}.plain.ttft_speedup  without the repair\n"
 	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
 	  "reuse.cold.overhead             the larger of the two\n"
+	  "reuse.{,mini.,1b.}cold.{blend,craft}.overhead  with 15 % repaired; blend\n"
+	  "                                computes chunks alone, then repairs\n"
 	  "1b: 1e9 random weights; --quick: two layers of it\n" },
 	{ "edit", bench_edit, "32 tokens in the middle of 4K are replaced",
 	  "edit.4k.{suffix_ms,moved_ms,repaired_ms}  to the first token: what\n"

@@ -216,6 +216,8 @@ START_TEST(cached_chunks_are_measured)
 	lines(names);
 	ck_assert_ptr_nonnull(strstr(out, "reuse.mini.cold.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.overhead "));
+	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.blend.overhead "));
+	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.craft.overhead "));
 }
 END_TEST
 

@@ -275,13 +275,13 @@ void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes)
 void kio_store_quarantine(struct kio_store *s, uint64_t block,
 			  size_t page_bytes)
 {
-	struct bad_note *n = calloc(1, sizeof(*n));
+	struct bad_note *n;
 
-	slots_set_bad(&s->slots, block, (uint32_t)page_bytes);
-	if (s->scratch || !n) {
-		free(n);
+	if (slots_set_bad(&s->slots, block, (uint32_t)page_bytes) || s->scratch)
 		return;
-	}
+	n = calloc(1, sizeof(*n));
+	if (!n)
+		return;
 	n->entry = entry_get(s);
 	if (!n->entry) {
 		free(n);

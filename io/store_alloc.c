@@ -7,6 +7,8 @@
  *      for a bad one for ever.
  *  (4) Named slots are used ones: a record says, or may say, that its bytes are
  *      there. They are given out again when that record is gone for good.
+ *  (5) A spoilt slot is a used one: what was read there was wrong once, and the
+ *      record that names it is not gone yet. Released, it is bad.
  *
  * The lowest zone with a free slot is filled first, and the lowest free zone opened:
  * what comes and goes stays below, so that zones above come free whole.
@@ -123,12 +125,13 @@ static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
 	struct zone *z = &m->zones[i];
 	const uint32_t n = (uint32_t)(m->zone_bytes / page_bytes);
 	const uint64_t n_words = KV_DIV_UP(n, 64u);
-	uint64_t *bits = calloc(2 * n_words, sizeof(*bits));
+	uint64_t *bits = calloc(3 * n_words, sizeof(*bits));
 
 	if (!bits)
 		return -ENOMEM;
 	z->bits = bits;
 	z->named = bits + n_words;
+	z->spoilt = bits + 2 * n_words;
 	z->page_bytes = page_bytes;
 	z->n_slots = n;
 	z->n_used = z->n_bad = 0;
@@ -145,7 +148,7 @@ static void close_zone(struct slots *m, uint32_t i)
 
 	unlist_zone(m, class_of(m, z->page_bytes), i);
 	free(z->bits);
-	z->bits = z->named = NULL;
+	z->bits = z->named = z->spoilt = NULL;
 	z->page_bytes = 0;
 	if (i < m->n_usable) {
 		m->n_free++;
@@ -321,6 +324,10 @@ void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
 	z = &m->zones[i];
 	assert(z->page_bytes == page_bytes &&
 	       z->bits[slot / 64] >> slot % 64 & 1);
+	if (z->spoilt[slot / 64] >> slot % 64 & 1) {
+		(void)slots_set_bad(m, block, page_bytes); /* as recorded */
+		return;
+	}
 	slots_unname(m, block, page_bytes);
 	z->bits[slot / 64] &= ~(1ull << slot % 64);
 	m->slot_bytes -= page_bytes;
@@ -332,16 +339,41 @@ void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
 		list_zone(m, c, i);
 }
 
-void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
+int slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
 {
 	uint32_t i, slot;
+	struct zone *z;
+	int known;
 
 	if (locate(m, block, page_bytes, &i, &slot))
-		return;
+		return 0;
+	z = &m->zones[i];
+	known = (int)(z->spoilt[slot / 64] >> slot % 64 & 1);
+	z->spoilt[slot / 64] &= ~(1ull << slot % 64);
+	z->n_bad += !known;
 	slots_unname(m, block, page_bytes);
-	m->zones[i].n_bad++;
 	m->slot_bytes -= page_bytes;
 	m->bad_bytes += page_bytes;
+	return known;
+}
+
+int slots_take_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
+{
+	uint32_t i, slot;
+	int ret;
+
+	if (!slots_named(m, block, page_bytes)) {
+		ret = slots_take(m, block, page_bytes);
+		if (!ret)
+			(void)slots_set_bad(m, block, page_bytes);
+		return ret;
+	}
+	if (locate(m, block, page_bytes, &i, &slot) ||
+	    m->zones[i].spoilt[slot / 64] >> slot % 64 & 1)
+		return -EINVAL;
+	m->zones[i].spoilt[slot / 64] |= 1ull << slot % 64;
+	m->zones[i].n_bad++;
+	return 0;
 }
 
 /* ---- deferred releases -------------------------------------------------------------- */
@@ -433,7 +465,7 @@ void slots_check(const struct slots *m)
 			continue;
 		}
 		for (uint64_t w = 0; w < zone_words(z); w++) {
-			assert(!(z->named[w] & ~z->bits[w]));
+			assert(!((z->named[w] | z->spoilt[w]) & ~z->bits[w]));
 			n += (uint32_t)__builtin_popcountll(z->bits[w]);
 			n_named += (uint32_t)__builtin_popcountll(z->named[w]);
 		}

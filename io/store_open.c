@@ -311,15 +311,14 @@ static int one_bad(struct finder *f, const struct entry *e)
 {
 	const struct rec_bad *b =
 		(const struct rec_bad *)(f->image->base + e->off);
-	const int ret = slots_take(&f->store->slots, b->block, b->page_bytes);
+	const int ret =
+		slots_take_bad(&f->store->slots, b->block, b->page_bytes);
 
-	if (!ret) {
-		slots_set_bad(&f->store->slots, b->block, b->page_bytes);
-		f->rep->n_bad_slots++;
-	}
+	f->rep->n_bad_slots += !ret;
 	return ret == -EINVAL ? 0 : ret;
 }
 
+/* Puts first: none that was acknowledged yields to a bad slot, whichever was first. */
 static int find_all(struct finder *f)
 {
 	struct kio_store *s = f->store;
@@ -329,8 +328,11 @@ static int find_all(struct finder *f)
 		struct entry *e = &s->entries_found[i];
 
 		journal_adopt(&s->journal, e);
-		ret = e->is_bad ? one_bad(f, e) : one_put(f, e);
+		ret = e->is_bad ? 0 : one_put(f, e);
 	}
+	for (uint64_t i = 0; i < f->image->n_entries && !ret; i++)
+		if (s->entries_found[i].is_bad)
+			ret = one_bad(f, &s->entries_found[i]);
 	return ret;
 }
 

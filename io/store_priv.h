@@ -134,10 +134,12 @@ struct entry {
 
 struct zone {
 	uint32_t page_bytes; /* 0: free */
-	uint32_t n_slots, n_used, n_bad;
+	uint32_t n_slots, n_used;
+	uint32_t n_bad; /* and spoilt */
 	uint8_t listed, backed, punching;
 	uint64_t *bits; /* used (or pending, or bad) */
 	uint64_t *named; /* a record names it, or may */
+	uint64_t *spoilt; /* bad as soon as it is released */
 };
 
 struct zone_class {
@@ -185,7 +187,13 @@ int slots_take(struct slots *m, uint64_t block, uint32_t page_bytes);
 int slots_name(struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_unname(struct slots *m, uint64_t block, uint32_t page_bytes);
 int slots_named(const struct slots *m, uint64_t block, uint32_t page_bytes);
-void slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
+/* Not given out again, ever. 1: a BAD record said so already. */
+int slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
+/*
+ * A BAD record as found, all records having taken theirs: the slot is bad, or will be
+ * when the record that has it is gone. -EINVAL it is none, or bad already; -ENOMEM.
+ */
+int slots_take_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn);
 void slots_ripen(struct slots *m, uint64_t turn);

@@ -205,6 +205,7 @@ static const char *take(struct fsck *f, const struct rec_put *p)
 			      "record's, or of another size than its zone";
 			break;
 		}
+		(void)slots_name(&f->slots, block, p->page_bytes); /* taken */
 		n++;
 		if (places[n - 1]._pad)
 			why = "what must be zero is not";
@@ -280,8 +281,7 @@ static int check_put(struct fsck *f, const struct rec_put *p, char *buf)
 
 static void check_bad(struct fsck *f, const struct rec_bad *b)
 {
-	/* taken: the record that is there has not been deleted yet */
-	f->n_bad_slots += !slots_take(&f->slots, b->block, b->page_bytes);
+	f->n_bad_slots += !slots_take_bad(&f->slots, b->block, b->page_bytes);
 }
 
 static int check_records(struct fsck *f)

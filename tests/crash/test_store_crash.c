@@ -7,7 +7,8 @@
  *
  *  (1) every record that was acknowledged and not deleted is found, with its blob;
  *  (2) nothing is found that was never put;
- *  (3) all pages of whatever is found have the bytes that their record promises.
+ *  (3) all pages of whatever is found have the bytes that their record promises;
+ *      so nobody was given a slot of theirs that went bad meanwhile.
  *
  * KVD_LONG=1 runs ten times as many. The seed is printed; KVD_SEED repeats it.
  */
@@ -30,6 +31,7 @@
 #define MAX_PAGES   4
 #define MAX_META    12000
 #define N_WRITES    8
+#define MAX_BAD	    64
 
 enum state { NONE, WRITING, PUTTING, ACKED, DELETED };
 
@@ -43,6 +45,7 @@ struct record {
 	uint32_t meta_crc;
 	uint64_t handle;
 	int found;
+	int is_bad; /* its first slot went bad in this life */
 };
 
 static struct {
@@ -50,7 +53,7 @@ static struct {
 	struct kio_engine *engine;
 	char path[64];
 	struct record records[MAX_RECORDS];
-	uint64_t next_id, seed, n_acks, n_crashes, n_maybe;
+	uint64_t next_id, seed, n_acks, n_crashes, n_maybe, n_bad;
 	int dead;
 } t;
 
@@ -207,9 +210,21 @@ static void delete_one(void)
 	if (!r)
 		return;
 	kio_store_del(t.store, r->handle);
-	for (uint32_t i = 0; i < r->n_pages; i++)
+	for (uint32_t i = !!r->is_bad; i < r->n_pages; i++)
 		kio_store_release(t.store, r->places[i].block, r->page_bytes);
 	r->state = DELETED;
+}
+
+/* Its record stays; it may be deleted in this life or a later one. */
+static void spoil_one(void)
+{
+	struct record *r = pick(ACKED);
+
+	if (!r || r->is_bad || t.n_bad == MAX_BAD)
+		return;
+	kio_store_quarantine(t.store, r->places[0].block, r->page_bytes);
+	r->is_bad = 1;
+	t.n_bad++;
 }
 
 static void one_step(void)
@@ -222,6 +237,8 @@ static void one_step(void)
 		delete_one();
 	else
 		turn();
+	if (!rnd(100))
+		spoil_one();
 	if (!rnd(40))
 		(void)usleep(rnd(500)); /* let the journal get somewhere else */
 }
@@ -295,7 +312,7 @@ static void open_again(void)
 		r->state = r->found ? ACKED : NONE;
 		if (r->found)
 			check_pages(r);
-		r->found = 0;
+		r->found = r->is_bad = 0;
 	}
 }
 

@@ -74,6 +74,9 @@ static void use(void)
 {
 	for (uint32_t i = 0; i < N_RECORDS; i++) {
 		one_record(i);
+		if (l.state[i] == ACKED && i % 8 == 7) /* stays, and is bad */
+			kio_store_quarantine(l.r.store, l.x[i].places[0].block,
+					     RIG_PAGE);
 		if (i % 4 == 3 || l.state[i] != ACKED)
 			continue; /* some stay */
 		l.state[i] = GONE;

@@ -373,6 +373,78 @@ START_TEST(bad_slots_are_never_used_again)
 }
 END_TEST
 
+/*
+ * The slot went bad, and the power before its record was deleted: the record is there,
+ * and nobody gets the slot when it goes, in that life or in a later one.
+ */
+START_TEST(bad_slots_of_live_records_are_never_used_again)
+{
+	const uint32_t page = _i & 1 ? 65536 : RIG_PAGE; /* of those after it */
+	uint64_t bad;
+
+	init(0);
+	r.verdict = KIO_RECORD_KEEP;
+	open_ok(SMALL, 0);
+	rig_store_add(&r, &x[0], 1, 2, 0);
+	bad = x[0].places[0].block;
+	kio_store_quarantine(r.store, bad, RIG_PAGE);
+	reopen();
+	ck_assert_uint_eq(r.n_found, 1);
+	ck_assert_uint_eq(r.report.n_bad_slots, 1);
+	ck_assert_uint_eq(info().bad_bytes, 0); /* as yet */
+	x[0].handle = rig_store_find(&r, 1)->handle;
+	if (_i & 2) { /* read, and wrong again */
+		kio_store_del(r.store, x[0].handle);
+		kio_store_quarantine(r.store, bad, RIG_PAGE);
+		kio_store_release(r.store, x[0].places[1].block, RIG_PAGE);
+	} else {
+		rig_store_del(&r, &x[0]);
+	}
+	rig_store_settle(&r);
+	ck_assert_uint_eq(info().bad_bytes, RIG_PAGE);
+	ck_assert_uint_eq(info().slot_bytes, 0);
+	for (uint32_t i = 1; i < 9; i++) {
+		ck_assert_int_eq(rig_store_take(&r, &x[i], i + 1, page, 3, 0),
+				 0);
+		for (uint32_t k = 0; k < 3; k++)
+			ck_assert_uint_ne(x[i].places[k].block, bad);
+		ck_assert_int_eq(rig_store_write(&r, &x[i]), 0);
+		ck_assert_int_eq(rig_store_commit(&r, &x[i]), 0);
+	}
+	reopen();
+	ck_assert_uint_eq(r.n_found, 8);
+	ck_assert_uint_eq(r.report.n_refused, 0);
+	ck_assert_uint_eq(r.report.n_bad_slots, 1);
+	ck_assert_uint_eq(info().bad_bytes, RIG_PAGE);
+	for (uint32_t i = 0; i < 8; i++)
+		ck_assert_int_eq(rig_store_read(&r, &r.found[i]), 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* In a store of before that: a record in a slot that had gone bad. It was acknowledged. */
+START_TEST(records_do_not_yield_to_bad_slots)
+{
+	init(0);
+	open_ok(SMALL, 0);
+	ck_assert_int_eq(rig_store_take(&r, &x[0], 1, RIG_PAGE, 2, 0), 0);
+	ck_assert_int_eq(rig_store_write(&r, &x[0]), 0);
+	kio_store_quarantine(r.store, x[0].places[1].block, RIG_PAGE);
+	rig_store_add(&r, &x[1], 2, 1, 0); /* so it is noted */
+	ck_assert_int_eq(rig_store_commit(&r, &x[0]), 0);
+	reopen();
+	ck_assert_uint_eq(r.n_found, 2);
+	ck_assert_uint_eq(r.report.n_refused, 0);
+	ck_assert_uint_eq(r.report.n_bad_slots, 1);
+	x[0].handle = rig_store_find(&r, 1)->handle;
+	ck_assert_int_eq(rig_store_read(&r, rig_store_find(&r, 1)), 0);
+	rig_store_del(&r, &x[0]);
+	rig_store_settle(&r);
+	ck_assert_uint_eq(info().bad_bytes, RIG_PAGE);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(orphans_go_when_room_is_needed)
 {
 	uint32_t n_kept;
@@ -442,6 +514,9 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, the_index_is_compacted, 0, 2);
 	tcase_add_test(tc, any_number_of_deletions);
 	tcase_add_test(tc, bad_slots_are_never_used_again);
+	tcase_add_loop_test(tc, bad_slots_of_live_records_are_never_used_again,
+			    0, 4);
+	tcase_add_test(tc, records_do_not_yield_to_bad_slots);
 	tcase_add_test(tc, orphans_go_when_room_is_needed);
 	tcase_add_test(tc, what_the_owner_drops_is_gone);
 	suite_add_tcase(s, tc);

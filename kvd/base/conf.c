@@ -383,6 +383,7 @@ static void set_defaults(struct conf *c)
 	strcpy(c->policy, "density");
 	c->recompute = 1;
 	c->restore_layers = 1;
+	c->order = 1;
 	c->scrub_bytes = 4u << 20;
 	strcpy(c->huge, "auto");
 	strcpy(c->cuda_library, "auto");

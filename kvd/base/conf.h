@@ -87,6 +87,7 @@ struct conf {
 	char policy[16]; /* policy = density: which page goes down next */
 	int recompute; /* recompute = auto|no: may a hit on disk be computed */
 	int restore_layers; /* restore = layers|whole: 1 compute while it comes */
+	int order; /* order = fifo|prefix: 1 who has more cached first, line.h */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	char huge[16]; /* huge = auto | always | never */
 	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */

@@ -335,6 +335,8 @@ static const struct key kvd_keys[] = {
 	  "auto or no", "no auto", 0 },
 	{ "restore", set_choice, offsetof(struct conf, restore_layers), 0, 0,
 	  "layers or whole", "whole layers", 0 },
+	{ "order", set_choice, offsetof(struct conf, order), 0, 0,
+	  "prefix or fifo", "fifo prefix", 0 },
 	{ "scrub", set_size, offsetof(struct conf, scrub_bytes), 0, 1ull << 40,
 	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,

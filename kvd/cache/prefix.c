@@ -24,6 +24,7 @@ static struct map_id hash(const void *a, size_t a_len, const void *b,
 void prefix_init(struct prefix_tree *t)
 {
 	map_init(&t->map);
+	t->n_added = 0;
 }
 
 void prefix_fini(struct prefix_tree *t)
@@ -111,6 +112,7 @@ int prefix_add(struct prefix_tree *t, struct segment *s, struct map_id *ids)
 	int ret = 0;
 
 	assert(s->sealed && s->tokens && !s->ids);
+	t->n_added++;
 	s->ids = ids;
 	s->unindex = unindex;
 	s->unindex_ctx = t;

@@ -16,6 +16,7 @@
 
 struct prefix_tree {
 	struct map map; /* chain id to segment; borrowed */
+	uint64_t n_added; /* segments so far: has anything come? */
 };
 
 void prefix_init(struct prefix_tree *t);

@@ -262,6 +262,20 @@ static struct gen *new_chunk_job(struct gen *waiter, struct gen_part *part)
 	return g;
 }
 
+/* They stand as the request does that wants them. */
+static void place_chunks(struct gen *g)
+{
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		const struct gen_part *p = &g->parts[i];
+		struct gen *job = list_empty(&p->waiting)
+					  ? NULL
+					  : find_chunk_job(g->tenant, p->chunk);
+
+		if (job)
+			line_follow(job, g);
+	}
+}
+
 static int gen_retry(struct waiter *w);
 
 int gen_start_chunk(struct gen *waiter, struct gen_part *part)
@@ -648,8 +662,10 @@ void gen_resume(struct gen *g)
 	if (gate_holds(g))
 		return;
 	ret = gen_plan(g);
-	if (ret == -EAGAIN)
+	if (ret == -EAGAIN) {
+		place_chunks(g);
 		return;
+	}
 	if (ret || g->put) {
 		gen_end(g, ret);
 		return;
@@ -657,6 +673,7 @@ void gen_resume(struct gen *g)
 	g->state = GEN_ADMIT;
 	g->waiter.retry = gen_retry;
 	g->waiter.since_ns = g->session ? g->t_start : g->waiter.since_ns;
+	line_stand(g);
 	tenant_wait(g->tenant, &g->waiter);
 	tenant_kick(g->tenant);
 }

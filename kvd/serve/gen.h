@@ -22,6 +22,7 @@
 #include "kvd/serve/cost.h"
 #include "kvd/serve/edit.h"
 #include "kvd/serve/focus.h"
+#include "kvd/serve/line.h"
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
 
@@ -65,6 +66,7 @@ struct gen {
 	struct list node; /* batch's ready list */
 	struct list session_node; /* session's requests, or chunk_jobs */
 	struct waiter waiter; /* ADMIT */
+	struct line_look look; /* line.h */
 	struct serve_tenant *tenant;
 	struct serve_session *session; /* NULL: a chunk job */
 	struct serve_model *model;
@@ -196,6 +198,8 @@ float gen_compute_cost(const struct gen *g);
 struct segment *gen_fitting(const struct gen *g, struct segment *s);
 /* Ask for what of s is on disk, as far as memory is free; 1: something is. */
 uint32_t gen_prefetch(struct gen *g, const struct segment *s);
+/* One tile (or whole chunk) on, of [0, n_all); the id of what was passed. */
+void gen_chain_step(const struct gen *g, struct gen_chain *c);
 int gen_plan(struct gen *g); /* tokens and parts are known: find, count */
 void gen_unplan(struct gen *g); /* give back all references */
 int gen_build_seq(struct gen *g); /* the whole list, with room for max_tokens */

@@ -480,23 +480,15 @@ int gen_build_seq(struct gen *g)
 
 /* ---- keep what was computed ---------------------------------------------------- */
 
-/* Ids of all tiles of the tokens [0, n_all), by token number / at its tile. */
-struct chain {
-	struct map_id id;
-	uint32_t i_part;
-	uint32_t at; /* token, where id ends */
-};
-
 /* The end of the part that holds token c->at. */
-static uint32_t part_end(const struct gen *g, const struct chain *c)
+static uint32_t part_end(const struct gen *g, const struct gen_chain *c)
 {
 	const struct gen_part *p = &g->parts[c->i_part];
 
 	return c->i_part + 1 == g->n_parts ? g->n_all : p->first + p->n;
 }
 
-/* One tile (or whole chunk) on; the id of what was passed. */
-static void chain_step(const struct gen *g, struct chain *c)
+void gen_chain_step(const struct gen *g, struct gen_chain *c)
 {
 	const struct gen_part *p = &g->parts[c->i_part];
 	uint32_t end = part_end(g, c);
@@ -517,7 +509,7 @@ static void chain_step(const struct gen *g, struct chain *c)
 	c->at += n;
 }
 
-static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
+static void index_entry(struct gen *g, struct seq_entry *e, struct gen_chain *c)
 {
 	const uint32_t n_tiles = KV_DIV_UP(e->n, SEGMENT_BLOCK);
 	struct map_id *ids = calloc(n_tiles, sizeof(*ids));
@@ -529,7 +521,7 @@ static void index_entry(struct gen *g, struct seq_entry *e, struct chain *c)
 	}
 	memcpy(e->seg->tokens, g->tokens + e->pos, e->n * sizeof(uint32_t));
 	for (uint32_t i = 0; i < n_tiles; i++) {
-		chain_step(g, c);
+		gen_chain_step(g, c);
 		ids[i] = c->id;
 	}
 	(void)prefix_add(tree(g), e->seg, ids); /* without memory: not kept */
@@ -566,7 +558,7 @@ static const struct gen_part *part_at(const struct gen *g, uint32_t pos)
 void gen_index(struct gen *g)
 {
 	const struct gen_part *last = &g->parts[g->n_parts - 1];
-	struct chain c = { .id = prefix_root(g->model->id) };
+	struct gen_chain c = { .id = prefix_root(g->model->id) };
 
 	/* the part-tile at the end would be found by nobody: whole tiles only */
 	g->n_all -= (g->n_all - last->first) % SEGMENT_BLOCK;
@@ -579,7 +571,7 @@ void gen_index(struct gen *g)
 		if (e->pos >= edit_exact_end(g) || e->pos >= focus_exact_end(g))
 			return;
 		while (c.at < e->pos && c.at < g->n_all)
-			chain_step(g, &c);
+			gen_chain_step(g, &c);
 		if (c.at != e->pos)
 			return;
 		if (craft_fresh(g, part_at(g, c.at)))

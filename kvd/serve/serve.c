@@ -1,5 +1,5 @@
 /*
- * serve.c - start and end of models, tenants and sessions; who waits in line
+ * serve.c - start and end of models, tenants and sessions
  */
 #include "kvd/serve/serve.h"
 
@@ -15,52 +15,6 @@
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
 #include "kvd/serve/tenant.h"
-
-/* ---- the line of a tenant ------------------------------------------------ */
-
-void tenant_wait(struct serve_tenant *t, struct waiter *w)
-{
-	struct list *at = t->waiting.prev;
-
-	if (!w->since_ns)
-		w->since_ns = clock_ns();
-	while (at != &t->waiting &&
-	       list_entry(at, struct waiter, node)->since_ns > w->since_ns)
-		at = at->prev;
-	list_push_front(at, &w->node);
-}
-
-void tenant_wait_front(struct serve_tenant *t, struct waiter *w)
-{
-	w->since_ns = 0; /* nobody is sorted before it */
-	list_push_front(&t->waiting, &w->node);
-}
-
-static void kick_turn(struct loop_call *c)
-{
-	struct serve_tenant *t = container_of(c, struct serve_tenant, kick);
-
-	t->kicked = 0;
-	/* in order: who does not fit now is not overtaken */
-	list_for_each_safe(n, &t->waiting) {
-		struct waiter *w = list_entry(n, struct waiter, node);
-
-		if (w->retry(w) == -EAGAIN)
-			return;
-	}
-	pager_reserve_forget(t->pager);
-}
-
-void tenant_kick(struct serve_tenant *t)
-{
-	if (list_empty(&t->waiting))
-		pager_reserve_forget(t->pager);
-	if (t->kicked || list_empty(&t->waiting))
-		return;
-	t->kicked = 1;
-	t->kick.run = kick_turn;
-	loop_defer(t->serve->loop, &t->kick);
-}
 
 /* ---- tenants ---------------------------------------------------------------- */
 
@@ -104,6 +58,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Hits on disk that were faster to compute again" },
 		{ &t->st_preloaded, "kvd_preloaded_requests_total",
 		  "Requests in line whose chunks on disk were asked for" },
+		{ &t->st_passed, "kvd_line_passed_total",
+		  "Places in line gained as more was cached" },
 		{ &t->st_refused, "kvd_refused_total",
 		  "Requests refused over budget" },
 		{ &t->st_edits, "kvd_seq_edits_total",

@@ -59,7 +59,7 @@ struct serve_tenant {
 	struct persist *persist; /* NULL: nothing survives a restart */
 	struct scrub *scrub; /* NULL: off, or no disk */
 	struct list sessions;
-	struct list waiting; /* gens and attends: waiter.node */
+	struct list waiting; /* gens and attends: waiter.node; line.h */
 	struct list texts; /* text_job.node: in line */
 	struct list chunk_jobs; /* gens that compute a chunk */
 	struct loop_call kick; /* look at waiting again */
@@ -87,13 +87,19 @@ struct serve_tenant {
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_preloaded,
 		*st_refused, *st_ttft, *st_attends, *st_edits, *st_edit_tokens,
 		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared,
-		*st_stopped;
+		*st_stopped, *st_passed;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */
 struct waiter {
 	struct list node;
 	uint64_t since_ns; /* its request came (0: now): the line's order */
+	/* line.h; all 0: it keeps the place that since_ns gives it */
+	struct gen *gen; /* a request: what is cached may change */
+	uint32_t cached; /* tokens of it */
+	uint32_t priority; /* 0 most urgent */
+	int yields; /* who has more cached may go before it */
+	const struct rate *rate; /* tokens computed a second; NULL */
 	/*
 	 * Try again; 0: it left the list (it went on or ended); -EAGAIN: it waits
 	 * for memory, nobody may overtake it; -EBUSY: for the end of a request,
@@ -189,7 +195,7 @@ int serve_tenant_new(struct serve_tenant **out, struct serve *s,
 		     const struct conf_tenant *conf, struct accounts *accounts);
 void serve_tenant_free(struct serve_tenant *t);
 /*
- * Stand in line of t; told by retry(). A chunk stands where the request stands that
+ * line.c: stand in line of t; told by retry(). A chunk stands where the request stands that
  * wants it, so nobody gets ahead of others by asking for chunks.
  */
 void tenant_wait(struct serve_tenant *t, struct waiter *w);

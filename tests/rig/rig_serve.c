@@ -50,8 +50,10 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 	ck_assert_ptr_nonnull(f);
 	fprintf(f,
 		"[kvd]\nsocket = %s/s\nstate_dir = %s\nhuge = never\n"
-		"threads = 1\nspin_us = 0\nprefill_slice = %u\nbatch = %u\n",
-		r->dir, r->dir, o->prefill_slice ? o->prefill_slice : 128,
+		"threads = 1\nspin_us = 0\norder = %s\n"
+		"prefill_slice = %u\nbatch = %u\n",
+		r->dir, r->dir, o->order ? o->order : "prefix",
+		o->prefill_slice ? o->prefill_slice : 128,
 		o->max_batch ? o->max_batch : 64);
 	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
 		write_model(f, r->dir, i, o);

@@ -30,6 +30,7 @@ struct rig_serve_options {
 	uint32_t max_requests; /* 0: 64 */
 	uint32_t prefill_slice, max_batch; /* 0: 128, 64 */
 	enum conf_persist persist;
+	const char *order; /* NULL: prefix */
 	/* Not NULL: tenants t0 and t1, with these names to share by ("": none). */
 	const char *share[2];
 };

@@ -98,6 +98,7 @@ START_TEST(defaults)
 	ck_assert_int_eq(conf.has_admin_gid, 0);
 	ck_assert_int_eq(conf.recompute, 1);
 	ck_assert_int_eq(conf.restore_layers, 1);
+	ck_assert_int_eq(conf.order, 1);
 	ck_assert_uint_eq(conf.scrub_bytes, 4u << 20);
 	ck_assert_str_eq(conf.huge, "auto");
 	ck_assert_str_eq(conf.huge_dir, "");

@@ -9,6 +9,8 @@
  *  (1) A page is in one operation at most, from page_begin() to page_end().
  *  (2) A run that could not be read or mapped is done again page by page, so that
  *      one bad block costs one page. What failed to be written goes alone next time.
+ *      A page is lost when its bytes are wrong, or the medium refuses it each
+ *      time; what may pass (no memory, an interrupt) costs a want, no page.
  *  (3) Writes and drops are gathered in lines and leave on the next turn, as runs.
  */
 #include "kvd/mem/op.h"
@@ -75,6 +77,7 @@ static int op_split(struct move *op, void (*go)(struct move *one))
 			break;
 		one[i]->prio = op->prio;
 		one[i]->start_ns = op->start_ns;
+		one[i]->n_tries = op->n > 1 ? 0 : op->n_tries + 1;
 	}
 	if (i < op->n) {
 		while (i--)
@@ -490,12 +493,20 @@ static void read_done(struct kio_req *r)
 	move_read_failed(op, read_one);
 }
 
+int move_is_medium(int err)
+{
+	return err == -EIO || err == -EILSEQ || err == -EREMOTEIO;
+}
+
 void move_read_failed(struct move *op, void (*go)(struct move *one))
 {
-	if (op->n > 1 && !op_split(op, go))
+	const int last = op->n == 1 && op->n_tries + 1 >= READ_TRIES;
+
+	if (!last && !op_split(op, go))
 		return;
 	for (uint32_t i = 0; i < op->n; i++)
-		fetch_failed(op->page + i, OP_READ, op->ret, op->n == 1);
+		fetch_failed(op->page + i, OP_READ, op->ret,
+			     last && move_is_medium(op->ret));
 	op_free(op);
 }
 

@@ -16,9 +16,9 @@
 enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB };
 
 /*
- * scrub.c: read the page's place on disk into buf and compare. done() 0, -EBADMSG
- * or the error of the read; then the page is LOST, or dirty if it is in memory, and
- * pager_conf.damaged was called. -ENOMEM.
+ * scrub.c: read the page's place on disk into buf and compare. done() 0, -EBADMSG,
+ * or the error of a medium that refused it three times; then the page is LOST, or dirty
+ * if it is in memory, and pager_conf.damaged was called. -ENOMEM.
  */
 struct page_scrub {
 	void *buf; /* [n_bytes], 4 KiB aligned; the caller's */
@@ -38,6 +38,7 @@ struct move {
 	enum op_kind kind;
 	int ret;
 	uint32_t prio; /* of its request */
+	uint32_t n_tries; /* READ and SCRUB of one page: that failed */
 	uint64_t start_ns;
 	struct page_scrub *scrub; /* SCRUB */
 	struct dev_op *dev; /* with a device */
@@ -68,8 +69,14 @@ void move_dropped(struct move *op);
 void move_written(struct move *op);
 void move_read(
 	struct move *op); /* with ret 0 pages whose crc differs are lost */
-/* The disk failed: again page by page from go(), or the page is lost. */
+/*
+ * The disk failed: again from go(), page by page, each up to three times. Then the
+ * page is lost if the medium refused it; any other error fails its wants only.
+ */
 void move_read_failed(struct move *op, void (*go)(struct move *one));
+#define READ_TRIES 3u /* of a page alone */
+/* The medium does not give the bytes back; any other error may pass. */
+int move_is_medium(int err);
 
 /* Frames and slots: the books. -ENOSPC, -errno of the store. */
 void page_charge(struct page *pg);

@@ -6,7 +6,7 @@
  *                    +--------- PAGE_WRITE -------+                          read
  *                                                                              |
  *                                          CLEAN <-- READING <-----------------+
- *                                          LOST  <--/ (check or read failed)
+ *                                          LOST  <--/ (wrong bytes, bad medium)
  *
  *  (1) has_frame() states are charged to the pager's memory, one page each.
  *  (2) slot >= 0 in CLEAN, DROPPING, LOWER, READING, and in WRITING.

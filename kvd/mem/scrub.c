@@ -71,7 +71,9 @@ static void scrub_end(struct move *op)
 	struct pager *p = pg->range->pager;
 	/* written meanwhile: that place is nobody's concern any more */
 	const int same = pg->slot == (int64_t)op->req.block;
-	const int bad = op->ret && same && !pg->doomed;
+	/* any other error says nothing about the place: it is the turn of the next */
+	const int bad = (op->ret == -EBADMSG || move_is_medium(op->ret)) &&
+			same && !pg->doomed;
 
 	if (bad)
 		scrub_failed(pg, op->ret);
@@ -104,7 +106,10 @@ static void scrub_read(struct kio_req *r)
 	struct move *op = container_of(r, struct move, req);
 
 	op_io_end(op);
-	if (op->ret)
+	if (move_is_medium(op->ret) && ++op->n_tries < READ_TRIES &&
+	    op->page->slot == (int64_t)r->block)
+		op_io(op, scrub_read);
+	else if (op->ret)
 		scrub_end(op);
 	else
 		op_work(op, work_scrub, scrub_crc_done);

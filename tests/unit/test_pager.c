@@ -342,6 +342,106 @@ START_TEST(failures_are_answers)
 }
 END_TEST
 
+static uint64_t bad_bytes(struct rig_mem *r)
+{
+	struct kio_store_info info;
+
+	kio_store_info(stores_disk(r->stores, 0), &info);
+	return info.bad_bytes;
+}
+
+static uint32_t a_lower_page(const struct range *range)
+{
+	uint32_t i = 0;
+
+	while (range->pages[i].state != PAGE_LOWER)
+		i++;
+	return i;
+}
+
+/* What may pass costs a want at most, and what passes at once not even that. */
+START_TEST(a_read_that_fails_for_a_while_loses_nothing)
+{
+	static const int errors[] = { ENOMEM, ENOBUFS, EBUSY };
+	struct rig_mem *r =
+		rig_mem_open((struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+						       .disk_bytes = 64 * PAGE,
+						       .kind = kinds[_i % 2] });
+	struct range *range = written(r, 12);
+	const char *point = _i < 2 ? "uring.read" : "uring.submit";
+	/* a ring that is busy is tried again until it is not */
+	const uint32_t n = _i < 2 ? KV_ARRAY_LEN(errors) : 2;
+
+	for (uint32_t k = 0; k < n; k++) {
+		uint32_t i;
+
+		rig_mem_settle(r);
+		i = a_lower_page(range);
+		kio_fault_arm(KIO_FAULT_ONCE, point, 1, errors[k]);
+		ck_assert_int_eq(read_page(r, range, i), 0);
+		ck_assert_uint_gt(kio_fault_count(), 0);
+		rig_mem_settle(r);
+		i = a_lower_page(range);
+		kio_fault_arm(KIO_FAULT_FOREVER, point, 1, errors[k]);
+		ck_assert_int_eq(read_page(r, range, i), -errors[k]);
+		kio_fault_disarm();
+		ck_assert_int_eq(read_page(r, range, i), 0);
+	}
+	ck_assert(!range_lost(range));
+	ck_assert_uint_eq(bad_bytes(r), 0);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+START_TEST(a_medium_that_refuses_each_time_is_bad)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 12);
+	uint32_t i;
+
+	rig_mem_settle(r);
+	i = a_lower_page(range);
+	kio_fault_arm(KIO_FAULT_ONCE, "uring.read", 1, EIO);
+	ck_assert_int_eq(read_page(r, range, i), 0);
+	ck_assert_uint_eq(bad_bytes(r), 0);
+	rig_mem_settle(r);
+	i = a_lower_page(range);
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, EIO);
+	ck_assert_int_eq(read_page(r, range, i), -EIO);
+	kio_fault_disarm();
+	ck_assert(range_lost(range));
+	ck_assert_uint_eq(bad_bytes(r), PAGE);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
+START_TEST(scrubbing_that_cannot_read_says_nothing)
+{
+	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
+		.memory_bytes = 4 * PAGE, .disk_bytes = 64 * PAGE });
+	struct range *range = written(r, 12);
+	struct page *pg;
+
+	rig_mem_settle(r);
+	pg = &range->pages[a_lower_page(range)];
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, ENOMEM);
+	ck_assert_int_eq(scrub(r, pg), 0);
+	kio_fault_arm(KIO_FAULT_ONCE, "uring.read", 1, EIO);
+	ck_assert_int_eq(scrub(r, pg), 0);
+	ck_assert_int_eq(pg->state, PAGE_LOWER);
+	ck_assert_uint_eq(bad_bytes(r), 0);
+	kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 1, EIO);
+	ck_assert_int_eq(scrub(r, pg), -EIO);
+	kio_fault_disarm();
+	ck_assert_int_eq(pg->state, PAGE_LOST);
+	range_free(range);
+	rig_mem_close(r);
+}
+END_TEST
+
 START_TEST(a_cancelled_want_holds_nothing)
 {
 	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
@@ -488,6 +588,10 @@ int main(void)
 	tcase_add_test(t, what_nobody_uses_makes_room);
 	tcase_add_test(t, reservations_are_bounded);
 	tcase_add_loop_test(t, failures_are_answers, 0, 5);
+	tcase_add_loop_test(t, a_read_that_fails_for_a_while_loses_nothing, 0,
+			    3);
+	tcase_add_test(t, a_medium_that_refuses_each_time_is_bad);
+	tcase_add_test(t, scrubbing_that_cannot_read_says_nothing);
 	tcase_add_test(t, a_cancelled_want_holds_nothing);
 	tcase_add_test(t, a_writer_waits_for_the_end_of_the_write);
 	tcase_add_test(t, pages_mapped_ahead_make_no_want_wait);

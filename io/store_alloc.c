@@ -396,10 +396,10 @@ static int more_pending(struct slots *m)
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn)
 {
-	m->pending_bytes += page_bytes;
 	if (m->pending_tail - m->pending_head == m->pending_room &&
 	    more_pending(m))
 		return; /* without memory the slot is lost until the next open */
+	m->pending_bytes += page_bytes;
 	m->pending[m->pending_tail++ % m->pending_room] =
 		(struct pending){ block, turn, page_bytes };
 }

@@ -365,7 +365,8 @@ uint64_t stores_pending(const struct stores *s)
 		struct kio_store_info info;
 
 		kio_store_info(s->disks[i].store, &info);
-		n += info.pending_bytes;
+		if (!info.failed) /* else no deletion is durable any more */
+			n += info.pending_bytes;
 	}
 	return n;
 }

@@ -12,17 +12,20 @@
  *      kept is unknown. The log on disk then ends, at the latest, there.
  *  (4) Live records fill at most LIVE_MAX of an area, a frame LIMIT: so a compaction
  *      always makes room for a frame, and deletions never find the index full.
- *  (5) Deletions become durable in the order in which they were queued.
+ *  (5) Deletions become durable in the order in which they were queued. What could not
+ *      be written for lack of room or memory is tried again until it can.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include "io/crc.h"
 #include "io/store_priv.h"
 #include "io/sys.h"
 
 #define COMPACT_SLACK (4ull << 20) /* an index below is never worth it */
+#define RETRY_NS      100000000 /* deletions that could not be written */
 
 struct batch {
 	struct kio_commit *puts, *more_puts;
@@ -368,6 +371,7 @@ static void run_batch(struct journal *j, struct batch *b)
 	if (!ret)
 		end_dels(j, b->n_dels);
 	j->again = !ret && j->dels_now;
+	j->n_delayed = ret && j->dels_now && !j->failed ? j->n_delayed + 1 : 0;
 	append_done(j, b->puts);
 	end_bads(j, b->bads);
 	requeue(j, b);
@@ -397,17 +401,36 @@ static void take_batch(struct journal *j, struct batch *b)
 	j->bads = NULL;
 }
 
+/* For more, or until it is time to try deletions again. */
+static void wait_for_more(struct journal *j)
+{
+	struct timespec t;
+
+	if (!j->n_delayed) {
+		pthread_cond_wait(&j->more, &j->m);
+		return;
+	}
+	(void)clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail */
+	t.tv_nsec += RETRY_NS;
+	t.tv_sec += t.tv_nsec / 1000000000;
+	t.tv_nsec %= 1000000000;
+	j->again = pthread_cond_timedwait(&j->more, &j->m, &t) == ETIMEDOUT;
+}
+
 static void *journal_main(void *arg)
 {
 	struct journal *j = arg;
 	struct batch b;
+	int is_last = 0;
 
 	pthread_mutex_lock(&j->m);
 	for (;;) {
 		while (!has_work(j) && !j->stop)
-			pthread_cond_wait(&j->more, &j->m);
-		if (!has_work(j))
+			wait_for_more(j);
+		if (!has_work(j) && (!j->n_delayed || is_last))
 			break;
+		is_last = j->stop &&
+			  !has_work(j); /* once more, and that's it */
 		take_batch(j, &b);
 		pthread_mutex_unlock(&j->m);
 		run_batch(j, &b);
@@ -419,6 +442,8 @@ static void *journal_main(void *arg)
 
 void journal_init(struct journal *j)
 {
+	pthread_condattr_t monotonic;
+
 	memset(j, 0, sizeof(*j));
 	j->event_fd = -1;
 	j->live.next = j->live.prev = &j->live;
@@ -427,7 +452,10 @@ void journal_init(struct journal *j)
 	j->dels_now_end = &j->dels_now;
 	j->done_end = &j->done;
 	pthread_mutex_init(&j->m, NULL);
-	pthread_cond_init(&j->more, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&j->more, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 }
 
 int journal_start(struct journal *j, int fd, const struct sb *sb,

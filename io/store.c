@@ -433,6 +433,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 	out->n_groups = j->n_groups;
 	out->n_compactions = j->shown.n_compactions;
 	out->n_lost_records = j->shown.n_lost;
+	out->n_delayed = j->n_delayed;
 	out->failed = j->failed;
 	pthread_mutex_unlock(&j->m);
 }

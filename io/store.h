@@ -155,6 +155,7 @@ struct kio_store_info {
 	uint64_t n_puts, n_groups, n_compactions;
 	uint64_t
 		n_lost_records; /* damaged in the index, so left out of a copy */
+	uint32_t n_delayed; /* times in a row that deletions found no room */
 	int failed; /* puts are refused */
 	int direct; /* 1: O_DIRECT */
 };

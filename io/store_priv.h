@@ -268,6 +268,7 @@ struct journal {
 	struct entry *free_entries; /* for the loop to take back */
 	uint64_t dels_durable; /* so many of all that were queued */
 	int stop, failed;
+	uint32_t n_delayed; /* times in a row that dels_now were not written */
 	uint64_t n_puts, n_groups;
 	struct journal_shown { /* copies of what the thread counts */
 		uint64_t pos, live_bytes, written, n_compactions, n_lost;

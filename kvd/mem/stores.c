@@ -18,6 +18,7 @@
 #define QUANTUM	     (1u << 20) /* for a turn of weight 100 */
 #define LEAST_EVERY  8u /* this often the least urgent goes first */
 #define PRIOR_RATE   1e9 /* bytes a second, before anything was measured */
+#define MANY_DELAYS  10u /* of a tenth of a second each */
 #define BUSY_TRIES   100
 #define BUSY_US	     20000u
 
@@ -365,7 +366,8 @@ uint64_t stores_pending(const struct stores *s)
 		struct kio_store_info info;
 
 		kio_store_info(s->disks[i].store, &info);
-		if (!info.failed) /* else no deletion is durable any more */
+		/* else no deletion is durable any more, or for long */
+		if (!info.failed && info.n_delayed < MANY_DELAYS)
 			n += info.pending_bytes;
 	}
 	return n;

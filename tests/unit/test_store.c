@@ -351,6 +351,25 @@ START_TEST(any_number_of_deletions)
 }
 END_TEST
 
+/* Even if nothing else is queued, and at the latest when the store is closed. */
+START_TEST(a_deletion_that_found_no_room_is_tried_again)
+{
+	init(0);
+	open_ok(SMALL, 0);
+	rig_store_add(&r, &x[0], 1, 2, 0);
+	kio_fault_arm(KIO_FAULT_ONCE, "sys.pwrite", 1, ENOSPC);
+	rig_store_del(&r, &x[0]);
+	while (!kio_fault_count())
+		rig_store_poll(&r);
+	if (_i)
+		rig_store_settle(&r);
+	reopen();
+	kio_fault_disarm();
+	ck_assert_uint_eq(r.n_found, 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(bad_slots_are_never_used_again)
 {
 	int64_t at;
@@ -513,6 +532,8 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_full_index_refuses_and_recovers);
 	tcase_add_loop_test(tc, the_index_is_compacted, 0, 2);
 	tcase_add_test(tc, any_number_of_deletions);
+	tcase_add_loop_test(tc, a_deletion_that_found_no_room_is_tried_again, 0,
+			    2);
 	tcase_add_test(tc, bad_slots_are_never_used_again);
 	tcase_add_loop_test(tc, bad_slots_of_live_records_are_never_used_again,
 			    0, 4);

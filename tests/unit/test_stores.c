@@ -121,6 +121,35 @@ START_TEST(wants_end_after_a_failed_flush)
 }
 END_TEST
 
+/* A deletion that could not be written is written again, whether more follow or not. */
+START_TEST(wants_end_after_a_full_disk)
+{
+	struct rig_mem *m;
+	struct range *a;
+
+	new_path();
+	m = rig_mem_open((struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+						   .disk_bytes = 8 * PAGE,
+						   .store = path });
+	a = filled(m, 2);
+	ck_assert_int_eq(persist(m, a, 1), 0);
+	kio_fault_arm(_i ? KIO_FAULT_FOREVER : KIO_FAULT_ONCE, "sys.pwrite", 1,
+		      ENOSPC);
+	range_free(a);
+	while (!kio_fault_count())
+		rig_mem_turn(m);
+	ck_assert_int_eq(want_all(m, 64), -ENOSPC);
+	ck_assert_uint_eq(stores_pending(m->stores), 0);
+	ck_assert_int_eq(info(m).failed, 0);
+	ck_assert_uint_eq(info(m).pending_bytes, _i ? 2 * PAGE : 0);
+	kio_fault_disarm();
+	while (info(m).pending_bytes)
+		rig_mem_turn(m);
+	rig_mem_close(m);
+	(void)unlink(path);
+}
+END_TEST
+
 static Suite *suite(void)
 {
 	Suite *s = suite_create("stores");
@@ -128,6 +157,7 @@ static Suite *suite(void)
 
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, wants_end_after_a_failed_flush, 0, 2);
+	tcase_add_loop_test(tc, wants_end_after_a_full_disk, 0, 2);
 	suite_add_tcase(s, tc);
 	return s;
 }

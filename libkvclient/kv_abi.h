@@ -342,8 +342,7 @@ KV_STATIC_ASSERT(sizeof(struct kv_export_entry) == 64,
 /*
  * Device memory of the client, for items that name it: what cuIpcGetMemHandle()
  * says of an allocation, and with KV_BUFFER_EVENT of an event that the client records
- * behind what writes q, k and v: the daemon's work waits for what is recorded when the
- * call is submitted.
+ * behind what writes q, k and v: the call begins when all that it has recorded is done.
  */
 #define KV_BUFFER_EVENT 1u
 struct kv_buffer { /* [C] */

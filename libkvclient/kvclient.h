@@ -263,7 +263,8 @@ int kvc_seq_wrote(struct kvc *c, int seq, uint64_t n_tokens);
  * Device memory of the program, for items of kvc_append() and kvc_attend() whose
  * kv_attend_item.buffer is the number returned (> 0): q_off, k_off, v_off and o_off are
  * then offsets in it, multiples of 64, and no byte goes through the host. The daemon waits for
- * the event (KV_BUFFER_EVENT) before it reads; when the call is over o is there. The memory
+ * the event (KV_BUFFER_EVENT) before it reads, or the item gets -ETIMEDOUT ([kvd]
+ * event_wait_ms); when the call is over o is there. The memory
  * stays allocated until kvc_buffer_free() or the end of the session. -ENOTSUP (without
  * KV_FEATURE_BUFFERS), -EINVAL the driver refuses a handle, -EDQUOT 64 of a session.
  */

@@ -389,6 +389,7 @@ static void set_defaults(struct conf *c)
 	strcpy(c->cuda_library, "auto");
 	strcpy(c->direct_storage, "auto");
 	c->cuda_graphs = 1;
+	c->event_wait_ms = 10000;
 	strcpy(c->log_level, "info");
 	c->mlock = 1;
 	c->numa_node = -1;

@@ -98,6 +98,8 @@ struct conf {
 	int cuda_graphs; /* cuda_graphs = auto | no */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
+	/* event_wait_ms = 10000: how long a call waits for a client's event */
+	uint32_t event_wait_ms;
 	char direct_storage[256]; /* direct_storage = auto | no | /PATH */
 	int device_memory; /* device_memory = vmm|uvm: enum conf_device_memory */
 	/* host_memory: pinned, between device and disk. After conf_load() not 0: without,

@@ -359,6 +359,8 @@ static const struct key kvd_keys[] = {
 	  "0 to 63", NULL, 0 },
 	{ "direct_storage", set_library, offsetof(struct conf, direct_storage),
 	  1, 256, "auto, no or an absolute path", NULL, 0 },
+	{ "event_wait_ms", set_u32, offsetof(struct conf, event_wait_ms), 1,
+	  3600000, "1 to 3600000 milliseconds", NULL, 0 },
 	{ "device_memory", set_choice, offsetof(struct conf, device_memory), 0,
 	  0, "vmm or uvm", "vmm uvm", 0 },
 	{ "device_spare", set_size, offsetof(struct conf, device_spare), 0,

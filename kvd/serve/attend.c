@@ -6,57 +6,26 @@
  * one page at a time, with what lies before them in windows (attn.h). The
  * results are the same bits.
  *
- *   serve_attend -> LINE --reserved--> WANT --pinned--> JOB --more--> WANT
- *                                                         +--none--> told
+ *   serve_attend -> EVENTS -> LINE --reserved--> WANT --pinned--> JOB --more--> WANT
+ *                                                                  +--none--> told
+ *
+ * EVENTS: what the clients' events stand for is waited for before anything that others
+ * share is taken, and not for ever: a call on the engine waits for no client.
  *
  * Thread: loop thread; in JOB the engine uses items, sequences do not change
  * (n_busy keeps every other call away).
  */
-#include "kvd/serve/tenant.h"
+#include "kvd/serve/attend_priv.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct attend_item {
-	struct session_seq *s; /* NULL: refused or done */
-	struct attn_shape shape;
-	uint64_t old_tokens; /* of the sequence before it grew */
-	int grown;
-	void *after; /* of the buffer that the item names */
-};
-
-struct attend {
-	struct engine_job job;
-	struct lane *lane; /* of the round */
-	struct waiter waiter;
-	struct list node; /* of all attends waiting: cancelling */
-	struct loop_call call;
-	struct serve_session *ss;
-	struct serve_attend *req;
-	struct attend_item *items; /* [req->n_items] */
-	struct attn_item *work; /* of the round */
-	uint32_t n_work;
-	uint32_t *work_item; /* index of its item */
-	uint32_t n_items_room; /* of these three */
-	uint32_t i_item, row; /* mode ONE: where it stands */
-	int one_by_one;
-	int counted; /* in the tenant's n_requests, else n_uncounted */
-	int in_line;
-	int cancelled;
-	int ended; /* tell() is on its way */
-	uint64_t reserved;
-	struct page_want want;
-	struct page_run *runs;
-	uint32_t n_runs, n_room;
-	int ret;
-};
-
 static void round_begin(struct attend *a);
 
 /* ---- items ---------------------------------------------------------------- */
 
-static void item_fail(struct attend *a, uint32_t i, int err)
+void attend_fail(struct attend *a, uint32_t i, int err)
 {
 	struct attend_item *it = &a->items[i];
 
@@ -217,8 +186,9 @@ static void attend_end(struct attend *a, int err)
 
 	for (uint32_t i = 0; i < a->req->n_items; i++)
 		if (a->items[i].s)
-			item_fail(a, i, err);
+			attend_fail(a, i, err);
 	list_del(&a->waiter.node);
+	loop_timer_cancel(t->serve->loop, &a->timer);
 	if (a->reserved) {
 		pager_unreserve(t->pager, a->reserved);
 		t->n_active--;
@@ -353,7 +323,6 @@ static void add_work(struct attend *a, uint32_t i, uint32_t row, uint32_t n,
 		.n_rows = n,
 		.in = g->type,
 		.on_device = r->buffer != 0,
-		.after = it->after,
 		.q = a->req->append_only ? NULL : (const char *)r->q + q,
 		.k = r->k ? (const char *)r->k + kv : NULL,
 		.v = r->k ? (const char *)r->v + kv : NULL,
@@ -408,7 +377,7 @@ static void job_done(struct engine_job *j)
 
 		seq_copy_done(&a->items[i].s->copy);
 		if (a->work[k].ret)
-			item_fail(a, i, a->work[k].ret);
+			attend_fail(a, i, a->work[k].ret);
 		else if (!a->one_by_one || a->row >= a->req->items[i].n_tokens)
 			item_done(a, i);
 	}
@@ -439,7 +408,7 @@ static void want_done(struct wait *w, int ret)
 		a->one_by_one = 1;
 	else
 		for (uint32_t k = 0; k < a->n_work; k++)
-			item_fail(a, a->work_item[k], ret);
+			attend_fail(a, a->work_item[k], ret);
 	round_begin(a);
 }
 
@@ -616,7 +585,7 @@ static int grow_all(struct attend *a)
 		    a->ss->tenant->n_sequences > 1)
 			return -EAGAIN; /* others may give some back */
 		if (ret)
-			item_fail(a, i, ret);
+			attend_fail(a, i, ret);
 	}
 	return 0;
 }
@@ -650,6 +619,16 @@ static int attend_retry(struct waiter *w)
 	else
 		round_begin(a);
 	return 0;
+}
+
+void attend_admit(struct attend *a)
+{
+	struct serve_tenant *t = a->ss->tenant;
+
+	if (!list_empty(&t->waiting) || attend_retry(&a->waiter) < 0) {
+		tenant_wait(t, &a->waiter);
+		tenant_kick(t);
+	}
 }
 
 static int item_check(struct attend *a, uint32_t i)
@@ -703,6 +682,7 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 	a->req = r;
 	list_init(&a->node);
 	list_init(&a->waiter.node);
+	list_init(&a->timer.node);
 	list_init(&a->call.node);
 	list_init(&a->want.node);
 	list_init(&a->want.call.node);
@@ -717,14 +697,11 @@ int serve_attend(struct serve_session *ss, struct serve_attend *r)
 	list_push(&ss->attends, &a->node);
 	a->waiter.retry = attend_retry;
 	a->in_line = 1;
-	if (!list_empty(&t->waiting) || attend_retry(&a->waiter) < 0) {
-		tenant_wait(t, &a->waiter);
-		tenant_kick(t);
-	}
+	attend_events(a);
 	return 0;
 }
 
-/* In line: at once. With pages on their way or on the engine: after this round. */
+/* In line, or for events: at once. With pages on their way or on the engine: after this round. */
 static void cancel(struct attend *a)
 {
 	if (a->ended)

@@ -42,7 +42,6 @@ struct attn_item {
 	void *o; /* [n_rows][n_heads][head_dim]; NULL with lse: not wanted */
 	/* q, k, v and o are addresses of the device; only attn_gpu_items() */
 	int on_device;
-	void *after; /* cuda_event: q, k and v are there then; or NULL */
 	float *lse; /* out [n_rows][n_heads] ln sum exp(logits), or NULL */
 	uint64_t resident_from; /* position; 0: all is pinned */
 	uint64_t window_bytes; /* what a window may pin */

@@ -74,10 +74,6 @@ static int widen_there(struct attn_gpu *g, const struct slice *s)
 	cuda_ptr to = g->f32.at;
 	int ret = 0;
 
-	for (uint32_t i = 0; i < s->n_items && !ret; i++)
-		if (s->items[i].after)
-			ret = kern_errno(g->c.api->stream_wait(
-				g->c.stream, s->items[i].after, 0));
 	for (int what = 0; what < 3; what++)
 		for (uint32_t i = 0; i < s->n_items && !ret; i++) {
 			const struct attn_item *it = &s->items[i];

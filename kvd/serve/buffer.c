@@ -183,6 +183,15 @@ void *buffer_use(struct serve_session *ss, uint32_t id)
 	return b->event;
 }
 
+int buffer_event_passed(struct serve_session *ss, void *event)
+{
+	struct device *d = pager_device(ss->tenant->pager);
+	const struct cuda_api *cu = device_api(d);
+	const int r = cu->ctx_set(device_ctx(d));
+
+	return kern_errno(r ? r : cu->event_query(event));
+}
+
 void buffer_let_go(struct serve_session *ss, uint32_t id)
 {
 	struct buffer *b = find(ss, id);

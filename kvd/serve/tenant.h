@@ -247,6 +247,8 @@ uint64_t export_reserved(const struct serve_session *ss);
 /* buffer.c: a call uses it from now on; the event that it is to wait for, or NULL. */
 void *buffer_use(struct serve_session *ss, uint32_t id);
 void buffer_let_go(struct serve_session *ss, uint32_t id);
+/* What it has recorded is done: 0, -EAGAIN not yet, or the driver's. */
+int buffer_event_passed(struct serve_session *ss, void *event);
 /* No call is in flight. */
 void session_free_buffers(struct serve_session *ss);
 

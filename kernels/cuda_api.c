@@ -11,24 +11,65 @@
 
 #define SONAME "libcuda.so.1"
 
+/*
+ * What a call was asked for cannot be: a bad argument, a handle that is nobody's, memory that
+ * is mapped or not. The context goes on, and so does everybody else.
+ */
+static int is_misuse(int result)
+{
+	switch (result) {
+	case CUDA_INVALID_VALUE:
+	case CUDA_INVALID_DEVICE:
+	case CUDA_INVALID_CONTEXT:
+	case CUDA_CONTEXT_ALREADY_CURRENT:
+	case CUDA_MAP_FAILED:
+	case CUDA_UNMAP_FAILED:
+	case CUDA_ARRAY_IS_MAPPED:
+	case CUDA_ALREADY_MAPPED:
+	case CUDA_ALREADY_ACQUIRED:
+	case CUDA_NOT_MAPPED:
+	case CUDA_NOT_MAPPED_AS_ARRAY:
+	case CUDA_NOT_MAPPED_AS_POINTER:
+	case CUDA_CONTEXT_ALREADY_IN_USE:
+	case CUDA_INVALID_GRAPHICS_CONTEXT:
+	case CUDA_INVALID_SOURCE:
+	case CUDA_SHARED_OBJECT_INIT_FAILED:
+	case CUDA_INVALID_HANDLE:
+	case CUDA_ILLEGAL_STATE:
+	case CUDA_LAUNCH_INCOMPATIBLE_TEXTURING:
+	case CUDA_PEER_ACCESS_ALREADY_ENABLED:
+	case CUDA_PEER_ACCESS_NOT_ENABLED:
+	case CUDA_PRIMARY_CONTEXT_ACTIVE:
+	case CUDA_TOO_MANY_PEERS:
+	case CUDA_HOST_MEMORY_ALREADY_REGISTERED:
+	case CUDA_HOST_MEMORY_NOT_REGISTERED:
+	case CUDA_COOPERATIVE_LAUNCH_TOO_LARGE:
+	case CUDA_GRAPH_EXEC_UPDATE_FAILURE:
+		return 1;
+	default: /* of stream capture */
+		return result >= CUDA_CAPTURE_UNSUPPORTED &&
+		       result <= CUDA_CAPTURE_WRONG_THREAD;
+	}
+}
+
 int kern_errno(int result)
 {
+	if (is_misuse(result))
+		return -EINVAL;
 	switch (result) {
 	case CUDA_OK:
 		return 0;
-	case CUDA_INVALID_VALUE:
-	case CUDA_INVALID_HANDLE:
-	case CUDA_INVALID_CONTEXT:
-	case CUDA_INVALID_DEVICE:
-	case CUDA_HOST_MEMORY_ALREADY_REGISTERED:
-		return -EINVAL;
 	case CUDA_OUT_OF_MEMORY:
 	case CUDA_LAUNCH_OUT_OF_RESOURCES:
 		return -ENOMEM;
 	case CUDA_NOT_READY:
 		return -EAGAIN;
 	case CUDA_NOT_FOUND:
+	case CUDA_FILE_NOT_FOUND:
+	case CUDA_SHARED_OBJECT_SYMBOL_NOT_FOUND:
 		return -ENOENT;
+	case CUDA_TIMEOUT:
+		return -ETIMEDOUT;
 	case CUDA_NOT_PERMITTED:
 		return -EPERM;
 	case CUDA_NOT_SUPPORTED:
@@ -36,6 +77,11 @@ int kern_errno(int result)
 	case CUDA_INVALID_PTX:
 	case CUDA_NO_BINARY_FOR_GPU:
 	case CUDA_UNSUPPORTED_PTX_VERSION:
+	case CUDA_UNSUPPORTED_LIMIT:
+	case CUDA_UNSUPPORTED_EXEC_AFFINITY:
+	case CUDA_PEER_ACCESS_UNSUPPORTED:
+	case CUDA_JIT_COMPILER_NOT_FOUND:
+	case CUDA_JIT_COMPILATION_DISABLED:
 		return -ENOTSUP;
 	case CUDA_OPERATING_SYSTEM:
 		return -EIO;

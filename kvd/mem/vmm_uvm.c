@@ -4,7 +4,7 @@
  * A space is one allocation; a frame is a piece of the budget and has no memory of
  * its own. The device pages it by itself; MAP asks for that ahead of use. A device
  * that is asked for more managed memory than it has free can stop answering, so
- * what is allocated never exceeds that, nor the budget.
+ * what is allocated never exceeds that, nor the budget: memory nobody has touched counts.
  *
  * Thread: as vmm_frames.c; reserve and unreserve on the loop thread.
  */
@@ -52,16 +52,32 @@ int vmm_uvm_probe(struct vmm *v, size_t *least)
 		v->cu->granularity(least, &v->prop, CUDA_GRANULARITY_MINIMUM));
 }
 
+/*
+ * Bytes of spaces that the device counts as free, as no page of them has come to it.
+ * What is being prefetched is not there yet.
+ */
+static uint64_t not_there_yet(struct vmm *v)
+{
+	struct vmm_counts n;
+	uint64_t there;
+
+	vmm_counts(v, &n);
+	there = (n.n_frames - n.n_pool) * v->conf.frame_bytes;
+	return v->managed_bytes - KV_MIN(there, v->managed_bytes);
+}
+
 static int uvm_reserve(struct vmm_space *s)
 {
 	struct vmm *v = s->vmm;
 	const uint64_t n = s->n_pages * s->page_bytes;
+	const uint64_t owed = not_there_yet(v);
 	uint64_t n_room;
 	int r = room(v, &n_room);
 
 	if (r)
 		return r;
-	if (n > n_room || n > v->conf.budget_bytes - v->managed_bytes)
+	if (owed > n_room || n > n_room - owed ||
+	    n > v->conf.budget_bytes - v->managed_bytes)
 		return CUDA_OUT_OF_MEMORY;
 	r = v->cu->alloc_managed(&s->base, n, CUDA_MANAGED_GLOBAL);
 	if (r)

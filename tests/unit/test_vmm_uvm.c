@@ -128,6 +128,32 @@ START_TEST(never_more_than_the_card_has_free)
 }
 END_TEST
 
+/* A driver counts managed memory as free until it is touched. */
+START_TEST(what_nobody_has_touched_counts)
+{
+	struct vmm_space *other;
+
+	ck_assert_int_eq(rig_vmm_open(&r, 24 * F, uvm), 0);
+	ck_assert_int_eq(vmm_space_open(&sp, r.vmm, 1, 2 * F, 4), 0);
+	ck_assert_uint_eq(rig_vmm_used(&r), 0);
+	r.ctl.others(10 * F); /* 14 are free, 8 of them promised */
+	ck_assert_int_eq(vmm_space_open(&other, r.vmm, 2, F, 8), -ENOMEM);
+	ck_assert_int_eq(vmm_space_open(&other, r.vmm, 2, F, 7), -ENOMEM);
+	ck_assert_int_eq(vmm_space_open(&other, r.vmm, 2, F, 6), 0);
+	ck_assert_int_eq(run(VMM_MAP, sp, 0, 4), 0);
+	ck_assert_int_eq(run(VMM_MAP, other, 0, 6), 0);
+	ck_assert_int_eq(run(VMM_DROP, other, 0, 6), 0);
+	vmm_space_close(other);
+	/* what is there is not counted twice */
+	ck_assert_uint_eq(rig_vmm_used(&r), 8 * F);
+	ck_assert_int_eq(vmm_space_open(&other, r.vmm, 2, F, 7), -ENOMEM);
+	ck_assert_int_eq(vmm_space_open(&other, r.vmm, 2, F, 6), 0);
+	vmm_space_close(other);
+	ck_assert_int_eq(run(VMM_DROP, sp, 0, 4), 0);
+	close_all();
+}
+END_TEST
+
 START_TEST(managed_memory_cannot_be_exported)
 {
 	struct vmm_conf c = uvm;
@@ -354,6 +380,7 @@ int main(void)
 	tcase_add_test(t, a_page_is_prefetched_and_zero);
 	tcase_add_test(t, never_more_than_the_budget);
 	tcase_add_test(t, never_more_than_the_card_has_free);
+	tcase_add_test(t, what_nobody_has_touched_counts);
 	tcase_add_test(t, managed_memory_cannot_be_exported);
 	tcase_add_test(t, managed_pages_have_fences_too);
 	tcase_add_test(t, exported_frames_in_order);

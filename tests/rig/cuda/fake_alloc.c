@@ -4,7 +4,8 @@
  * An allocation is a reserved range that is one map, usable at once, whose bytes are
  * junk. It counts as used, as reserved and as a map, so leaks are seen. Its
  * memory is a file, so that another process can open it (fake_share.c). Managed
- * memory is the same; what the host touches is not looked at.
+ * memory is the same, but takes memory of the device only where it was prefetched to it; what
+ * the host touches is not looked at.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,8 @@ static int alloc(cuda_ptr *out, size_t n, int kind)
 
 	if (!n)
 		return CUDA_INVALID_VALUE;
-	if (fake.used + fake.others + n > fake.total)
+	/* of managed memory a driver gives more than there is, and may hang later */
+	if (kind != FAKE_MANAGED && fake.used + fake.others + n > fake.total)
 		return CUDA_OUT_OF_MEMORY;
 	fd = fake_share_new(n, &p);
 	if (fd <= 0)
@@ -41,7 +43,10 @@ static int alloc(cuda_ptr *out, size_t n, int kind)
 	map->readable = 1;
 	map->fd = fd;
 	map->kind = kind;
-	fake.used += n;
+	if (kind == FAKE_MANAGED)
+		map->there = calloc(n / FAKE_MOVE + 1, 1);
+	else
+		fake.used += n;
 	fake.st.n_maps++;
 	fake.st.n_reserved++;
 	*out = (uintptr_t)p;
@@ -98,7 +103,8 @@ int cuMemFree_v2(cuda_ptr at)
 		fake.st.n_violations++;
 	munmap((void *)at, map->n);
 	close(map->fd);
-	fake.used -= map->n;
+	fake.used -= map->kind == FAKE_MANAGED ? map->n_there : map->n;
+	free(map->there);
 	fake.st.n_maps--;
 	fake.st.n_reserved--;
 	map->used = res->used = 0;
@@ -113,6 +119,28 @@ static int managed(cuda_ptr at, size_t n)
 	const struct fake_range *r = fake_map_of(at);
 
 	return n && r && r->kind == FAKE_MANAGED && n <= r->n - (at - r->at);
+}
+
+/* It takes memory of the device from now on, or does no more. */
+static void migrate(cuda_ptr at, size_t n, int to_device)
+{
+	struct fake_range *r = fake_map_of(at);
+	const size_t first = (at - r->at) / FAKE_MOVE;
+
+	for (size_t i = first; i < first + n / FAKE_MOVE; i++) {
+		if (r->there[i] == to_device)
+			continue;
+		r->there[i] = (unsigned char)to_device;
+		if (to_device) {
+			r->n_there += FAKE_MOVE;
+			fake.used += FAKE_MOVE;
+		} else {
+			r->n_there -= FAKE_MOVE;
+			fake.used -= FAKE_MOVE;
+		}
+	}
+	/* a device can stop answering */
+	fake.st.n_violations += fake.used + fake.others > fake.total;
 }
 
 int cuMemAdvise(cuda_ptr at, size_t n, int advice, int dev);
@@ -139,6 +167,7 @@ int cuMemPrefetchAsync(cuda_ptr at, size_t n, int dev, cuda_stream st)
 		return fake_leave(CUDA_INVALID_VALUE);
 	if (dev && dev != CUDA_CPU)
 		return fake_leave(CUDA_INVALID_DEVICE);
+	migrate(at, n, dev != CUDA_CPU);
 	/* its bytes are where they were */
 	return fake_leave(fake_queue(
 		st, (struct fake_op){ .kind = OP_MOVE, .dev = at, .n = n }));

@@ -23,6 +23,8 @@ struct fake_mem { /* a handle's memory */
 	int foreign; /* imported: another process made it */
 };
 
+#define FAKE_MOVE 4096u
+
 struct fake_range { /* reserved, mapped or pinned */
 	int used;
 	uint64_t at;
@@ -31,6 +33,9 @@ struct fake_range { /* reserved, mapped or pinned */
 	int readable; /* access was set */
 	int fd; /* of cuMemAlloc(): its memory; else 0 */
 	enum { FAKE_PLAIN, FAKE_MANAGED, FAKE_OPENED } kind;
+	unsigned char *
+		there; /* FAKE_MANAGED: of each FAKE_MOVE, is it on the device? */
+	size_t n_there; /* bytes that are */
 };
 
 struct fake_op {

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kvd/base/log.h"
 #include "kvd/model/llama_gpu_priv.h"
 #include "kvd/model/weights.h"
 
@@ -250,11 +251,11 @@ int llama_gpu_plans_new(struct llama_gpu_plans *p, const struct llama_gpu *m)
 			.workspace_bytes = LLAMA_GPU_WORKSPACE,
 		};
 
-		/* without the library: kernels of our own */
-		if (m->blas)
-			ret = cublas_plan_new(&p->p[i], m->blas, &s);
-		else if (s.n_in % 8)
-			ret = -ENOTSUP;
+		/* without the library, or if nothing it offers will do: kernels of our own */
+		ret = m->blas ? cublas_plan_new(&p->p[i], m->blas, &s)
+			      : -ENOTSUP;
+		if (ret == -ENOTSUP && s.n_in % 8 == 0)
+			ret = 0;
 	}
 	return ret;
 }
@@ -317,6 +318,27 @@ static int path_of(const struct cuda_api *cu, int device, uint32_t *out)
 	return ret;
 }
 
+/* Said once: scratches choose the same. */
+static void warn_of_own(const struct llama_gpu *m,
+			const struct llama_gpu_plans *p)
+{
+	static const char *const names[N_PLANS] = {
+		[PLAN_Q] = " q",       [PLAN_KV] = " k,v",
+		[PLAN_O] = " o",       [PLAN_FF] = " gate,up",
+		[PLAN_DOWN] = " down", [PLAN_OUT] = " output",
+	};
+	char list[64] = "";
+
+	for (int i = 0; i < N_PLANS && m->blas; i++)
+		if (!p->p[i])
+			strcat(list, names[i]);
+	if (list[0])
+		log_warn("gpu",
+			 "matrices: cuBLASLt offers nothing that fits for%s: "
+			 "kernels of our own, slower",
+			 list);
+}
+
 /* The algorithms by which matrices are multiplied are part of what a model is. */
 static int identify(struct load *l, const struct llama *host)
 {
@@ -330,6 +352,8 @@ static int identify(struct load *l, const struct llama *host)
 		(void)snprintf(l->err, l->err_len,
 			       "no algorithm for its matrices: %s",
 			       strerror(-ret));
+	else
+		warn_of_own(l->m, &p);
 	llama_id(host, in.host);
 	for (int i = 0; i < N_PLANS && !ret; i++)
 		in.plans[i] = p.p[i] ? cublas_plan_id(p.p[i]) : 0;

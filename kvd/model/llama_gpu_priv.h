@@ -33,7 +33,7 @@ enum llama_gpu_role {
 	N_PLANS
 };
 struct llama_gpu_plans {
-	struct cublas_plan *p[N_PLANS];
+	struct cublas_plan *p[N_PLANS]; /* NULL: by kern_gpu_gemm() */
 };
 /* For steps of m. Errors of cublas_plan_new(), then free it all the same. */
 int llama_gpu_plans_new(struct llama_gpu_plans *p, const struct llama_gpu *m);

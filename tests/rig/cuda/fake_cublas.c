@@ -30,6 +30,7 @@ struct pref {
 };
 
 static int n_objects; /* made and not freed */
+static uint64_t refused; /* outputs of products that nothing fits; 0: none */
 
 /* Of one product, on the stream. */
 struct product {
@@ -144,6 +145,11 @@ static int drop(void *p)
 	free(p);
 	n_objects--;
 	return fake_leave(CUBLAS_OK);
+}
+
+void fake_cublas_refuse(uint64_t n_outputs)
+{
+	refused = n_outputs;
 }
 
 int fake_cublas_objects(void)
@@ -280,6 +286,11 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, void *desc, void *a, void *b,
 		return err;
 	if (!is_product(desc, a, b, d) || c != d)
 		return fake_leave(CUBLAS_INVALID_VALUE);
+	if (refused && ((struct layout *)d)->rows == refused) {
+		out[0] = (struct cublas_result){ .algo = { { SPLIT } } };
+		*n_out = 1;
+		return fake_leave(CUBLAS_OK);
+	}
 	*n_out = n < N_ALGOS ? n : N_ALGOS;
 	for (int i = 0; i < *n_out; i++) {
 		out[i] = (struct cublas_result){ .algo = { { (uint64_t)i } } };

@@ -60,6 +60,8 @@ struct fake_stats {
 	X(kernel, int, (void *st, uint64_t at, size_t n, unsigned char value)) \
 	/* Handles, plans and the like of fake_cublas.c that were not freed. */ \
 	X(cublas_objects, int, (void)) \
+	/* Of products with so many outputs only what splits is offered; 0: as ever. */ \
+	X(cublas_refuse, void, (uint64_t n_outputs)) \
 	/* Memory that others have taken. */ \
 	X(others, void, (uint64_t n)) \
 	X(stats, void, (struct fake_stats * out))

@@ -11,7 +11,7 @@ PREFIX ?= /usr/local
 B      := build$(if $(SAN),/$(SAN))
 Q      := $(if $(filter 1,$(V)),,@)
 
-VERSION := 0.1.0
+VERSION := 1.0.0# here alone
 CLANG  ?= clang
 CLANG_FORMAT ?= clang-format
 FUZZ_SECONDS ?= 60
@@ -64,6 +64,7 @@ $(B)/obj/kernels/cpu_%.o $(B)/obj/kernels/ref.o \
 $(call obj,$(addprefix tests/rig/cuda/,gpu_emu.c emu_mma.c emu_hopper.c fake_kernels.c)): \
 	ALLC := $(filter-out -fsanitize=thread,$(ALLC))
 endif
+$(patsubst %,$(B)/obj/%.o,kvd/main kvd/serve/query kvd/ipc/admin libkvclient/client): private ALLC += -DKV_VERSION='"$(VERSION)"'
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALLC) $(ISA_$(notdir $*)) -MMD -MP -c -o $@ $<

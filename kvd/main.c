@@ -29,9 +29,6 @@
 #include "kvd/priv.h"
 #include "kvd/serve/serve.h"
 
-#ifndef KVD_VERSION
-#define KVD_VERSION "1.0.0"
-#endif
 #define DEFAULT_CONF "/etc/kvd/kvd.conf"
 #define N_WORKERS    2u
 #define STOP_NS	     10000000000ull /* sessions have so long to end */
@@ -288,7 +285,7 @@ static int parse(int argc, char **argv, struct options *o)
 			o->check = 1;
 			break;
 		case 'v':
-			(void)puts("kvd " KVD_VERSION);
+			(void)puts("kvd " KV_VERSION);
 			return 0;
 		case 'h':
 			(void)fputs(usage, stdout);

@@ -331,5 +331,5 @@ uint64_t kvc_features(const struct kvc *c)
 
 const char *kvc_version(void)
 {
-	return "1.0.0";
+	return KV_VERSION;
 }

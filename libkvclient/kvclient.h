@@ -48,7 +48,7 @@ void kvc_close(struct kvc *c);
 int kvc_reconnect(struct kvc *c);
 const char *kvc_tenant(const struct kvc *c);
 uint64_t kvc_features(const struct kvc *c);
-/* Library version "1.0.0". */
+/* Version of the library: "1.0.0". */
 const char *kvc_version(void);
 
 /* ---- arena ------------------------------------------------------------- */

@@ -13,10 +13,6 @@
 #include "kvd/base/log.h"
 #include "kvd/ipc/sess.h"
 
-#ifndef KVD_VERSION
-#define KVD_VERSION "1.0.0"
-#endif
-
 /* ---- answers made here: *out is malloc'ed ------------------------------ */
 
 static int dump(json_t *j, char **out)
@@ -30,7 +26,7 @@ static int dump(json_t *j, char **out)
 
 static int version(char **out)
 {
-	return dump(json_pack("{s:s, s:i, s:i}", "version", KVD_VERSION,
+	return dump(json_pack("{s:s, s:i, s:i}", "version", KV_VERSION,
 			      "abi_major", KV_ABI_MAJOR, "abi_minor",
 			      KV_ABI_MINOR),
 		    out);

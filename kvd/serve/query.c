@@ -12,10 +12,6 @@
 #include "kvd/serve/gate.h"
 #include "kvd/serve/tenant.h"
 
-#ifndef KVD_VERSION
-#define KVD_VERSION "0.1.0"
-#endif
-
 static void set_int(json_t *o, const char *key, uint64_t n)
 {
 	json_object_set_new(o, key, json_integer((json_int_t)n));
@@ -366,7 +362,7 @@ static json_t *status(struct serve *s)
 	json_t *o = json_object(), *names = json_array();
 	uint64_t sessions = 0, requests = 0;
 
-	set_str(o, "version", KVD_VERSION);
+	set_str(o, "version", KV_VERSION);
 	set_int(o, "uptime_s", (clock_ns() - s->start_ns) / 1000000000u);
 	set_str(o, "isa", kern_isa_name(kern_isa()));
 	set_str(o, "engine", stores_engine_name(s->stores));

@@ -232,6 +232,26 @@ static int copy_live(struct journal *j, struct window *w, uint64_t *offs)
 	return ret ? ret : frame_write(j);
 }
 
+int entry_read(struct journal *j, const struct entry *e, char **buf,
+	       struct rec_put **out)
+{
+	struct window w = { .fd = j->fd,
+			    .area = area_off(&j->sb),
+			    .end = e->off + e->n_bytes }; /* no more is read */
+	const char *raw;
+	int ret = window_get(&w, e, &raw);
+
+	if (!ret && kio_crc32c(0, raw, e->n_bytes) != e->crc)
+		ret = -EBADMSG;
+	if (ret) {
+		free(w.buf);
+		return ret == -ENOMEM ? ret : -EBADMSG;
+	}
+	*buf = w.buf;
+	*out = (struct rec_put *)(w.buf + (raw - w.buf));
+	return 0;
+}
+
 /* Where the log goes on. */
 struct log_end {
 	struct sb sb;

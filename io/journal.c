@@ -14,6 +14,9 @@
  *      always makes room for a frame, and deletions never find the index full.
  *  (5) Deletions become durable in the order in which they were queued. What could not
  *      be written for lack of room or memory is tried again until it can.
+ *  (6) A move writes, in one frame, that its record is deleted and what comes instead.
+ *      The old one stays in the live list until that frame is on the medium, so a
+ *      compaction in between copies it. Its entry is not free before the move ended.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -140,23 +143,102 @@ static int add_put(struct journal *j, struct kio_commit *c)
 	return 0;
 }
 
-/* Those that find no room end with -ENOSPC, those beyond the frame are for later. */
+/* The record with the new places; -EINVAL it does not say what the caller thinks. */
+static int patch(struct rec_put *p, const struct kio_commit *c)
+{
+	struct kio_place *at = (struct kio_place *)(p + 1);
+
+	if (p->page_bytes != c->page_bytes)
+		return -EINVAL;
+	for (uint32_t i = 0; i < c->n_pages; i++) {
+		uint32_t k = 0;
+
+		while (k < p->n_pages && at[k].block != c->was[i])
+			k++;
+		if (k == p->n_pages || at[k].crc != c->places[i].crc)
+			return -EINVAL;
+		at[k].block = c->places[i].block;
+	}
+	return 0;
+}
+
+/* The record of c->handle as it will be, for the frame; c->ret: why not. */
+static int add_moved(struct journal *j, struct kio_commit *c, struct rec_put *p)
+{
+	struct entry *e = (struct entry *)(uintptr_t)c->handle;
+	struct rec *del;
+	void *to;
+
+	c->ret = patch(p, c);
+	if (c->ret)
+		return 0;
+	del = frame_add(j, sizeof(*del), NULL);
+	if (!del)
+		return -ENOMEM;
+	*del = (struct rec){ REC_DEL, 0, sizeof(*del), e->serial };
+	to = frame_add(j, e->n_bytes, &c->moved.off);
+	if (!to)
+		return -ENOMEM;
+	c->moved.serial = p->h.serial = ++j->serial;
+	c->moved.crc = kio_crc32c(0, p, e->n_bytes);
+	memcpy(to, p, e->n_bytes);
+	return 0;
+}
+
+static int add_move(struct journal *j, struct kio_commit *c)
+{
+	const struct entry *e = (struct entry *)(uintptr_t)c->handle;
+	struct rec_put *p;
+	char *buf;
+	int ret;
+
+	if (!e->prev) { /* deleted, or lost in a compaction */
+		c->ret = -ENOENT;
+		return 0;
+	}
+	c->ret = entry_read(j, e, &buf, &p);
+	if (c->ret)
+		return 0;
+	ret = add_moved(j, c, p);
+	free(buf);
+	return ret;
+}
+
+/* What c adds to a frame. */
+static uint64_t commit_bytes(const struct kio_commit *c)
+{
+	const struct entry *e = (struct entry *)(uintptr_t)c->handle;
+
+	return c->was ? sizeof(struct rec) + e->n_bytes
+		      : put_bytes(c->n_pages, c->meta_bytes);
+}
+
+/*
+ * Those that find no room end with -ENOSPC, those beyond the frame are for later. A move
+ * leaves as much live as there was.
+ */
 static int add_puts(struct journal *j, struct batch *b)
 {
 	struct kio_commit **end = &b->puts;
-	uint64_t sum = 0;
+	uint64_t n_added = 0, sum = 0;
 	int ret = 0;
 
 	for (struct kio_commit *c; (c = *end) && !ret; end = &c->next) {
-		const uint64_t n = put_bytes(c->n_pages, c->meta_bytes);
+		const uint64_t n = commit_bytes(c);
 
-		if (sum && frame_bytes(j) + n > frame_limit(j))
+		if (n_added && frame_bytes(j) + n > frame_limit(j))
 			break;
+		if (c->was) {
+			ret = add_move(j, c);
+			n_added += !c->ret;
+			continue;
+		}
 		c->ret = j->live_bytes + sum + n > live_max(j) ? -ENOSPC : 0;
 		if (c->ret)
 			continue;
 		ret = add_put(j, c);
 		sum += n;
+		n_added++;
 	}
 	if (ret)
 		return ret;
@@ -256,6 +338,18 @@ static int work(struct journal *j, struct batch *b)
 	return ret && ret != -ENOSPC && ret != -ENOMEM ? -EIO : ret;
 }
 
+/* The entry is that of the record that came. */
+static void adopt_moved(struct journal *j, const struct kio_commit *c)
+{
+	struct entry *e = (struct entry *)(uintptr_t)c->handle;
+
+	journal_live_del(j, e);
+	e->off = c->moved.off;
+	e->serial = c->moved.serial;
+	e->crc = c->moved.crc;
+	journal_adopt(j, e);
+}
+
 /* In order of serial: bad slots stand before puts in a frame. */
 static void adopt_batch(struct journal *j, struct batch *b)
 {
@@ -265,7 +359,9 @@ static void adopt_batch(struct journal *j, struct batch *b)
 			n->entry = NULL;
 		}
 	for (struct kio_commit *c = b->puts; c; c = c->next)
-		if (!c->ret)
+		if (!c->ret && c->was)
+			adopt_moved(j, c);
+		else if (!c->ret)
 			journal_adopt(j, (struct entry *)(uintptr_t)c->handle);
 }
 
@@ -287,8 +383,26 @@ static void append_done(struct journal *j, struct kio_commit *c)
 
 static void free_entry(struct journal *j, struct entry *e)
 {
+	if (e->moving) {
+		e->is_over = 1;
+		return;
+	}
 	e->next = j->free_entries;
 	j->free_entries = e;
+}
+
+/* Those of the batch that have ended, not those that it left for later. */
+static void end_moves(struct journal *j, const struct kio_commit *c)
+{
+	for (; c; c = c->next) {
+		struct entry *e = (struct entry *)(uintptr_t)c->handle;
+
+		if (!c->was || !e)
+			continue;
+		e->moving = 0;
+		if (e->is_over)
+			free_entry(j, e);
+	}
 }
 
 static void end_dels(struct journal *j, uint64_t n)
@@ -372,6 +486,7 @@ static void run_batch(struct journal *j, struct batch *b)
 		end_dels(j, b->n_dels);
 	j->again = !ret && j->dels_now;
 	j->n_delayed = ret && j->dels_now && !j->failed ? j->n_delayed + 1 : 0;
+	end_moves(j, b->puts);
 	append_done(j, b->puts);
 	end_bads(j, b->bads);
 	requeue(j, b);
@@ -525,6 +640,8 @@ void journal_put(struct journal *j, struct kio_commit *c)
 	if (refused) {
 		append_done(j, c);
 	} else {
+		if (c->was)
+			((struct entry *)(uintptr_t)c->handle)->moving = 1;
 		*j->puts_end = c;
 		j->puts_end = &c->next;
 		j->n_puts++;

@@ -233,8 +233,10 @@ static void drop_orphan(struct kio_store *s)
 	free(o);
 }
 
-int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes)
+static int64_t alloc(struct kio_store *s, size_t page_bytes,
+		     enum slot_kind kind)
 {
+	struct slots *m = &s->slots;
 	int64_t block;
 
 	if (page_bytes > UINT32_MAX)
@@ -242,12 +244,29 @@ int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes)
 	if (s->orphans &&
 	    slots_left(&s->slots, (uint32_t)page_bytes) < LOW_SLOTS)
 		drop_orphan(s); /* room for those who come after */
-	block = slots_alloc(&s->slots, (uint32_t)page_bytes);
+	block = slots_alloc(m, (uint32_t)page_bytes, kind);
+	if (block == -ENOSPC && m->victim != NO_ZONE &&
+	    m->zones[m->victim].page_bytes == page_bytes) {
+		kio_store_clean_stop(s); /* its slots are needed as they are */
+		block = slots_alloc(m, (uint32_t)page_bytes, kind);
+	}
+	if (block == -ENOSPC || (block >= 0 && m->n_free <= slots_low(m)))
+		clean_look(s, (uint32_t)page_bytes, block < 0);
 	if (block >= 0)
 		reserve_ahead(s, (uint32_t)(((uint64_t)block * KIO_BLOCK_BYTES -
 					     s->slots.data_off) /
 					    s->slots.zone_bytes));
 	return block;
+}
+
+int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes)
+{
+	return alloc(s, page_bytes, SLOT_PASSING);
+}
+
+int64_t kio_store_alloc_kept(struct kio_store *s, size_t page_bytes)
+{
+	return alloc(s, page_bytes, SLOT_KEPT);
 }
 
 /*
@@ -360,6 +379,14 @@ void kio_store_put(struct kio_store *s, struct kio_commit *c)
 	journal_put(&s->journal, c);
 }
 
+void kio_store_move(struct kio_store *s, struct kio_commit *c)
+{
+	c->ret = s->scratch || s->no_puts ? -ENOTSUP : name_slots(s, c);
+	if (c->ret)
+		c->handle = 0; /* nothing is named */
+	journal_put(&s->journal, c);
+}
+
 void kio_store_del(struct kio_store *s, uint64_t handle)
 {
 	struct entry *e = (struct entry *)(uintptr_t)handle;
@@ -375,6 +402,22 @@ int kio_store_event_fd(const struct kio_store *s)
 	return s->journal.event_fd;
 }
 
+/*
+ * Moves that have ended: who names which slots. Before any slot ripens and is given out
+ * to somebody else, who may name it.
+ */
+static void end_moves(struct kio_store *s, const struct kio_commit *c)
+{
+	for (; c; c = c->next) {
+		if (!c->was || !c->handle)
+			continue;
+		if (c->ret && c->ret != -EIO)
+			unname(s, c, c->n_pages);
+		for (uint32_t i = 0; !c->ret && i < c->n_pages; i++)
+			slots_unname(&s->slots, c->was[i], c->page_bytes);
+	}
+}
+
 int kio_store_reap(struct kio_store *s)
 {
 	struct kio_commit *done;
@@ -387,19 +430,20 @@ int kio_store_reap(struct kio_store *s)
 		next = e->next;
 		entry_put(s, e);
 	}
+	end_moves(s, done);
 	slots_ripen(&s->slots, durable);
 	punch_behind(s);
 	while (done) {
 		struct kio_commit *c = done;
 
 		done = c->next;
-		if (c->ret && c->handle) {
+		if (c->ret && c->handle && !c->was) {
 			entry_put(s, (struct entry *)(uintptr_t)c->handle);
 			c->handle = 0;
 			if (c->ret != -EIO) /* else it may be on the medium */
 				unname(s, c, c->n_pages);
 		}
-		s->n_records += !c->ret;
+		s->n_records += !c->ret && !c->was;
 		n++;
 		c->done(c);
 	}
@@ -422,6 +466,9 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 		.n_orphans = s->n_orphans,
 		.page_written_bytes = s->page_written,
 		.direct = s->direct,
+		.moved_bytes = m->moved_bytes,
+		.n_zones_cleaned = m->n_cleaned,
+		.cleaning_bytes = clean_left(m),
 	};
 	out->used_bytes = KV_MIN(m->slot_bytes + m->bad_bytes, out->bytes);
 	pthread_mutex_lock(&j->m);

@@ -9,9 +9,11 @@
  * and kio_store_open() hands back exactly the records that were acknowledged and
  * not deleted, without reading a page. docs/store.md has the format.
  *
- * A slot is reused in place. So nothing is ever copied to make room: what is
+ * A slot is reused in place. So pages of one size never make anybody copy: what is
  * written is the payload and its record. A slot that a deleted record named is
- * given out again only after the deletion is durable.
+ * given out again only after the deletion is durable. When a size finds no room
+ * while zones of another are sparse, one of these is emptied: its owner moves the
+ * pages (see "cleaning").
  *
  * Thread: one (the loop's). Only the store's own journal thread waits for a disk.
  */
@@ -98,8 +100,11 @@ void kio_store_close(struct kio_store *s);
 /*
  * A slot for a page (multiple of 4096): its first block, or -ENOSPC, -EINVAL a page
  * is larger than a zone. Never waits. That the disk is full is told by the write.
+ * alloc() is for what comes and goes, alloc_kept() for what a record is to name: they
+ * use different zones as long as there is room.
  */
 int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes);
+int64_t kio_store_alloc_kept(struct kio_store *s, size_t page_bytes);
 /* Give it back; nothing is in flight on it. */
 void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes);
 /* Instead: what is there went bad. It is not given out again, ever. */
@@ -123,6 +128,11 @@ struct kio_commit {
 	uint64_t handle; /* out: for kio_store_del() */
 	int ret;
 	void (*done)(struct kio_commit *c); /* from kio_store_reap() */
+	const uint64_t *was; /* kio_store_move(); else NULL */
+	struct {
+		uint64_t off, serial;
+		uint32_t crc;
+	} moved; /* the store's: the record that comes */
 };
 /*
  * ret 0: on stable media. -ENOSPC the index is full of live records; -ENOTSUP scratch;
@@ -134,11 +144,51 @@ struct kio_commit {
  * index.
  */
 void kio_store_put(struct kio_store *s, struct kio_commit *c);
+/*
+ * Pages of a record lie elsewhere now: n_pages of them, page_bytes each, that were at
+ * blocks was[] are at places[] (same bytes, so same CRCs; their writes have ended). In
+ * one frame of the index the record is deleted and put again with the new places; the
+ * handle stays. key and meta are not looked at. One move of a record at a time; it may
+ * be deleted meanwhile.
+ * ret 0: on stable media; the slots at was[] are named by nobody, and the caller's to
+ * release. Else the record is as it was and those at places[] are to be released:
+ * -ENOENT it is deleted, or lost; -EINVAL was[] is not what it says; -EBADMSG it could not
+ * be read back; -ENOMEM; -ENOSPC no room even for that; -ENOTSUP. With -EIO both may be
+ * named, as with a put.
+ */
+void kio_store_move(struct kio_store *s, struct kio_commit *c);
 /* Delete a record; call it before its slots are released. Never fails or waits. */
 void kio_store_del(struct kio_store *s, uint64_t handle);
 /* Readable when puts or deletions have ended: then kio_store_reap(). -1: scratch. */
 int kio_store_event_fd(const struct kio_store *s);
 int kio_store_reap(struct kio_store *s);
+
+/* ---- cleaning (store_clean.c) ---------------------------------------------- */
+
+/*
+ * Who can move the page in a slot that was given out; NULL: nobody any more. Until the
+ * slot is released. Zones with a slot that has no owner are not emptied.
+ */
+void kio_store_own(struct kio_store *s, uint64_t block, size_t page_bytes,
+		   void *owner);
+/*
+ * clean() is called from kio_store_alloc() when a size finds no room, or soon will, and
+ * another has a zone whose pages all fit into its other zones: a victim. It must not
+ * call the store at once. Without clean nothing is ever chosen.
+ */
+void kio_store_on_clean(struct kio_store *s, void (*clean)(void *ctx),
+			void *ctx);
+/* The zone being emptied: its number of slots and their size; 0: there is none. */
+uint32_t kio_store_victim(const struct kio_store *s, size_t *page_bytes);
+/* The owner of slot i of it, and its block; NULL: free, or on its way to be. */
+void *kio_store_victim_slot(const struct kio_store *s, uint32_t i,
+			    uint64_t *block);
+/* Where a page of it goes: a slot of an open zone of its size; -ENOSPC. */
+int64_t kio_store_alloc_moved(struct kio_store *s);
+/* So many bytes were written to such slots. */
+void kio_store_moved(struct kio_store *s, uint64_t n_bytes);
+/* It cannot be emptied now: slots of it are given out again. */
+void kio_store_clean_stop(struct kio_store *s);
 
 struct kio_store_info {
 	uint64_t bytes; /* of slots and free zones, as far as configured */
@@ -152,6 +202,9 @@ struct kio_store_info {
 	uint64_t n_records, n_orphans;
 	uint64_t index_bytes, index_live_bytes, index_room_bytes;
 	uint64_t page_written_bytes, index_written_bytes; /* since open */
+	uint64_t moved_bytes; /* of page_written_bytes: by cleaning */
+	uint64_t n_zones_cleaned;
+	uint64_t cleaning_bytes; /* to be moved yet, out of the victim */
 	uint64_t n_puts, n_groups, n_compactions;
 	uint64_t
 		n_lost_records; /* damaged in the index, so left out of a copy */

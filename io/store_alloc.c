@@ -9,9 +9,11 @@
  *      there. They are given out again when that record is gone for good.
  *  (5) A spoilt slot is a used one: what was read there was wrong once, and the
  *      record that names it is not gone yet. Released, it is bad.
+ *  (6) A zone that is being emptied (victim) is not listed.
  *
  * The lowest zone with a free slot is filled first, and the lowest free zone opened:
- * what comes and goes stays below, so that zones above come free whole.
+ * what comes and goes stays below, so that zones above come free whole. What stays
+ * has zones of its own, until few are free.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -44,6 +46,8 @@ int slots_init(struct slots *m, const struct sb *sb, uint64_t limit_bytes)
 	m->n_usable = m->n_free = (uint32_t)usable;
 	m->zone_bytes = sb->zone_bytes;
 	m->data_off = sb->data_off;
+	m->victim = m->dest = NO_ZONE;
+	m->looked[0] = m->looked[1] = UINT64_MAX;
 	return 0;
 }
 
@@ -51,8 +55,10 @@ void slots_fini(struct slots *m)
 {
 	struct zone_class *c;
 
-	for (uint32_t i = 0; i < m->n_zones && m->zones; i++)
+	for (uint32_t i = 0; i < m->n_zones && m->zones; i++) {
 		free(m->zones[i].bits);
+		free(m->zones[i].owners);
+	}
 	while ((c = m->classes)) {
 		m->classes = c->next;
 		free(c);
@@ -68,18 +74,28 @@ static uint32_t n_words(const struct slots *m)
 	return m->n_zones / 64 + 1;
 }
 
-static struct zone_class *class_of(struct slots *m, uint32_t page_bytes)
+static struct zone_class *find_class(const struct slots *m, uint32_t page_bytes,
+				     enum slot_kind kind)
 {
 	struct zone_class *c = m->classes;
 
-	while (c && c->page_bytes != page_bytes)
+	while (c && (c->page_bytes != page_bytes || c->kind != kind))
 		c = c->next;
+	return c;
+}
+
+static struct zone_class *class_of(struct slots *m, uint32_t page_bytes,
+				   enum slot_kind kind)
+{
+	struct zone_class *c = find_class(m, page_bytes, kind);
+
 	if (c)
 		return c;
 	c = calloc(1, sizeof(*c) + n_words(m) * sizeof(c->open[0]));
 	if (!c)
 		return NULL;
 	c->page_bytes = page_bytes;
+	c->kind = kind;
 	c->next = m->classes;
 	m->classes = c;
 	return c;
@@ -101,7 +117,7 @@ static void list_zone(struct slots *m, struct zone_class *c, uint32_t i)
 {
 	struct zone *z = &m->zones[i];
 
-	if (z->listed || i >= m->n_usable)
+	if (z->listed || i >= m->n_usable || i == m->victim)
 		return;
 	z->listed = 1;
 	c->n_free_slots += z->n_slots - z->n_used;
@@ -120,7 +136,15 @@ static void unlist_zone(struct slots *m, struct zone_class *c, uint32_t i)
 	c->open[i / 64] &= ~(1ull << i % 64);
 }
 
-static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
+static struct zone_class *class_of_zone(struct slots *m, uint32_t i)
+{
+	const struct zone *z = &m->zones[i];
+
+	return class_of(m, z->page_bytes, z->kind); /* there since it is open */
+}
+
+static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes,
+		     enum slot_kind kind)
 {
 	struct zone *z = &m->zones[i];
 	const uint32_t n = (uint32_t)(m->zone_bytes / page_bytes);
@@ -134,7 +158,9 @@ static int open_zone(struct slots *m, uint32_t i, uint32_t page_bytes)
 	z->spoilt = bits + 2 * n_words;
 	z->page_bytes = page_bytes;
 	z->n_slots = n;
-	z->n_used = z->n_bad = 0;
+	z->n_used = z->n_bad = z->n_owned = 0;
+	z->kind = (uint8_t)kind;
+	z->rest = 0;
 	if (i < m->n_usable) {
 		m->n_free--;
 		m->n_free_backed -= z->backed;
@@ -146,9 +172,15 @@ static void close_zone(struct slots *m, uint32_t i)
 {
 	struct zone *z = &m->zones[i];
 
-	unlist_zone(m, class_of(m, z->page_bytes), i);
+	unlist_zone(m, class_of_zone(m, i), i);
+	if (i == m->victim) {
+		m->victim = NO_ZONE;
+		m->n_cleaned++;
+	}
 	free(z->bits);
 	z->bits = z->named = z->spoilt = NULL;
+	free(z->owners);
+	z->owners = NULL;
 	z->page_bytes = 0;
 	if (i < m->n_usable) {
 		m->n_free++;
@@ -178,6 +210,7 @@ static void use_slot(struct slots *m, struct zone_class *c, uint32_t i,
 	struct zone *z = &m->zones[i];
 
 	z->bits[slot / 64] |= 1ull << slot % 64;
+	z->at = m->n_allocs;
 	c->n_free_slots -= z->listed;
 	if (++z->n_used == z->n_slots)
 		unlist_zone(m, c, i);
@@ -198,17 +231,43 @@ static int64_t take_free(struct slots *m, struct zone_class *c, uint32_t i)
 			 KIO_BLOCK_BYTES);
 }
 
+uint64_t slots_open(const struct slots *m, uint32_t page_bytes)
+{
+	uint64_t n = 0;
+
+	for (const struct zone_class *c = m->classes; c; c = c->next)
+		n += c->page_bytes == page_bytes ? c->n_free_slots : 0;
+	return n;
+}
+
 uint64_t slots_left(struct slots *m, uint32_t page_bytes)
 {
-	const struct zone_class *c = m->classes;
-
-	while (c && c->page_bytes != page_bytes)
-		c = c->next;
-	return (c ? c->n_free_slots : 0) +
+	return slots_open(m, page_bytes) +
 	       (page_bytes ? m->n_free * (m->zone_bytes / page_bytes) : 0);
 }
 
-int64_t slots_alloc(struct slots *m, uint32_t page_bytes)
+uint32_t slots_low(const struct slots *m)
+{
+	return KV_MAX(1u, m->n_usable / 32);
+}
+
+int64_t slots_alloc_in(struct slots *m, uint32_t i)
+{
+	m->n_allocs++;
+	return take_free(m, class_of_zone(m, i), i);
+}
+
+/* A zone of that size and the other kind, with a free slot. */
+static uint32_t other_open(struct slots *m, uint32_t page_bytes,
+			   enum slot_kind kind)
+{
+	struct zone_class *c = find_class(
+		m, page_bytes, kind == SLOT_KEPT ? SLOT_PASSING : SLOT_KEPT);
+
+	return c ? first_open(m, c) : NO_ZONE;
+}
+
+int64_t slots_alloc(struct slots *m, uint32_t page_bytes, enum slot_kind kind)
 {
 	struct zone_class *c;
 	uint32_t i;
@@ -216,19 +275,23 @@ int64_t slots_alloc(struct slots *m, uint32_t page_bytes)
 	if (!page_bytes || page_bytes % KIO_BLOCK_BYTES ||
 	    page_bytes > m->zone_bytes)
 		return -EINVAL;
-	c = class_of(m, page_bytes);
+	c = class_of(m, page_bytes, kind);
 	if (!c)
 		return -ENOMEM;
 	i = first_open(m, c);
+	if (i == NO_ZONE && m->n_free <= slots_low(m))
+		i = other_open(m, page_bytes, kind);
 	if (i != NO_ZONE)
-		return take_free(m, c, i);
+		return slots_alloc_in(m, i);
 	i = free_zone(m);
 	if (i == NO_ZONE)
-		return -ENOSPC;
-	if (open_zone(m, i, page_bytes))
+		i = other_open(m, page_bytes,
+			       kind); /* some are being punched */
+	else if (open_zone(m, i, page_bytes, kind))
 		return -ENOMEM;
-	list_zone(m, c, i);
-	return take_free(m, c, i);
+	else
+		list_zone(m, c, i);
+	return i == NO_ZONE ? -ENOSPC : slots_alloc_in(m, i);
 }
 
 /* The zone and slot of a block; -EINVAL it is none. */
@@ -260,8 +323,8 @@ int slots_take(struct slots *m, uint64_t block, uint32_t page_bytes)
 	if (locate(m, block, page_bytes, &i, &slot))
 		return -EINVAL;
 	z = &m->zones[i];
-	c = class_of(m, page_bytes);
-	if (!c || (!z->page_bytes && open_zone(m, i, page_bytes)))
+	c = class_of(m, page_bytes, z->page_bytes ? z->kind : SLOT_KEPT);
+	if (!c || (!z->page_bytes && open_zone(m, i, page_bytes, SLOT_KEPT)))
 		return -ENOMEM;
 	if (z->page_bytes != page_bytes || z->bits[slot / 64] >> slot % 64 & 1)
 		return -EINVAL;
@@ -311,6 +374,55 @@ void slots_unname(struct slots *m, uint64_t block, uint32_t page_bytes)
 	m->named_bytes -= page_bytes;
 }
 
+/* ---- owners, and a zone that is to be emptied ------------------------------ */
+
+static void disown(struct zone *z, uint32_t slot)
+{
+	if (!z->owners || !z->owners[slot])
+		return;
+	z->owners[slot] = NULL;
+	z->n_owned--;
+}
+
+int slots_own(struct slots *m, uint64_t block, uint32_t page_bytes, void *owner)
+{
+	struct zone *z;
+	uint32_t i, slot;
+
+	if (locate(m, block, page_bytes, &i, &slot) ||
+	    m->zones[i].page_bytes != page_bytes)
+		return -EINVAL;
+	z = &m->zones[i];
+	if (!owner) {
+		disown(z, slot);
+		return 0;
+	}
+	if (!(z->bits[slot / 64] >> slot % 64 & 1))
+		return -EINVAL;
+	if (!z->owners)
+		z->owners = calloc(z->n_slots, sizeof(*z->owners));
+	if (!z->owners)
+		return -ENOMEM; /* it stays where it is */
+	z->n_owned += !z->owners[slot];
+	z->owners[slot] = owner;
+	return 0;
+}
+
+void slots_shut(struct slots *m, uint32_t i)
+{
+	unlist_zone(m, class_of_zone(m, i), i);
+	m->victim = i;
+	if (m->dest == i)
+		m->dest = NO_ZONE;
+}
+
+void slots_unshut(struct slots *m, uint32_t i)
+{
+	m->victim = NO_ZONE;
+	if (m->zones[i].n_used < m->zones[i].n_slots)
+		list_zone(m, class_of_zone(m, i), i);
+}
+
 /* ---- release -------------------------------------------------------------- */
 
 void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
@@ -329,9 +441,11 @@ void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes)
 		return;
 	}
 	slots_unname(m, block, page_bytes);
+	disown(z, slot);
 	z->bits[slot / 64] &= ~(1ull << slot % 64);
 	m->slot_bytes -= page_bytes;
-	c = class_of(m, page_bytes);
+	m->n_released++;
+	c = class_of_zone(m, i);
 	c->n_free_slots += z->listed;
 	if (!--z->n_used)
 		close_zone(m, i);
@@ -352,6 +466,7 @@ int slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes)
 	z->spoilt[slot / 64] &= ~(1ull << slot % 64);
 	z->n_bad += !known;
 	slots_unname(m, block, page_bytes);
+	disown(z, slot);
 	m->slot_bytes -= page_bytes;
 	m->bad_bytes += page_bytes;
 	return known;
@@ -396,6 +511,7 @@ static int more_pending(struct slots *m)
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn)
 {
+	(void)slots_own(m, block, page_bytes, NULL);
 	if (m->pending_tail - m->pending_head == m->pending_room &&
 	    more_pending(m))
 		return; /* without memory the slot is lost until the next open */
@@ -442,7 +558,8 @@ static void class_check(const struct slots *m, const struct zone_class *c)
 		const int is_open = (int)(c->open[i / 64] >> i % 64 & 1);
 
 		assert(is_open ==
-		       (z->listed && z->page_bytes == c->page_bytes));
+		       (z->listed && z->page_bytes == c->page_bytes &&
+			z->kind == c->kind));
 		assert(!is_open || i >= c->hint);
 		n += is_open ? z->n_slots - z->n_used : 0;
 	}
@@ -456,10 +573,11 @@ void slots_check(const struct slots *m)
 
 	for (uint32_t i = 0; i < m->n_zones; i++) {
 		const struct zone *z = &m->zones[i];
-		uint32_t n = 0, n_named = 0;
+		uint32_t n = 0, n_named = 0, n_owned = 0;
 
 		if (!z->page_bytes) {
-			assert(!z->bits && !z->listed);
+			assert(!z->bits && !z->listed && !z->owners);
+			assert(i != m->victim);
 			n_free += i < m->n_usable;
 			n_backed += i < m->n_usable && z->backed;
 			continue;
@@ -469,8 +587,14 @@ void slots_check(const struct slots *m)
 			n += (uint32_t)__builtin_popcountll(z->bits[w]);
 			n_named += (uint32_t)__builtin_popcountll(z->named[w]);
 		}
+		for (uint32_t k = 0; z->owners && k < z->n_slots; k++) {
+			assert(!z->owners[k] || z->bits[k / 64] >> k % 64 & 1);
+			n_owned += !!z->owners[k];
+		}
+		assert(n_owned == z->n_owned);
 		assert(n == z->n_used && n);
-		assert(i >= m->n_usable || z->listed == (n < z->n_slots));
+		assert(i >= m->n_usable ||
+		       z->listed == (n < z->n_slots && i != m->victim));
 		bytes += (uint64_t)n * z->page_bytes;
 		named += (uint64_t)n_named * z->page_bytes;
 	}

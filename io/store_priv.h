@@ -128,22 +128,37 @@ struct entry {
 	uint32_t crc; /* of the record: what is copied is what was written */
 	uint8_t is_bad; /* a BAD record: never deleted */
 	uint8_t is_gone; /* not in the log: damaged, or deleted and compacted */
+	/* under the journal's lock */
+	uint8_t moving; /* a kio_store_move() names it */
+	uint8_t is_over; /* deleted; free when that has ended */
 };
 
 /* ---- slots (store_alloc.c); loop thread --------------------------------------- */
+
+/* What a zone was begun for: the two are kept apart as long as there is room. */
+enum slot_kind {
+	SLOT_PASSING, /* paged out: comes and goes */
+	SLOT_KEPT, /* of records, and what was moved: stays */
+};
 
 struct zone {
 	uint32_t page_bytes; /* 0: free */
 	uint32_t n_slots, n_used;
 	uint32_t n_bad; /* and spoilt */
+	uint32_t n_owned; /* with an owner */
 	uint8_t listed, backed, punching;
+	uint8_t kind; /* enum slot_kind */
 	uint64_t *bits; /* used (or pending, or bad) */
 	uint64_t *named; /* a record names it, or may */
 	uint64_t *spoilt; /* bad as soon as it is released */
+	void **owners; /* [n_slots], or NULL: nobody said; store_clean.c */
+	uint64_t at; /* slots.n_allocs when one of it was given out last */
+	uint64_t rest; /* no victim before slots.n_released is that */
 };
 
 struct zone_class {
 	uint32_t page_bytes;
+	enum slot_kind kind;
 	uint64_t n_free_slots; /* in listed zones */
 	uint32_t hint; /* no zone below is open */
 	struct zone_class *next;
@@ -170,11 +185,20 @@ struct slots {
 	uint64_t slot_bytes, bad_bytes, pending_bytes, named_bytes;
 	struct pending *pending; /* ring */
 	uint64_t pending_head, pending_tail, pending_room;
+	uint64_t n_allocs, n_released; /* so far */
+	/* store_clean.c */
+	uint32_t victim; /* being emptied, given out from no more; NO_ZONE */
+	uint32_t dest; /* where its pages go; NO_ZONE: not chosen */
+	uint64_t looked[2]; /* n_released when nothing could be gained: ahead
+			       of need, when failed; UINT64_MAX: never */
+	uint64_t n_cleaned, moved_bytes;
 };
 
 int slots_init(struct slots *m, const struct sb *sb, uint64_t limit_bytes);
 void slots_fini(struct slots *m);
-int64_t slots_alloc(struct slots *m, uint32_t page_bytes);
+int64_t slots_alloc(struct slots *m, uint32_t page_bytes, enum slot_kind kind);
+/* A slot of zone i, which has one free. */
+int64_t slots_alloc_in(struct slots *m, uint32_t i);
 /* Slots of this size that alloc would find. */
 uint64_t slots_left(struct slots *m, uint32_t page_bytes);
 void slots_release(struct slots *m, uint64_t block, uint32_t page_bytes);
@@ -197,9 +221,23 @@ int slots_take_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn);
 void slots_ripen(struct slots *m, uint64_t turn);
+/* The zone is to be emptied: nothing of it is given out; or it is again. */
+void slots_shut(struct slots *m, uint32_t i);
+void slots_unshut(struct slots *m, uint32_t i);
+/* Who has the slot; NULL: nobody that could be asked. -ENOMEM, -EINVAL. */
+int slots_own(struct slots *m, uint64_t block, uint32_t page_bytes,
+	      void *owner);
+/* So few free zones that cleaning begins, and kinds are mixed. */
+uint32_t slots_low(const struct slots *m);
+/* Free slots of open zones of that size. */
+uint64_t slots_open(const struct slots *m, uint32_t page_bytes);
 /* A free zone whose blocks may be given back, or NO_ZONE. */
 uint32_t slots_punchable(const struct slots *m);
 void slots_check(const struct slots *m);
+/* store_clean.c: bytes of the victim that are to be moved yet. */
+uint64_t clean_left(const struct slots *m);
+/* Size page_bytes finds (failed), or soon may find, no room. */
+void clean_look(struct kio_store *s, uint32_t page_bytes, int failed);
 static inline uint64_t zone_off(const struct slots *m, uint32_t i)
 {
 	return m->data_off + i * m->zone_bytes;
@@ -314,6 +352,9 @@ uint64_t frame_bytes(const struct journal *j); /* so far, with its header */
 uint64_t frame_room(const struct journal *j); /* and on disk */
 /* 0, -ENOSPC, -errno. One without records is not written. */
 int frame_write(struct journal *j);
+/* The record of e, as it was written: *out lies in *buf, to be freed. -errno. */
+int entry_read(struct journal *j, const struct entry *e, char **buf,
+	       struct rec_put **out);
 /* 0 or -EIO. */
 int journal_flush(struct journal *j);
 /*
@@ -367,6 +408,8 @@ struct kio_store {
 	struct chore reserve, punch;
 	int no_reserve, no_punch;
 	int closing;
+	void (*clean)(void *ctx); /* kio_store_on_clean() */
+	void *clean_ctx;
 };
 
 /* Open: the file, its superblock, its records (store_open.c). */

@@ -380,8 +380,10 @@ static int replace(struct rig *r, struct one *all, uint32_t n_all, uint32_t n)
 static void put_overhead(struct bench *b, const struct kio_store_info *from,
 			 const struct kio_store_info *to, uint64_t kernel)
 {
+	const double moved = (double)(to->moved_bytes - from->moved_bytes);
 	const double pages =
-		(double)(to->page_written_bytes - from->page_written_bytes);
+		(double)(to->page_written_bytes - from->page_written_bytes) -
+		moved;
 	const double index =
 		(double)(to->index_written_bytes - from->index_written_bytes);
 
@@ -391,7 +393,8 @@ static void put_overhead(struct bench *b, const struct kio_store_info *from,
 		pages / 1048576, index / 1048576,
 		(unsigned long long)(to->n_groups - from->n_groups),
 		(unsigned long long)(to->n_compactions - from->n_compactions));
-	bench_put(b, (pages + index) / pages, "x", "store.write_amplification");
+	bench_put(b, (pages + moved + index) / pages, "x",
+		  "store.write_amplification");
 	if (kernel)
 		bench_put(b, (double)kernel / pages, "x",
 			  "store.write_amplification.kernel");

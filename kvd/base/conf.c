@@ -385,6 +385,7 @@ static void set_defaults(struct conf *c)
 	c->restore_layers = 1;
 	c->order = 1;
 	c->scrub_bytes = 4u << 20;
+	c->clean_bytes = 256u << 20;
 	strcpy(c->huge, "auto");
 	strcpy(c->cuda_library, "auto");
 	strcpy(c->direct_storage, "auto");

@@ -89,6 +89,7 @@ struct conf {
 	int restore_layers; /* restore = layers|whole: 1 compute while it comes */
 	int order; /* order = fifo|prefix: 1 who has more cached first, line.h */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
+	uint64_t clean_bytes; /* clean = 256M: a second, all stores; 0: off */
 	char huge[16]; /* huge = auto | always | never */
 	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */

@@ -339,6 +339,8 @@ static const struct key kvd_keys[] = {
 	  "prefix or fifo", "fifo prefix", 0 },
 	{ "scrub", set_size, offsetof(struct conf, scrub_bytes), 0, 1ull << 40,
 	  SIZE_TEXT, NULL, 0 },
+	{ "clean", set_size, offsetof(struct conf, clean_bytes), 0, 1ull << 40,
+	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,
 	  "auto, always or never", "auto always never", 0 },
 	{ "huge_dir", set_string, offsetof(struct conf, huge_dir), 1, 4096,

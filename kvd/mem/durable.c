@@ -12,12 +12,15 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include "kvd/base/clock.h"
 #include "kvd/mem/move.h"
 
 enum { CLEANING, COMMITTING };
 
 #define WRITES_AT_ONCE 4u /* of one range: others use the disk too */
 #define MAX_RETRIES    3u
+#define ROOM_NS	       2000000u /* a zone is being emptied, a deletion written */
+#define MAX_WAITS      2500u /* of that time each */
 
 static void tell_turn(struct loop_call *c)
 {
@@ -31,6 +34,7 @@ static void tell_turn(struct loop_call *c)
 
 static void tell(struct range_persist *rp, int ret)
 {
+	loop_timer_cancel(rp->range->pager->conf.loop, &rp->timer);
 	rp->ret = ret;
 	rp->call.run = tell_turn;
 	list_init(&rp->call.node);
@@ -78,6 +82,17 @@ static int placed(const struct page *pg)
 	       pg->state != PAGE_DIRTY && !park_is_dirty(pg);
 }
 
+/* There is no slot now, but there will be: 1. */
+static int wait_for_room(struct range_persist *rp)
+{
+	struct pager *p = rp->range->pager;
+
+	if (!stores_pending(p->conf.stores) || rp->n_waits++ >= MAX_WAITS)
+		return 0;
+	loop_timer_set(p->conf.loop, &rp->timer, clock_ns() + ROOM_NS);
+	return 1;
+}
+
 /* Start what may start; go on when all is there. */
 static void clean(struct range_persist *rp)
 {
@@ -103,10 +118,20 @@ static void clean(struct range_persist *rp)
 		ret = page_write_back(pg);
 		n_writing++;
 	}
+	if (ret == -ENOSPC && wait_for_room(rp))
+		return;
 	if (ret)
 		tell(rp, ret);
 	else if (!n_missing)
 		commit(rp);
+}
+
+static void clean_again(struct loop_timer *t)
+{
+	struct range_persist *rp = container_of(t, struct range_persist, timer);
+
+	if (rp->state == CLEANING)
+		clean(rp);
 }
 
 void durable_page_written(struct page *pg, int ret)
@@ -134,7 +159,9 @@ int range_persist(struct range_persist *rp)
 	if (!rp->places)
 		return -ENOMEM;
 	rp->state = CLEANING;
-	rp->n_retries = 0;
+	rp->n_retries = rp->n_waits = 0;
+	rp->timer.run = clean_again;
+	list_init(&rp->timer.node);
 	list_init(&rp->call.node);
 	r->persist = rp;
 	clean(rp);

@@ -28,7 +28,8 @@ struct range_persist {
 	struct kio_commit commit;
 	struct kio_place *places;
 	struct loop_call call;
-	uint32_t n_retries;
+	struct loop_timer timer; /* slots come back soon: then again */
+	uint32_t n_retries, n_waits;
 	int state;
 	int ret;
 };

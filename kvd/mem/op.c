@@ -95,10 +95,12 @@ int page_take_slot(struct page *pg)
 	ret = pick_disk(pg->range);
 	if (ret)
 		return ret;
-	slot = kio_store_alloc(disk_of(pg), bytes);
+	slot = pg->range->persist ? kio_store_alloc_kept(disk_of(pg), bytes)
+				  : kio_store_alloc(disk_of(pg), bytes);
 	if (slot < 0)
 		return (int)slot;
 	pg->slot = slot;
+	kio_store_own(disk_of(pg), (uint64_t)slot, bytes, pg);
 	pager_charge_slots(p, bytes);
 	return 0;
 }
@@ -117,10 +119,15 @@ void page_release_slot(struct page *pg)
 		return;
 	if (pg->parked)
 		is_written = park_forget(pg);
-	/* durable: a record still names it */
-	if (!pg->range->durable && !is_written && pg->range->pager->conf.stores)
-		kio_store_release(disk_of(pg), (uint64_t)pg->slot,
-				  pg->range->tier->page_bytes);
+	if (pg->range->pager->conf.stores) {
+		const size_t bytes = pg->range->tier->page_bytes;
+
+		kio_store_own(disk_of(pg), (uint64_t)pg->slot, bytes, NULL);
+		/* durable: a record still names it */
+		if (!pg->range->durable && !is_written)
+			kio_store_release(disk_of(pg), (uint64_t)pg->slot,
+					  bytes);
+	}
 	slot_gone(pg);
 }
 

@@ -13,7 +13,7 @@
 #include "kvd/base/loop.h"
 #include "kvd/mem/move.h"
 
-enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB };
+enum op_kind { OP_MAP, OP_READ, OP_WRITE, OP_DROP, OP_SCRUB, OP_CLEAN };
 
 /*
  * scrub.c: read the page's place on disk into buf and compare. done() 0, -EBADMSG,

@@ -45,6 +45,7 @@ static void move_slot(struct parked *h)
 		return;
 	kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
 	h->page->slot = slot;
+	kio_store_own(disk_of(h), (uint64_t)slot, bytes_of(h), h->page);
 }
 
 static void failed(struct parked *h)

@@ -362,12 +362,14 @@ uint64_t stores_pending(const struct stores *s)
 {
 	uint64_t n = 0;
 
-	for (uint32_t i = 0; i < s->conf.n && !s->conf.scratch; i++) {
+	for (uint32_t i = 0; i < s->conf.n; i++) {
 		struct kio_store_info info;
 
 		kio_store_info(s->disks[i].store, &info);
-		/* else no deletion is durable any more, or for long */
-		if (!info.failed && info.n_delayed < MANY_DELAYS)
+		if (info.failed)
+			continue; /* nothing becomes durable any more */
+		n += info.cleaning_bytes;
+		if (!s->conf.scratch && info.n_delayed < MANY_DELAYS)
 			n += info.pending_bytes;
 	}
 	return n;

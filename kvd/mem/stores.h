@@ -56,7 +56,7 @@ uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
 /* The disk for a new range: most free bytes by queue length; -ENOSPC. */
 int stores_pick(struct stores *s, uint64_t bytes);
-/* Bytes of slots that come back when a deletion is durable. */
+/* Bytes of slots that come back: when a deletion is durable, a zone is emptied. */
 uint64_t stores_pending(const struct stores *s);
 /*
  * The requests of one pager. They wait here, not in the engine, while more than

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/clean.h"
 #include "kvd/mem/scrub.h"
 #include "kvd/serve/tenant.h"
 
@@ -103,6 +104,19 @@ static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 	return KIO_RECORD_ORPHAN;
 }
 
+static int start_cleaner(struct serve *s)
+{
+	const uint64_t rate = s->conf->clean_bytes;
+	int ret;
+
+	if (!rate || !serve_pager_stores(s))
+		return 0;
+	ret = cleaner_new(&s->cleaner, s->loop, s->stores, rate);
+	for (uint32_t i = 0; i < s->n_tenants && !ret; i++)
+		cleaner_adopt(s->tenants[i]->pager);
+	return ret;
+}
+
 int serve_open_stores(struct serve *s, char *err, size_t err_len)
 {
 	struct found f = { .serve = s };
@@ -114,6 +128,8 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 			ret = scrub_new(&s->tenants[i]->scrub,
 					s->tenants[i]->pager,
 					s->conf->scrub_bytes);
+	if (!ret)
+		ret = start_cleaner(s);
 	if (!ret && f.n_damaged)
 		log_warn("serve",
 			 "%llu records on disk are damaged, or of a newer kvd: "

@@ -291,6 +291,17 @@ static json_t *models(struct serve *s)
 	return array;
 }
 
+/* Bytes written for each byte that was to be written; 0: none was. */
+static double amplification(const struct kio_store_info *k)
+{
+	const uint64_t asked = k->page_written_bytes - k->moved_bytes;
+
+	return asked ? (double)(k->page_written_bytes +
+				k->index_written_bytes) /
+			       (double)asked
+		     : 0;
+}
+
 static json_t *stores(struct serve *s)
 {
 	json_t *array = json_array();
@@ -312,6 +323,11 @@ static json_t *stores(struct serve *s)
 		set_int(o, "index_live_bytes", k.index_live_bytes);
 		set_int(o, "index_room_bytes", k.index_room_bytes);
 		set_int(o, "page_written_bytes", k.page_written_bytes);
+		set_int(o, "moved_bytes", k.moved_bytes);
+		set_int(o, "cleaning_bytes", k.cleaning_bytes);
+		set_int(o, "zones_cleaned", k.n_zones_cleaned);
+		json_object_set_new(o, "write_amplification",
+				    json_real(amplification(&k)));
 		set_int(o, "index_written_bytes", k.index_written_bytes);
 		set_int(o, "commits", k.n_puts);
 		set_int(o, "groups", k.n_groups);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/clean.h"
 #include "kvd/mem/space.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
@@ -384,6 +385,7 @@ void serve_free(struct serve *s)
 		attn_scratch_fini(&s->lanes[i].scratch);
 		gpu_lane_free(s->lanes[i].gpu);
 	}
+	cleaner_free(s->cleaner);
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		serve_tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++) {

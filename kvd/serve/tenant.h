@@ -128,6 +128,7 @@ struct serve {
 	const struct conf *conf;
 	struct lane lanes[N_LANES];
 	struct stores *stores;
+	struct cleaner *cleaner; /* NULL: off */
 	const struct cuda_api *cuda; /* NULL: no driver */
 	struct device *device; /* KV lies there; NULL: in host memory */
 	struct serve_gpu *gpu; /* what computes there */

@@ -2,10 +2,11 @@
  * test_store_crash.c - the power fails at any moment, thousands of times
  *
  * One store on a simulated disk lives through many lives. In each it is opened, used
- * at random (pages written, records put and deleted, slots released and used
+ * at random (pages written, records put, moved and deleted, slots released and used
  * again) and loses power. After each crash:
  *
- *  (1) every record that was acknowledged and not deleted is found, with its blob;
+ *  (1) every record that was acknowledged and not deleted is found, with its blob,
+ *      where it was put or acknowledged to have moved;
  *  (2) nothing is found that was never put;
  *  (3) all pages of whatever is found have the bytes that their record promises;
  *      so nobody was given a slot of theirs that went bad meanwhile.
@@ -46,6 +47,12 @@ struct record {
 	uint64_t handle;
 	int found;
 	int is_bad; /* its first slot went bad in this life */
+	struct { /* some of its pages are on their way to other places */
+		struct kio_commit commit;
+		struct kio_place all[MAX_PAGES]; /* as it will be */
+		uint64_t was[MAX_PAGES];
+		int busy;
+	} move;
 };
 
 static struct {
@@ -54,6 +61,7 @@ static struct {
 	char path[64];
 	struct record records[MAX_RECORDS];
 	uint64_t next_id, seed, n_acks, n_crashes, n_maybe, n_bad;
+	uint64_t n_moves, n_cut;
 	int dead;
 } t;
 
@@ -203,6 +211,77 @@ static void put_one(void)
 	kio_store_put(t.store, &r->commit);
 }
 
+static void on_moved(struct kio_commit *c)
+{
+	struct record *r = container_of(c, struct record, move.commit);
+
+	if (c->ret == -EIO || c->ret == -EBADMSG) {
+		t.dead = 1;
+		return; /* it may or may not have moved */
+	}
+	ck_assert(!c->ret || (c->ret == -ENOENT && r->state == DELETED));
+	r->move.busy = 0;
+	t.n_moves += !c->ret;
+	for (uint32_t i = 0; i < c->n_pages; i++)
+		kio_store_release(t.store,
+				  r->state == ACKED ? r->move.was[i]
+						    : c->places[i].block,
+				  r->page_bytes);
+	if (!c->ret) /* also of one that is deleted by now: it may be found */
+		memcpy(r->places, r->move.all, sizeof(r->places));
+}
+
+/* Pages from i on, each to a new place, with the bytes that it has. */
+static uint32_t write_moved(struct record *r, uint32_t i, unsigned char *buf)
+{
+	struct kio_req reqs[MAX_PAGES] = { 0 };
+	uint32_t n = 0;
+
+	written = 0;
+	for (; i + n < r->n_pages; n++) {
+		const int64_t at = kio_store_alloc_kept(t.store, r->page_bytes);
+
+		if (at < 0)
+			break;
+		r->move.was[n] = r->places[i + n].block;
+		r->move.all[i + n].block = (uint64_t)at;
+		reqs[n].buf = buf + (size_t)n * r->page_bytes;
+		fill(reqs[n].buf, r->page_bytes, r->id, i + n);
+		reqs[n].block = (uint64_t)at;
+		reqs[n].n_bytes = r->page_bytes;
+		reqs[n].done = on_written;
+		kio_store_write(t.store, &reqs[n]);
+	}
+	wait_written((int)n);
+	return n;
+}
+
+static void move_one(void)
+{
+	struct record *r = pick(ACKED);
+	const uint32_t first = r ? rnd(r->n_pages) : 0;
+	unsigned char *buf;
+	uint32_t n;
+
+	if (!r || r->move.busy || r->is_bad)
+		return;
+	ck_assert(!posix_memalign((void **)&buf, 4096,
+				  MAX_PAGES * (size_t)r->page_bytes));
+	memcpy(r->move.all, r->places, sizeof(r->places));
+	n = write_moved(r, first, buf);
+	free(buf);
+	if (!n || t.dead)
+		return;
+	r->move.busy = 1;
+	r->move.commit = (struct kio_commit){ .page_bytes = r->page_bytes,
+					      .n_pages = n,
+					      .places = r->move.all + first,
+					      .was = r->move.was,
+					      .handle = r->handle,
+					      .done = on_moved };
+	kio_store_move(t.store, &r->move.commit);
+}
+
 static void delete_one(void)
 {
 	struct record *r = pick(ACKED);
@@ -220,7 +299,7 @@ static void spoil_one(void)
 {
 	struct record *r = pick(ACKED);
 
-	if (!r || r->is_bad || t.n_bad == MAX_BAD)
+	if (!r || r->is_bad || r->move.busy || t.n_bad == MAX_BAD)
 		return;
 	kio_store_quarantine(t.store, r->places[0].block, r->page_bytes);
 	r->is_bad = 1;
@@ -233,8 +312,10 @@ static void one_step(void)
 
 	if (what < 5)
 		put_one();
-	else if (what < 8)
+	else if (what < 7)
 		delete_one();
+	else if (what < 8)
+		move_one();
 	else
 		turn();
 	if (!rnd(100))
@@ -244,6 +325,19 @@ static void one_step(void)
 }
 
 /* ---- after a crash --------------------------------------------------------------- */
+
+/* Before or after a move that nobody was told of; all of it or nothing. */
+static void see_places(struct record *r, const struct kio_place *places)
+{
+	const size_t n = r->n_pages * sizeof(*places);
+
+	if (r->move.busy && !memcmp(places, r->move.all, n)) {
+		memcpy(r->places, r->move.all, n);
+		t.n_cut++;
+	}
+	r->move.busy = 0;
+	ck_assert(!memcmp(places, r->places, n));
+}
 
 static int on_found(void *ctx, const struct kio_record *f)
 {
@@ -258,8 +352,7 @@ static int on_found(void *ctx, const struct kio_record *f)
 		ck_assert_uint_eq(f->n_pages, r->n_pages);
 		ck_assert_uint_eq(kio_crc32c(0, f->meta, f->meta_bytes),
 				  r->meta_crc);
-		ck_assert(!memcmp(f->places, r->places,
-				  r->n_pages * sizeof(*r->places)));
+		see_places(r, f->places);
 		ck_assert(!r->found);
 		t.n_maybe += r->state != ACKED;
 		r->found = 1;
@@ -322,12 +415,26 @@ static void open_engine(void)
 		kio_engine_new(&t.engine, KIO_ENGINE_THREADS, N_WRITES), 0);
 }
 
+/* The power goes at one of the writes and flushes of moves. */
+static void die_moving(void)
+{
+	for (int i = 0; i < 3; i++)
+		move_one();
+	simdisk_die_at(1 + rnd(6));
+	for (int i = 0; i < 20 && !t.dead; i++) {
+		turn();
+		(void)usleep(20);
+	}
+}
+
 static void one_life(void)
 {
 	const uint32_t n = rnd(40);
 
 	for (uint32_t i = 0; i < n && !t.dead; i++)
 		one_step();
+	if (!t.dead && !rnd(4))
+		die_moving();
 	simdisk_die();
 	t.n_crashes++;
 	kio_store_close(t.store);
@@ -354,9 +461,12 @@ START_TEST(power_fails)
 	for (int i = 0; i < n; i++)
 		one_life();
 	printf("power_fails: %llu crashes, %llu acknowledged, %llu found that "
-	       "nobody was told of\n",
+	       "nobody was told of; %llu moves, %llu that nobody was told of\n",
 	       (unsigned long long)t.n_crashes, (unsigned long long)t.n_acks,
-	       (unsigned long long)t.n_maybe);
+	       (unsigned long long)t.n_maybe, (unsigned long long)t.n_moves,
+	       (unsigned long long)t.n_cut);
+	ck_assert_uint_gt(t.n_moves, (uint64_t)n / 4);
+	ck_assert_uint_gt(t.n_cut, 0);
 	ck_assert_uint_gt(t.n_acks, (uint64_t)n);
 	ck_assert_uint_gt(t.n_maybe, 0);
 	kio_store_close(t.store);

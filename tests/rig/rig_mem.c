@@ -22,7 +22,8 @@ static void open_stores(struct rig_mem *r, const struct rig_mem_options *o,
 
 	snprintf(path, sizeof(path), "%s/store", r->dir);
 	sc.disks[0].path = o->store ? o->store : path;
-	sc.disks[0].bytes = o->disk_bytes * 2 + (64u << 20);
+	sc.disks[0].bytes = o->store_bytes ? o->store_bytes
+					   : o->disk_bytes * 2 + (64u << 20);
 	ck_assert_int_eq(stores_new(&r->stores, &sc), 0);
 	c->stores = r->stores;
 	ck_assert_int_eq(pager_new(&r->pager, c), 0);

@@ -17,6 +17,7 @@ struct rig_mem {
 };
 struct rig_mem_options {
 	uint64_t memory_bytes, disk_bytes;
+	uint64_t store_bytes; /* 0: twice disk_bytes and some */
 	enum kio_engine_kind kind;
 	const char *policy; /* NULL: clock */
 	const char *store; /* NULL: a file that nothing survives in */

@@ -219,6 +219,22 @@ int rig_store_write(struct rig_store *r, struct rig_record *x)
 	return ret;
 }
 
+int rig_store_copy(struct rig_store *r, struct rig_record *to,
+		   const struct rig_record *x, uint32_t first)
+{
+	unsigned char *buf = page_buf(to);
+	int ret;
+
+	for (uint32_t i = 0; i < to->n_pages; i++) {
+		fill(buf + (size_t)i * x->page_bytes, x->page_bytes, x->id,
+		     first + i);
+		to->places[i].crc = x->places[first + i].crc;
+	}
+	ret = all_pages(r, to, buf, 1);
+	free(buf);
+	return ret;
+}
+
 int rig_store_read(struct rig_store *r, const struct rig_record *x)
 {
 	unsigned char *buf = page_buf(x), *want = page_buf(x);

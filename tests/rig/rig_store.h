@@ -51,6 +51,9 @@ int rig_store_take(struct rig_store *r, struct rig_record *x, uint64_t id,
 		   uint32_t page_bytes, uint32_t n_pages, uint32_t meta_bytes);
 /* Write its pages: the first error, or 0. */
 int rig_store_write(struct rig_store *r, struct rig_record *x);
+/* Write, at the places of to, pages of x from first on. */
+int rig_store_copy(struct rig_store *r, struct rig_record *to,
+		   const struct rig_record *x, uint32_t first);
 /* Queue the record; told and commit.ret say how it ended. */
 void rig_store_put(struct rig_store *r, struct rig_record *x);
 /* And wait for it: what it ended with. */

@@ -27,6 +27,7 @@ static struct {
 	size_t n_bytes;
 	struct pending *pending;
 	size_t n_pending, room;
+	uint32_t die_at; /* 0: not */
 	int dead;
 } d = { .m = PTHREAD_MUTEX_INITIALIZER };
 
@@ -67,12 +68,20 @@ static void remember(const void *buf, size_t n, size_t off)
 	memcpy(p->data, buf, n);
 }
 
+/* A write or flush; m is held. */
+static void one_more(void)
+{
+	if (d.die_at && !--d.die_at)
+		d.dead = 1;
+}
+
 static ssize_t sim_pwrite(int fd, const void *buf, size_t n, off_t off)
 {
 	ssize_t ret = (ssize_t)n;
 
 	(void)fd;
 	pthread_mutex_lock(&d.m);
+	one_more();
 	if (d.dead || (size_t)off + n > d.n_bytes) {
 		errno = EIO;
 		ret = -1;
@@ -97,6 +106,7 @@ static int sim_fdatasync(int fd)
 
 	(void)fd;
 	pthread_mutex_lock(&d.m);
+	one_more();
 	if (d.dead) {
 		errno = EIO;
 		ret = -1;
@@ -133,10 +143,18 @@ void simdisk_close(void)
 	d.room = 0;
 }
 
+void simdisk_die_at(uint32_t nth)
+{
+	pthread_mutex_lock(&d.m);
+	d.die_at = nth;
+	pthread_mutex_unlock(&d.m);
+}
+
 void simdisk_die(void)
 {
 	pthread_mutex_lock(&d.m);
 	d.dead = 1;
+	d.die_at = 0;
 	pthread_mutex_unlock(&d.m);
 }
 

@@ -16,6 +16,8 @@ void simdisk_open(size_t n_bytes);
 void simdisk_close(void);
 /* From now on writes and flushes fail with EIO and change nothing. */
 void simdisk_die(void);
+/* That, at the nth write or flush from now on (1: the next). */
+void simdisk_die_at(uint32_t nth);
 /*
  * The power comes back: what was not flushed is kept or lost by seed, and the
  * disk works again. Nobody is in io.

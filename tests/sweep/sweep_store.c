@@ -1,7 +1,7 @@
 /*
  * sweep_store.c - every fault point of a store's life, one at a time
  *
- * The scenario (format, write, put, delete, mark bad, compact, close, open again) is
+ * The scenario (format, write, put, move, delete, mark bad, compact, close, open again) is
  * run with the 1st, 2nd, 3rd... point failing, once and for good, until a run meets
  * none. In each run every call ends, in success or a documented error, and nothing
  * stays open. Then the store is opened without faults:
@@ -70,10 +70,56 @@ static void one_record(uint32_t i)
 	expect(ret);
 }
 
+static int n_moved;
+
+static void on_moved(struct kio_commit *c)
+{
+	(void)c;
+	n_moved++;
+}
+
+/* Its pages go elsewhere, and those places back. */
+static void move_record(uint32_t i)
+{
+	struct rig_record *x = &l.x[i], to, was = *x;
+	uint64_t blocks[RIG_PAGES_MAX];
+	int ret = rig_store_take(&l.r, &to, i + 1, RIG_PAGE, x->n_pages, 0);
+
+	ck_assert_int_eq(ret, 0);
+	for (uint32_t k = 0; k < x->n_pages; k++)
+		blocks[k] = x->places[k].block;
+	ret = rig_store_copy(&l.r, &to, x, 0);
+	expect(ret);
+	if (!ret) {
+		to.commit = (struct kio_commit){ .page_bytes = RIG_PAGE,
+						 .n_pages = to.n_pages,
+						 .places = to.places,
+						 .was = blocks,
+						 .handle = x->handle,
+						 .done = on_moved };
+		n_moved = 0;
+		kio_store_move(l.r.store, &to.commit);
+		while (!n_moved)
+			rig_store_turn(&l.r);
+		ret = to.commit.ret;
+		if (ret != -EBADMSG) /* it could not be read back */
+			expect(ret);
+	}
+	if (ret) {
+		rig_store_release(&l.r, &to);
+		return;
+	}
+	memcpy(x->places, to.places, sizeof(x->places));
+	rig_store_release(&l.r, &was);
+	expect(rig_store_read(&l.r, x));
+}
+
 static void use(void)
 {
 	for (uint32_t i = 0; i < N_RECORDS; i++) {
 		one_record(i);
+		if (l.state[i] == ACKED && (i % 4 == 3 || i == 1))
+			move_record(i);
 		if (l.state[i] == ACKED && i % 8 == 7) /* stays, and is bad */
 			kio_store_quarantine(l.r.store, l.x[i].places[0].block,
 					     RIG_PAGE);

@@ -100,6 +100,7 @@ START_TEST(defaults)
 	ck_assert_int_eq(conf.restore_layers, 1);
 	ck_assert_int_eq(conf.order, 1);
 	ck_assert_uint_eq(conf.scrub_bytes, 4u << 20);
+	ck_assert_uint_eq(conf.clean_bytes, 256u << 20);
 	ck_assert_str_eq(conf.huge, "auto");
 	ck_assert_str_eq(conf.huge_dir, "");
 	ck_assert_str_eq(conf.cuda_library, "auto");

@@ -1,7 +1,7 @@
 /*
  * test_store_model.c - random operations on a store, against a trivial model
  *
- * The model knows who owns each block and what was put and deleted. After every step
+ * The model knows who owns each block and what was put, moved and deleted. After every step
  * what the store says must be what the model says: no slot is given out twice, bytes
  * read are those written, counters agree, and after each restart exactly the records
  * are there that were put and not deleted, and all their slots.
@@ -28,6 +28,11 @@ struct item {
 	enum state state;
 	int written;
 	int is_bad; /* its first slot: SPOILT since an earlier life */
+	/* pages of it on their way to other slots */
+	int moving; /* 2: and the record was deleted meanwhile */
+	struct rig_record to;
+	uint64_t was[RIG_PAGES_MAX];
+	uint32_t first; /* of its places */
 };
 enum { BAD_NOW = 1, SPOILT };
 
@@ -35,7 +40,7 @@ static struct rig_store r;
 static struct item items[N_ITEMS];
 static uint8_t owner[BYTES / KIO_BLOCK_BYTES]; /* 1: owned or bad */
 static uint64_t seed, next_id, used_bytes, bad_bytes, n_bad, n_durable;
-static uint64_t n_done[8];
+static uint64_t n_done[10];
 
 static uint32_t rnd(uint32_t n)
 {
@@ -119,11 +124,75 @@ static void op_put(void)
 	n_done[3]++;
 }
 
+static void on_moved(struct kio_commit *c)
+{
+	struct rig_record *to = container_of(c, struct rig_record, commit);
+
+	to->told = 1;
+}
+
+/* Some pages of a record go elsewhere. */
+static void op_move(void)
+{
+	struct item *it = any(DURABLE);
+	struct rig_record *to;
+	int ret;
+
+	if (!it || it->moving || it->is_bad)
+		return;
+	to = &it->to;
+	it->first = rnd(it->rec.n_pages);
+	ret = rig_store_take(&r, to, it->rec.id, it->rec.page_bytes,
+			     1 + rnd(it->rec.n_pages - it->first), 0);
+	if (ret)
+		return;
+	own(to, 1);
+	for (uint32_t i = 0; i < to->n_pages; i++)
+		it->was[i] = it->rec.places[it->first + i].block;
+	ck_assert_int_eq(rig_store_copy(&r, to, &it->rec, it->first), 0);
+	to->commit = (struct kio_commit){ .page_bytes = to->page_bytes,
+					  .n_pages = to->n_pages,
+					  .places = to->places,
+					  .was = it->was,
+					  .handle = it->rec.handle,
+					  .done = on_moved };
+	it->moving = 1;
+	kio_store_move(r.store, &to->commit);
+	n_done[7]++;
+}
+
+static void take_move(struct item *it)
+{
+	struct rig_record was = it->to;
+
+	if (!it->moving || !it->to.told)
+		return;
+	if (it->moving == 2) { /* the old places went with the record */
+		ck_assert(!it->to.commit.ret || it->to.commit.ret == -ENOENT);
+		n_done[8] += !it->to.commit.ret;
+		n_done[9] += !!it->to.commit.ret;
+		rig_store_release(&r, &it->to);
+		own(&it->to, 0);
+	} else {
+		ck_assert_int_eq(it->to.commit.ret, 0);
+		for (uint32_t i = 0; i < was.n_pages; i++) {
+			was.places[i].block = it->was[i];
+			it->rec.places[it->first + i] = it->to.places[i];
+		}
+		rig_store_release(&r, &was);
+		own(&was, 0);
+	}
+	it->moving = 0;
+	if (it->state == DELETED)
+		it->state = NONE;
+}
+
 static void take_commits(void)
 {
 	for (uint32_t i = 0; i < N_ITEMS; i++) {
 		struct item *it = &items[i];
 
+		take_move(it);
 		if (it->state != PUTTING || !it->rec.told)
 			continue;
 		ck_assert_int_eq(it->rec.commit.ret, 0);
@@ -143,7 +212,7 @@ static void op_bad(void)
 {
 	struct item *it = any(DURABLE);
 
-	if (!it || it->is_bad == BAD_NOW)
+	if (!it || it->is_bad == BAD_NOW || it->moving)
 		return;
 	if (!it->is_bad)
 		n_bad++;
@@ -174,7 +243,8 @@ static void op_del(void)
 			count_bad(it);
 	}
 	it->is_bad = 0;
-	it->state = NONE;
+	it->state = it->moving ? DELETED : NONE;
+	it->moving *= 2;
 	n_durable--;
 	n_done[4]++;
 }
@@ -192,7 +262,8 @@ static void op_read(void)
 static void drain(void)
 {
 	for (uint32_t i = 0; i < N_ITEMS; i++) {
-		while (items[i].state == PUTTING && !items[i].rec.told)
+		while ((items[i].state == PUTTING && !items[i].rec.told) ||
+		       (items[i].moving && !items[i].to.told))
 			rig_store_turn(&r);
 	}
 	take_commits();
@@ -263,9 +334,11 @@ static void step(void)
 		op_put();
 	else if (what < 74)
 		op_del();
-	else if (what < 80)
+	else if (what < 78)
 		op_read();
-	else if (what < 81 && !rnd(10))
+	else if (what < 82 && rnd(40))
+		op_move();
+	else if (what < 82)
 		op_bad();
 	else if (what < 99)
 		rig_store_poll(&r);
@@ -289,12 +362,16 @@ START_TEST(a_store_does_what_a_model_does)
 			op_restart();
 	}
 	printf("full %llu, taken %llu, released %llu, put %llu, deleted %llu, "
-	       "read %llu, restarts %llu, bad %llu; %llu records at the end\n",
+	       "read %llu, restarts %llu, moved %llu (deleted first %llu, "
+	       "meanwhile %llu), bad %llu; %llu records at the end\n",
 	       (unsigned long long)n_done[0], (unsigned long long)n_done[1],
 	       (unsigned long long)n_done[2], (unsigned long long)n_done[3],
 	       (unsigned long long)n_done[4], (unsigned long long)n_done[5],
-	       (unsigned long long)n_done[6], (unsigned long long)n_bad,
-	       (unsigned long long)n_durable);
+	       (unsigned long long)n_done[6], (unsigned long long)n_done[7],
+	       (unsigned long long)n_done[9], (unsigned long long)n_done[8],
+	       (unsigned long long)n_bad, (unsigned long long)n_durable);
+	ck_assert_uint_gt(n_done[7], n / 100);
+	ck_assert_uint_gt(n_done[8] + n_done[9], 0);
 	ck_assert_uint_gt(n_done[0], 0);
 	ck_assert_uint_gt(n_done[4], n / 20);
 	ck_assert_uint_gt(n_durable, 0);

@@ -1,9 +1,11 @@
 /*
- * test_store_space.c - why a store is never cleaned, and that its space comes back
+ * test_store_space.c - what a store does with space, and that it comes back
  *
  * Slots of one size are used again in place: a full store goes on for ever at the cost
  * of what is written. What no zone needs goes back to the file system. What zones
- * of another page size hold back is known, and comes free with their last page.
+ * of another page size hold back is known, and comes free with their last page, or
+ * when their owner moves it: which zones those are, and what is kept apart, is here;
+ * the owner that moves is in test_clean.c.
  */
 #include <check.h>
 #include <errno.h>
@@ -134,8 +136,8 @@ START_TEST(space_goes_back_to_the_file_system)
 END_TEST
 
 /*
- * The worst case: of each zone one record stays, and another size is wanted. It is
- * refused; what is held back is told; each zone comes free with its last record.
+ * The worst case: of each zone one record stays, and another size is wanted, and nobody
+ * says whose the pages are. It is refused; what is held back is told; each zone comes free with its last record.
  */
 START_TEST(what_other_sizes_hold_back_is_known)
 {
@@ -171,6 +173,95 @@ START_TEST(what_other_sizes_hold_back_is_known)
 }
 END_TEST
 
+static int n_wanted;
+
+static void on_clean(void *ctx)
+{
+	(void)ctx;
+	n_wanted++;
+}
+
+/* Slots of zone i of 64 KiB: has stay, the others go. */
+static void stay(const int64_t *at, uint32_t per_zone, uint32_t i, uint32_t n)
+{
+	for (uint32_t k = n; k < per_zone; k++)
+		kio_store_release(r.store, (uint64_t)at[i * per_zone + k], BIG);
+}
+
+static uint64_t zone_of(uint64_t block)
+{
+	const struct slots *m = &r.store->slots;
+
+	return (block * KIO_BLOCK_BYTES - m->data_off) / m->zone_bytes;
+}
+
+/* The emptiest zone goes, the oldest of equal ones; never where nothing is gained. */
+START_TEST(the_sparsest_zone_is_the_victim)
+{
+	static int64_t at[N_MOST];
+	uint32_t n_zones, per_zone, n = 0;
+	uint64_t block;
+	size_t bytes = 0;
+	int owner;
+
+	open_new(BYTES);
+	kio_store_on_clean(r.store, on_clean, NULL);
+	while ((at[n] = kio_store_alloc(r.store, BIG)) >= 0)
+		kio_store_own(r.store, (uint64_t)at[n++], BIG, &owner);
+	per_zone = (uint32_t)(r.store->slots.zone_bytes / BIG);
+	n_zones = n / per_zone;
+	ck_assert_uint_gt(n_zones, 4);
+	/* a full store of one size: nobody is asked */
+	ck_assert_int_eq(kio_store_alloc(r.store, RIG_PAGE), -ENOSPC);
+	ck_assert_int_eq(n_wanted, 0);
+	stay(at, per_zone, 1, 60);
+	stay(at, per_zone, 2, 7);
+	ck_assert_int_eq(kio_store_alloc(r.store, RIG_PAGE), -ENOSPC);
+	ck_assert_int_eq(n_wanted, 0); /* 7 pages, room for 4 */
+	stay(at, per_zone, 3, 5);
+	ck_assert_int_eq(kio_store_alloc(r.store, RIG_PAGE), -ENOSPC);
+	ck_assert_int_eq(n_wanted, 1);
+	ck_assert_uint_eq(kio_store_victim(r.store, &bytes), per_zone);
+	ck_assert_uint_eq(bytes, BIG);
+	/* 7 and 5 of 64 are in one sixteenth: the older zone goes */
+	ck_assert_ptr_eq(kio_store_victim_slot(r.store, 0, &block), &owner);
+	ck_assert_uint_eq(zone_of(block), 2);
+	/* its pages go to the fullest zone with room */
+	ck_assert_uint_eq(zone_of((uint64_t)kio_store_alloc_moved(r.store)), 1);
+	/* its own size needs the slots: it is no victim any more */
+	for (n = 0; kio_store_alloc(r.store, BIG) >= 0; n++)
+		ck_assert_uint_lt(n, N_MOST);
+	ck_assert_uint_eq(n, 4 + 57 + 59 - 1);
+	ck_assert_uint_eq(kio_store_victim(r.store, &bytes), 0);
+	kio_store_on_clean(r.store, NULL, NULL);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* What stays and what comes and goes: other zones, until few are free. */
+START_TEST(kept_and_passing_lie_apart)
+{
+	uint64_t kept = 0, passing = 0, zone;
+
+	open_new(BYTES);
+	zone = r.store->slots.zone_bytes;
+	for (uint32_t i = 0; i < 2 * zone / BIG; i++) {
+		kept |= 1ull << zone_of(
+				(uint64_t)kio_store_alloc_kept(r.store, BIG));
+		passing |= 1ull
+			   << zone_of((uint64_t)kio_store_alloc(r.store, BIG));
+	}
+	ck_assert_uint_eq(kept & passing, 0);
+	ck_assert_int_eq(__builtin_popcountll(kept), 2);
+	/* and all of it can be used for either */
+	for (uint64_t n = 4 * zone / BIG; n < info().bytes / BIG; n++)
+		ck_assert_int_ge(kio_store_alloc(r.store, BIG), 0);
+	ck_assert_int_eq(kio_store_alloc_kept(r.store, BIG), -ENOSPC);
+	kio_store_check(r.store);
+	rig_store_fini(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("store_space");
@@ -182,6 +273,8 @@ int main(void)
 	tcase_add_test(t, a_full_store_goes_on_without_cleaning);
 	tcase_add_test(t, space_goes_back_to_the_file_system);
 	tcase_add_test(t, what_other_sizes_hold_back_is_known);
+	tcase_add_test(t, the_sparsest_zone_is_the_victim);
+	tcase_add_test(t, kept_and_passing_lie_apart);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -37,6 +37,7 @@ int slots_init(struct slots *m, const struct sb *sb, uint64_t limit_bytes)
 		usable = limit_bytes > sb->data_off
 				 ? (limit_bytes - sb->data_off) / sb->zone_bytes
 				 : 0;
+	usable = KV_MIN(usable, sb->n_zones); /* as it says, whole or not */
 	if (sb->n_zones >= NO_ZONE)
 		return -EINVAL;
 	m->zones = calloc(sb->n_zones + 1, sizeof(*m->zones));

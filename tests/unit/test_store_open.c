@@ -282,6 +282,30 @@ static void third_area(struct sb *sb)
 	sb->active = 2;
 }
 
+static void fewer_zones_than_its_bytes(struct sb *sb)
+{
+	sb->n_zones = 1;
+}
+
+/* It may say that it has few zones; then a limit gives it no more. */
+START_TEST(zones_are_as_many_as_the_superblock_says)
+{
+	struct kio_store_info i;
+	int n = 0;
+
+	make(1);
+	change_sb(fewer_zones_than_its_bytes);
+	ck_assert_int_eq(rig_store_open(&r, SMALL - (8u << 20), 0), 0);
+	kio_store_info(r.store, &i);
+	ck_assert_uint_eq(i.bytes, 4u << 20);
+	while (kio_store_alloc(r.store, 1u << 20) >= 0)
+		n++;
+	ck_assert_int_eq(n, 0); /* the zone has pages of another size */
+	ck_assert_int_eq(rig_store_read(&r, &r.found[0]), 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(superblocks_are_not_believed)
 {
 	static const struct {
@@ -460,6 +484,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, looking_changes_nothing);
 	tcase_add_loop_test(tc, one_superblock_is_enough, 0, 2);
 	tcase_add_loop_test(tc, without_superblocks_it_is_not_formatted, 0, 2);
+	tcase_add_test(tc, zones_are_as_many_as_the_superblock_says);
 	tcase_add_loop_test(tc, superblocks_are_not_believed, 0, 6);
 	tcase_add_loop_test(tc, a_torn_frame_is_the_end_of_the_log, 0, 49);
 	tcase_add_loop_test(tc, frames_of_other_lives_are_not_believed, 0, 2);

@@ -227,6 +227,7 @@ static void drop_orphan(struct kio_store *s)
 	if (!o->next)
 		s->orphans_end = &s->orphans;
 	s->n_orphans--;
+	s->orphan_bytes -= (uint64_t)o->n_pages * o->page_bytes;
 	kio_store_del(s, (uint64_t)(uintptr_t)o->entry);
 	for (uint32_t i = 0; i < o->n_pages; i++)
 		kio_store_release(s, o->blocks[i], o->page_bytes);
@@ -464,6 +465,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 		.durable_bytes = m->named_bytes,
 		.n_records = s->n_records,
 		.n_orphans = s->n_orphans,
+		.orphan_bytes = s->orphan_bytes,
 		.page_written_bytes = s->page_written,
 		.direct = s->direct,
 		.moved_bytes = m->moved_bytes,

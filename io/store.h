@@ -200,6 +200,7 @@ struct kio_store_info {
 	uint64_t pending_bytes; /* released, deletion not durable yet */
 	uint64_t bad_bytes; /* quarantined */
 	uint64_t n_records, n_orphans;
+	uint64_t orphan_bytes; /* used, and had for the asking */
 	uint64_t index_bytes, index_live_bytes, index_room_bytes;
 	uint64_t page_written_bytes, index_written_bytes; /* since open */
 	uint64_t moved_bytes; /* of page_written_bytes: by cleaning */

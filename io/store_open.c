@@ -234,6 +234,7 @@ static int keep_orphan(struct kio_store *s, struct entry *e,
 	*s->orphans_end = o;
 	s->orphans_end = &o->next;
 	s->n_orphans++;
+	s->orphan_bytes += (uint64_t)o->n_pages * o->page_bytes;
 	return 0;
 }
 

@@ -400,7 +400,7 @@ struct kio_store {
 	struct entry *entries_found; /* array of open */
 	struct entry *free_entries;
 	struct orphan *orphans, **orphans_end;
-	uint64_t n_records, n_orphans;
+	uint64_t n_records, n_orphans, orphan_bytes;
 	uint64_t turn; /* deletions queued by us */
 	uint64_t page_written;
 	uint64_t put_max_bytes; /* of a record in the index */

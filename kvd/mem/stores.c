@@ -336,22 +336,32 @@ int stores_scratch(const struct stores *s)
 	return s->conf.scratch;
 }
 
+/* What a new range may use: orphans go when there is no other room. */
+static uint64_t free_bytes(const struct kio_store_info *i)
+{
+	const uint64_t n = i->bytes - i->used_bytes;
+
+	return i->failed ? n : KV_MIN(n + i->orphan_bytes, i->bytes);
+}
+
 int stores_pick(struct stores *s, uint64_t bytes)
 {
 	uint64_t best_free = 0;
-	int best = -ENOSPC;
+	int best = -ENOSPC, best_failed = 1;
 
 	for (uint32_t i = 0; i < s->conf.n; i++) {
 		struct kio_store_info info;
 		uint64_t n_free;
 
 		kio_store_info(s->disks[i].store, &info);
-		n_free = info.bytes - info.used_bytes;
-		if (n_free < bytes)
+		n_free = free_bytes(&info);
+		if (n_free < bytes || info.failed > best_failed)
 			continue;
 		n_free /= 1 + s->disks[i].n_busy;
-		if (best < 0 || n_free > best_free) {
+		if (best < 0 || info.failed < best_failed ||
+		    n_free > best_free) {
 			best_free = n_free;
+			best_failed = info.failed;
 			best = (int)i;
 		}
 	}

@@ -54,7 +54,10 @@ const char *stores_path(const struct stores *s, uint32_t i);
 /* Page requests queued or in flight there. */
 uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
-/* The disk for a new range: most free bytes by queue length; -ENOSPC. */
+/*
+ * The disk for a new range: most free bytes by queue length, orphans being free; one
+ * that has failed only if no other has the room. -ENOSPC.
+ */
 int stores_pick(struct stores *s, uint64_t bytes);
 /* Bytes of slots that come back: when a deletion is durable, a zone is emptied. */
 uint64_t stores_pending(const struct stores *s);

@@ -319,6 +319,7 @@ static json_t *stores(struct serve *s)
 		set_int(o, "bad_bytes", k.bad_bytes);
 		set_int(o, "records", k.n_records);
 		set_int(o, "orphans", k.n_orphans);
+		set_int(o, "orphan_bytes", k.orphan_bytes);
 		set_int(o, "index_bytes", k.index_bytes);
 		set_int(o, "index_live_bytes", k.index_live_bytes);
 		set_int(o, "index_room_bytes", k.index_room_bytes);

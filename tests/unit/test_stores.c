@@ -12,6 +12,7 @@
 #include "kvd/mem/page.h"
 #include "kvd/mem/stores.h"
 #include "tests/rig/rig_mem.h"
+#include "tests/rig/rig_store.h"
 
 #define PAGE 8192u
 
@@ -150,6 +151,224 @@ START_TEST(wants_end_after_a_full_disk)
 }
 END_TEST
 
+/* ---- records of nobody ------------------------------------------------------ */
+
+#define LARGE (1u << 20)
+
+/* A store of that size with as many pages in records as it holds: how many. */
+static uint32_t fill_store(uint64_t bytes)
+{
+	struct rig_store r;
+	struct rig_record *x = calloc(200, sizeof(*x));
+	uint32_t n = 0;
+
+	ck_assert_ptr_nonnull(x);
+	rig_store_init(&r, KIO_ENGINE_AUTO, "/var/tmp");
+	ck_assert_int_eq(rig_store_open(&r, bytes, 0), 0);
+	while (n < 200 && !rig_store_take(&r, &x[n], n + 1, LARGE, 1, 0)) {
+		ck_assert_int_eq(rig_store_commit(&r, &x[n]), 0);
+		n++;
+	}
+	rig_store_close(&r);
+	strcpy(path, r.path);
+	ck_assert_int_eq(rename(r.path, strcat(path, ".full")), 0);
+	rig_store_fini(&r);
+	free(x);
+	return n;
+}
+
+static int orphan(void *ctx, uint32_t i, const struct kio_record *rec)
+{
+	(void)ctx;
+	(void)i;
+	(void)rec;
+	return KIO_RECORD_ORPHAN;
+}
+
+/* The room of records that nobody knows is had when there is no other. */
+START_TEST(a_store_full_of_orphans_has_room)
+{
+	const uint32_t n = fill_store((16u << 20) + (64u << 20));
+	struct rig_mem *m = rig_mem_open(
+		(struct rig_mem_options){ .memory_bytes = 8 * LARGE,
+					  .disk_bytes = 8 * LARGE,
+					  .store = path,
+					  .found = orphan });
+	struct range *range;
+	struct page_run run = { .n = 1, .flags = PAGE_WRITE };
+
+	ck_assert_uint_ge(n, 64);
+	ck_assert_uint_eq(info(m).n_orphans, n);
+	ck_assert_uint_eq(info(m).orphan_bytes, (uint64_t)n * LARGE);
+	ck_assert_uint_eq(info(m).used_bytes, info(m).bytes);
+	for (uint64_t k = 0; k < 4; k++) {
+		int ret = -ENOSPC;
+
+		ck_assert_int_eq(range_new(m->pager, LARGE, 1, &range), 0);
+		run.range = range;
+		ck_assert_int_eq(rig_mem_want(m, &run, 1), 0);
+		page_unpin(m->pager, &run, 1);
+		for (uint32_t i = 0; i < n && ret == -ENOSPC; i++) {
+			ret = persist(m, range, k); /* who asks again */
+			while (info(m).pending_bytes)
+				rig_mem_turn(m);
+		}
+		ck_assert_int_eq(ret, 0);
+		range_free(range);
+	}
+	ck_assert_uint_lt(info(m).n_orphans, n);
+	ck_assert_uint_gt(info(m).n_orphans, n / 2); /* one by one */
+	ck_assert_uint_eq(info(m).orphan_bytes,
+			  info(m).n_orphans * (uint64_t)LARGE);
+	rig_mem_close(m);
+	(void)unlink(path);
+}
+END_TEST
+
+/* ---- two disks -------------------------------------------------------------- */
+
+#define DISK (64ull << 20)
+
+static struct loop *loop;
+static struct stores *stores;
+static char paths[2][64];
+static uint32_t n_done;
+
+static void open_two(uint64_t first, uint64_t second)
+{
+	struct stores_conf c = { .depth = 4, .n = 2 };
+	char err[256] = "";
+
+	n_done = 0;
+	ck_assert_int_eq(loop_new(&loop), 0);
+	c.loop = loop;
+	for (uint32_t i = 0; i < 2; i++) {
+		new_path();
+		strcpy(paths[i], path);
+		c.disks[i].path = paths[i];
+		c.disks[i].bytes = i ? second : first;
+	}
+	ck_assert_int_eq(stores_new(&stores, &c), 0);
+	ck_assert_msg(!stores_open(stores, NULL, NULL, err, sizeof(err)), "%s",
+		      err);
+}
+
+static void close_two(void)
+{
+	stores_free(stores);
+	loop_free(loop);
+	for (uint32_t i = 0; i < 2; i++)
+		(void)unlink(paths[i]);
+}
+
+static uint64_t n_free(uint32_t i)
+{
+	struct kio_store_info k;
+
+	kio_store_info(stores_disk(stores, i), &k);
+	return k.bytes - k.used_bytes;
+}
+
+/* Where there is most room; nowhere where there is none. */
+START_TEST(a_range_goes_where_room_is)
+{
+	open_two(DISK, 2 * DISK);
+	while (n_free(1) > n_free(0)) {
+		ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE),
+				 0);
+	}
+	ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	ck_assert_int_eq(stores_pick(stores, n_free(0)), 0);
+	ck_assert_int_eq(stores_pick(stores, n_free(0) + 1), -ENOSPC);
+	while (n_free(0))
+		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 0), LARGE),
+				 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+	while (n_free(1))
+		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE),
+				 0);
+	ck_assert_int_eq(stores_pick(stores, 1), -ENOSPC);
+	close_two();
+}
+END_TEST
+
+static void written(struct kio_req *r)
+{
+	stores_end(stores, 0, r);
+	ck_assert_int_eq(r->ret, 0);
+	n_done++;
+}
+
+/* Not where others wait already: half the room for each of them. */
+START_TEST(a_range_goes_where_it_is_served_soon)
+{
+	struct kio_req reqs[3] = { 0 };
+	struct stores_flow f;
+	void *buf;
+
+	open_two(3 * DISK, DISK);
+	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	ck_assert(!posix_memalign(&buf, 4096, LARGE));
+	memset(buf, 1, LARGE);
+	stores_flow_init(&f, 100);
+	for (uint32_t i = 0; i < 3; i++) {
+		const int64_t at =
+			kio_store_alloc(stores_disk(stores, 0), LARGE);
+
+		reqs[i] = (struct kio_req){ .buf = buf,
+					    .block = (uint64_t)at,
+					    .n_bytes = LARGE,
+					    .done = written };
+		ck_assert_int_ge(at, 0);
+		ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+		stores_write(stores, 0, &f, 0, &reqs[i]);
+		ck_assert_uint_eq(stores_n_busy(stores, 0), i + 1);
+	}
+	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+	while (n_done < 3) {
+		stores_turn(stores);
+		ck_assert_int_eq(loop_turn(loop, 1), 0);
+	}
+	ck_assert_uint_eq(stores_n_busy(stores, 0), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	free(buf);
+	close_two();
+}
+END_TEST
+
+static void on_put(struct kio_commit *c)
+{
+	ck_assert_int_eq(c->ret, -EIO);
+	n_done++;
+}
+
+/* Not where no record becomes durable any more, as long as there is another disk. */
+START_TEST(a_range_goes_where_it_can_be_kept)
+{
+	struct kio_place place = { 0 };
+	struct kio_commit c = { .page_bytes = LARGE,
+				.n_pages = 1,
+				.places = &place,
+				.done = on_put };
+
+	open_two(2 * DISK, DISK);
+	place.block = (uint64_t)kio_store_alloc(stores_disk(stores, 0), LARGE);
+	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	kio_fault_arm(KIO_FAULT_ONCE, "sys.fdatasync", 1, EIO);
+	kio_store_put(stores_disk(stores, 0), &c);
+	while (!n_done) {
+		stores_turn(stores);
+		ck_assert_int_eq(loop_turn(loop, 1), 0);
+	}
+	kio_fault_disarm();
+	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+	ck_assert_int_eq(stores_pick(stores, n_free(1) + 1), 0);
+	close_two();
+}
+END_TEST
+
 static Suite *suite(void)
 {
 	Suite *s = suite_create("stores");
@@ -158,6 +377,10 @@ static Suite *suite(void)
 	tcase_set_timeout(tc, 60);
 	tcase_add_loop_test(tc, wants_end_after_a_failed_flush, 0, 2);
 	tcase_add_loop_test(tc, wants_end_after_a_full_disk, 0, 2);
+	tcase_add_test(tc, a_store_full_of_orphans_has_room);
+	tcase_add_test(tc, a_range_goes_where_room_is);
+	tcase_add_test(tc, a_range_goes_where_it_is_served_soon);
+	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
 	suite_add_tcase(s, tc);
 	return s;
 }

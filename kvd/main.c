@@ -302,6 +302,31 @@ static int parse(int argc, char **argv, struct options *o)
 	return -1;
 }
 
+/* What only the start would tell: models that are not there, or are none. 0 or 1. */
+static int check_models(const struct conf *c, const char *conf)
+{
+	int failed = 0;
+
+	for (uint32_t i = 0; i < c->n_models; i++) {
+		const struct conf_model *m = &c->models[i];
+		FILE *f = fopen(m->path, "re");
+		char head[4];
+		const char *why = NULL;
+
+		if (!f || fread(head, 1, sizeof(head), f) != sizeof(head))
+			why = f ? "not a GGUF file" : strerror(errno);
+		else if (memcmp(head, "GGUF", 4))
+			why = "not a GGUF file";
+		if (why)
+			(void)fprintf(stderr, "kvd: %s: [model %s]: %s: %s\n",
+				      conf, m->name, m->path, why);
+		if (f)
+			(void)fclose(f); /* only read */
+		failed |= why != NULL;
+	}
+	return failed;
+}
+
 int main(int argc, char **argv)
 {
 	static struct daemon d; /* the tables of conf are large */
@@ -318,6 +343,8 @@ int main(int argc, char **argv)
 			      d.err[0] ? d.err : strerror(-ret));
 		return 1;
 	}
+	if (o.check && check_models(&d.conf, o.conf))
+		return 1;
 	if (o.check) {
 		(void)printf("%s: ok\n", o.conf);
 		return 0;

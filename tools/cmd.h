@@ -28,6 +28,10 @@ int cmd_fail(const char *what, int err);
 int cmd_usage(const struct cmd *cmd);
 /* Ask and print: JSON as it is, or a table of its objects. */
 int cmd_query(struct kvc *c, const char *what, const char *arg);
+/* A number and nothing behind it; 0, or -1: it is none. */
+int cmd_u32(const char *arg, uint32_t *out);
+int cmd_u64(const char *arg, uint64_t *out);
+int cmd_float(const char *arg, float *out);
 /* TEXT, or @FILE's contents, or - for standard input; malloc'ed, or NULL. */
 char *cmd_text(const char *arg);
 /* SELECTOR@PERCENT into g; 0, or -1: it is none. */

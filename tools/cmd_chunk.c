@@ -3,10 +3,12 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "tools/cmd.h"
 
@@ -83,26 +85,81 @@ const struct cmd cmd_persist = {
 	persist, 0
 };
 
-/* kvd lies beside kvctl, or on PATH. */
-static int config(struct kvc *c, int argc, char **argv)
+/* kvd lies beside kvctl, or on PATH. Returns if it is nowhere. */
+static void exec_check(const char *file)
 {
 	char path[PATH_MAX], *slash;
-	ssize_t n;
+	const ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
 
-	(void)c;
-	if (argc != 3 || strcmp(argv[1], "check"))
-		return cmd_usage(&cmd_config);
-	n = readlink("/proc/self/exe", path, sizeof(path) - 8);
 	path[n > 0 ? n : 0] = 0;
 	slash = strrchr(path, '/');
 	if (slash) {
 		strcpy(slash + 1, "kvd");
-		execl(path, "kvd", "--check", "-c", argv[2], (char *)NULL);
+		execl(path, "kvd", "--check", "-c", file, (char *)NULL);
 		strcpy(slash + 1, "../sbin/kvd");
-		execl(path, "kvd", "--check", "-c", argv[2], (char *)NULL);
+		execl(path, "kvd", "--check", "-c", file, (char *)NULL);
 	}
-	execlp("kvd", "kvd", "--check", "-c", argv[2], (char *)NULL);
+	execlp("kvd", "kvd", "--check", "-c", file, (char *)NULL);
 	fprintf(stderr, "kvctl: kvd: %s\n", strerror(errno));
+}
+
+/* What kvd says of it, all of it, as one string. */
+static int check_json(const char *file)
+{
+	char said[8192];
+	size_t n = 0;
+	ssize_t got = 1;
+	int fd[2], status = -1;
+	json_t *o;
+	pid_t pid;
+
+	if (pipe(fd))
+		return cmd_fail("pipe", -errno);
+	pid = fork();
+	if (!pid) {
+		dup2(fd[1], STDOUT_FILENO);
+		dup2(fd[1], STDERR_FILENO);
+		close(fd[0]);
+		exec_check(file);
+		_exit(EXIT_REFUSED);
+	}
+	close(fd[1]);
+	while (got > 0 && n < sizeof(said)) {
+		got = read(fd[0], said + n, sizeof(said) - n);
+		n += got > 0 ? (size_t)got : 0;
+	}
+	close(fd[0]);
+	if (pid > 0)
+		waitpid(pid, &status, 0);
+	while (n && said[n - 1] == '\n')
+		n--;
+	o = json_pack("{s:b, s:s%}", "ok", !status, "said", said, n);
+	if (o)
+		json_dumpf(o, stdout, JSON_COMPACT);
+	printf("\n");
+	json_decref(o);
+	return status ? EXIT_REFUSED : EXIT_DONE;
+}
+
+static int config(struct kvc *c, int argc, char **argv)
+{
+	const char *file = NULL;
+
+	(void)c;
+	if (argc < 2 || strcmp(argv[1], "check"))
+		return cmd_usage(&cmd_config);
+	for (int i = 2; i < argc; i++) {
+		if (!strcmp(argv[i], "--json"))
+			continue;
+		if (file)
+			return cmd_usage(&cmd_config);
+		file = argv[i];
+	}
+	if (!file)
+		return cmd_usage(&cmd_config);
+	if (cmd_json)
+		return check_json(file);
+	exec_check(file);
 	return EXIT_REFUSED;
 }
 

@@ -193,23 +193,17 @@ static int option(struct request *r, int o)
 		r->g.model = optarg;
 		return 0;
 	case O_MAX:
-		r->g.max_tokens = (uint32_t)strtoul(optarg, NULL, 10);
-		return 0;
+		return cmd_u32(optarg, &r->g.max_tokens);
 	case O_TEMP:
-		r->g.temperature = strtof(optarg, NULL);
-		return 0;
+		return cmd_float(optarg, &r->g.temperature);
 	case O_TOP_K:
-		r->g.top_k = (uint32_t)strtoul(optarg, NULL, 10);
-		return 0;
+		return cmd_u32(optarg, &r->g.top_k);
 	case O_TOP_P:
-		r->g.top_p = strtof(optarg, NULL);
-		return 0;
+		return cmd_float(optarg, &r->g.top_p);
 	case O_MIN_P:
-		r->g.min_p = strtof(optarg, NULL);
-		return 0;
+		return cmd_float(optarg, &r->g.min_p);
 	case O_SEED:
-		r->g.seed = strtoull(optarg, NULL, 10);
-		return 0;
+		return cmd_u64(optarg, &r->g.seed);
 	case O_STOP:
 		if (r->g.n_stop == KV_MAX_STOP)
 			return -1;
@@ -234,8 +228,7 @@ static int option(struct request *r, int o)
 	case O_REPAIR:
 		return cmd_repair(&r->g, optarg);
 	case O_DEADLINE:
-		r->g.deadline_ms = (uint32_t)strtoul(optarg, NULL, 10);
-		return 0;
+		return cmd_u32(optarg, &r->g.deadline_ms);
 	case O_SYSTEM:
 	case O_QUESTION:
 		return add_part(r, optarg, 0);

@@ -67,6 +67,18 @@ static void show(json_t *tenants, json_t *pages, struct seen *last, int first)
 	}
 }
 
+/* One line for each time: totals, of which the caller makes rates. */
+static void show_json(json_t *tenants, json_t *pages)
+{
+	json_t *o = json_pack("{s:O, s:O}", "tenants", tenants, "pages", pages);
+	char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+
+	if (text)
+		printf("%s\n", text);
+	free(text);
+	json_decref(o);
+}
+
 static int top(struct kvc *c, int argc, char **argv)
 {
 	struct seen last[MAX_TENANTS] = { 0 };
@@ -75,7 +87,7 @@ static int top(struct kvc *c, int argc, char **argv)
 	for (int i = 1; i < argc; i++)
 		if (!strcmp(argv[i], "-n") && i + 1 < argc)
 			n = atol(argv[++i]);
-		else
+		else if (strcmp(argv[i], "--json"))
 			return cmd_usage(&cmd_top);
 	for (long i = 0; n < 0 || i < n; i++) {
 		json_t *t, *p;
@@ -87,9 +99,12 @@ static int top(struct kvc *c, int argc, char **argv)
 			json_decref(t);
 			return cmd_fail("top", ret);
 		}
-		if (isatty(STDOUT_FILENO))
+		if (cmd_json)
+			show_json(t, p);
+		else if (isatty(STDOUT_FILENO))
 			printf("\033[H\033[2J");
-		show(t, p, last, i == 0);
+		if (!cmd_json)
+			show(t, p, last, i == 0);
 		fflush(stdout);
 		json_decref(t);
 		json_decref(p);

@@ -49,6 +49,33 @@ int cmd_fail(const char *what, int err)
 	return err == -ECONNRESET ? EXIT_NO_DAEMON : EXIT_REFUSED;
 }
 
+int cmd_u64(const char *arg, uint64_t *out)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoull(arg, &end, 10);
+	return errno || arg[0] < '0' || arg[0] > '9' || *end ? -1 : 0;
+}
+
+int cmd_u32(const char *arg, uint32_t *out)
+{
+	uint64_t n;
+
+	if (cmd_u64(arg, &n) || n > UINT32_MAX)
+		return -1;
+	*out = (uint32_t)n;
+	return 0;
+}
+
+int cmd_float(const char *arg, float *out)
+{
+	char *end;
+
+	*out = strtof(arg, &end);
+	return end == arg || *end ? -1 : 0;
+}
+
 char *cmd_text(const char *arg)
 {
 	const int from_stdin = !strcmp(arg, "-");
@@ -88,21 +115,57 @@ static const struct cmd *find(const char *name)
 	return NULL;
 }
 
+/* A daemon that is not there has no version. */
 static int version(const char *socket)
 {
 	const struct kvc_options opt = { .socket = socket, .name = "kvctl" };
-	struct kvc *c;
-	char *out;
+	struct kvc *c = NULL;
+	char *out = NULL;
 
-	printf("kvctl %s\n", kvc_version());
-	if (kvc_open(&c, &opt))
-		return EXIT_DONE; /* no daemon has no version */
-	if (kvc_query(c, "version", "", &out) >= 0) {
-		printf("daemon %s\n", out);
-		free(out);
+	if (!kvc_open(&c, &opt) && kvc_query(c, "version", "", &out) < 0)
+		out = NULL;
+	if (cmd_json) {
+		printf("{\"kvctl\":\"%s\",\"daemon\":%s}\n", kvc_version(),
+		       out ? out : "null");
+	} else {
+		printf("kvctl %s\n", kvc_version());
+		if (out)
+			printf("daemon %s\n", out);
 	}
+	free(out);
 	kvc_close(c);
 	return EXIT_DONE;
+}
+
+static int is_asked(int argc, char **argv, const char *option)
+{
+	for (int i = 0; i < argc; i++)
+		if (!strcmp(argv[i], option))
+			return 1;
+	return 0;
+}
+
+static int run_version(const char *socket, int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+		if (strcmp(argv[i], "--json") && strcmp(argv[i], "--help")) {
+			fprintf(stderr, "usage: kvctl version\n");
+			return EXIT_USAGE;
+		}
+	if (is_asked(argc, argv, "--help")) {
+		printf("usage: kvctl version\nversions of kvctl and of the "
+		       "daemon\n");
+		return EXIT_DONE;
+	}
+	return version(socket);
+}
+
+/* As kvc_open() looks for it. */
+static const char *socket_name(const char *socket)
+{
+	const char *env = getenv("KVD_SOCKET");
+
+	return socket ? socket : env && *env ? env : "/run/kvd/kvd.sock";
 }
 
 static int run(const struct cmd *cmd, const char *socket, int argc, char **argv)
@@ -111,20 +174,18 @@ static int run(const struct cmd *cmd, const char *socket, int argc, char **argv)
 	struct kvc *c = NULL;
 	int ret;
 
-	for (int i = 1; i < argc; i++)
-		if (!strcmp(argv[i], "--help")) {
-			printf("usage: kvctl %s %s\n%s\n", cmd->name, cmd->args,
-			       cmd->help);
-			return EXIT_DONE;
-		}
+	if (is_asked(argc, argv, "--help")) {
+		printf("usage: kvctl %s %s\n%s\n", cmd->name, cmd->args,
+		       cmd->help);
+		return EXIT_DONE;
+	}
 	if (!cmd->no_daemon) {
 		ret = kvc_open(&c, &opt);
 		if (ret == -EACCES || ret == -EDQUOT)
 			return cmd_fail("connect", ret);
 		if (ret) {
 			fprintf(stderr, "kvctl: no daemon at %s: %s\n",
-				socket ? socket : "the default socket",
-				strerror(-ret));
+				socket_name(socket), strerror(-ret));
 			return EXIT_NO_DAEMON;
 		}
 	}
@@ -153,16 +214,16 @@ int main(int argc, char **argv)
 	}
 	if (i < argc && !strcmp(argv[i], "help"))
 		return help();
+	if (is_asked(argc - i, argv + i,
+		     "--json")) /* also behind the command */
+		cmd_json = 1;
 	if (i < argc && !strcmp(argv[i], "version"))
-		return version(socket);
+		return run_version(socket, argc - i, argv + i);
 	cmd = i < argc ? find(argv[i]) : NULL;
 	if (!cmd) {
 		fprintf(stderr, "kvctl: %s: no such command; see kvctl help\n",
 			i < argc ? argv[i] : "nothing given");
 		return EXIT_USAGE;
 	}
-	for (int k = i + 1; k < argc; k++) /* also behind the command */
-		if (!strcmp(argv[k], "--json"))
-			cmd_json = 1;
 	return run(cmd, socket, argc - i, argv + i);
 }

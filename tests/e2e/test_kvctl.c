@@ -18,15 +18,14 @@ static char kvctl[PATH_MAX + 16];
 static char out[1 << 16], in_order[1 << 16];
 
 /* Run kvctl with args; its exit code, and what it printed in out. */
-static int run(const char *args)
+static int run_plain(const char *args)
 {
 	char cmd[2 * PATH_MAX];
 	size_t n;
 	FILE *f;
 	int status;
 
-	snprintf(cmd, sizeof(cmd), "%s --socket %s %s 2>&1", kvctl, d->socket,
-		 args);
+	snprintf(cmd, sizeof(cmd), "%s %s 2>&1", kvctl, args);
 	f = popen(cmd, "r");
 	ck_assert_ptr_nonnull(f);
 	n = fread(out, 1, sizeof(out) - 1, f);
@@ -34,6 +33,14 @@ static int run(const char *args)
 	status = pclose(f);
 	ck_assert_msg(WIFEXITED(status), "%s: %s", args, out);
 	return WEXITSTATUS(status);
+}
+
+static int run(const char *args)
+{
+	char all[PATH_MAX];
+
+	snprintf(all, sizeof(all), "--socket %s %s", d->socket, args);
+	return run_plain(all);
 }
 
 static void setup(void)
@@ -314,9 +321,53 @@ START_TEST(configurations_are_checked)
 
 	snprintf(cmd, sizeof(cmd), "config check %s", d->conf);
 	ck_assert_msg(!run(cmd), "%s", out);
-	ck_assert_int_eq(run("config check docs/kvd.conf.example"), 0);
+	snprintf(cmd, sizeof(cmd), "config check --json %s", d->conf);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_ptr_nonnull(strstr(out, "{\"ok\":true,"));
+	/* right, but for a model that is not on this machine */
+	ck_assert_int_eq(run("config check docs/kvd.conf.example"), 1);
+	ck_assert_str_eq(out, "kvd: docs/kvd.conf.example: [model small]: "
+			      "/srv/models/small.gguf: No such file or "
+			      "directory\n");
+	ck_assert_int_eq(run("--json config check README.md"), 1);
+	ck_assert_ptr_nonnull(strstr(out, "{\"ok\":false,\"said\":\""));
 	ck_assert_int_eq(run("config check README.md"), 1);
 	ck_assert_int_eq(run("config"), 2);
+}
+END_TEST
+
+START_TEST(json_and_usage_everywhere)
+{
+	ck_assert_int_eq(run("top -n 1 --json"), 0);
+	ck_assert_int_eq(out[0], '{');
+	ck_assert_ptr_nonnull(strstr(out, "\"pages\":["));
+	ck_assert_int_eq(run("--json version"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "{\"kvctl\":\"1"));
+	ck_assert_ptr_nonnull(strstr(out, ",\"daemon\":{"));
+	ck_assert_int_eq(run("version --help"), 0);
+	ck_assert_ptr_nonnull(strstr(out, "usage: kvctl version"));
+	ck_assert_int_eq(run("version of what"), 2);
+	ck_assert_int_eq(run("generate --max-tokens x hello"), 2);
+	ck_assert_int_eq(run("generate --max-tokens -1 hello"), 2);
+	ck_assert_int_eq(run("generate --top-p 0.5x hello"), 2);
+	ck_assert_int_eq(run("generate --seed 1e hello"), 2);
+}
+END_TEST
+
+/* Errors name the socket that was tried, wherever its name came from. */
+START_TEST(the_socket_is_named)
+{
+	char socket[sizeof(d->socket)];
+
+	memcpy(socket, d->socket, sizeof(socket));
+	snprintf(d->socket, sizeof(d->socket), "/nowhere/a.sock");
+	ck_assert_int_eq(run("status"), 3);
+	ck_assert_ptr_nonnull(strstr(out, "no daemon at /nowhere/a.sock:"));
+	setenv("KVD_SOCKET", "/nowhere/b.sock", 1);
+	ck_assert_int_eq(run_plain("status"), 3);
+	ck_assert_ptr_nonnull(strstr(out, "no daemon at /nowhere/b.sock:"));
+	unsetenv("KVD_SOCKET");
+	memcpy(d->socket, socket, sizeof(socket));
 }
 END_TEST
 
@@ -352,6 +403,8 @@ int main(void)
 	tcase_add_test(t, a_recording_is_a_trace);
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);
+	tcase_add_test(t, json_and_usage_everywhere);
+	tcase_add_test(t, the_socket_is_named);
 	tcase_add_test(t, it_ends_in_order);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -172,7 +172,7 @@ install: all
 	sed 's|@PREFIX@|$(PREFIX)|' tools/dist/kvd.service \
 	> $(D)/lib/systemd/system/kvd.service
 	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
-	install -m 644 docs/kvd.conf.example README.md LICENSE $(D)/share/doc/kvd/
+	install -m 644 docs/kvd.conf.example README.md LICENSE tools/dist/kvd-gpu.conf $(D)/share/doc/kvd/
 uninstall:
 	rm -f $(D)/sbin/kvd $(D)/sbin/kvfsck $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \

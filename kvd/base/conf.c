@@ -128,6 +128,7 @@ static int new_tenant(struct parse *p, const char *name)
 	t->disk_bytes = 1ull << 30;
 	t->weight = 100;
 	t->max_sequences = 1024;
+	t->max_chunks = 16384;
 	t->max_maps = 4096;
 	t->map = CONF_MAP_AUTO;
 	t->max_requests = 64;

@@ -38,6 +38,7 @@ struct conf_tenant {
 	uint64_t disk_floor; /* disk_floor = 0 */
 	uint32_t weight; /* weight = 100: of what no floor takes */
 	uint32_t max_sequences; /* sequences = 1024 */
+	uint32_t max_chunks; /* chunks = 16384: alone, and in variants */
 	uint32_t max_requests; /* requests = 64: in flight */
 	uint32_t max_sessions; /* sessions = 64: connections */
 	uint32_t max_maps; /* maps = 4096: segments mapped by clients */

@@ -420,6 +420,8 @@ static const struct key tenant_keys[] = {
 	  "no, request or auto", "no request auto", 0 },
 	{ "sequences", set_u32, offsetof(struct conf_tenant, max_sequences), 1,
 	  LIMIT_MAX, "1 to 1048576", NULL, 0 },
+	{ "chunks", set_u32, offsetof(struct conf_tenant, max_chunks), 1,
+	  LIMIT_MAX, "1 to 1048576", NULL, 0 },
 	{ "requests", set_u32, offsetof(struct conf_tenant, max_requests), 1,
 	  LIMIT_MAX, "1 to 1048576", NULL, 0 },
 	{ "sessions", set_u32, offsetof(struct conf_tenant, max_sessions), 1,

@@ -102,13 +102,14 @@ static void *append(void *at, const void *from, size_t n)
 	return (char *)at + n;
 }
 
-static void append_variant(void *at, const struct segment *s)
+static void append_variant(void *at, const struct variant_table *t,
+			   const struct segment *s)
 {
 	const struct variant *v = s->variant;
 	const struct blob_variant b = {
 		.ctx = { v->ctx.w[0], v->ctx.w[1] },
 		.frame = { v->frame.w[0], v->frame.w[1] },
-		.value = v->value,
+		.value = variant_value(t, v),
 		.cci = v->cci,
 		.depth = v->depth,
 	};
@@ -166,7 +167,7 @@ static void *blob_new(const struct persist *p, const struct segment *s,
 	memcpy(b->tenant, p->tenant, sizeof(b->tenant));
 	at = append(at, s->tokens, s->n_tokens * sizeof(uint32_t));
 	if (kind == KIND_VARIANT)
-		append_variant(at, s);
+		append_variant(at, p->conf.variants, s);
 	else
 		(void)append(at, s->ids, n_ids * sizeof(struct map_id));
 	*n_bytes = blob_bytes(kind, s->n_tokens, n_ids);
@@ -553,6 +554,16 @@ static int adopt_variant(struct persist *p, struct segment *s,
 	return variant_add(p->conf.variants, s, v);
 }
 
+static int adopt_chunk(struct persist *p, struct segment *s,
+		       const struct blob *b)
+{
+	const struct map_id id = { { b->chunk_id[0], b->chunk_id[1] } };
+
+	if (!chunk_room(p->conf.chunks))
+		return -EDQUOT; /* as above */
+	return chunk_add(p->conf.chunks, s, id, 0);
+}
+
 static int adopt_index(struct persist *p, struct segment *s,
 		       const struct blob *b, const char *data)
 {
@@ -567,9 +578,7 @@ static int adopt_index(struct persist *p, struct segment *s,
 	if (b->kind == KIND_VARIANT)
 		return adopt_variant(p, s, b, data + token_bytes);
 	if (b->kind == KIND_CHUNK)
-		return chunk_add(
-			p->conf.chunks, s,
-			(struct map_id){ { b->chunk_id[0], b->chunk_id[1] } });
+		return adopt_chunk(p, s, b);
 	ids = malloc(b->n_ids * sizeof(*ids));
 	if (!ids)
 		return -ENOMEM;

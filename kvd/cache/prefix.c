@@ -93,6 +93,7 @@ struct segment *prefix_find(struct prefix_tree *t, struct map_id id,
 	if (!segment_fits(s))
 		return NULL;
 	segment_get(s);
+	range_gain(s->range, RANGE_GAIN_MAX); /* the same bits: CFO 0 */
 	*block = i;
 	return s;
 }

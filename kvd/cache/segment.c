@@ -359,13 +359,44 @@ void segment_forget(struct segment *s)
 		segment_free(s);
 }
 
+void segment_evict(struct segment *s)
+{
+	s->evicted = 1;
+	segment_forget(s);
+}
+
+static double worth(const struct segment *s)
+{
+	return s->worth(s, s->unindex_ctx);
+}
+
+/* Who goes instead of the oldest, which has a score. */
+static struct segment *least_worth(struct segment_pool *p,
+				   struct segment *oldest)
+{
+	struct segment *least = oldest;
+	uint32_t n = 0;
+
+	list_for_each(node, &p->kept) {
+		struct segment *s = list_entry(node, struct segment, node);
+
+		if (s->worth && worth(s) < worth(least))
+			least = s;
+		if (++n == SEGMENT_SAMPLE)
+			break;
+	}
+	return least;
+}
+
 int segment_reclaim(struct segment_pool *p)
 {
 	struct list *n = list_first(&p->kept);
+	struct segment *s;
 
 	if (!n)
 		return -ENOSPC;
-	segment_forget(list_entry(n, struct segment, node));
+	s = list_entry(n, struct segment, node);
+	segment_evict(s->worth ? least_worth(p, s) : s);
 	return 0;
 }
 

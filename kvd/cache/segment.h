@@ -27,6 +27,7 @@
 #include <stdint.h>
 #include "kvd/base/list.h"
 #include "kvd/base/map.h"
+#include "kvd/mem/evict.h"
 #include "kvd/mem/kind.h"
 #include "kvd/mem/pager.h"
 
@@ -85,9 +86,13 @@ struct segment {
 	int is_variant; /* in the table of variants */
 	struct variant *variant; /* variant.h's, or NULL; owned */
 	uint64_t n_hits;
+	struct evict_node rank; /* chunk.h's: among the chunks of its table */
 	/* Take it out of the index: set by who indexes it. */
 	void (*unindex)(struct segment *s, void *ctx);
-	void *unindex_ctx;
+	/* Its score per byte, of those that have one: less goes first; or NULL. */
+	double (*worth)(const struct segment *s, const void *ctx);
+	void *unindex_ctx; /* of both */
+	int evicted; /* unindex(): to make room */
 	struct persist_node { /* persist.h's */
 		struct list node;
 		uint64_t turn;
@@ -131,7 +136,13 @@ void segment_get(struct segment *s);
 void segment_put(struct segment *s);
 /* Drop from its index; freed at once if nobody refers to it. */
 void segment_forget(struct segment *s);
-/* Free the oldest segment kept for reuse; -ENOSPC if there is none. */
+/* The same, to make room: its index counts it. */
+void segment_evict(struct segment *s);
+/*
+ * Free the oldest segment kept for reuse; if that has a score, the one with the
+ * least score of the SEGMENT_SAMPLE oldest. -ENOSPC if there is none.
+ */
+#define SEGMENT_SAMPLE 32u
 int segment_reclaim(struct segment_pool *p);
 void segment_each(struct segment_pool *p,
 		  void (*fn)(struct segment *s, void *arg), void *arg);

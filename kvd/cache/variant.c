@@ -121,6 +121,7 @@ void variant_table_init(struct variant_table *t)
 {
 	memset(t, 0, sizeof(*t));
 	map_init(&t->sets);
+	t->max_chunks = VARIANT_CHUNKS;
 }
 
 void variant_table_fini(struct variant_table *t)
@@ -129,14 +130,14 @@ void variant_table_fini(struct variant_table *t)
 	map_fini(&t->sets);
 }
 
-static double value_now(const struct variant_table *t, const struct variant *v)
+double variant_value(const struct variant_table *t, const struct variant *v)
 {
 	return v->value * pow(DECAY, (double)(t->time - v->used));
 }
 
 static void use(struct variant_table *t, struct variant *v, float cfo)
 {
-	v->value = value_now(t, v) + 1 / (double)KV_MAX(cfo, MIN_CFO);
+	v->value = variant_value(t, v) + 1 / (double)KV_MAX(cfo, MIN_CFO);
 	v->used = t->time++;
 }
 
@@ -147,7 +148,8 @@ static int same_tokens(const struct segment *s, const uint32_t *tokens,
 	       !memcmp(s->tokens, tokens, n * sizeof(*tokens));
 }
 
-/* The least CFO of the set; lost segments go on the way. */
+/* The least CFO of the set. What is lost goes with its last reader, or when it is found
+ * out; until then it is passed over. */
 static struct variant *least(struct variant_set *set, const uint32_t *tokens,
 			     uint32_t n, const struct variant_place *at,
 			     float alpha, float *cfo)
@@ -189,6 +191,7 @@ struct segment *variant_find(struct variant_table *t, struct map_id chunk,
 	use(t, v, *cfo);
 	segment_get(v->seg);
 	v->seg->n_hits++;
+	range_gain(v->seg->range, 1 / KV_MAX(*cfo, MIN_CFO));
 	return v->seg;
 }
 
@@ -209,6 +212,9 @@ static void unindex(struct segment *s, void *ctx)
 	list_del(&v->node);
 	s->is_variant = 0;
 	t->n--;
+	t->n_evicted += s->evicted ? 1 : 0;
+	if (s->evicted && t->st_evicted)
+		stat_add(t->st_evicted, 1);
 	if (--set->n)
 		return;
 	map_del(&t->sets, set->chunk);
@@ -217,9 +223,9 @@ static void unindex(struct segment *s, void *ctx)
 
 /* ---- what goes for others ----------------------------------------------------- */
 
-static double worth(const struct variant_table *t, const struct variant *v)
+static double worth(const struct segment *s, const void *ctx)
 {
-	return value_now(t, v) / (double)v->seg->bytes;
+	return variant_value(ctx, s->variant) / (double)s->bytes;
 }
 
 static struct variant *least_worth(const struct variant_table *t,
@@ -230,25 +236,19 @@ static struct variant *least_worth(const struct variant_table *t,
 	list_for_each(node, &set->variants) {
 		struct variant *v = list_entry(node, struct variant, node);
 
-		if (!least_v || worth(t, v) < worth(t, least_v))
+		if (!least_v || worth(v->seg, t) < worth(least_v->seg, t))
 			least_v = v;
 	}
 	return least_v;
 }
 
-static void evict(struct variant_table *t, struct variant *v)
-{
-	t->n_evicted++;
-	segment_forget(v->seg);
-}
-
 /* All of one chunk; the set goes with the last. */
-static void forget_set(struct variant_set *set)
+static void drop_set(struct variant_set *set, void (*drop)(struct segment *s))
 {
 	for (uint32_t n = set->n; n; n--)
-		segment_forget(list_entry(list_first(&set->variants),
-					  struct variant, node)
-				       ->seg);
+		drop(list_entry(list_first(&set->variants), struct variant,
+				node)
+			     ->seg);
 }
 
 int variant_rm(struct variant_table *t, struct map_id chunk)
@@ -257,7 +257,7 @@ int variant_rm(struct variant_table *t, struct map_id chunk)
 
 	if (!set)
 		return -ENOENT;
-	forget_set(set);
+	drop_set(set, segment_forget);
 	return 0;
 }
 
@@ -274,16 +274,15 @@ static void evict_chunk(struct variant_table *t)
 		if (!set)
 			continue;
 		list_for_each(node, &set->variants)
-			sum += worth(t, list_entry(node, struct variant, node));
+			sum += worth(
+				list_entry(node, struct variant, node)->seg, t);
 		if (worst && sum >= least_sum)
 			continue;
 		worst = set;
 		least_sum = sum;
 	}
-	if (!worst)
-		return;
-	t->n_evicted += worst->n;
-	forget_set(worst);
+	if (worst)
+		drop_set(worst, segment_evict);
 }
 
 static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)
@@ -292,7 +291,7 @@ static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)
 
 	if (set)
 		return set;
-	if (t->sets.n_used >= VARIANT_CHUNKS)
+	if (t->sets.n_used >= t->max_chunks)
 		evict_chunk(t);
 	set = calloc(1, sizeof(*set));
 	if (!set)
@@ -310,7 +309,7 @@ int variant_room(const struct variant_table *t, struct map_id chunk)
 {
 	const struct variant_set *set = map_find(&t->sets, chunk);
 
-	return set ? set->n < VARIANT_MAX : t->sets.n_used < VARIANT_CHUNKS;
+	return set ? set->n < VARIANT_MAX : t->sets.n_used < t->max_chunks;
 }
 
 static int has_ctx(const struct variant_set *set, struct map_id ctx)
@@ -332,7 +331,7 @@ int variant_add(struct variant_table *t, struct segment *s, struct variant *v)
 	if (set && has_ctx(set, v->ctx))
 		return -EALREADY;
 	if (set && set->n >= VARIANT_MAX)
-		evict(t, least_worth(t, set));
+		segment_evict(least_worth(t, set)->seg);
 	set = set_of(t, v->chunk); /* the last one may have gone */
 	if (!set)
 		return -ENOMEM;
@@ -344,6 +343,7 @@ int variant_add(struct variant_table *t, struct segment *s, struct variant *v)
 	t->n++;
 	s->is_variant = 1;
 	s->unindex = unindex;
+	s->worth = worth;
 	s->unindex_ctx = t;
 	return 0;
 }
@@ -370,5 +370,5 @@ void variant_table_check(const struct variant_table *t)
 		assert(n_set == set->n && n_set && n_set <= VARIANT_MAX);
 		n += n_set;
 	}
-	assert(n == t->n && t->sets.n_used <= VARIANT_CHUNKS);
+	assert(n == t->n && t->sets.n_used <= t->max_chunks);
 }

@@ -20,7 +20,7 @@
  *
  *  (1) A variant is a sealed segment with its tokens; struct variant lives as long
  *      as the segment.
- *  (2) Of one chunk there are at most VARIANT_MAX, of one tenant VARIANT_CHUNKS chunks;
+ *  (2) Of one chunk there are at most VARIANT_MAX, of one tenant max_chunks chunks;
  *      the least score per byte goes, where each use adds 1 / max(CFO, 0.05) and the
  *      past decays.
  *
@@ -29,6 +29,7 @@
 #ifndef KVD_CACHE_VARIANT_H
 #define KVD_CACHE_VARIANT_H
 
+#include "kvd/base/stat.h"
 #include "kvd/cache/segment.h"
 
 #define VARIANT_MAX	   5u /* of one chunk */
@@ -79,8 +80,11 @@ struct variant_table {
 	struct map sets; /* chunk id to struct variant_set */
 	uint64_t time; /* uses so far */
 	uint32_t n; /* variants */
+	uint32_t max_chunks;
 	uint64_t n_evicted;
+	struct stat *st_evicted; /* NULL, or counts too */
 };
+/* max_chunks is VARIANT_CHUNKS; set it for another bound. */
 void variant_table_init(struct variant_table *t);
 void variant_table_fini(struct variant_table *t); /* all were forgotten */
 
@@ -102,6 +106,8 @@ struct segment *variant_find(struct variant_table *t, struct map_id chunk,
 /* Any variant of the chunk, or NULL; no use, no reference. */
 struct segment *variant_peek(const struct variant_table *t,
 			     struct map_id chunk);
+/* (2) of v, which is in t, as of now. */
+double variant_value(const struct variant_table *t, const struct variant *v);
 /* 1: one more of the chunk takes nobody's place. */
 int variant_room(const struct variant_table *t, struct map_id chunk);
 /*

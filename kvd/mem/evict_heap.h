@@ -1,6 +1,6 @@
 /*
  * evict_heap.h - nodes by key, the least first: a pairing heap inside the nodes
- * (Fredman et al. 1986, "The pairing heap"); inside kvd/mem
+ * (Fredman et al. 1986, "The pairing heap"); inside kvd/mem and kvd/cache
  *
  * push and merge O(1), pop and del O(log n) amortised, no memory but the nodes'.
  * Equal keys: the older stamp first. A node is in one heap at most.

@@ -75,6 +75,7 @@ struct range {
 	int has_disk;
 	int freed;
 	float compute_cost; /* range_cost(); 0: not known */
+	float gain; /* range_gain() */
 	int durable;
 	uint64_t record; /* durable: its handle in the store */
 	struct range_persist *persist; /* on its way to be durable */

@@ -46,6 +46,7 @@ int range_new(struct pager *p, size_t page_bytes, uint32_t n_pages,
 	r->tier = t;
 	r->first = (uint64_t)first;
 	r->n_pages = r->n_virtual = n_pages;
+	r->gain = 1;
 	for (uint32_t i = 0; i < n_pages; i++) {
 		struct page *pg = &r->pages[i];
 
@@ -178,6 +179,12 @@ void range_cost(struct range *r, float ns_per_byte)
 	r->compute_cost = ns_per_byte;
 }
 
+void range_gain(struct range *r, float gain)
+{
+	assert(gain >= 1 && gain <= RANGE_GAIN_MAX);
+	r->gain = gain;
+}
+
 size_t pager_page_align(const struct pager *p)
 {
 	return p->conf.device ? device_frame_bytes(p->conf.device) : 4096;
@@ -258,6 +265,7 @@ static void pin(struct page *pg)
 	if (!pg->n_pins++) {
 		p->pinned_bytes += pg->range->tier->page_bytes;
 		pg->evict.hint = EVICT_NONE;
+		pg->evict.gain = pg->range->gain;
 		p->policy->use(p->policy_state, &pg->evict);
 	}
 }

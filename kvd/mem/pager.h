@@ -137,6 +137,10 @@ void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind);
 /* What a page of r costs to compute again, ns per byte (> 0). When it is not there it
  * costs that, or what pages of that size took to come from the lower tier if less. */
 void range_cost(struct range *r, float ns_per_byte);
+/* What the next uses of r save, for policies that score by it (evict.h): 1 / max(CFO,
+ * 0.05), from 1 (as good as computed anew) to RANGE_GAIN_MAX (used as it is). */
+#define RANGE_GAIN_MAX 20.0f
+void range_gain(struct range *r, float gain);
 
 /* ---- admission ----------------------------------------------------------- */
 

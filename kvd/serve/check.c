@@ -85,6 +85,7 @@ static void check_tenant(struct serve_tenant *t)
 	assert(s.n_active == t->n_active);
 	segment_pool_check(t->pool);
 	variant_table_check(&t->variants);
+	chunk_table_check(&t->chunks);
 	if (t->persist)
 		persist_check(t->persist);
 	pager_check(t->pager);

@@ -85,6 +85,7 @@ static void count_end(struct gen *g)
 	stat_add(t->st_tokens, g->req->n_out);
 	stat_add(t->st_prefix_tokens, g->n_prefix);
 	stat_add(t->st_chunk_tokens, g->n_chunk);
+	stat_add(t->st_repaired, g->req->stats.n_repaired);
 	stat_add(t->st_prefix_hits, g->n_prefix ? 1 : 0);
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		stat_add(t->st_chunk_hits, g->parts[i].found ? 1 : 0);
@@ -207,8 +208,8 @@ static void chunk_job_end(struct gen *g)
 		if (s->tokens) {
 			memcpy(s->tokens, g->tokens + p->first,
 			       p->n * sizeof(*s->tokens));
-			(void)chunk_add(&g->tenant->chunks, s,
-					p->chunk); /* else not kept */
+			(void)chunk_add(&g->tenant->chunks, s, p->chunk,
+					0); /* else not kept */
 			range_cost(s->range, gen_compute_cost(g));
 			if (g->tenant->persist)
 				persist_add(g->tenant->persist, s);

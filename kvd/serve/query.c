@@ -139,6 +139,7 @@ static json_t *tenant_object(struct serve_tenant *t)
 		set_int(o, "restored_segments", p.n_adopted);
 	}
 	set_int(o, "chunks", t->chunks.map.n_used);
+	set_int(o, "chunks_evicted_total", t->chunks.n_evicted);
 	set_int(o, "variants", t->variants.n);
 	set_int(o, "variants_evicted_total", t->variants.n_evicted);
 	set_int(o, "prefix_hits", stat_read(t->st_prefix_hits));
@@ -177,7 +178,7 @@ static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
 }
 
 /* It was computed in company: which one of the chunk, behind how many others. */
-static void set_variant(json_t *o, const struct variant *v)
+static void set_variant(json_t *o, const struct variant *v, double value)
 {
 	char name[17];
 
@@ -187,7 +188,7 @@ static void set_variant(json_t *o, const struct variant *v)
 	set_int(o, "behind", v->n_prefix);
 	set_int(o, "depth", v->depth);
 	json_object_set_new(o, "cci", json_real((double)v->cci));
-	json_object_set_new(o, "value", json_real(v->value));
+	json_object_set_new(o, "value", json_real(value));
 }
 
 static void segment_object(struct segment *s, void *arg)
@@ -215,7 +216,11 @@ static void segment_object(struct segment *s, void *arg)
 	if (l->chunks)
 		set_text(o, l->t, s);
 	if (l->chunks && s->is_variant)
-		set_variant(o, s->variant);
+		set_variant(o, s->variant,
+			    variant_value(&l->t->variants, s->variant));
+	else if (l->chunks)
+		json_object_set_new(o, "value",
+				    json_real(chunk_value(&l->t->chunks, s)));
 	if (!l->chunks)
 		set_str(o, "kind",
 			s->is_chunk	? "chunk"

@@ -53,6 +53,12 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Prompt tokens found as chunks" },
 		{ &t->st_chunk_misses, "kvd_chunk_misses_total",
 		  "Chunks that had to be computed" },
+		{ &t->chunks.st_evicted, "kvd_chunks_evicted_total",
+		  "Chunks computed alone that went to make room" },
+		{ &t->variants.st_evicted, "kvd_variants_evicted_total",
+		  "Variants of chunks that went to make room" },
+		{ &t->st_repaired, "kvd_repaired_tokens_total",
+		  "Tokens of chunks computed again in their context" },
 		{ &t->st_loaded, "kvd_hits_loaded_total",
 		  "Hits on disk that were read" },
 		{ &t->st_recomputed, "kvd_hits_recomputed_total",
@@ -129,6 +135,8 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	chunk_init(&t->chunks);
 	variant_table_init(&t->variants);
 	tenant_stats(t);
+	if (c->max_chunks)
+		t->chunks.max = t->variants.max_chunks = c->max_chunks;
 	tenant_open_maps(t);
 	tenant_open_exports(t);
 	ret = pager_new(&t->pager, &pc);

@@ -87,7 +87,7 @@ struct serve_tenant {
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_preloaded,
 		*st_refused, *st_ttft, *st_attends, *st_edits, *st_edit_tokens,
 		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared,
-		*st_stopped, *st_passed;
+		*st_stopped, *st_passed, *st_repaired;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */

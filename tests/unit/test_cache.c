@@ -377,6 +377,100 @@ START_TEST(pages_have_the_kind_of_their_use)
 }
 END_TEST
 
+/* A chunk of n tokens, all i, in t; its id. */
+static struct map_id put_chunk(struct chunk_table *t, uint32_t i, uint32_t n)
+{
+	const uint64_t model[2] = { 1, 2 };
+	struct segment *s;
+	struct map_id id;
+
+	ck_assert_int_eq(segment_new(pool, &layout, n, 0, &s), 0);
+	segment_seal(s, n);
+	s->tokens = calloc(n, sizeof(*s->tokens));
+	for (uint32_t k = 0; k < n; k++)
+		s->tokens[k] = i;
+	id = chunk_id(model, s->tokens, n);
+	ck_assert_int_eq(chunk_add(t, s, id, 0), 0);
+	ck_assert_int_eq(chunk_add(t, s, id, 0), -EALREADY);
+	segment_put(s);
+	chunk_table_check(t);
+	return id;
+}
+
+static int use_chunk(struct chunk_table *t, struct map_id id)
+{
+	struct segment *s = chunk_find(t, id, NULL, 0);
+
+	if (!s)
+		return 0;
+	segment_put(s);
+	chunk_table_check(t);
+	return 1;
+}
+
+START_TEST(chunks_are_bounded_by_what_they_saved_for_each_byte)
+{
+	struct map_id id[6];
+	struct chunk_table t;
+	struct segment *s;
+
+	chunk_init(&t);
+	t.max = 4;
+	for (uint32_t i = 0; i < 4; i++)
+		id[i] = put_chunk(&t, i, i == 3 ? 320 : 32);
+	ck_assert(!chunk_room(&t));
+	/* 0 is the oldest, but used; 3 is used as often, for ten times the bytes */
+	for (int k = 0; k < 2; k++)
+		ck_assert(use_chunk(&t, id[0]) && use_chunk(&t, id[3]));
+	ck_assert(use_chunk(&t, id[1]) && use_chunk(&t, id[2]));
+	s = chunk_find(&t, id[3], NULL, 0); /* being read: it goes as well */
+	ck_assert_double_gt(chunk_value(&t, s), 4);
+	ck_assert_float_eq(s->range->gain, CHUNK_GAIN);
+	id[4] = put_chunk(&t, 4, 32);
+	ck_assert_uint_eq(t.n_evicted, 1);
+	ck_assert_ptr_null(chunk_find(&t, id[3], NULL, 0));
+	ck_assert_uint_eq(s->n_tokens, 320);
+	segment_put(s);
+	for (int i = 0; i < 3; i++)
+		ck_assert(use_chunk(&t, id[i]));
+	/* now 4, which nobody ever used; then uses of long ago count little */
+	id[5] = put_chunk(&t, 5, 32);
+	ck_assert(!use_chunk(&t, id[4]));
+	for (int k = 0; k < 200; k++)
+		ck_assert(use_chunk(&t, id[1]) && use_chunk(&t, id[2]) &&
+			  use_chunk(&t, id[5]));
+	put_chunk(&t, 6, 32);
+	ck_assert(!use_chunk(&t, id[0]));
+	ck_assert_uint_eq(t.n_evicted, 3);
+	ck_assert_uint_eq(t.map.n_used, 4);
+	while (!segment_reclaim(pool))
+		chunk_table_check(&t);
+	chunk_fini(&t);
+}
+END_TEST
+
+START_TEST(what_saved_least_goes_for_room)
+{
+	struct map_id id[3];
+	struct chunk_table t;
+
+	chunk_init(&t);
+	for (uint32_t i = 0; i < 3; i++)
+		id[i] = put_chunk(&t, i, 32);
+	ck_assert(use_chunk(&t, id[0]) && use_chunk(&t, id[0]));
+	ck_assert(use_chunk(&t, id[1]) && use_chunk(&t, id[2]));
+	ck_assert(use_chunk(&t, id[1]));
+	/* the oldest by its last use is 0, then 2 */
+	ck_assert_int_eq(segment_reclaim(pool), 0);
+	ck_assert(!use_chunk(&t, id[2]));
+	ck_assert(use_chunk(&t, id[0]) && use_chunk(&t, id[1]));
+	ck_assert_uint_eq(t.n_evicted, 1);
+	while (!segment_reclaim(pool))
+		;
+	chunk_fini(&t);
+}
+END_TEST
+
 START_TEST(a_chunk_is_found_by_its_tokens)
 {
 	const uint64_t model[2] = { 1, 2 };
@@ -390,7 +484,7 @@ START_TEST(a_chunk_is_found_by_its_tokens)
 	segment_seal(s, 5);
 	s->tokens = malloc(sizeof(tokens));
 	memcpy(s->tokens, tokens, sizeof(tokens));
-	ck_assert_int_eq(chunk_add(&t, s, id), 0);
+	ck_assert_int_eq(chunk_add(&t, s, id, 0), 0);
 	segment_put(s);
 	ck_assert_ptr_eq(chunk_find(&t, id, tokens, 5), s);
 	ck_assert_ptr_null(chunk_find(&t, id, tokens, 4));
@@ -447,6 +541,8 @@ int main(void)
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
 	tcase_add_test(t, pages_have_the_kind_of_their_use);
 	tcase_add_test(t, a_chunk_is_found_by_its_tokens);
+	tcase_add_test(t, chunks_are_bounded_by_what_they_saved_for_each_byte);
+	tcase_add_test(t, what_saved_least_goes_for_room);
 	tcase_add_test(t, a_map_forgets_nothing);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

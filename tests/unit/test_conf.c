@@ -121,6 +121,7 @@ START_TEST(defaults)
 	ck_assert_uint_eq(t->memory_bytes, 256u << 20);
 	ck_assert_uint_eq(t->disk_bytes, 1u << 30);
 	ck_assert_uint_eq(t->max_sequences, 1024);
+	ck_assert_uint_eq(t->max_chunks, 16384);
 	ck_assert_uint_eq(t->max_requests, 64);
 	ck_assert_uint_eq(t->max_sessions, 64);
 	ck_assert_int_eq(t->persist, CONF_PERSIST_AUTO);
@@ -163,7 +164,7 @@ START_TEST(every_key)
 		"page_tokens = 64\npage_layers = 4\n"
 		"[tenant a_b]\nuid = 1000, 1001,root\nuid = 1002\n"
 		"gid = 50,\tdaemon\nsocket = /tmp/a\nsocket_mode = 666\n"
-		"memory = 1G\ndisk = 0\nsequences = 1\nrequests = 2\n"
+		"memory = 1G\ndisk = 0\nsequences = 1\nchunks = 3\nrequests = 2\n"
 		"sessions = 3\npolicy = gdsf\n"
 		"[tenant b]\nuid = 7\n");
 	ck_assert_str_eq(conf.socket, "/tmp/s");
@@ -210,6 +211,7 @@ START_TEST(every_key)
 	ck_assert_uint_eq(t->memory_bytes, 1u << 30);
 	ck_assert_uint_eq(t->disk_bytes, 0);
 	ck_assert_uint_eq(t->max_sequences, 1);
+	ck_assert_uint_eq(t->max_chunks, 3);
 	ck_assert_uint_eq(t->max_requests, 2);
 	ck_assert_uint_eq(t->max_sessions, 3);
 }
@@ -345,6 +347,7 @@ static const struct {
 	  ":2: [tenant a] uid" },
 	{ "[tenant a]\nmemory = 4K\n", ":2: [tenant a] memory" },
 	{ "[tenant a]\nsequences = 0\n", ":2: [tenant a] sequences" },
+	{ "[tenant a]\nchunks = 0\n", ":2: [tenant a] chunks" },
 	{ "[tenant a]\nmemory = 1G\n", ": [tenant a]: needs uid, gid or soc" },
 	{ "[kvd]\nsocket =\n[tenant a]\nuid = 1\n",
 	  ": [tenant a]: there is no socket" },

@@ -537,6 +537,35 @@ START_TEST(pages_mapped_ahead_make_no_want_wait)
 END_TEST
 
 /* Address space is taken for each page size: clients choose them. */
+/* By cachecraft, what saves less of a use goes first, however it was told before. */
+START_TEST(what_a_use_saves_decides)
+{
+	struct rig_mem *r = rig_mem_open(
+		(struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+					  .disk_bytes = 64 * PAGE,
+					  .policy = "cachecraft" });
+	struct range *little = written(r, 1), *much = written(r, 1), *more;
+	struct page_run run;
+
+	range_gain(little, 1.25f);
+	range_gain(much, RANGE_GAIN_MAX);
+	ck_assert_int_eq(read_page(r, much, 0), 0);
+	ck_assert_int_eq(read_page(r, little, 0), 0); /* the last one used */
+	ck_assert_float_eq(little->pages[0].evict.gain, 1.25f);
+	ck_assert_float_eq(much->pages[0].evict.gain, RANGE_GAIN_MAX);
+	ck_assert_int_eq(range_new(r->pager, PAGE, 3, &more), 0);
+	run = (struct page_run){ more, 0, 3, PAGE_WRITE };
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	ck_assert_uint_eq(range_n_resident(much), 1);
+	ck_assert_uint_eq(range_n_resident(little), 0);
+	page_unpin(r->pager, &run, 1);
+	range_free(little);
+	range_free(much);
+	range_free(more);
+	rig_mem_close(r);
+}
+END_TEST
+
 START_TEST(page_sizes_are_few)
 {
 	struct rig_mem *r = rig_mem_open((struct rig_mem_options){
@@ -582,6 +611,7 @@ int main(void)
 		n_policies++;
 	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2 * n_policies);
 	tcase_add_test(t, page_sizes_are_few);
+	tcase_add_test(t, what_a_use_saves_decides);
 	tcase_add_test(t, a_flipped_bit_is_never_served);
 	tcase_add_test(t, scrubbing_keeps_what_is_in_memory);
 	tcase_add_test(t, a_full_disk_loses_nothing);

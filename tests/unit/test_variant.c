@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include "kvd/cache/variant.h"
+#include "kvd/mem/page.h"
 #include "tests/rig/rig_mem.h"
 
 #define CHUNK(i) ((struct map_id){ { (i), 77 } })
@@ -145,6 +146,7 @@ static int use(uint64_t chunk, uint64_t ctx, uint64_t behind, uint32_t n,
 
 	if (!s)
 		return 0;
+	ck_assert_float_eq(s->range->gain, 1 / KV_MAX(*c, 0.05f));
 	segment_put(s);
 	return (int)s->variant->ctx.w[0];
 }

@@ -55,26 +55,38 @@ struct segment *gen_fitting(const struct gen *g, struct segment *s)
 	return NULL;
 }
 
-/* A chunk named by id: its tokens come from the chunk itself. */
+/* The id names the model too: is it this one? */
+static int named(const struct gen *g, struct gen_part *part,
+		 const struct segment *s)
+{
+	if (!map_id_equal(chunk_id(g->model->id, s->tokens, s->n_tokens),
+			  part->chunk))
+		return -EINVAL;
+	part->reuse = 1;
+	part->n = s->n_tokens;
+	return 0;
+}
+
+/*
+ * A chunk named by id: its tokens come from the chunk itself, or from a variant of it:
+ * then it is a chunk given by tokens, so what is made of it does not depend on which
+ * variants there are.
+ */
 static int chunk_by_id(struct gen *g, const struct serve_part *p,
 		       struct gen_part *part)
 {
+	const struct segment *v;
+
 	part->chunk = (struct map_id){ { p->id[0], p->id[1] } };
 	part->seg = chunk_find(&g->tenant->chunks, part->chunk, NULL, 0);
 	if (!part->seg)
 		part->seg = share_chunk(g, part->chunk, NULL, 0);
 	part->seg = gen_fitting(g, part->seg);
-	if (!part->seg)
-		return -ENOENT;
-	/* the id names the model too: is it this one? */
-	if (!map_id_equal(chunk_id(g->model->id, part->seg->tokens,
-				   part->seg->n_tokens),
-			  part->chunk))
-		return -EINVAL;
-	part->reuse = 1;
-	part->found = 1;
-	part->n = part->seg->n_tokens;
-	return 0;
+	part->found = part->seg ? 1 : 0;
+	if (part->seg)
+		return named(g, part, part->seg);
+	v = variant_peek(&g->tenant->variants, part->chunk);
+	return v ? named(g, part, v) : -ENOENT;
 }
 
 static int measure_part(struct gen *g, const struct serve_part *p,
@@ -110,7 +122,13 @@ static int fill_part(struct gen *g, const struct serve_part *p,
 	int ret;
 
 	if (p->kind == SERVE_PART_CHUNK) {
-		memcpy(out, part->seg->tokens, part->n * sizeof(*out));
+		const struct segment *s = part->seg;
+
+		if (!s) /* nothing was freed since it was measured */
+			s = variant_peek(&g->tenant->variants, part->chunk);
+		if (!s || s->n_tokens != part->n)
+			return -ENOENT;
+		memcpy(out, s->tokens, part->n * sizeof(*out));
 		return 0;
 	}
 	if (p->flags & SERVE_PART_BOS)

@@ -4,6 +4,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,18 +27,24 @@ struct answer {
 	uint32_t n_used;
 };
 
-static struct rig_daemon *start(const char *kvd, const char *memory)
+static struct rig_daemon *start_tenant(const char *kvd, const char *memory,
+				       const char *tenant)
 {
 	char conf[1024];
 	struct rig_daemon *d;
 
 	snprintf(conf, sizeof(conf),
 		 "%s[model m]\npath = %s/models/rag-mini.gguf\n"
-		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n",
-		 kvd, rig_data_dir(), getuid(), memory);
+		 "[tenant a]\nuid = %u\nmemory = %s\ndisk = 64M\n%s",
+		 kvd, rig_data_dir(), getuid(), memory, tenant);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
 	return d;
+}
+
+static struct rig_daemon *start(const char *kvd, const char *memory)
+{
+	return start_tenant(kvd, memory, "");
 }
 
 static void setup(void)
@@ -280,6 +287,142 @@ START_TEST(variants_survive_a_restart)
 }
 END_TEST
 
+/* The id of the first chunk whose text begins like s; asserts. */
+static void id_of(struct kvc *c, const char *s, uint64_t id[2])
+{
+	json_t *list, *o;
+	size_t i;
+	char *json;
+	int found = 0;
+
+	ck_assert_int_ge(kvc_query(c, "chunks", "", &json), 0);
+	list = json_loads(json, 0, NULL);
+	free(json);
+	ck_assert_ptr_nonnull(list);
+	json_array_foreach(list, i, o)
+	{
+		const char *t = json_string_value(json_object_get(o, "text"));
+		const char *x = json_string_value(json_object_get(o, "id"));
+		unsigned long long a, b;
+
+		if (found || !t || strncmp(t, s, strlen(t)))
+			continue;
+		ck_assert_int_eq(sscanf(x, "%16llx%16llx", &a, &b), 2);
+		id[0] = a;
+		id[1] = b;
+		found = 1;
+	}
+	json_decref(list);
+	ck_assert(found);
+}
+
+/* What was only computed in company can be named by its id, for every kind of repair;
+ * the answers are those of the same chunk given as text. */
+START_TEST(an_id_of_a_variant_is_an_id)
+{
+	static const uint32_t shares[] = { 0, 150, KV_REPAIR_ALL };
+	struct kvc *c = rig_join(roomy->socket), *d = rig_join(tight->socket);
+	const struct rig_question *q = &questions[0];
+	struct kvc_part p[RIG_MAX_PARTS];
+	struct kvc_generate r;
+	struct answer x, y;
+	const uint32_t n = prime(c, 0, 0);
+
+	prime(d, 0, 0);
+	memcpy(p, q->parts, sizeof(p));
+	for (uint32_t k = 1; k + 1 < q->n_parts; k++) {
+		p[k] = (struct kvc_part){ .kind = KV_PART_CHUNK };
+		id_of(c, q->parts[k].text, p[k].id);
+	}
+	for (uint32_t kind = KV_REPAIR_CRAFT + 1; kind-- > 0;)
+		for (size_t i = 0; i < 3; i++) {
+			r = request(p, q->n_parts, kind, kind ? shares[i] : 0);
+			ask(c, &r, &x);
+			ask_question(d, 0, kind, kind ? shares[i] : 0, &y);
+			ck_same(&x, &y);
+			ck_assert(!memcmp(x.used, y.used, sizeof(x.used)));
+		}
+	ck_assert_uint_ge(count(c, "\"id\""), n + q->n_chunks);
+	p[1].id[0]++;
+	r = request(p, q->n_parts, KV_REPAIR_CRAFT, 150);
+	{
+		struct kvc_gen *g = NULL;
+
+		ck_assert_int_eq(kvc_generate(c, &r, &g), -ENOENT);
+		kvc_generate_free(c, g);
+	}
+	kvc_close(c);
+	kvc_close(d);
+}
+END_TEST
+
+/* The value of a metric, name with its labels and a space. */
+static uint64_t metric(struct kvc *c, const char *name)
+{
+	unsigned long long n;
+	char *text, line[128];
+	const char *at;
+
+	snprintf(line, sizeof(line), "\n%s", name);
+	ck_assert_int_ge(kvc_query(c, "metrics", "", &text), 0);
+	at = strstr(text, line);
+	ck_assert_msg(at != NULL, "%s is not there", name);
+	ck_assert_int_eq(sscanf(at + strlen(line), "%llu", &n), 1);
+	free(text);
+	return n;
+}
+
+/* Chunks beyond the bound of the tenant go, of both kinds, and are counted. */
+START_TEST(chunks_of_a_tenant_are_bounded)
+{
+	struct rig_daemon *e = start_tenant("", "64M", "chunks = 7\n");
+	struct kvc *c = rig_join(e->socket);
+	struct answer a, b;
+	uint32_t n_alone = 0, n = 0;
+	uint64_t n_repaired = 0;
+
+	for (int i = 0; i < N; i++) {
+		ask_question(c, i, KV_REPAIR_NONE, 0, &a);
+		n_alone += questions[i].n_chunks;
+		ck_assert_uint_le(count(c, "\"id\""), 7);
+		ask_question(c, i, KV_REPAIR_NONE, 0, &b);
+		ck_same(&a, &b);
+		ask_question(c, i, KV_REPAIR_BLEND, 150, &b);
+		n_repaired += b.st.n_repaired;
+	}
+	ck_assert_uint_gt(n_alone, 14);
+	ck_assert_uint_ge(
+		rig_counter(c, "tenants", "a", "chunks_evicted_total"),
+		n_alone - 14); /* some may be in two questions */
+	ck_assert_uint_eq(
+		rig_counter(c, "tenants", "a", "variants_evicted_total"), 0);
+	for (int i = 0; i < 3; i++) {
+		ask_question(c, i, KV_REPAIR_CRAFT, KV_REPAIR_ALL, &a);
+		n += n_of(&a, KV_CHUNK_FRESH);
+		for (int k = 0;
+		     k < 1000 &&
+		     metric(c, "kvd_variants_measured_total ") <= (uint64_t)i;
+		     k++)
+			usleep(10000);
+		ck_assert_uint_le(count(c, "\"variant\""), 7);
+	}
+	ck_assert_uint_gt(n, 14);
+	ck_assert_uint_ge(
+		rig_counter(c, "tenants", "a", "variants_evicted_total"),
+		n - 14);
+	ck_assert_uint_eq(
+		metric(c, "kvd_variants_evicted_total{tenant=\"a\"} "),
+		rig_counter(c, "tenants", "a", "variants_evicted_total"));
+	ck_assert_uint_eq(
+		metric(c, "kvd_chunks_evicted_total{tenant=\"a\"} "),
+		rig_counter(c, "tenants", "a", "chunks_evicted_total"));
+	ck_assert_uint_eq(metric(c, "kvd_repaired_tokens_total{tenant=\"a\"} "),
+			  n_repaired);
+	kvc_close(c);
+	rig_daemon_free(e);
+}
+END_TEST
+
 START_TEST(what_was_computed_alone_is_blended)
 {
 	struct kvc *c = rig_join(roomy->socket);
@@ -319,6 +462,8 @@ int main(void)
 		       in_other_company_the_same_bits_paged_sliced_and_batched);
 	tcase_add_test(t, variants_survive_a_restart);
 	tcase_add_test(t, what_was_computed_alone_is_blended);
+	tcase_add_test(t, an_id_of_a_variant_is_an_id);
+	tcase_add_test(t, chunks_of_a_tenant_are_bounded);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

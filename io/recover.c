@@ -299,23 +299,36 @@ static int take_frame(struct loader *l, const struct frame *f)
 	return ret;
 }
 
+static int is_later_frame(const struct loader *l, uint64_t at)
+{
+	const struct index_image *x = l->x;
+	const struct frame *f = (const struct frame *)(x->base + at);
+
+	return f->magic == FRAME_MAGIC && f->epoch == x->epoch &&
+	       f->salt == l->sb->salt && f->seq > x->seq + 1 &&
+	       f->n_bytes <= FRAME_MAX;
+}
+
 /*
  * A frame is written when the one before is on the medium. So behind what a crash
  * left there is never one of this life that is later than the next: where there is,
  * the log was damaged, and what those frames say is lost. Looked for as far as the
- * area has been read.
+ * next could be away, were the one in between whole; and again from each.
  */
 static void look_beyond(struct loader *l)
 {
+	const uint64_t reach =
+		2 * index_frame_limit(l->sb) + 2 * KIO_BLOCK_BYTES;
 	struct index_image *x = l->x;
+	uint64_t end = KV_MAX(x->end + reach, l->have);
 
 	for (uint64_t at = x->end + KIO_BLOCK_BYTES;
-	     at + KIO_BLOCK_BYTES <= l->have; at += KIO_BLOCK_BYTES) {
-		const struct frame *f = (const struct frame *)(x->base + at);
-
-		x->n_beyond += f->magic == FRAME_MAGIC &&
-			       f->epoch == x->epoch && f->salt == l->sb->salt &&
-			       f->seq > x->seq + 1 && f->n_bytes <= FRAME_MAX;
+	     at < end && !need(l, at + KIO_BLOCK_BYTES);
+	     at += KIO_BLOCK_BYTES) {
+		if (!is_later_frame(l, at))
+			continue;
+		x->n_beyond++;
+		end = KV_MAX(end, at + reach);
 	}
 }
 

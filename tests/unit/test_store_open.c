@@ -413,6 +413,35 @@ START_TEST(damage_in_the_log_is_told)
 }
 END_TEST
 
+#define LARGE	   (4ull << 30) /* an index of 16 MiB, read in two steps */
+#define LARGE_META (1u << 20)
+
+/* What follows lies where nothing would have been read yet. */
+START_TEST(damage_far_into_the_log_is_told)
+{
+	const uint64_t frame =
+		KV_ALIGN_UP(sizeof(struct frame) + put_bytes(1, LARGE_META),
+			    KIO_BLOCK_BYTES);
+	const uint64_t n = (8u << 20) / frame; /* this one begins below 8 MiB */
+
+	init();
+	r.verdict = KIO_RECORD_KEEP;
+	ck_assert_int_eq(rig_store_open(&r, LARGE, 0), 0);
+	for (uint32_t i = 0; i < n + 3; i++)
+		rig_store_add(&r, &x[i], i + 1, 1, LARGE_META);
+	rig_store_close(&r);
+	damage(INDEX_OFF + n * frame + (uint64_t)_i);
+	ck_assert_int_eq(rig_store_open(&r, LARGE, 0), 0);
+	ck_assert_uint_eq(r.n_found, n);
+	ck_assert_uint_eq(r.report.n_lost_frames, 2);
+	rig_store_close(&r);
+	ck_assert_int_eq(rig_store_open(&r, LARGE, 0), 0);
+	ck_assert_uint_eq(r.n_found, n);
+	ck_assert_uint_eq(r.report.epoch, 2);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(a_cut_file_loses_only_what_was_cut)
 {
 	make(1);
@@ -490,6 +519,7 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, frames_of_other_lives_are_not_believed, 0, 2);
 	tcase_add_test(tc, a_tail_of_the_same_life_is_not_believed);
 	tcase_add_loop_test(tc, damage_in_the_log_is_told, 0, 49);
+	tcase_add_loop_test(tc, damage_far_into_the_log_is_told, 0, 2);
 	tcase_add_loop_test(tc, a_cut_file_loses_only_what_was_cut, 0, 2);
 	tcase_add_test(tc, it_grows_and_is_limited);
 	suite_add_tcase(s, tc);

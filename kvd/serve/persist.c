@@ -59,7 +59,7 @@ int serve_new_stores(struct serve *s)
 
 struct found {
 	struct serve *serve;
-	uint64_t n_adopted, n_orphans, n_dropped, n_damaged;
+	uint64_t n_adopted, n_orphans, n_beyond, n_damaged;
 };
 
 static struct serve_tenant *record_tenant(struct serve *s, const char *name,
@@ -75,8 +75,9 @@ static struct serve_tenant *record_tenant(struct serve *s, const char *name,
 }
 
 /*
- * Records of tenants that are not configured (any more) stay on disk until the room
- * is needed: a mistake in the configuration costs nothing.
+ * Records of tenants that are not configured (any more), or beyond what they may have
+ * now, stay on disk until the room is needed: a mistake in the configuration costs
+ * nothing. Only what is there twice is deleted.
  */
 static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 {
@@ -96,11 +97,10 @@ static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 		f->n_adopted++;
 		return KIO_RECORD_KEEP;
 	}
-	if (ret == -EALREADY || ret == -EDQUOT) {
-		f->n_dropped++;
+	if (ret == -EALREADY)
 		return KIO_RECORD_DROP;
-	}
-	f->n_orphans++;
+	f->n_beyond += ret == -EDQUOT;
+	f->n_orphans += ret != -EDQUOT;
 	return KIO_RECORD_ORPHAN;
 }
 
@@ -141,7 +141,7 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 			 "%llu beyond its budget",
 			 (unsigned long long)f.n_adopted,
 			 (unsigned long long)f.n_orphans,
-			 (unsigned long long)f.n_dropped);
+			 (unsigned long long)f.n_beyond);
 	return ret;
 }
 

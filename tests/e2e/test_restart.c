@@ -388,6 +388,36 @@ START_TEST(a_mistake_in_the_configuration_costs_nothing)
 }
 END_TEST
 
+/* What is beyond it stays: nothing here needs the room. */
+START_TEST(a_smaller_disk_costs_nothing)
+{
+	struct rig_daemon *d = start("");
+	struct kvc *c = rig_join(d->socket);
+	uint64_t n_durable;
+
+	ask_all(c);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	n_durable = rig_counter(c, "tenants", "a", "durable_segments");
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rewrite(d, "disk = 128M", "disk = 001M");
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	c = rig_join(d->socket);
+	ck_assert_uint_lt(rig_counter(c, "tenants", "a", "restored_segments"),
+			  n_durable);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rewrite(d, "disk = 001M", "disk = 128M");
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	c = rig_join(d->socket);
+	ck_assert_uint_eq(rig_counter(c, "tenants", "a", "restored_segments"),
+			  n_durable);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 /* ---- kill -9 under load ------------------------------------------------------------ */
 
 /* Shared with the children: what the daemon has acknowledged. */
@@ -524,6 +554,7 @@ int main(void)
 	tcase_add_test(tc, a_damaged_superblock_is_refused_and_kept);
 	tcase_add_test(tc, a_file_of_others_is_not_touched);
 	tcase_add_test(tc, a_mistake_in_the_configuration_costs_nothing);
+	tcase_add_test(tc, a_smaller_disk_costs_nothing);
 	tcase_add_test(tc, a_lost_disk_costs_what_was_on_it);
 	tcase_add_loop_test(tc, kill_under_load, 0, 2);
 	suite_add_tcase(s, tc);

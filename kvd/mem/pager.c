@@ -125,6 +125,18 @@ uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n)
 	return bytes;
 }
 
+uint64_t range_coming_bytes(const struct range *r, uint32_t first, uint32_t n)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = first; i < first + n; i++)
+		if (r->pages[i].state == PAGE_READING ||
+		    (r->pages[i].state == PAGE_LOWER &&
+		     !list_empty(&r->pages[i].starved)))
+			bytes += r->tier->page_bytes;
+	return bytes;
+}
+
 uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
 {
 	const uint64_t bytes = range_lower_bytes(r, first, n);

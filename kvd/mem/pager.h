@@ -121,6 +121,8 @@ uint32_t range_n_lower(const struct range *r);
 uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
 /* Bytes of these pages that are on disk only, and not on their way. */
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n);
+/* Bytes of these pages that are on their way up, or in line for that. */
+uint64_t range_coming_bytes(const struct range *r, uint32_t first, uint32_t n);
 /* The disk of r, or without one the first: bytes a second of late, bytes queued. */
 void range_disk_speed(const struct range *r, double *bytes_per_s,
 		      uint64_t *queue_bytes);

@@ -54,6 +54,7 @@ void gen_free(struct gen *g)
 	free(g->tokens);
 	free(g->parts);
 	free(g->runs);
+	free(g->preload);
 	free(g->text);
 	free(g);
 }
@@ -594,20 +595,6 @@ static int room_for_out(struct gen *g)
 	return g->text && r->tokens ? 0 : -ENOMEM;
 }
 
-/* While it stands in line its chunks come up, as far as memory is free. */
-static void preload(struct gen *g)
-{
-	uint32_t n = 0;
-
-	if (g->preloaded)
-		return;
-	g->preloaded = 1;
-	for (uint32_t i = 0; i < g->n_parts; i++)
-		if (g->parts[i].seg)
-			n += gen_prefetch(g, g->parts[i].seg);
-	stat_add(g->tenant->st_preloaded, n ? 1 : 0);
-}
-
 /* Nothing is reserved: look again what there is. */
 static void begin_again(struct gen *g)
 {
@@ -624,10 +611,8 @@ static int gen_retry(struct waiter *w)
 
 	if (g->session || !list_empty(&g->chunk_waiters))
 		ret = gen_admit(g);
-	if (ret == -EAGAIN || ret == -EBUSY) {
-		preload(g);
+	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
-	}
 	if (!ret && g->req)
 		ret = room_for_out(g);
 	list_del(&g->waiter.node);

@@ -74,7 +74,7 @@ struct gen {
 	struct serve_gen *req; /* one of these three */
 	struct serve_chunk_put *put;
 	struct list chunk_waiters; /* chunk job: gen_part.waiting */
-	int preloaded; /* it waits, and its chunks were asked for */
+	struct preload *preload; /* preload.h; NULL: it has not waited */
 	int counted; /* in the tenant's n_requests */
 	int cancelled;
 	int exact; /* the model failed its gate: prefixes only */

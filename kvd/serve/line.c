@@ -4,9 +4,11 @@
 #include "kvd/serve/line.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include "kvd/base/clock.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
+#include "kvd/serve/preload.h"
 
 #define PRIOR_PREFILL 1e4 /* tokens a second, before any step */
 #define LOOK_TILES    4096u /* hashed in a turn: about a millisecond */
@@ -98,8 +100,7 @@ static uint32_t look_end(const struct gen *g)
 	return g->n_prompt ? g->n_prompt - 1 : 0;
 }
 
-/* On to the next tile that may be found; 0: there is none. */
-static int next_tile(const struct gen *g, struct gen_chain *c)
+int line_next_tile(const struct gen *g, struct gen_chain *c)
 {
 	const uint32_t end = look_end(g);
 	const struct gen_part *p;
@@ -125,7 +126,7 @@ static int look_on(struct gen *g, uint32_t *tiles)
 	if (!l->seen) {
 		l->at.id = prefix_root(g->model->id);
 		l->next = l->at;
-		l->has_next = next_tile(g, &l->next);
+		l->has_next = line_next_tile(g, &l->next);
 		l->seen = 1;
 	}
 	while (l->has_next && map_find(index, l->next.id)) {
@@ -134,7 +135,7 @@ static int look_on(struct gen *g, uint32_t *tiles)
 		--*tiles;
 		l->n += KV_MIN(SEGMENT_BLOCK, l->next.at - l->at.at);
 		l->at = l->next;
-		l->has_next = next_tile(g, &l->next);
+		l->has_next = line_next_tile(g, &l->next);
 	}
 	l->seen = g->tenant->prefix.n_added + 1;
 	return 1;
@@ -176,10 +177,14 @@ void line_stand(struct gen *g)
 {
 	struct waiter *w = &g->waiter;
 
-	if (!g->req || !by_prefix(g->tenant))
+	if (!g->req)
 		return; /* a chunk job stands as it stood */
-	g->look = (struct line_look){ 0 };
+	free(g->preload);
+	g->preload = NULL;
 	w->gen = g;
+	if (!by_prefix(g->tenant))
+		return;
+	g->look = (struct line_look){ 0 };
 	w->rate = &g->model->prefill;
 	w->priority = g->req->priority;
 	w->yields = !g->deadline_ns;
@@ -254,17 +259,19 @@ static void look(struct serve_tenant *t)
 static void kick_turn(struct loop_call *c)
 {
 	struct serve_tenant *t = container_of(c, struct serve_tenant, kick);
+	int ret = 0;
 
 	t->kicked = 0;
 	look(t);
 	/* in order: who does not fit now is not overtaken */
 	list_for_each_safe(n, &t->waiting) {
-		struct waiter *w = list_entry(n, struct waiter, node);
-
-		if (w->retry(w) == -EAGAIN)
-			return;
+		ret = waiter_of(n)->retry(waiter_of(n));
+		if (ret == -EAGAIN)
+			break;
 	}
-	pager_reserve_forget(t->pager);
+	if (ret != -EAGAIN)
+		pager_reserve_forget(t->pager);
+	preload_wake(t);
 }
 
 void tenant_kick(struct serve_tenant *t)

@@ -46,6 +46,8 @@ struct line_look {
 
 /* g is about to stand in line: what the order goes by, before tenant_wait(). */
 void line_stand(struct gen *g);
+/* c goes on to the next tile of g that may be found in the index; 0: there is none. */
+int line_next_tile(const struct gen *g, struct gen_chain *c);
 /* The chunk job stands where g would, which waits for it, if that is further ahead. */
 void line_follow(struct gen *job, struct gen *g);
 

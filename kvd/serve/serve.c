@@ -64,7 +64,7 @@ static void tenant_stats(struct serve_tenant *t)
 		{ &t->st_recomputed, "kvd_hits_recomputed_total",
 		  "Hits on disk that were faster to compute again" },
 		{ &t->st_preloaded, "kvd_preloaded_requests_total",
-		  "Requests in line whose chunks on disk were asked for" },
+		  "Requests in line whose KV on disk was asked for" },
 		{ &t->st_passed, "kvd_line_passed_total",
 		  "Places in line gained as more was cached" },
 		{ &t->st_refused, "kvd_refused_total",
@@ -131,6 +131,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 	list_init(&t->chunk_jobs);
 	list_init(&t->texts);
 	list_init(&t->kick.node);
+	list_init(&t->preload.node);
 	prefix_init(&t->prefix);
 	chunk_init(&t->chunks);
 	variant_table_init(&t->variants);
@@ -152,6 +153,7 @@ void serve_tenant_free(struct serve_tenant *t)
 	if (!t)
 		return;
 	assert(list_empty(&t->sessions) && list_empty(&t->chunk_jobs));
+	loop_timer_cancel(t->serve->loop, &t->preload);
 	tenant_close_persist(t);
 	segment_pool_free(t->pool);
 	if (t->pager)

@@ -64,6 +64,7 @@ struct serve_tenant {
 	struct list chunk_jobs; /* gens that compute a chunk */
 	struct loop_call kick; /* look at waiting again */
 	int kicked;
+	struct loop_timer preload; /* preload.h */
 	uint32_t n_sessions, n_sequences, n_requests;
 	uint32_t n_uncounted; /* that wait for a place among n_requests */
 	struct tenant_maps {

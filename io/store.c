@@ -292,6 +292,21 @@ void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes)
 	punch_behind(s);
 }
 
+void kio_store_keep(struct kio_store *s, uint64_t block, size_t page_bytes)
+{
+	slots_keep(&s->slots, block, (uint32_t)page_bytes, s->turn);
+}
+
+int kio_store_waits(struct kio_store *s, uint64_t block, size_t page_bytes)
+{
+	int failed;
+
+	if (!slots_named(&s->slots, block, (uint32_t)page_bytes))
+		return 0;
+	(void)journal_durable(&s->journal, &failed);
+	return !failed;
+}
+
 void kio_store_quarantine(struct kio_store *s, uint64_t block,
 			  size_t page_bytes)
 {
@@ -310,6 +325,11 @@ void kio_store_quarantine(struct kio_store *s, uint64_t block,
 	n->rec.block = block;
 	n->rec.page_bytes = (uint32_t)page_bytes;
 	journal_bad(&s->journal, n);
+}
+
+void kio_store_set_aside(struct kio_store *s, uint64_t block, size_t page_bytes)
+{
+	(void)slots_set_bad(&s->slots, block, (uint32_t)page_bytes);
 }
 
 static void page_io(struct kio_store *s, struct kio_req *r, int op)
@@ -356,6 +376,11 @@ static int name_slots(struct kio_store *s, const struct kio_commit *c)
 
 static int put_ok(struct kio_store *s, const struct kio_commit *c)
 {
+	int failed;
+
+	(void)journal_durable(&s->journal, &failed);
+	if (failed)
+		return -EIO;
 	if (s->scratch || s->no_puts)
 		return -ENOTSUP;
 	if (!c->n_pages || c->meta_bytes > FRAME_MAX ||

@@ -107,9 +107,18 @@ int64_t kio_store_alloc(struct kio_store *s, size_t page_bytes);
 int64_t kio_store_alloc_kept(struct kio_store *s, size_t page_bytes);
 /* Give it back; nothing is in flight on it. */
 void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes);
+/*
+ * It stays the caller's although the record that named it was deleted: when that is
+ * durable it may be put again. 1: not yet; 0: it is, or the store failed.
+ */
+void kio_store_keep(struct kio_store *s, uint64_t block, size_t page_bytes);
+int kio_store_waits(struct kio_store *s, uint64_t block, size_t page_bytes);
 /* Instead: what is there went bad. It is not given out again, ever. */
 void kio_store_quarantine(struct kio_store *s, uint64_t block,
 			  size_t page_bytes);
+/* Or: it cannot be written. It is not given out again before the next open. */
+void kio_store_set_aside(struct kio_store *s, uint64_t block,
+			 size_t page_bytes);
 /* Queue r (buf, block, n_bytes, done) in the engine. */
 void kio_store_read(struct kio_store *s, struct kio_req *r);
 void kio_store_write(struct kio_store *s, struct kio_req *r);

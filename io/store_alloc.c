@@ -509,16 +509,28 @@ static int more_pending(struct slots *m)
 	return 0;
 }
 
+/* Without memory the slot is lost until the next open: 0. */
+static int pend(struct slots *m, struct pending p)
+{
+	if (m->pending_tail - m->pending_head == m->pending_room &&
+	    more_pending(m))
+		return 0;
+	m->pending[m->pending_tail++ % m->pending_room] = p;
+	return 1;
+}
+
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn)
 {
 	(void)slots_own(m, block, page_bytes, NULL);
-	if (m->pending_tail - m->pending_head == m->pending_room &&
-	    more_pending(m))
-		return; /* without memory the slot is lost until the next open */
-	m->pending_bytes += page_bytes;
-	m->pending[m->pending_tail++ % m->pending_room] =
-		(struct pending){ block, turn, page_bytes };
+	if (pend(m, (struct pending){ block, turn, page_bytes, 0 }))
+		m->pending_bytes += page_bytes;
+}
+
+void slots_keep(struct slots *m, uint64_t block, uint32_t page_bytes,
+		uint64_t turn)
+{
+	(void)pend(m, (struct pending){ block, turn, page_bytes, 1 });
 }
 
 void slots_ripen(struct slots *m, uint64_t turn)
@@ -529,9 +541,13 @@ void slots_ripen(struct slots *m, uint64_t turn)
 
 		if (p->turn > turn)
 			return;
+		m->pending_head++;
+		if (p->is_kept) {
+			slots_unname(m, p->block, p->page_bytes);
+			continue;
+		}
 		m->pending_bytes -= p->page_bytes;
 		slots_release(m, p->block, p->page_bytes);
-		m->pending_head++;
 	}
 }
 

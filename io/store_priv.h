@@ -171,6 +171,7 @@ struct pending {
 	uint64_t block;
 	uint64_t turn; /* of the deletion to wait for */
 	uint32_t page_bytes;
+	uint32_t is_kept; /* not released: its name goes, no more */
 };
 
 struct slots {
@@ -220,6 +221,9 @@ int slots_set_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
 int slots_take_bad(struct slots *m, uint64_t block, uint32_t page_bytes);
 void slots_defer(struct slots *m, uint64_t block, uint32_t page_bytes,
 		 uint64_t turn);
+/* The slot stays given out; it has no name any more from that turn on. */
+void slots_keep(struct slots *m, uint64_t block, uint32_t page_bytes,
+		uint64_t turn);
 void slots_ripen(struct slots *m, uint64_t turn);
 /* The zone is to be emptied: nothing of it is given out; or it is again. */
 void slots_shut(struct slots *m, uint32_t i);

@@ -82,15 +82,32 @@ static int placed(const struct page *pg)
 	       pg->state != PAGE_DIRTY && !park_is_dirty(pg);
 }
 
+/* 0: it took too long. */
+static int later(struct range_persist *rp)
+{
+	if (rp->n_waits++ >= MAX_WAITS)
+		return 0;
+	loop_timer_set(rp->range->pager->conf.loop, &rp->timer,
+		       clock_ns() + ROOM_NS);
+	return 1;
+}
+
 /* There is no slot now, but there will be: 1. */
 static int wait_for_room(struct range_persist *rp)
 {
-	struct pager *p = rp->range->pager;
+	return stores_pending(rp->range->pager->conf.stores) && later(rp);
+}
 
-	if (!stores_pending(p->conf.stores) || rp->n_waits++ >= MAX_WAITS)
-		return 0;
-	loop_timer_set(p->conf.loop, &rp->timer, clock_ns() + ROOM_NS);
-	return 1;
+/* A record that is being deleted names one of the places. */
+static int is_named(const struct range *r)
+{
+	struct kio_store *s = stores_disk(r->pager->conf.stores, r->i_disk);
+	uint32_t i = 0;
+
+	while (i < r->n_pages && !kio_store_waits(s, (uint64_t)r->pages[i].slot,
+						  range_page_bytes(r)))
+		i++;
+	return i < r->n_pages;
 }
 
 /* Start what may start; go on when all is there. */
@@ -122,8 +139,10 @@ static void clean(struct range_persist *rp)
 		return;
 	if (ret)
 		tell(rp, ret);
-	else if (!n_missing)
+	else if (!n_missing && !is_named(r))
 		commit(rp);
+	else if (!n_missing && !later(rp))
+		tell(rp, -ENOSPC);
 }
 
 static void clean_again(struct loop_timer *t)
@@ -179,6 +198,19 @@ void durable_forget(struct range *r)
 		return;
 	r->durable = 0;
 	kio_store_del(stores_disk(r->pager->conf.stores, r->i_disk), r->record);
+}
+
+void durable_spoilt(struct range *r)
+{
+	struct kio_store *s = stores_disk(r->pager->conf.stores, r->i_disk);
+
+	if (!r->durable || r->pager->keep_records)
+		return;
+	durable_forget(r);
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		if (r->pages[i].slot >= 0)
+			kio_store_keep(s, (uint64_t)r->pages[i].slot,
+				       range_page_bytes(r));
 }
 
 int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,

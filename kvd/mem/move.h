@@ -108,6 +108,8 @@ int page_write_back(struct page *pg);
 void durable_page_written(struct page *pg, int ret);
 /* durable.c: the range is freed: so is its record. */
 void durable_forget(struct range *r);
+/* One of its places went bad, the bytes did not: its record goes, the rest stays. */
+void durable_spoilt(struct range *r);
 /* Free the range's memory once all its pages have let go. */
 void range_look_freed(struct range *r);
 /* room.c: have a page that is not resident and not on its way brought up. */

@@ -59,7 +59,7 @@ static void scrub_failed(struct page *pg, int err)
 		page_set_state(pg, PAGE_LOST);
 		stat_add(p->st_lost, 1);
 	} else {
-		durable_forget(r);
+		durable_spoilt(r);
 		page_set_state(pg, PAGE_DIRTY);
 	}
 }

@@ -18,7 +18,7 @@
 enum { CLEANING, COMMITTING };
 
 #define WRITES_AT_ONCE 4u /* of one range: others use the disk too */
-#define MAX_RETRIES    3u
+#define MAX_RETRIES    12u /* a run of four with some bad places */
 #define ROOM_NS	       2000000u /* a zone is being emptied, a deletion written */
 #define MAX_WAITS      2500u /* of that time each */
 

@@ -289,7 +289,7 @@ static void write_page_end(struct move *op, uint32_t i)
 		pg->retry_ns = clock_ns() + RETRY_NS;
 	}
 	if (op->ret) {
-		page_release_slot(pg);
+		page_leave_slot(pg, op->n == 1 ? op->ret : 0);
 		page_set_state(pg, PAGE_DIRTY);
 	} else {
 		pg->crc = op->crc[i];

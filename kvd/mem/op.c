@@ -138,6 +138,23 @@ void page_quarantine_slot(struct page *pg)
 	slot_gone(pg);
 }
 
+/* The lowest free slot is the next one given out: to be refused again, for ever. */
+void page_leave_slot(struct page *pg, int err)
+{
+	const struct range *r = pg->range;
+	struct pager *p = r->pager;
+
+	if (p->conf.device || r->durable || !move_is_medium(err) ||
+	    !stores_may_set_aside(p->conf.stores, r->i_disk,
+				  r->tier->page_bytes)) {
+		page_release_slot(pg);
+		return;
+	}
+	kio_store_set_aside(disk_of(pg), (uint64_t)pg->slot,
+			    r->tier->page_bytes);
+	slot_gone(pg);
+}
+
 void op_work(struct move *op, void (*run)(struct loop_work *w),
 	     void (*done)(struct loop_work *w))
 {

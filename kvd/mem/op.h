@@ -82,6 +82,8 @@ int move_is_medium(int err);
 void page_charge(struct page *pg);
 void page_uncharge(struct page *pg);
 int page_take_slot(struct page *pg);
+/* It could not be written there, alone; why (0: with others). */
+void page_leave_slot(struct page *pg, int err);
 /* What is there is not what was written: nobody writes there again. */
 void page_quarantine_slot(struct page *pg);
 /* Its frame is to go, whatever state it is in. */

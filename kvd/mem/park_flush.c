@@ -13,6 +13,7 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
+#include "kvd/mem/op.h"
 #include "kvd/mem/park_priv.h"
 #include "kvd/mem/stores.h"
 
@@ -43,7 +44,12 @@ static void move_slot(struct parked *h)
 
 	if (slot < 0)
 		return;
-	kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
+	if (move_is_medium(h->ret) &&
+	    stores_may_set_aside(h->part->pager->conf.stores, h->i_disk,
+				 bytes_of(h)))
+		kio_store_set_aside(disk_of(h), (uint64_t)h->slot, bytes_of(h));
+	else
+		kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
 	h->page->slot = slot;
 	kio_store_own(disk_of(h), (uint64_t)slot, bytes_of(h), h->page);
 }

@@ -19,6 +19,8 @@
 #define LEAST_EVERY  8u /* this often the least urgent goes first */
 #define PRIOR_RATE   1e9 /* bytes a second, before anything was measured */
 #define MANY_DELAYS  10u /* of a tenth of a second each */
+#define ASIDE_MOST   8u /* slots, without a write that ended well */
+#define ASIDE_PART   64u
 #define BUSY_TRIES   100
 #define BUSY_US	     20000u
 
@@ -36,6 +38,7 @@ struct disk {
 	uint64_t busy_since; /* what was done since then */
 	uint64_t done_bytes;
 	struct rate rate; /* bytes, while it is busy */
+	uint32_t n_aside; /* slots, since a write ended well */
 };
 
 struct stores {
@@ -426,12 +429,28 @@ void stores_end(struct stores *s, uint32_t i, const struct kio_req *r)
 	d->n_busy--;
 	d->busy_bytes -= r->n_bytes;
 	d->done_bytes += r->n_bytes;
+	if (r->op == KIO_OP_WRITE && !r->ret)
+		d->n_aside = 0;
 	if (d->n_busy && d->done_bytes < SAMPLE_BYTES)
 		return;
 	now = clock_ns();
 	rate_add(&d->rate, (double)d->done_bytes, now - d->busy_since);
 	d->busy_since = now;
 	d->done_bytes = 0;
+}
+
+int stores_may_set_aside(struct stores *s, uint32_t i, uint64_t bytes)
+{
+	struct disk *d = &s->disks[i];
+	struct kio_store_info info;
+
+	kio_store_info(d->store, &info);
+	if (d->n_aside >= ASIDE_MOST ||
+	    (info.bad_bytes &&
+	     info.bad_bytes + bytes > info.bytes / ASIDE_PART))
+		return 0;
+	d->n_aside++;
+	return 1;
 }
 
 uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes)

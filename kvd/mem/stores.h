@@ -91,6 +91,12 @@ void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
 		  uint32_t prio, struct kio_req *r);
 void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
 /*
+ * A slot could not be written, by itself: 1, set it aside (kio_store_set_aside()).
+ * 0: not one more. A disk that takes no writes at all loses eight so, one that takes
+ * some a 64th.
+ */
+int stores_may_set_aside(struct stores *s, uint32_t i, uint64_t bytes);
+/*
  * How long reading bytes from disk i would take now: behind what is queued there,
  * at the rate of late.
  */

@@ -1,0 +1,16 @@
+/*
+ * bad_block.h - a disk of which some blocks cannot be written
+ *
+ * Under io's pwrite (kio_sys_disk): the threads engine and the index.
+ */
+#ifndef TESTS_RIG_BAD_BLOCK_H
+#define TESTS_RIG_BAD_BLOCK_H
+
+#include <stdint.h>
+
+/* Writes that touch bytes from..to fail with EIO. Any thread. */
+void bad_block_begin(int64_t from, int64_t to);
+/* How many did. */
+uint64_t bad_block_end(void);
+
+#endif

@@ -191,13 +191,16 @@ static struct rig_gen *with_chunks(uint32_t *const *chunks, uint32_t repair,
 	return g;
 }
 
-/* Chunks on disk: the look, then the repair, layer by layer as they come. */
-static void repaired_while_loading(uint32_t repair, uint32_t permille,
-				   uint32_t flags)
+/*
+ * Chunks on disk: the look, then the repair, layer by layer as they come. 1: it was seen to
+ * wait for a page of a later layer; on a busy machine all may be there before.
+ */
+static int load_and_repair(uint32_t repair, uint32_t permille, uint32_t flags)
 {
 	uint32_t *chunks[N_CHUNKS];
 	struct rig_serve *r = open_rig(64, MEMORY); /* looks take two steps */
 	struct rig_gen *first, *back;
+	int waited = 0;
 
 	for (uint32_t i = 0; i < N_CHUNKS; i++)
 		chunks[i] = rig_ids(CHUNK, 40 + i);
@@ -214,19 +217,20 @@ static void repaired_while_loading(uint32_t repair, uint32_t permille,
 
 		rig_serve_turn(r);
 		x = back->told ? NULL : gen_of(back)->restore;
-		if (x && x->waiting && x->n_in >= N_LOOK)
-			break; /* the look is over, the step is under way */
+		/* the look is over, the step is under way */
+		waited = x && x->waiting && x->n_in >= N_LOOK;
+		if (waited)
+			break;
 		if (i % 32 == 0 && !back->told &&
 		    (gen_of(back)->state == GEN_WANT || (x && x->waiting)))
 			/* one more read */
 			kio_fault_arm(KIO_FAULT_FOREVER, "uring.read", 2,
 				      EAGAIN);
 	}
-	ck_assert_msg(!back->told, "it waited for nothing");
-	ck_assert(!back->n_out);
+	ck_assert(!waited || !back->n_out);
 	kio_fault_disarm();
 	ck_assert(rig_serve_until(r, &back->told));
-	ck_assert_uint_gt(back->gen.stats.n_ahead, 0);
+	ck_assert(!waited || back->gen.stats.n_ahead);
 	ck_assert_uint_gt(back->gen.stats.n_repaired, 0);
 	ck_assert_uint_gt(back->gen.stats.n_read_back, 0);
 	same(first, back);
@@ -236,6 +240,16 @@ static void repaired_while_loading(uint32_t repair, uint32_t permille,
 		free(chunks[i]);
 	free(first);
 	free(back);
+	return waited;
+}
+
+static void repaired_while_loading(uint32_t repair, uint32_t permille,
+				   uint32_t flags)
+{
+	int tries = 0;
+
+	while (!load_and_repair(repair, permille, flags))
+		ck_assert_int_lt(++tries, 10);
 }
 
 START_TEST(chunks_are_repaired_while_they_load)

@@ -26,8 +26,8 @@
 #define N_JOBS	   4u
 #define JOB_PAGES  16u
 #define JOB_BYTES  (2u << 20) /* or one page */
-#define AGAIN_NS   5000000u /* what cannot be moved now may be later */
-#define MAX_PASSES 200u /* over a zone without a page that moved */
+#define AGAIN_NS   2000000u /* what cannot be moved now may be later */
+#define MAX_PASSES 20u /* over a zone without a page that moved */
 
 struct job {
 	struct cleaner *cleaner;

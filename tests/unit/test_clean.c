@@ -2,7 +2,9 @@
  * test_clean.c - sparse zones of one page size make room for another
  *
  * A store is filled with pages of one size, of which a few stay, spread over all zones.
- * Then pages of another size come, as many as fit. Each test fails without cleaning.
+ * Then pages of another size come, as many as fit. Then the same at random: ranges of
+ * several sizes come, go, change, become durable while zones are emptied, with a
+ * request failing now and then, and restarts. KVD_SEED repeats it.
  */
 #include <check.h>
 #include <errno.h>
@@ -11,24 +13,27 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "io/fault.h"
 #include "kvd/mem/clean.h"
 #include "kvd/mem/durable.h"
 #include "kvd/mem/page.h"
 #include "tests/rig/rig_mem.h"
 #include "tests/rig/simdisk.h"
 
-#define MIB    1048576ull
-#define STORE  (34 * MIB) /* zones of 4 MiB: 8, or 7 with an index */
-#define ZONE   (4 * MIB)
-#define SMALL  65536u
-#define BIG    262144u
-#define MEMORY (4 * MIB)
-#define N_MOST 1024u
+#define MIB	 1048576ull
+#define STORE	 (34 * MIB) /* zones of 4 MiB: 8, or 7 with an index */
+#define ZONE	 (4 * MIB)
+#define SMALL	 65536u
+#define BIG	 262144u
+#define MEMORY	 (4 * MIB)
+#define N_MOST	 1024u
+#define N_RANDOM 400u
 
 /* A range of pages of one size; its bytes follow from its number. */
 struct one {
 	struct range *range;
 	uint32_t id, n_pages;
+	int durable;
 };
 
 static struct rig_mem *r;
@@ -102,6 +107,7 @@ static void let_go(struct one *o)
 {
 	range_free(o->range);
 	o->range = NULL;
+	o->durable = 0;
 }
 
 struct saving {
@@ -118,14 +124,20 @@ static void on_saved(struct wait *w, int ret)
 	s->ret = ret;
 }
 
+static int save_begin(struct one *o, struct saving *s)
+{
+	*s = (struct saving){ .rp = { .wait.done = on_saved,
+				      .range = o->range,
+				      .key = { o->id, ~(uint64_t)o->id },
+				      .meta = &o->id,
+				      .meta_bytes = sizeof(o->id) } };
+	return range_persist(&s->rp);
+}
+
 static int save(struct one *o)
 {
-	struct saving s = { .rp = { .wait.done = on_saved,
-				    .range = o->range,
-				    .key = { o->id, ~(uint64_t)o->id },
-				    .meta = &o->id,
-				    .meta_bytes = sizeof(o->id) } };
-	const int ret = range_persist(&s.rp);
+	struct saving s;
+	const int ret = save_begin(o, &s);
 
 	if (ret)
 		return ret;
@@ -207,6 +219,53 @@ static void all_hold(const struct one *all, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		if (all[i].range)
 			ck_assert_int_eq(look(&all[i]), 0);
+}
+
+static uint64_t n_cleaned, n_given_up, moved_bytes, n_saved, n_full;
+
+static void count(void)
+{
+	struct cleaner_info c;
+
+	cleaner_info(cleaner, &c);
+	n_given_up += c.n_given_up;
+	n_cleaned += info().n_zones_cleaned;
+	moved_bytes += info().moved_bytes;
+	ck_assert_uint_le(info().moved_bytes, info().page_written_bytes);
+}
+
+/* All records are there, and nothing else is. */
+static void start_again(void)
+{
+	uint32_t n = 0, k = 0;
+
+	kio_fault_disarm();
+	count();
+	cleaner_free(cleaner);
+	cleaner = NULL;
+	pager_keep_records(r->pager);
+	found = calloc(N_MOST, sizeof(*found));
+	n_found = 0;
+	for (uint32_t i = 0; i < N_MOST; i++)
+		if (small[i].range && small[i].durable)
+			small[n++].id = small[i].id; /* n <= i */
+		else
+			k++;
+	ck_assert_uint_eq(n + k, N_MOST);
+	end();
+	begin(path);
+	ck_assert_uint_eq(n_found, n);
+	for (uint32_t i = 0; i < n; i++) {
+		for (k = 0; found[k].id != small[i].id; k++)
+			ck_assert_uint_lt(k + 1, n_found);
+		ck_assert_int_eq(look(&found[k]), 0);
+	}
+	memset(small, 0, sizeof(small));
+	for (uint32_t i = 0; i < n; i++) {
+		small[i] = found[i];
+		small[i].durable = 1;
+	}
+	free(found);
 }
 
 /* ---- tests ------------------------------------------------------------------- */
@@ -293,6 +352,162 @@ START_TEST(one_size_is_never_cleaned)
 }
 END_TEST
 
+/* Slots of the other size are taken until there is none: a zone is to be emptied. */
+static uint32_t take_all(int64_t *at)
+{
+	uint32_t n = 0;
+
+	while ((at[n] = kio_store_alloc(stores_disk(r->stores, 0), BIG)) >= 0)
+		ck_assert_uint_lt(++n, N_MOST);
+	return n;
+}
+
+static void save_what_moves(struct saving *all)
+{
+	size_t bytes;
+
+	while (kio_store_victim(stores_disk(r->stores, 0), &bytes)) {
+		for (uint32_t i = 0; i < n_small; i++)
+			if (small[i].range && !small[i].durable &&
+			    small[i].range->n_busy) {
+				ck_assert_int_eq(save_begin(&small[i], &all[i]),
+						 0);
+				small[i].durable = 1;
+			}
+		rig_mem_turn(r);
+	}
+	for (uint32_t i = 0; i < n_small; i++)
+		while (small[i].durable && !all[i].told)
+			rig_mem_turn(r);
+}
+
+/* Its record names the places where it lies, not those that it left. */
+START_TEST(what_moves_becomes_durable)
+{
+	static struct saving all[N_MOST];
+	static int64_t at[N_MOST];
+	uint32_t n, n_durable = 0;
+
+	strcpy(path, "/var/tmp/kvd-clean-XXXXXX");
+	close(mkstemp(path));
+	unlink(path);
+	begin(path);
+	for (n_small = 0; n_small < 110; n_small++)
+		ck_assert_int_eq(make(&small[n_small], SMALL, 4), 0);
+	thin_out(n_small, 4);
+	n = take_all(at);
+	save_what_moves(all);
+	for (uint32_t i = 0; i < n_small; i++) {
+		n_durable += (uint32_t)small[i].durable;
+		ck_assert(!small[i].durable || !all[i].ret);
+	}
+	ck_assert_uint_gt(n_durable, 0);
+	while (n--)
+		kio_store_release(stores_disk(r->stores, 0), (uint64_t)at[n],
+				  BIG);
+	/* over what is nobody's */
+	for (n_big = 0; n_big < 60; n_big++)
+		ck_assert_int_eq(make(&big[n_big], BIG, 1), 0);
+	all_hold(small, n_small);
+	all_hold(big, n_big);
+	start_again();
+	for (n = 0; small[n].range; n++)
+		;
+	ck_assert_uint_eq(n, n_durable);
+	end();
+	unlink(path);
+}
+END_TEST
+
+/* ---- at random ----------------------------------------------------------------- */
+
+/* Its bytes are others from now on. */
+static void change(struct one *o)
+{
+	struct page_run run = run_of(o, PAGE_WRITE);
+	const uint64_t bytes = o->n_pages * range_page_bytes(o->range);
+
+	ck_assert_int_eq(pager_reserve(r->pager, bytes), 0);
+	if (!rig_mem_want(r, &run, 1)) {
+		o->id = ++next_id;
+		rig_mem_fill(&run, o->id);
+		page_unpin(r->pager, &run, 1);
+	}
+	pager_unreserve(r->pager, bytes);
+}
+
+/* No room, or the write that would have made some failed: others go, nothing is lost. */
+static void not_now(int ret)
+{
+	ck_assert(!ret || ret == -ENOSPC || ret == -EIO);
+	n_full += ret == -ENOSPC;
+	for (int i = 0; ret == -ENOSPC && i < 40; i++)
+		let_go(&small[rnd(N_RANDOM)]);
+}
+
+static void one_step(uint32_t page_bytes)
+{
+	struct one *o = &small[rnd(N_RANDOM)];
+	const uint32_t what = rnd(100);
+
+	if (!rnd(20))
+		kio_fault_arm(KIO_FAULT_ONCE,
+			      rnd(2) ? "uring.read" : "uring.write",
+			      1 + rnd(30), EIO);
+	if (!o->range) {
+		not_now(make(o, page_bytes, 1 + rnd(5)));
+	} else if (what < 25) {
+		let_go(o);
+	} else if (what < 50) {
+		not_now(look(o));
+	} else if (o->durable) {
+		rig_mem_turn(r);
+	} else if (what < 65) {
+		change(o);
+	} else if (what < 85) {
+		o->durable = pager_durable(r->pager) && !save(o);
+		n_saved += (uint64_t)o->durable;
+	}
+}
+
+START_TEST(anything_may_happen_meanwhile)
+{
+	static const uint32_t sizes[] = { 32768, BIG, SMALL, 131072 };
+	const char *s = getenv("KVD_SEED");
+	const uint32_t n = getenv("KVD_LONG") ? 60 : 6;
+
+	seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL);
+	printf("seed %llu\n", (unsigned long long)seed);
+	strcpy(path, "/var/tmp/kvd-clean-XXXXXX");
+	close(mkstemp(path));
+	unlink(path);
+	begin(_i ? path : NULL);
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t bytes = sizes[rnd(KV_ARRAY_LEN(sizes))];
+
+		for (uint32_t k = 0; k < 300; k++)
+			one_step(rnd(10) ? bytes : sizes[rnd(4)]);
+		kio_fault_disarm();
+		pager_check(r->pager);
+		kio_store_check(stores_disk(r->stores, 0));
+		if (_i && i % 3 == 2)
+			start_again();
+	}
+	for (uint32_t i = 0; i < N_MOST; i += 8)
+		let_go(&small[i]); /* it may be full, and memory of dirty pages */
+	all_hold(small, N_MOST);
+	count();
+	printf("%llu zones emptied, %llu given up, %.1f MiB moved, %llu ranges "
+	       "saved, %llu times full\n",
+	       (unsigned long long)n_cleaned, (unsigned long long)n_given_up,
+	       (double)moved_bytes / MIB, (unsigned long long)n_saved,
+	       (unsigned long long)n_full);
+	ck_assert_uint_gt(n_cleaned, 0);
+	end();
+	(void)unlink(path);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("clean");
@@ -300,10 +515,13 @@ int main(void)
 	SRunner *sr;
 	int n;
 
-	tcase_set_timeout(t, 120);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	tcase_set_timeout(t, 600);
 	tcase_add_test(t, another_size_finds_room);
 	tcase_add_test(t, records_move_and_stay);
 	tcase_add_test(t, one_size_is_never_cleaned);
+	tcase_add_test(t, what_moves_becomes_durable);
+	tcase_add_loop_test(t, anything_may_happen_meanwhile, 0, 2);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

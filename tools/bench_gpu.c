@@ -11,15 +11,14 @@
 #include <string.h>
 #include "kvd/base/loop.h"
 #include "kvd/mem/copy.h"
-#include "kvd/mem/vmm_cuda.h"
 
-#define N_CALLS	    64u /* of each kind, for their costs */
-#define HEADS	    64u
-#define KV_HEADS    8u
-#define DIM	    128u
-#define PAGE_TOKENS 128u
-#define TOKEN_BYTES (2ull * KV_HEADS * DIM * 2) /* K and V */
-#define READ_BLOCKS 1056u /* 8 for each of 132 multiprocessors */
+#define LEAST_NS      2000000u /* of work queued for one wait */
+#define MOST_PER_WAIT 1024u
+#define HEADS	      64u
+#define KV_HEADS      8u
+#define DIM	      128u
+#define PAGE_TOKENS   128u
+#define TOKEN_BYTES   (2ull * KV_HEADS * DIM * 2) /* K and V */
 
 int gpu_failed(const struct gpu *g, const char *what, int result)
 {
@@ -27,7 +26,7 @@ int gpu_failed(const struct gpu *g, const char *what, int result)
 			  cuda_error_name(g->cu, result));
 }
 
-static struct cuda_mem_prop prop_of(const struct gpu *g)
+struct cuda_mem_prop gpu_mem_prop(const struct gpu *g)
 {
 	return (struct cuda_mem_prop){
 		.type = CUDA_ALLOCATION_PINNED,
@@ -39,7 +38,7 @@ static struct cuda_mem_prop prop_of(const struct gpu *g)
 
 int gpu_block_new(const struct gpu *g, struct gpu_block *m, size_t n)
 {
-	const struct cuda_mem_prop prop = prop_of(g);
+	const struct cuda_mem_prop prop = gpu_mem_prop(g);
 	const struct cuda_access rw = { prop.location, CUDA_PROT_READWRITE };
 	int r;
 
@@ -98,67 +97,6 @@ int gpu_upload(const struct gpu *g, struct gpu_block *m, const void *src,
 	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
 }
 
-/* ---- what calls cost -------------------------------------------------------------- */
-
-enum { CREATE, MAP, ACCESS, UNMAP, RELEASE, N_COSTS };
-
-/* One page through all of them: microseconds. */
-static int one_page(const struct gpu *g, cuda_ptr at, double *us)
-{
-	const struct cuda_mem_prop prop = prop_of(g);
-	const struct cuda_access rw = { prop.location, CUDA_PROT_READWRITE };
-	uint64_t t[N_COSTS + 1];
-	cuda_mem mem;
-	int r;
-
-	t[0] = clock_ns();
-	r = g->cu->create(&mem, g->page_bytes, &prop, 0);
-	t[1] = clock_ns();
-	if (r)
-		return gpu_failed(g, "cuMemCreate", r);
-	r = g->cu->map(at, g->page_bytes, 0, mem, 0);
-	t[2] = clock_ns();
-	if (!r)
-		r = g->cu->set_access(at, g->page_bytes, &rw, 1);
-	t[3] = clock_ns();
-	if (!r)
-		r = g->cu->unmap(at, g->page_bytes);
-	t[4] = clock_ns();
-	if (!r)
-		r = g->cu->release(mem);
-	t[5] = clock_ns();
-	if (r)
-		return gpu_failed(g, "mapping", r);
-	for (int i = 0; i < N_COSTS; i++)
-		us[i] = (double)(t[i + 1] - t[i]) * 1e-3;
-	return 0;
-}
-
-static int call_costs(struct gpu *g)
-{
-	static const char *const names[N_COSTS] = { "create", "map",
-						    "set_access", "unmap",
-						    "release" };
-	double us[N_COSTS][N_CALLS], one[N_COSTS];
-	cuda_ptr at;
-	int r = g->cu->reserve(&at, N_CALLS * g->page_bytes, 0, 0, 0);
-
-	if (r)
-		return gpu_failed(g, "cuMemAddressReserve", r);
-	for (uint32_t i = 0; i < N_CALLS; i++) {
-		r = one_page(g, at + i * g->page_bytes, one);
-		if (r)
-			return r;
-		for (int k = 0; k < N_COSTS; k++)
-			us[k][i] = one[k];
-	}
-	for (int k = 0; k < N_COSTS; k++)
-		bench_put(g->b, bench_quantile(us[k], N_CALLS, 0.5), "us",
-			  "gpu.map.%s_us", names[k]);
-	(void)g->cu->unreserve(at, N_CALLS * g->page_bytes);
-	return 0;
-}
-
 struct told {
 	struct wait wait;
 	int is_done, ret;
@@ -172,50 +110,21 @@ static void on_done(struct wait *w, int ret)
 	t->ret = ret;
 }
 
-static int op_run(struct loop *l, struct vmm *v, struct vmm_op op)
+int gpu_per_wait(double (*run)(void *), void *arg, uint32_t *n)
 {
-	struct told t = { .wait = { on_done } };
-
-	op.waiter = &t.wait;
-	vmm_start(v, &op);
-	while (!t.is_done)
-		if (loop_turn(l, 1000) < 0)
-			abort();
-	return t.ret;
-}
-
-/* Pages by the daemon's own way: from the pool, as one run. */
-static int run_cost(struct gpu *g, struct loop *l)
-{
-	const uint64_t n = KV_MIN(N_CALLS, g->n_free / 4 / g->page_bytes);
-	const struct vmm_conf conf = { .api = g->cu,
-				       .loop = l,
-				       .device = g->dev,
-				       .budget_bytes = n * g->page_bytes,
-				       .frame_bytes = g->page_bytes,
-				       .pool_frames = (uint32_t)n };
-	struct vmm_op op = { .verb = VMM_MAP, .n = n };
-	struct vmm *v;
 	uint64_t t0;
-	int ret = vmm_open(&v, &conf);
 
-	if (ret)
-		return bench_fail(ret, "gpu: vmm: %s", strerror(-ret));
-	ret = vmm_space_open(&op.space, v, 1, g->page_bytes, n);
-	if (!ret) {
-		vmm_settle(v);
+	*n = 1;
+	if (run(arg) < 0) /* the first is not like the others */
+		return -EIO;
+	for (;;) {
 		t0 = clock_ns();
-		ret = op_run(l, v, op);
-		if (!ret)
-			bench_put(g->b,
-				  (double)(clock_ns() - t0) * 1e-3 / (double)n,
-				  "us", "gpu.map.run_us");
-		op.verb = VMM_DROP;
-		(void)op_run(l, v, op); /* only if it is lost */
-		vmm_space_close(op.space);
+		if (run(arg) < 0)
+			return -EIO;
+		if (clock_ns() - t0 >= LEAST_NS || *n >= MOST_PER_WAIT)
+			return 0;
+		*n *= 2;
 	}
-	vmm_close(v);
-	return ret ? bench_fail(ret, "gpu: map: %s", strerror(-ret)) : 0;
 }
 
 /* ---- copies ------------------------------------------------------------------------ */
@@ -324,6 +233,7 @@ struct attn {
 	struct gpu_attn a;
 	struct gpu_read read;
 	uint64_t n_bytes; /* of K and V */
+	uint32_t n_attn, n_read; /* launches for each wait */
 	struct gpu_block kv, q, spans, parts, rows, room, out;
 };
 
@@ -332,22 +242,29 @@ static double attn_run(void *arg)
 {
 	struct attn *t = arg;
 	const uint64_t t0 = clock_ns();
+	int ret = 0;
 
-	if (kern_gpu_attn(t->g->kern, KERN_BF16, &t->a, t->g->st) ||
-	    t->g->cu->stream_sync(t->g->st))
+	for (uint32_t i = 0; i < t->n_attn && !ret; i++)
+		ret = kern_gpu_attn(t->g->kern, KERN_BF16, &t->a, t->g->st);
+	if (ret || t->g->cu->stream_sync(t->g->st))
 		return -1;
-	return (double)t->n_bytes / (double)(clock_ns() - t0);
+	return (double)t->n_attn * (double)t->n_bytes /
+	       (double)(clock_ns() - t0);
 }
 
 static double read_run(void *arg)
 {
 	struct attn *t = arg;
 	const uint64_t t0 = clock_ns();
+	int ret = 0;
 
-	if (kern_gpu_read(t->g->kern, &t->read, READ_BLOCKS, t->g->st) ||
-	    t->g->cu->stream_sync(t->g->st))
+	for (uint32_t i = 0; i < t->n_read && !ret; i++)
+		ret = kern_gpu_read(t->g->kern, &t->read, GPU_READ_BLOCKS,
+				    t->g->st);
+	if (ret || t->g->cu->stream_sync(t->g->st))
 		return -1;
-	return (double)t->n_bytes / (double)(clock_ns() - t0);
+	return (double)t->n_read * (double)t->n_bytes /
+	       (double)(clock_ns() - t0);
 }
 
 /* Lists, their plan and the arguments: one span for each row. */
@@ -413,9 +330,10 @@ static int attn_new(struct attn *t, uint32_t batch, uint32_t tokens,
 		ret = gpu_block_new(t->g, &t->room,
 				    n_parts * (row * 4 + HEADS * 8));
 	if (!ret)
-		ret = gpu_block_new(t->g, &t->out,
-				    KV_MAX(batch * (row * 4 + HEADS * 8),
-					   READ_BLOCKS * GPU_THREADS * 4ull));
+		ret = gpu_block_new(
+			t->g, &t->out,
+			KV_MAX(batch * (row * 4 + HEADS * 8),
+			       GPU_READ_BLOCKS * GPU_THREADS * 4ull));
 	if (!ret)
 		ret = attn_lists(t, batch, tokens);
 	t->read = (struct gpu_read){ t->kv.at, t->n_bytes / 16, t->out.at };
@@ -456,6 +374,10 @@ static int attn_shape(struct gpu *g, uint32_t batch, uint32_t tokens,
 				   { .run = attn_run, .arg = &t } };
 	int ret = attn_new(&t, batch, tokens, noise);
 
+	if (!ret)
+		ret = gpu_per_wait(attn_run, &t, &t.n_attn);
+	if (!ret)
+		ret = gpu_per_wait(read_run, &t, &t.n_read);
 	if (!ret)
 		ret = bench_rounds(s, 2, 3, g->b->quick ? 0.5 : 3);
 	if (!ret) {
@@ -525,7 +447,7 @@ static int start(struct gpu *g)
 		r = g->cu->ctx_set(g->ctx);
 	if (!r)
 		r = g->cu->stream_new(&g->st, CUDA_STREAM_NON_BLOCKING, 0);
-	prop = prop_of(g);
+	prop = gpu_mem_prop(g);
 	if (!r)
 		r = g->cu->granularity(&least, &prop, CUDA_GRANULARITY_MINIMUM);
 	if (!r)
@@ -533,7 +455,7 @@ static int start(struct gpu *g)
 	if (r)
 		return gpu_failed(g, "start", r);
 	g->page_bytes = KV_ALIGN_UP(2 * MIB, least);
-	if (g->n_free < 8 * N_COSTS * g->page_bytes)
+	if (g->n_free < 40 * g->page_bytes)
 		g->page_bytes = least;
 	r = kern_gpu_open(&g->kern, g->cu, NULL);
 	return r == -ENOTSUP ? 0 : r;
@@ -561,9 +483,7 @@ int bench_gpu(struct bench *b)
 		ret = bench_gpu_pages(&g);
 		goto out;
 	}
-	ret = call_costs(&g);
-	if (!ret)
-		ret = run_cost(&g, l);
+	ret = bench_gpu_map(&g, l);
 	if (!ret)
 		ret = copies(&g, l);
 	if (!ret)

@@ -7,6 +7,7 @@
 #define TOOLS_BENCH_GPU_H
 
 #include "kernels/gpu.h"
+#include "kvd/base/loop.h"
 #include "tools/bench.h"
 
 #define MIB (1ull << 20)
@@ -21,6 +22,15 @@ struct gpu {
 	size_t page_bytes; /* 2 MiB, or what the device wants */
 	size_t n_free;
 };
+
+#define GPU_READ_BLOCKS 1056u /* 8 for each of 132 multiprocessors */
+
+/*
+ * A wait costs what a short kernel does: how many launches run(arg) is to queue for one,
+ * which it takes from *n, so that they are 2 ms at least. 0, -EIO.
+ */
+int gpu_per_wait(double (*run)(void *), void *arg, uint32_t *n);
+struct cuda_mem_prop gpu_mem_prop(const struct gpu *g);
 
 /* A CUresult, said on stderr; -errno. */
 int gpu_failed(const struct gpu *g, const char *what, int result);
@@ -40,6 +50,8 @@ int gpu_block_fill(const struct gpu *g, const struct gpu_block *m,
 int gpu_upload(const struct gpu *g, struct gpu_block *m, const void *src,
 	       size_t n);
 
+/* bench_gpu_map.c: calls that map, runs of pages, managed memory. */
+int bench_gpu_map(struct gpu *g, struct loop *l);
 /* bench_gpu_pages.c: layers per page x tokens per page. */
 int bench_gpu_pages(struct gpu *g);
 /* bench_gpu_prefill.c: attention of a prompt over matrix products. */

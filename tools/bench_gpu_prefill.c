@@ -17,6 +17,8 @@
 struct prefill {
 	struct gpu *g;
 	uint32_t n, heads, kv_heads, dim;
+	int is_wide; /* by kern_gpu_attn_wide() */
+	struct kern_gpu_window window;
 	struct gpu_attn a;
 	struct kern_gpu_plan plan;
 	struct gpu_block kv, q, out, state, room, span, parts, tiles, rows;
@@ -28,9 +30,12 @@ static double prefill_run(void *arg)
 	struct prefill *p = arg;
 	const double pairs = (double)p->n * (p->n + 1) / 2;
 	const uint64_t t0 = clock_ns();
+	const int ret = p->is_wide ? kern_gpu_attn_wide(p->g->kern, &p->window,
+							&p->a, p->g->st)
+				   : kern_gpu_attn(p->g->kern, KERN_BF16, &p->a,
+						   p->g->st);
 
-	if (kern_gpu_attn(p->g->kern, KERN_BF16, &p->a, p->g->st) ||
-	    p->g->cu->stream_sync(p->g->st))
+	if (ret || p->g->cu->stream_sync(p->g->st))
 		return -1;
 	return 4.0 * p->heads * p->dim * pairs / (double)(clock_ns() - t0) *
 	       1e-3;
@@ -77,6 +82,7 @@ static int plan(struct prefill *p)
 
 	k->max_parts = KV_MIN(most, 1u << 20);
 	k->max_tiles = p->n;
+	k->tile_rows = p->is_wide ? GPU_WIDE_ROWS : 0;
 	k->parts = calloc(k->max_parts, sizeof(*k->parts));
 	k->tiles = calloc(k->max_tiles, sizeof(*k->tiles));
 	k->rows = calloc(p->n, sizeof(*k->rows));
@@ -117,6 +123,9 @@ static int prefill_memory(struct prefill *p, const void *noise)
 		ret = gpu_block_new(p->g, &p->out, p->n * row * 4);
 	if (!ret)
 		ret = gpu_block_new(p->g, &p->state, p->n * p->heads * 8ull);
+	if (!ret && p->is_wide)
+		ret = kern_gpu_window(p->g->kern, p->g->dev, KERN_BF16, p->dim,
+				      p->kv.at, p->kv.n, &p->window);
 	if (!ret)
 		ret = plan(p);
 	if (!ret && p->plan.n_parts)
@@ -208,26 +217,51 @@ static void product_free(struct product *p)
 
 /* ---- both ------------------------------------------------------------------------- */
 
-static int one_length(struct prefill *p, struct product *m, const void *noise,
-		      double *worst)
+/* The worst ratio so far of each way: by mma, by wgmma. */
+struct worst {
+	double mma, wide;
+};
+
+static void put(struct prefill *p, const struct bench_side *s,
+		const struct bench_side *product, double *worst)
 {
-	struct bench_side s[2] = { { .run = product_run, .arg = m },
-				   { .run = prefill_run, .arg = p } };
-	int ret = prefill_memory(p, noise);
+	const char *name = p->is_wide ? "prefill_wide" : "prefill";
+	const double ratio = bench_ratio(s, product);
 
+	bench_put(p->g->b, bench_median(s), "TFLOP/s",
+		  "gpu.attention.%s.t%u.tflop_s", name, p->n);
+	bench_put(p->g->b, ratio, "ratio", "gpu.attention.%s.t%u.gemm_ratio",
+		  name, p->n);
+	*worst = KV_MIN(*worst, ratio);
+}
+
+static int one_length(struct prefill *p, struct product *m, const void *noise,
+		      struct worst *worst)
+{
+	struct prefill w = *p;
+	struct bench_side s[3] = { { .run = product_run, .arg = m },
+				   { .run = prefill_run, .arg = p },
+				   { .run = prefill_run, .arg = &w } };
+	int ret = prefill_memory(p, noise), wide;
+
+	w.is_wide = 1;
+	wide = ret ? ret : prefill_memory(&w, noise);
+	if (wide == -ENOTSUP)
+		bench_note("gpu.attention.prefill_wide skipped: no Hopper, or "
+			   "no kernels for it");
+	else if (wide)
+		ret = wide;
 	if (!ret)
-		ret = bench_rounds(s, 2, 3, p->g->b->quick ? 0.3 : 3);
+		ret = bench_rounds(s, wide ? 2 : 3, 3,
+				   p->g->b->quick ? 0.3 : 3);
 	if (!ret) {
-		const double ratio = bench_ratio(&s[1], &s[0]);
-
 		bench_put(p->g->b, bench_median(&s[0]), "TFLOP/s",
 			  "gpu.gemm.t%u.tflop_s", p->n);
-		bench_put(p->g->b, bench_median(&s[1]), "TFLOP/s",
-			  "gpu.attention.prefill.t%u.tflop_s", p->n);
-		bench_put(p->g->b, ratio, "ratio",
-			  "gpu.attention.prefill.t%u.gemm_ratio", p->n);
-		*worst = KV_MIN(*worst, ratio);
+		put(p, &s[1], &s[0], &worst->mma);
 	}
+	if (!ret && !wide)
+		put(&w, &s[2], &s[0], &worst->wide);
+	prefill_free(&w);
 	prefill_free(p);
 	return ret;
 }
@@ -236,7 +270,7 @@ static int lengths(struct gpu *g, struct product *m, const void *noise)
 {
 	static const uint32_t n[] = { 8192, 16384, 32768 };
 	const int is_small = g->n_free < 1024 * MIB;
-	double worst = 1e9;
+	struct worst worst = { 1e9, 1e9 };
 	int ret = 0;
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(n) && !ret; i++) {
@@ -250,9 +284,12 @@ static int lengths(struct gpu *g, struct product *m, const void *noise)
 			break;
 		ret = one_length(&p, m, noise, &worst);
 	}
-	if (!ret && worst < 1e9)
-		bench_put(g->b, worst, "ratio",
+	if (!ret && worst.mma < 1e9)
+		bench_put(g->b, worst.mma, "ratio",
 			  "gpu.attention.prefill.gemm_ratio");
+	if (!ret && worst.wide < 1e9)
+		bench_put(g->b, worst.wide, "ratio",
+			  "gpu.attention.prefill_wide.gemm_ratio");
 	return ret;
 }
 

@@ -139,6 +139,8 @@ START_TEST(gpu_prints_its_lines)
 		"gpu.map.unmap_us",
 		"gpu.map.release_us",
 		"gpu.map.run_us",
+		"gpu.managed.run_us",
+		"gpu.managed.run_ratio",
 		"gpu.copy.h2d.gb_s",
 		"gpu.copy.h2d.link_ratio",
 		"gpu.copy.d2h.gb_s",

@@ -191,7 +191,7 @@ help:
 	@echo "make lint       format, layers, sizes, headers, man pages"
 	@echo "make fuzz       FUZZ_SECONDS=60 for each input from outside; CLANG=clang"
 	@echo "make install    PREFIX=/usr/local DESTDIR="
-	@echo "make gpu-check  what only a GPU can tell; NVCC= builds without kernels for it"
+	@echo "make gpu-check  what only a GPU can tell (skipped without one); gpu-pack: to carry it to one"
 	@echo "SAN=asan|ubsan|tsan builds into build/SAN; V=1 shows commands"
 
 -include $(shell find $(B) -name "*.d" -type f 2>/dev/null)

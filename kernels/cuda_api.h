@@ -157,6 +157,7 @@ enum {
 	CUDA_ATTR_MANAGED = 83, /* managed memory */
 	CUDA_ATTR_MANAGED_CONCURRENT = 89, /* while kernels run */
 	CUDA_ATTR_VMM = 102, /* virtual memory management */
+	CUDA_ATTR_RDMA_VMM = 110, /* cuda_mem_prop.rdma */
 	CUDA_ATTR_POSIX_FD = 103, /* handles as file descriptors */
 };
 

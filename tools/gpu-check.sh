@@ -171,7 +171,7 @@ stage pages "$kvbench" gpu --pages
 if python3 -c 'import torch' 2>/dev/null; then
 	# its libraries are torch's own business
 	stage sdpa env LD_LIBRARY_PATH="$given" python3 "$sdpa"
-else
+elif wanted sdpa; then
 	printf '%-28s %-14s\n' sdpa 'no torch' | tee -a "$out/table"
 fi
 # the main job with all KV on the device, and a budget that pages

@@ -146,11 +146,15 @@ void device_info(struct device *d, struct device_info *out)
 
 static int open_vmm(struct device *d, char *err, size_t err_len)
 {
+	const char *lib = d->conf.direct;
+	const int is_direct = lib && d->conf.has_disk &&
+			      gds_is_there(strcmp(lib, "auto") ? lib : NULL);
 	const struct vmm_conf vc = {
 		.api = d->conf.api,
 		.loop = d->conf.loop,
 		.kind = d->conf.kind,
 		.share = d->conf.share,
+		.reach = is_direct ? VMM_DIRECT : VMM_LOCAL,
 		.device = d->conf.index,
 		.budget_bytes = d->conf.budget_bytes,
 		.pool_frames = POOL_FRAMES,

@@ -65,11 +65,16 @@ struct gds_file {
 	void *handle;
 };
 
+int gds_is_there(const char *library)
+{
+	return library || !access(NVFS, R_OK);
+}
+
 static int load(struct gds *g, const char *library, char *why, size_t why_len)
 {
 	void *lib, *p;
 
-	if (!library && access(NVFS, R_OK)) {
+	if (!gds_is_there(library)) {
 		(void)snprintf(why, why_len, "no %s", NVFS);
 		return -ENOENT;
 	}

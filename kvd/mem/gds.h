@@ -24,6 +24,8 @@ struct gds_conf {
 	const char *library;
 	const void *image; /* kernels; NULL: the binary's */
 };
+/* Would gds_open() of that library try? 0: there is no nvidia-fs. */
+int gds_is_there(const char *library);
 /*
  * why gets one line, found or not. -ENOENT no library, or no nvidia-fs; -ENOSYS it lacks
  * a call; -ENODEV it refuses; -ENOTSUP no kernels; -ENOMEM.

@@ -628,8 +628,8 @@ static int has(struct vmm *v, int attr)
 static int probe(struct vmm *v)
 {
 	const struct cuda_api *cu = v->cu;
+	int ret, rdma = -ENOTSUP; /* without it reads go another way */
 	size_t least = 0;
-	int ret;
 
 	ret = vmm_result(v, "cuDeviceGet",
 			 cu->device_get(&v->dev, v->conf.device));
@@ -638,6 +638,8 @@ static int probe(struct vmm *v)
 	if (!ret && v->conf.share == VMM_SHAREABLE)
 		ret = v->conf.kind == VMM_MANAGED ? -ENOTSUP
 						  : has(v, CUDA_ATTR_POSIX_FD);
+	if (!ret && v->conf.reach == VMM_DIRECT)
+		rdma = has(v, CUDA_ATTR_RDMA_VMM);
 	if (!ret)
 		ret = vmm_result(v, "cuDevicePrimaryCtxRetain",
 				 cu->ctx_retain(&v->ctx, v->dev));
@@ -649,6 +651,7 @@ static int probe(struct vmm *v)
 					? CUDA_HANDLE_POSIX_FD
 					: 0,
 		.location = { CUDA_LOCATION_DEVICE, v->dev },
+		.rdma = !rdma,
 	};
 	v->access =
 		(struct cuda_access){ v->prop.location, CUDA_PROT_READWRITE };

@@ -58,10 +58,17 @@ enum vmm_share {
 	VMM_SHAREABLE, /* VMM_EXPORT works; not with VMM_MANAGED */
 };
 
+/* Who else may reach frames by their addresses on the bus. */
+enum vmm_reach {
+	VMM_LOCAL,
+	VMM_DIRECT, /* disks (GPUDirect), if the device can */
+};
+
 struct vmm_conf {
 	const struct cuda_api *api; /* outlives the vmm */
 	enum vmm_kind kind;
 	enum vmm_share share;
+	enum vmm_reach reach;
 	struct loop *loop;
 	int device;
 	uint64_t budget_bytes; /* of all frames */

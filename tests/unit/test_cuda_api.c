@@ -81,6 +81,10 @@ static_assert(
 	CUDA_ATTR_POSIX_FD ==
 		(int)CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
 	"");
+static_assert(
+	CUDA_ATTR_RDMA_VMM ==
+		(int)CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED,
+	"");
 static_assert(sizeof(struct cuda_ipc) == sizeof(CUipcMemHandle), "");
 static_assert(sizeof(struct cuda_ipc) == sizeof(CUipcEventHandle), "");
 static_assert(CUDA_EVENT_INTERPROCESS == (int)CU_EVENT_INTERPROCESS, "");

@@ -196,6 +196,24 @@ START_TEST(a_failed_map_holds_nothing)
 }
 END_TEST
 
+/* For disks only where it is asked for. */
+START_TEST(frames_that_disks_can_reach)
+{
+	struct vmm_conf c = { .budget_bytes = MIB, .pool_frames = 2 };
+	struct fake_stats st;
+
+	for (int i = 0; i < 2; i++) {
+		c.reach = i ? VMM_DIRECT : VMM_LOCAL;
+		ck_assert_int_eq(rig_vmm_open(&r, 8 * MIB, c), 0);
+		vmm_settle(r.vmm);
+		r.ctl.stats(&st);
+		ck_assert_uint_eq(st.n_rdma, i ? st.n_handles : 0);
+		ck_assert_uint_gt(st.n_handles, 0);
+		rig_vmm_close(&r);
+	}
+}
+END_TEST
+
 START_TEST(openings_that_are_refused)
 {
 	struct vmm_space *s;
@@ -749,6 +767,7 @@ int main(void)
 	tcase_add_test(t, another_tenant_finds_zeroes);
 	tcase_add_test(t, the_budget_is_hard);
 	tcase_add_test(t, a_failed_map_holds_nothing);
+	tcase_add_test(t, frames_that_disks_can_reach);
 	tcase_add_test(t, openings_that_are_refused);
 	tcase_add_test(t, frames_go_when_the_kernel_is_over);
 	tcase_add_test(t, pages_come_back_when_the_kernel_is_over);

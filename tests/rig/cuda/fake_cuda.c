@@ -494,6 +494,7 @@ int cuMemCreate(cuda_mem *out, size_t n, const struct cuda_mem_prop *prop,
 		return fake_leave(CUDA_OUT_OF_MEMORY);
 	}
 	fake.used += n;
+	fake.st.n_rdma += prop->rdma;
 	fake.st.n_handles++;
 	*out = (uintptr_t)m;
 	return fake_leave(CUDA_OK);

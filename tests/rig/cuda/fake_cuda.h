@@ -27,6 +27,7 @@ struct fake_stats {
 	uint64_t used_bytes; /* device memory of handles that live */
 	uint32_t n_handles, n_maps, n_reserved;
 	uint32_t n_streams, n_events, n_pinned; /* host_register, host_alloc */
+	uint32_t n_rdma; /* handles made for GPUDirect */
 	uint32_t n_pageable; /* copies from or to memory that is not pinned */
 	/* unmapped while a queued operation would use it, or mapped twice */
 	uint32_t n_violations;

@@ -529,7 +529,8 @@ static void stuck(struct move *op)
 		 pg->range->pager->name,
 		 (unsigned long long)(pg->range->first + page_index(pg)));
 	park_read_end(pg);
-	page_release_slot(pg);
+	if (!pg->range->durable) /* else it goes with its record */
+		page_release_slot(pg);
 	pg->lost_err = -EIO;
 	page_set_state(pg, PAGE_LOST);
 	stat_add(pg->range->pager->st_lost, 1);

@@ -335,6 +335,68 @@ START_TEST(what_is_on_disk_is_checked)
 }
 END_TEST
 
+static int n_told;
+
+static void on_persisted(struct wait *w, int ret)
+{
+	(void)w;
+	ck_assert_int_eq(ret, 0);
+	n_told++;
+}
+
+static void persist(struct range *range)
+{
+	struct range_persist p = { .wait.done = on_persisted,
+				   .range = range,
+				   .key = { 1, 2 },
+				   .meta = "x",
+				   .meta_bytes = 1 };
+
+	n_told = 0;
+	ck_assert_int_eq(range_persist(&p), 0);
+	while (!n_told)
+		rig_dev_turn(r);
+}
+
+/* A page of a durable range that has no way back: its slot goes with the record. */
+START_TEST(a_stuck_address_keeps_no_slot)
+{
+	char path[] = "/var/tmp/kvd-stuck-XXXXXX";
+	struct rig_dev_options o = small();
+	struct kio_store_info info;
+	struct kio_store *disk;
+	struct range *range;
+	int n_lost = 0;
+
+	ck_assert_int_ge(close(mkstemp(path)), 0);
+	ck_assert_int_eq(unlink(path), 0);
+	o.store = path;
+	range = open_small(o);
+	ck_assert_int_eq(work(range), 0);
+	persist(range);
+	disk = stores_disk(r->stores, 0);
+	r->ctl.arm(FAKE_ONCE, "cuMemUnmap", 1, errors[0]);
+	r->armed = 1;
+	for (uint32_t k = 0; k < 4 * N_PAGES && !n_lost; k++)
+		n_lost += touch(range, k % N_PAGES, 0) && range_lost(range);
+	r->ctl.arm(FAKE_OFF, "", 0, 0);
+	ck_assert_int_eq(n_lost, 1);
+	clock_set(clock_ns() + 3000000000ull);
+	rig_dev_settle(r);
+	range_free(range);
+	do {
+		rig_dev_turn(r);
+		kio_store_info(disk, &info);
+	} while (info.pending_bytes);
+	rig_dev_settle(r);
+	kio_store_info(disk, &info);
+	ck_assert_uint_eq(info.slot_bytes, 0);
+	rig_dev_close(r);
+	clock_set(0);
+	(void)unlink(path);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("device_fault");
@@ -352,6 +414,7 @@ int main(void)
 	tcase_add_loop_test(t, a_copy_fails, 0, 2);
 	tcase_add_loop_test(disk, the_disk_fails, 0, 2);
 	tcase_add_loop_test(disk, what_is_on_disk_is_checked, 0, 2);
+	tcase_add_test(disk, a_stuck_address_keeps_no_slot);
 	suite_add_tcase(s, t);
 	suite_add_tcase(s, disk);
 	sr = srunner_create(s);

@@ -345,13 +345,18 @@ static void undo(struct page_want *w, uint32_t n)
 	}
 }
 
+static int is_unmapped(const struct page *pg)
+{
+	return pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING;
+}
+
 static int add_wait(struct page *pg, struct page_want *w)
 {
 	struct page_wait *pw = malloc(sizeof(*pw));
 
 	if (!pw)
 		return -ENOMEM;
-	if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
+	if (!w->ahead && is_unmapped(pg))
 		pg->range->pager->n_map_waits_total++;
 	pw->want = w;
 	list_init(&pw->node);
@@ -401,6 +406,16 @@ int page_want(struct pager *p, struct page_want *w)
 	EACH_PAGE(pg, w->runs, w->n_runs)
 	page_fetch(pg, w->prio);
 	return 0;
+}
+
+void page_want_waits(struct page_want *w)
+{
+	struct page *pg;
+
+	EACH_PAGE(pg, w->runs, w->n_runs)
+	if (w->ahead && is_unmapped(pg))
+		pg->range->pager->n_map_waits_total++;
+	w->ahead = 0;
 }
 
 void page_want_cancel(struct pager *p, struct page_want *w)

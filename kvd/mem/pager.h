@@ -186,11 +186,14 @@ struct page_want {
 	struct page_run *runs;
 	uint32_t n_runs;
 	enum want_prio prio;
+	int ahead; /* 1: nobody waits yet, so no wait for a mapping is counted */
 	uint32_t n_missing; /* the pager's: pages not yet there */
 	uint32_t n_read; /* out: pages that came from the lower tier */
 	int ret; /* the pager's */
 	struct loop_call call; /* the pager's */
 };
+/* One that was asked for ahead is waited for now. */
+void page_want_waits(struct page_want *w);
 /*
  * Make all pages of the runs resident and pinned, all or nothing. An EMPTY page
  * becomes a frame of zeros. Returns 1 when they are already (then wait is not told), 0
@@ -250,7 +253,7 @@ struct pager_info {
 	uint64_t n_empty, n_dirty, n_clean, n_lower, n_in_flight, n_lost;
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
 	uint64_t read_bytes_total, written_bytes_total, n_lost_total;
-	uint64_t n_map_waits_total; /* a want found a page without a frame */
+	uint64_t n_map_waits_total; /* somebody waited for a frame of zeros */
 	/* st_blocks * 512 of the space files; with a device: pages with frames */
 	uint64_t file_bytes;
 	uint64_t host_bytes, host_dirty_bytes; /* device.h: in the host pool */

@@ -462,6 +462,8 @@ static int ask(struct gen *g, uint64_t from, uint64_t to)
 	g->want.runs = runs;
 	g->want.n_runs = n;
 	g->want.wait.done = want_done;
+	/* nor does an append wait for what the request begins with */
+	g->want.ahead = g->state != GEN_WANT || (!g->n_pinned && !g->windowed);
 	ret = n ? page_want(g->tenant->pager, &g->want) : 1;
 	g->wanting = !ret;
 	if (ret > 0)
@@ -477,8 +479,10 @@ static void want_pages(struct gen *g, uint64_t from, uint64_t to)
 	int ret;
 
 	g->state = GEN_WANT;
-	if (g->wanting)
-		return; /* on their way */
+	if (g->wanting) { /* on their way */
+		page_want_waits(&g->want);
+		return;
+	}
 	ret = ask(g, from, to);
 	if (ret > 0)
 		gen_pages_in(g);

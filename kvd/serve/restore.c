@@ -234,6 +234,7 @@ static int ask_all(struct restore *r)
 		int ret;
 
 		s->want.prio = i < r->n_start ? WANT_STEP : WANT_NEXT;
+		s->want.ahead = 1; /* what the request begins with */
 		ret = page_want(pager_of(r), &s->want);
 		if (ret < 0)
 			return ret;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include "libkvclient/kvclient.h"
 #include "tests/rig/daemon.h"
+#include "tests/rig/questions.h"
 
 START_TEST(budgets_and_bad_calls_are_refused)
 {
@@ -121,6 +122,123 @@ START_TEST(a_call_that_waits_can_be_cancelled)
 }
 END_TEST
 
+/* ---- frames come before they are needed ------------------------------------- */
+
+static int64_t of_pages(struct kvc *c, const char *key)
+{
+	char *text, *at;
+	int64_t n;
+
+	ck_assert_int_ge(kvc_query(c, "pages", "", &text), 0);
+	at = strstr(text, key);
+	ck_assert_msg(at != NULL, "no %s in %s", key, text);
+	n = strtoll(at + strlen(key), NULL, 10);
+	free(text);
+	return n;
+}
+
+static int64_t map_waits(struct kvc *c)
+{
+	return of_pages(c, "\"map_waits_total\":");
+}
+
+static int64_t mapped(struct kvc *c)
+{
+	return of_pages(c, "\"mapped_total\":");
+}
+
+static struct rig_daemon *start_with_model(struct kvc **c)
+{
+	struct rig_daemon *d;
+	char conf[512];
+
+	snprintf(conf, sizeof(conf),
+		 "[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = 64M\ndisk = 64M\n",
+		 rig_data_dir(), getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	*c = rig_join(d->socket);
+	return d;
+}
+
+/*
+ * The client takes its time: then each page has a frame when its first row comes, but
+ * for the first of a segment, which is not there before.
+ */
+START_TEST(an_append_finds_its_frame)
+{
+	const struct kv_geometry g = {
+		.n_layers = 1, .n_heads = 32, .n_kv_heads = 32, .head_dim = 128
+	};
+	const uint32_t n = 1024, each = 16, segment = 256;
+	struct kv_attend_item *it;
+	struct rig_daemon *d;
+	struct kvc *c;
+	char *rows;
+
+	d = start_with_model(&c);
+	it = kvc_alloc(c, sizeof(*it));
+	rows = kvc_alloc(c, each * 32 * 128 * 4);
+	memset(rows, 0, each * 32 * 128 * 4);
+	*it = (struct kv_attend_item){ .n_tokens = each,
+				       .q_off = KV_NO_OFF,
+				       .o_off = KV_NO_OFF };
+	it->k_off = it->v_off = kvc_off(c, rows);
+	it->seq = (uint32_t)kvc_seq_new(c, kvc_geometry(c, &g), n);
+	for (it->pos = 0; it->pos < n; it->pos += each) {
+		ck_assert_int_eq(kvc_append(c, it, 1, 0, 0), 0);
+		while (of_pages(c, "\"in_flight\":"))
+			(void)usleep(200);
+		ck_assert_int_le(map_waits(c),
+				 1 + (int64_t)(it->pos / segment));
+	}
+	ck_assert_int_ge(mapped(c), 3 * n / segment);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
+/* Several answers, each over many pages that are mapped while it grows. */
+START_TEST(a_decode_finds_its_frame)
+{
+	const struct kvc_part part = { .kind = KV_PART_TEXT, .text = "the" };
+	const struct kvc_generate q = { .parts = &part,
+					.n_parts = 1,
+					.temperature = 1,
+					.flags = KV_GEN_IGNORE_EOS,
+					.max_tokens = 400 };
+	struct rig_daemon *d;
+	struct kvc *c;
+	int64_t n_mapped;
+	int n = 0;
+
+	d = start_with_model(&c);
+	n_mapped = mapped(c);
+	for (uint64_t seed = 1; seed < 5; seed++) {
+		struct kvc_generate s = q;
+		struct kvc_gen *gen;
+		int ret;
+
+		s.seed = seed;
+		ret = kvc_generate(c, &s, &gen);
+		ck_assert_msg(ret >= 0, "%s", strerror(-ret));
+		n += ret;
+		kvc_generate_free(c, gen);
+	}
+	n_mapped = mapped(c) - n_mapped;
+	printf("%d tokens, %d pages mapped, %d waited for\n", n, (int)n_mapped,
+	       (int)map_waits(c));
+	ck_assert_int_gt(n_mapped, 16);
+	/* a worker that does not get the processor may be late */
+	ck_assert_int_le(map_waits(c), n_mapped / 4);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("attend");
@@ -135,6 +253,8 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, budgets_and_bad_calls_are_refused);
 	tcase_add_test(t, a_call_that_waits_can_be_cancelled);
+	tcase_add_test(t, an_append_finds_its_frame);
+	tcase_add_test(t, a_decode_finds_its_frame);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -53,18 +53,23 @@ static double worth(const struct segment *s, const void *ctx)
 }
 
 /* All scores shrink alike: a key does not change until the next use. */
-static void set_value(struct chunk_table *t, struct segment *s, double value)
+static void rank(struct chunk_table *t, struct segment *s, double value)
 {
 	s->rank.key = t->now + log2(value / (double)s->bytes);
 	s->rank.stamp = ++t->n_uses;
 	evict_heap_push(&t->heap, &s->rank);
 }
 
+void chunk_set_value(struct chunk_table *t, struct segment *s, double value)
+{
+	evict_heap_del(&t->heap, &s->rank);
+	rank(t, s, value);
+}
+
 static void use(struct chunk_table *t, struct segment *s, double gain)
 {
 	t->now += 1 / (CHUNK_HALF_LIFE * (double)(t->map.n_used + 1));
-	evict_heap_del(&t->heap, &s->rank);
-	set_value(t, s, chunk_value(t, s) + gain);
+	chunk_set_value(t, s, chunk_value(t, s) + gain);
 }
 
 /* ---- the table ------------------------------------------------------------ */
@@ -111,8 +116,7 @@ int chunk_room(const struct chunk_table *t)
 	return t->map.n_used < t->max;
 }
 
-int chunk_add(struct chunk_table *t, struct segment *s, struct map_id id,
-	      double value)
+int chunk_add(struct chunk_table *t, struct segment *s, struct map_id id)
 {
 	int ret;
 
@@ -130,7 +134,7 @@ int chunk_add(struct chunk_table *t, struct segment *s, struct map_id id,
 	s->worth = worth;
 	s->unindex_ctx = t;
 	/* computing it was a use that saved nothing */
-	set_value(t, s, value > 0 ? value : 1);
+	rank(t, s, 1);
 	return 0;
 }
 

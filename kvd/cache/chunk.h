@@ -42,16 +42,14 @@ struct map_id chunk_id(const uint64_t model[2], const uint32_t *tokens,
  * The caller owes a segment_put(). */
 struct segment *chunk_find(struct chunk_table *t, struct map_id id,
 			   const uint32_t *tokens, size_t n);
-/*
- * Index the sealed s, which has its tokens; another may go for it. value: its score
- * so far, of an earlier life, or 0. -EALREADY, -ENOMEM.
- */
-int chunk_add(struct chunk_table *t, struct segment *s, struct map_id id,
-	      double value);
+/* Index the sealed s, which has its tokens; another may go for it. -EALREADY, -ENOMEM. */
+int chunk_add(struct chunk_table *t, struct segment *s, struct map_id id);
 /* 1: one more takes nobody's place. */
 int chunk_room(const struct chunk_table *t);
 /* The score of s, which is in t, as of now. */
 double chunk_value(const struct chunk_table *t, const struct segment *s);
+/* It is value (> 0): s comes from an earlier life. */
+void chunk_set_value(struct chunk_table *t, struct segment *s, double value);
 /* -ENOENT. Its readers keep it until they are done. */
 int chunk_rm(struct chunk_table *t, struct map_id id);
 /* Asserts (1). */

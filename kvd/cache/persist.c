@@ -561,7 +561,7 @@ static int adopt_chunk(struct persist *p, struct segment *s,
 
 	if (!chunk_room(p->conf.chunks))
 		return -EDQUOT; /* as above */
-	return chunk_add(p->conf.chunks, s, id, 0);
+	return chunk_add(p->conf.chunks, s, id);
 }
 
 static int adopt_index(struct persist *p, struct segment *s,
@@ -612,6 +612,55 @@ static int blob_layout(const struct blob *b, const struct kio_record *r,
 		       : -EINVAL;
 }
 
+/* What became of it since its record was written. */
+static void claim_uses(struct persist *p, struct segment *s)
+{
+	struct use_entry *e = NULL;
+	uint64_t key[2];
+
+	job_key(p, s, key);
+	if (p->conf.uses && kind_of(s) != KIND_PREFIX)
+		e = uses_find(p->conf.uses, key);
+	if (!e || e->n_hits == PERSIST_CLAIMED)
+		return;
+	if (e->n_hits >= s->n_hits && e->value > 0) {
+		s->n_hits = e->n_hits;
+		if (s->is_variant)
+			s->variant->value = e->value;
+		else
+			chunk_set_value(p->conf.chunks, s, e->value);
+	}
+	e->n_hits = PERSIST_CLAIMED;
+}
+
+struct uses_of {
+	struct persist *persist;
+	struct uses *uses;
+	int ret;
+};
+
+static void add_uses(struct segment *s, void *arg)
+{
+	struct uses_of *o = arg;
+	const struct persist_conf *c = &o->persist->conf;
+	struct use_entry e = { .n_hits = s->n_hits };
+
+	if (o->ret || (!s->is_chunk && !s->is_variant))
+		return;
+	job_key(o->persist, s, e.key);
+	e.value = s->is_chunk ? chunk_value(c->chunks, s)
+			      : variant_value(c->variants, s->variant);
+	o->ret = uses_add(o->uses, &e);
+}
+
+int persist_uses(struct persist *p, struct uses *u)
+{
+	struct uses_of o = { p, u, 0 };
+
+	segment_each(p->conf.pool, add_uses, &o);
+	return o.ret;
+}
+
 int persist_adopt(struct persist *p, uint32_t i_disk,
 		  const struct kio_record *r)
 {
@@ -644,6 +693,7 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 		return ret;
 	}
 	s->n_hits = b.n_hits;
+	claim_uses(p, s);
 	s->persist.state = DURABLE;
 	segment_put(s);
 	p->info.n_adopted++;

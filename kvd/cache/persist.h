@@ -29,6 +29,7 @@
 #include "kvd/base/wait.h"
 #include "kvd/cache/chunk.h"
 #include "kvd/cache/prefix.h"
+#include "kvd/cache/uses.h"
 #include "kvd/cache/variant.h"
 #include "kvd/mem/durable.h"
 
@@ -41,6 +42,7 @@ struct persist_conf {
 	struct prefix_tree *prefix;
 	struct chunk_table *chunks;
 	struct variant_table *variants;
+	const struct uses *uses; /* what persist_adopt() looks at; or NULL */
 	int automatic; /* 1: persist_add() queues; 0: only persist_wait() does */
 };
 int persist_new(struct persist **out, const struct persist_conf *conf);
@@ -86,6 +88,14 @@ const char *persist_record_tenant(const struct kio_record *r, size_t *len);
  */
 int persist_adopt(struct persist *p, uint32_t i_disk,
 		  const struct kio_record *r);
+
+/*
+ * What is known of the record's uses since it was written is taken over from conf.uses,
+ * unless the record knows of more; the entry's n_hits becomes PERSIST_CLAIMED.
+ */
+#define PERSIST_CLAIMED UINT64_MAX
+/* Hits and score of all chunks and variants, for the next life. -ENOMEM. */
+int persist_uses(struct persist *p, struct uses *u);
 
 struct persist_info {
 	uint64_t n_queued, n_durable, durable_bytes, n_adopted, n_failed;

@@ -11,6 +11,7 @@
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
+#include "kvd/serve/keeper.h"
 #include "kvd/serve/restore.h"
 #include "kvd/serve/share.h"
 
@@ -92,6 +93,8 @@ static void count_end(struct gen *g)
 		stat_add(t->st_chunk_hits, g->parts[i].found ? 1 : 0);
 	stat_add(t->st_shared, share_tokens(g));
 	stat_observe(t->st_ttft, g->req->stats.ttft_ns);
+	if (g->n_chunk)
+		keeper_used(t->serve->keeper);
 	stat_add(t->st_late,
 		 g->deadline_ns && g->t_first > g->deadline_ns ? 1 : 0);
 }
@@ -209,8 +212,8 @@ static void chunk_job_end(struct gen *g)
 		if (s->tokens) {
 			memcpy(s->tokens, g->tokens + p->first,
 			       p->n * sizeof(*s->tokens));
-			(void)chunk_add(&g->tenant->chunks, s, p->chunk,
-					0); /* else not kept */
+			(void)chunk_add(&g->tenant->chunks, s,
+					p->chunk); /* else not kept */
 			range_cost(s->range, gen_compute_cost(g));
 			if (g->tenant->persist)
 				persist_add(g->tenant->persist, s);

@@ -9,6 +9,7 @@
 #include "kvd/base/log.h"
 #include "kvd/mem/clean.h"
 #include "kvd/mem/scrub.h"
+#include "kvd/serve/keeper.h"
 #include "kvd/serve/tenant.h"
 
 #define IO_DEPTH    64u
@@ -122,6 +123,9 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 	struct found f = { .serve = s };
 	int ret = stores_open(s->stores, record_found, &f, err, err_len);
 
+	if (!ret)
+		keeper_opened(s->keeper, f.n_orphans);
+
 	for (uint32_t i = 0; i < s->n_tenants && !ret && s->conf->scrub_bytes;
 	     i++)
 		if (s->tenants[i]->conf->disk_bytes)
@@ -156,6 +160,7 @@ int tenant_open_persist(struct serve_tenant *t)
 		.prefix = &t->prefix,
 		.chunks = &t->chunks,
 		.variants = &t->variants,
+		.uses = keeper_uses(t->serve->keeper),
 		.automatic = t->conf->persist == CONF_PERSIST_AUTO,
 	};
 
@@ -241,16 +246,15 @@ void tenant_close_persist(struct serve_tenant *t)
 
 struct call {
 	struct persist_wait w;
+	struct keeper_wait kept; /* then */
 	struct list node;
 	struct loop_call cancel;
 	struct serve_session *session;
 	struct serve_persist *req;
 };
 
-static void call_done(struct wait *w, int ret)
+static void call_end(struct call *c, int ret)
 {
-	struct call *c = container_of(
-		container_of(w, struct persist_wait, wait), struct call, w);
 	struct serve_session *ss = c->session;
 	struct serve_persist *req = c->req;
 
@@ -258,6 +262,26 @@ static void call_done(struct wait *w, int ret)
 	free(c);
 	req->wait.done(&req->wait, ret);
 	session_request_end(ss);
+}
+
+static void call_kept(struct wait *w, int ret)
+{
+	call_end(container_of(container_of(w, struct keeper_wait, wait),
+			      struct call, kept),
+		 ret);
+}
+
+/* The records are there; now what is known of their uses. */
+static void call_done(struct wait *w, int ret)
+{
+	struct call *c = container_of(
+		container_of(w, struct persist_wait, wait), struct call, w);
+	struct keeper *k = c->session->tenant->serve->keeper;
+
+	if (ret || !k)
+		call_end(c, ret);
+	else
+		keeper_save(k, &c->kept);
 }
 
 int serve_persist(struct serve_session *ss, struct serve_persist *p)
@@ -271,10 +295,13 @@ int serve_persist(struct serve_session *ss, struct serve_persist *p)
 	if (!c)
 		return -ENOMEM;
 	c->w.wait.done = call_done;
+	c->kept.wait.done = call_kept;
+	list_init(&c->w.node);
+	list_init(&c->kept.node);
 	c->session = ss;
 	c->req = p;
 	ret = persist_wait(ss->tenant->persist, &c->w);
-	if (ret) {
+	if (ret < 0 || (ret && !ss->tenant->serve->keeper)) {
 		free(c);
 		return ret;
 	}
@@ -282,6 +309,8 @@ int serve_persist(struct serve_session *ss, struct serve_persist *p)
 	list_init(&c->cancel.node);
 	list_push(&ss->persists, &c->node);
 	session_request_begin(ss);
+	if (ret) /* they are there already */
+		keeper_save(ss->tenant->serve->keeper, &c->kept);
 	return 0;
 }
 
@@ -289,7 +318,7 @@ static void cancel_turn(struct loop_call *lc)
 {
 	struct call *c = container_of(lc, struct call, cancel);
 
-	call_done(&c->w.wait, -ECANCELED);
+	call_end(c, -ECANCELED);
 }
 
 void persist_cancel_session(struct serve_session *ss)
@@ -298,6 +327,7 @@ void persist_cancel_session(struct serve_session *ss)
 		struct call *c = list_entry(n, struct call, node);
 
 		persist_wait_cancel(&c->w);
+		keeper_cancel(&c->kept);
 		list_del(n);
 		c->cancel.run = cancel_turn;
 		loop_defer(ss->tenant->serve->loop, &c->cancel);

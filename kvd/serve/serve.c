@@ -15,6 +15,7 @@
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
+#include "kvd/serve/keeper.h"
 #include "kvd/serve/tenant.h"
 
 /* ---- tenants ---------------------------------------------------------------- */
@@ -318,6 +319,8 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 	if (!ret)
 		ret = measures_new(&s->measures, s);
 	if (!ret)
+		ret = keeper_new(&s->keeper, s);
+	if (!ret)
 		ret = serve_open_accounts(s, err, err_len);
 	for (uint32_t i = 0; i < s->conf->n_tenants && !ret; i++) {
 		ret = serve_tenant_new(&s->tenants[i], s, &s->conf->tenants[i],
@@ -396,6 +399,8 @@ void serve_free(struct serve *s)
 		gpu_lane_free(s->lanes[i].gpu);
 	}
 	cleaner_free(s->cleaner);
+	keeper_free(s->keeper);
+	s->keeper = NULL;
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		serve_tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++) {

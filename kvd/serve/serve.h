@@ -397,8 +397,8 @@ struct serve_persist {
 };
 /*
  * Everything that the tenant can reuse now is on stable media when the wait is
- * told, or the first error. Returns 0; 1 when it already is (the wait is not told);
- * -ENOTSUP persist = no, -ENOMEM.
+ * told, or the first error; and, if that can be, how it was used (keeper.h). Returns
+ * 0; 1 when it already is (the wait is not told); -ENOTSUP persist = no, -ENOMEM.
  */
 int serve_persist(struct serve_session *ss, struct serve_persist *p);
 

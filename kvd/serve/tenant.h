@@ -146,6 +146,7 @@ struct serve {
 	uint64_t start_ns;
 	uint32_t next_session, next_seq;
 	struct measures *measures; /* measure.c */
+	struct keeper *keeper; /* keeper.h; NULL: nothing to keep */
 	struct gate *gate; /* NULL: nothing to measure */
 	struct engine *text_engine; /* text.c */
 	uint32_t text_turn; /* whose text was last */

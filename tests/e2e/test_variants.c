@@ -423,6 +423,112 @@ START_TEST(chunks_of_a_tenant_are_bounded)
 }
 END_TEST
 
+struct score { /* of a chunk or variant */
+	char id[80];
+	json_int_t hits;
+	double value;
+};
+
+static uint32_t scores(struct kvc *c, struct score *list, uint32_t room)
+{
+	json_t *array, *o;
+	size_t i;
+	char *json;
+
+	ck_assert_int_ge(kvc_query(c, "chunks", "", &json), 0);
+	array = json_loads(json, 0, NULL);
+	free(json);
+	ck_assert_uint_le(json_array_size(array), room);
+	json_array_foreach(array, i, o)
+	{
+		const char *v =
+			json_string_value(json_object_get(o, "variant"));
+
+		snprintf(list[i].id, sizeof(list[i].id), "%s %s",
+			 json_string_value(json_object_get(o, "id")),
+			 v ? v : "alone");
+		list[i].hits = json_integer_value(json_object_get(o, "hits"));
+		list[i].value = json_real_value(json_object_get(o, "value"));
+	}
+	json_decref(array);
+	return (uint32_t)i;
+}
+
+/* Those of a are in b, with the same numbers; the most hits. */
+static json_int_t ck_scores(const struct score *a, uint32_t n_a,
+			    const struct score *b, uint32_t n_b)
+{
+	json_int_t most = 0;
+
+	ck_assert_uint_eq(n_a, n_b);
+	for (uint32_t i = 0; i < n_a; i++) {
+		uint32_t k = 0;
+
+		while (k < n_b && strcmp(a[i].id, b[k].id))
+			k++;
+		ck_assert_uint_lt(k, n_b);
+		ck_assert_int_eq(a[i].hits, b[k].hits);
+		ck_assert_double_eq_tol(a[i].value, b[k].value,
+					1e-6 * a[i].value);
+		most = a[i].hits > most ? a[i].hits : most;
+	}
+	return most;
+}
+
+/* Uses of chunks alone and in company; then the daemon ends, somehow. */
+START_TEST(uses_survive_a_restart)
+{
+	static struct score a[64], b[64];
+	struct kvc *c = rig_join(roomy->socket);
+	char path[128];
+	struct answer x;
+	uint32_t n, n_variants;
+
+	snprintf(path, sizeof(path), "%s/state/kvd.uses", roomy->dir);
+	n_variants = prime(c, 0, 0);
+	ask_question(c, 1, KV_REPAIR_NONE, 0, &x);
+	ck_assert_int_eq(kvc_persist(c), 0); /* the records know of no use */
+	ck_assert_int_eq(access(path, F_OK), 0);
+	ck_assert_int_eq(unlink(path), 0);
+	for (int i = 0; i < 12; i++) {
+		ask_question(c, 0, KV_REPAIR_CRAFT, 150, &x);
+		ck_assert_uint_ge(n_of(&x, KV_CHUNK_INTER), 2);
+		ask_question(c, 1, KV_REPAIR_NONE, 0, &x);
+	}
+	if (_i == 2) /* lazily: a second after they doubled */
+		for (int i = 0; i < 500 && access(path, F_OK); i++)
+			usleep(10000);
+	n = scores(c, a, 64);
+	ck_assert_uint_gt(n, n_variants);
+	if (_i == 1) /* nothing but statistics is left to do */
+		ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	if (_i == 0)
+		ck_assert_int_eq(rig_daemon_stop(roomy), 0);
+	else
+		rig_daemon_kill(roomy);
+	if (_i == 3) { /* nothing was written: a file that is not whole */
+		FILE *f = fopen(path, "w");
+
+		fputs("kvduses\n", f);
+		fclose(f);
+	}
+	ck_assert_int_eq(rig_daemon_restart(roomy), 0);
+	c = rig_join(roomy->socket);
+	n_variants = scores(c, b, 64);
+	if (_i == 3) { /* what the records say */
+		ck_assert_uint_eq(n, n_variants);
+		for (uint32_t i = 0; i < n; i++)
+			ck_assert_int_le(b[i].hits, 1);
+	} else {
+		ck_assert_int_ge(ck_scores(a, n, b, n_variants), 12);
+	}
+	ask_question(c, 0, KV_REPAIR_CRAFT, 150, &x);
+	ck_assert_uint_ge(n_of(&x, KV_CHUNK_INTER), 2);
+	kvc_close(c);
+}
+END_TEST
+
 START_TEST(what_was_computed_alone_is_blended)
 {
 	struct kvc *c = rig_join(roomy->socket);
@@ -464,6 +570,7 @@ int main(void)
 	tcase_add_test(t, what_was_computed_alone_is_blended);
 	tcase_add_test(t, an_id_of_a_variant_is_an_id);
 	tcase_add_test(t, chunks_of_a_tenant_are_bounded);
+	tcase_add_loop_test(t, uses_survive_a_restart, 0, 4);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

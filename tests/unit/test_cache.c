@@ -390,8 +390,8 @@ static struct map_id put_chunk(struct chunk_table *t, uint32_t i, uint32_t n)
 	for (uint32_t k = 0; k < n; k++)
 		s->tokens[k] = i;
 	id = chunk_id(model, s->tokens, n);
-	ck_assert_int_eq(chunk_add(t, s, id, 0), 0);
-	ck_assert_int_eq(chunk_add(t, s, id, 0), -EALREADY);
+	ck_assert_int_eq(chunk_add(t, s, id), 0);
+	ck_assert_int_eq(chunk_add(t, s, id), -EALREADY);
 	segment_put(s);
 	chunk_table_check(t);
 	return id;
@@ -484,7 +484,7 @@ START_TEST(a_chunk_is_found_by_its_tokens)
 	segment_seal(s, 5);
 	s->tokens = malloc(sizeof(tokens));
 	memcpy(s->tokens, tokens, sizeof(tokens));
-	ck_assert_int_eq(chunk_add(&t, s, id, 0), 0);
+	ck_assert_int_eq(chunk_add(&t, s, id), 0);
 	segment_put(s);
 	ck_assert_ptr_eq(chunk_find(&t, id, tokens, 5), s);
 	ck_assert_ptr_null(chunk_find(&t, id, tokens, 4));

@@ -146,8 +146,7 @@ static void add(struct world *w, int kind)
 	if (kind == PREFIX)
 		ck_assert_int_eq(prefix_add(&w->prefix, s, chain(n)), 0);
 	else if (kind == CHUNK)
-		ck_assert_int_eq(chunk_add(&w->chunks, s, chunk_of(kind), 0),
-				 0);
+		ck_assert_int_eq(chunk_add(&w->chunks, s, chunk_of(kind)), 0);
 	else
 		ck_assert_int_eq(variant_add(&w->variants, s, statistics()), 0);
 	segment_put(s);

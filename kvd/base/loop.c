@@ -5,6 +5,9 @@
  * which waits only if nothing is left to do and the spinning time is over.
  * While there is work, or it spins, epoll is looked at every BUSY_TURNS turns.
  *
+ * Whatever runs may turn the loop itself until something it needs has happened: what a
+ * turn has taken out to run is in lists of the loop, where the turn inside finds it.
+ *
  * A sleeper says so (asleep), then looks at n_posted; a poster counts, then
  * looks at asleep: one of them sees the other. Both are seq_cst.
  *
@@ -29,6 +32,7 @@ struct loop {
 	int wake_fd;
 	int stopping;
 	struct list deferred;
+	struct list calls, done, due; /* taken by a turn, not run yet */
 	struct list pollers;
 	struct list *poller_next; /* where a walk goes on, or NULL */
 	struct list timers; /* by time, soonest first */
@@ -64,6 +68,9 @@ int loop_new(struct loop **out)
 	if (!l)
 		return -ENOMEM;
 	list_init(&l->deferred);
+	list_init(&l->calls);
+	list_init(&l->done);
+	list_init(&l->due);
 	list_init(&l->pollers);
 	list_init(&l->timers);
 	list_init(&l->posted);
@@ -222,26 +229,24 @@ static void splice(struct list *to, struct list *from)
 
 static int run_calls(struct loop *l)
 {
-	struct list calls, done, *n;
+	struct list *n;
 	int ran = 0;
 
-	list_init(&calls);
-	list_init(&done);
-	splice(&calls, &l->deferred);
+	splice(&l->calls, &l->deferred);
 	if (atomic_load(&l->n_posted)) {
 		pthread_mutex_lock(&l->post_m);
 		atomic_store(&l->n_posted, 0);
-		splice(&calls, &l->posted);
-		splice(&done, &l->work_done);
+		splice(&l->calls, &l->posted);
+		splice(&l->done, &l->work_done);
 		pthread_mutex_unlock(&l->post_m);
 	}
-	while ((n = list_pop(&done))) {
+	while ((n = list_pop(&l->done))) {
 		struct loop_work *w = list_entry(n, struct loop_work, node);
 
 		w->done(w);
 		ran = 1;
 	}
-	while ((n = list_pop(&calls))) {
+	while ((n = list_pop(&l->calls))) {
 		struct loop_call *c = list_entry(n, struct loop_call, node);
 
 		c->run(c);
@@ -334,20 +339,19 @@ void loop_timer_cancel(struct loop *l, struct loop_timer *t)
 /* Those due now; one that is set again meanwhile waits for the next turn. */
 static int run_timers(struct loop *l)
 {
-	struct list due, *n;
+	struct list *n;
 	uint64_t now;
 	int ran = 0;
 
-	if (list_empty(&l->timers))
+	if (list_empty(&l->timers) && list_empty(&l->due))
 		return 0;
 	now = clock_ns();
-	list_init(&due);
 	while ((n = list_first(&l->timers)) &&
 	       list_entry(n, struct loop_timer, node)->at_ns <= now) {
 		list_del(n);
-		list_push(&due, n);
+		list_push(&l->due, n);
 	}
-	while ((n = list_pop(&due))) {
+	while ((n = list_pop(&l->due))) {
 		struct loop_timer *t = list_entry(n, struct loop_timer, node);
 
 		t->run(t);

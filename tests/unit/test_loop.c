@@ -124,6 +124,77 @@ static void *post_many(void *arg)
 	return NULL;
 }
 
+struct turner {
+	struct loop_call call;
+	struct loop_timer timer;
+	const struct call *until;
+	int n_turns;
+};
+
+static void turn_until(struct turner *t)
+{
+	while (!t->until->n_ran && t->n_turns++ < 1000)
+		ck_assert_int_ge(loop_turn(loop, 0), 0);
+}
+
+static void turner_call(struct loop_call *c)
+{
+	turn_until(container_of(c, struct turner, call));
+}
+
+static void turner_timer(struct loop_timer *t)
+{
+	turn_until(container_of(t, struct turner, timer));
+}
+
+/* What was taken out with it to be run is run by the turn inside. */
+START_TEST(a_call_may_turn_the_loop)
+{
+	struct call last = { .call.run = call_run };
+	struct turner t = { .call.run = turner_call,
+			    .timer.run = turner_timer,
+			    .until = &last };
+
+	loop_defer(loop, &t.call);
+	loop_defer(loop, &last.call);
+	ck_assert_int_ge(loop_turn(loop, 0), 0);
+	ck_assert_int_eq(last.n_ran, 1);
+	ck_assert_int_le(t.n_turns, 2);
+	last.n_ran = t.n_turns = 0;
+	loop_post(loop, &t.call);
+	loop_post(loop, &last.call);
+	ck_assert_int_ge(loop_turn(loop, 0), 0);
+	ck_assert_int_eq(last.n_ran, 1);
+	ck_assert_int_le(t.n_turns, 2);
+}
+END_TEST
+
+struct late {
+	struct loop_timer timer;
+	struct call *sets;
+};
+
+static void late_run(struct loop_timer *t)
+{
+	container_of(t, struct late, timer)->sets->n_ran++;
+}
+
+START_TEST(a_timer_may_turn_the_loop)
+{
+	struct call last = { 0 };
+	struct turner t = { .timer.run = turner_timer, .until = &last };
+	struct late second = { .timer.run = late_run, .sets = &last };
+
+	list_init(&t.timer.node);
+	list_init(&second.timer.node);
+	loop_timer_set(loop, &t.timer, 1);
+	loop_timer_set(loop, &second.timer, 2);
+	ck_assert_int_ge(loop_turn(loop, 0), 0);
+	ck_assert_int_eq(last.n_ran, 1);
+	ck_assert_int_le(t.n_turns, 2);
+}
+END_TEST
+
 START_TEST(posts_of_threads_all_arrive)
 {
 	struct poster *p = calloc(N_POSTERS, sizeof(*p));
@@ -584,6 +655,8 @@ int main(void)
 	tcase_add_test(tc, deferred_calls_run_later_and_once);
 	tcase_add_test(tc, a_call_that_defers_itself_waits_a_turn);
 	tcase_add_test(tc, run_ends_with_stop_and_turns_may_follow);
+	tcase_add_test(tc, a_call_may_turn_the_loop);
+	tcase_add_test(tc, a_timer_may_turn_the_loop);
 	tcase_add_test(tc, posts_of_threads_all_arrive);
 	tcase_add_test(tc, a_ready_descriptor_is_told);
 	tcase_add_test(tc,

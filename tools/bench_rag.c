@@ -280,6 +280,18 @@ static void report_flops(struct rag *r)
 		  "%", "rag.%s.flop_share", r->name);
 }
 
+static void report_exact(const struct rag *r, const char *mode)
+{
+	const struct tally *t = &r->t;
+
+	bench_put(r->b, percent(t->n_right, r->n_items), "%",
+		  "rag.%s.exact_match", mode);
+	for (uint32_t i = 0; i < t->n_kinds; i++)
+		bench_put(r->b, percent(t->kinds[i].n_right, t->kinds[i].n),
+			  "%", "rag.%s.exact_match.%.16s", mode,
+			  t->kinds[i].name);
+}
+
 static void report(struct rag *r, double wall_s)
 {
 	const char *mode = r->name;
@@ -287,11 +299,11 @@ static void report(struct rag *r, double wall_s)
 	struct bench *b = r->b;
 	double p50;
 
-	bench_put(b, percent(t->n_right, r->n_items), "%", "rag.%s.exact_match",
-		  mode);
-	for (uint32_t i = 0; i < t->n_kinds; i++)
-		bench_put(b, percent(t->kinds[i].n_right, t->kinds[i].n), "%",
-			  "rag.%s.exact_match.%.16s", mode, t->kinds[i].name);
+	report_exact(r, mode);
+	if (!strcmp(mode, "chunks")) /* by its other name */
+		report_exact(r, "naive");
+	if (!strcmp(mode, "naive"))
+		report_exact(r, "chunks");
 	p50 = bench_quantile(t->ttft_ms, t->n, 0.5);
 	bench_put(b, p50, "ms", "rag.%s.ttft_p50_ms", mode);
 	bench_put(b, bench_quantile(t->ttft_ms, t->n, 0.99), "ms",

@@ -366,6 +366,8 @@ const struct cmd cmd_generate = {
 	"--ape TEMPERATURE:SCALE (they stand side by side)\n"
 	"--repair first|random|blend|craft@PERCENT|load, craft\n"
 	"--focus (what the question does not look at is not repaired to the end)\n"
-	"T is text, @FILE or - (standard input).",
+	"T is text itself; of a file it is @FILE, of standard input -: --chunk notes.txt "
+	"is a chunk\nof nine characters. --no-reuse: no prefix is found or kept; a --chunk is, "
+	"computed alone.",
 	generate, 0
 };

@@ -297,6 +297,45 @@ START_TEST(odd_chunks)
 }
 END_TEST
 
+/* A chunk without a token is not there; one at the end is computed in its place, as its
+ * last row's logits are wanted, and so is one before empty parts. */
+START_TEST(empty_and_last_chunks)
+{
+	static const char s[] = "The mill is by the river.\n",
+			  q[] = "Where is the mill? It is by the";
+	struct kvc *c = rig_join(roomy->socket), *d = rig_join(tight->socket);
+
+	for (uint32_t kind = KV_REPAIR_NONE; kind <= KV_REPAIR_CRAFT; kind++) {
+		const struct kvc_part odd[] = {
+			text("", KV_PART_REUSE), text(s, KV_PART_REUSE),
+			text("", KV_PART_REUSE), text(q, KV_PART_REUSE),
+			text("", KV_PART_REUSE), text("", 0),
+		};
+		const struct kvc_part even[] = { text(s, KV_PART_REUSE),
+						 text(q, 0) };
+		const uint32_t share = kind ? 300 : 0;
+		struct kvc_generate r = request(odd, 6, kind, share);
+		struct answer x, y;
+
+		ask(c, &r, &x);
+		ask(c, &r, &y); /* found */
+		ck_same(&x, &y);
+		ask(d, &r, &y);
+		ck_same(&x, &y);
+		r = request(even, 2, kind, share);
+		ask(d, &r, &y);
+		ck_same(&x, &y);
+		r = request(odd + 3, 1, kind, share); /* nothing but the last */
+		ask(c, &r, &x);
+		ask(d, &r, &y);
+		ck_same(&x, &y);
+		ck_assert_uint_eq(x.st.n_chunk, 0);
+	}
+	kvc_close(c);
+	kvc_close(d);
+}
+END_TEST
+
 START_TEST(bad_requests_are_refused)
 {
 	struct kvc *c = rig_join(roomy->socket);
@@ -333,6 +372,7 @@ int main(void)
 	tcase_add_test(t, the_same_bits_paged_sliced_and_batched);
 	tcase_add_test(t, early_stop);
 	tcase_add_test(t, odd_chunks);
+	tcase_add_test(t, empty_and_last_chunks);
 	tcase_add_test(t, bad_requests_are_refused);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -461,6 +461,8 @@ START_TEST(rag_answers_in_every_mode_and_finds_moved_chunks)
 		"rag.full.exact_match",
 		"rag.prefix.exact_match",
 		"rag.chunks.exact_match",
+		"rag.naive.exact_match",
+		"rag.naive.exact_match.single",
 		"rag.full.exact_match.single",
 		"rag.full.ttft_p50_ms",
 		"rag.prefix.ttft_p99_ms",
@@ -488,13 +490,18 @@ END_TEST
 
 START_TEST(rag_compares_modes)
 {
-	static const char *const names[] = { "rag.chunks.kl", "rag.blend@30.kl",
+	static const char *const names[] = { "rag.chunks.kl",
+					     "rag.blend@30.kl",
 					     "rag.blend@30.mcnemar_p.chunks",
 					     "rag.blend@30.mcnemar_p.random@30",
+					     "rag.craft@30.exact_match",
+					     "rag.craft@30.variants",
+					     "reuse.stats.overhead",
 					     NULL };
 
 	ck_assert_int_eq(kvbench("rag --kl -n 12 --jobs 4 --mode "
-				 "full,chunks,random@30,blend@30,blend@100 "
+				 "full,chunks,random@30,blend@30,blend@100,"
+				 "craft@30 "
 				 "tests/data/eval/rag-dev.jsonl"),
 			 0);
 	lines(names);

@@ -213,7 +213,13 @@ static int close_sessions(struct daemon *d)
 			break;
 	if (!d->all_closed)
 		log_error("kvd", "%u sessions did not end", d->ipc->n_sessions);
-	return d->all_closed;
+	/* chunks are computed for all: who asked may have gone */
+	while (serve_chunk_jobs(d->serve) && clock_ns() < limit_ns)
+		if (loop_turn(d->loop, 10) < 0)
+			break;
+	if (serve_chunk_jobs(d->serve))
+		log_error("kvd", "chunks are still being computed");
+	return d->all_closed && !serve_chunk_jobs(d->serve);
 }
 
 static void stop(struct daemon *d)

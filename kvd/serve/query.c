@@ -472,3 +472,11 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 	json_decref(j);
 	return *out ? 0 : -ENOMEM;
 }
+
+int serve_chunk_jobs(const struct serve *s)
+{
+	for (uint32_t i = 0; s && i < s->n_tenants; i++)
+		if (!list_empty(&s->tenants[i]->chunk_jobs))
+			return 1;
+	return 0;
+}

@@ -50,6 +50,8 @@ struct serve_tenant *serve_tenant_find(struct serve *s, const char *name);
 const char *serve_tenant_name(const struct serve_tenant *t);
 /* Stop taking new requests (-ESHUTDOWN); w is told when none is in flight. */
 void serve_drain(struct serve *s, struct wait *w);
+/* Is a chunk being computed, for whoever asked first, who may have gone? */
+int serve_chunk_jobs(const struct serve *s);
 
 /* A new client of t. -EDQUOT: the tenant's sessions are used up; -ENOMEM. */
 int serve_session_open(struct serve_tenant *t, struct serve_session **out);

@@ -69,7 +69,9 @@ static const struct command {
 	  "store.full                      durable over the room, percent\n" },
 	{ "durable", bench_durable, "segments made durable behind requests",
 	  "store.durable.gb_s              8 MiB segments, acknowledged\n"
-	  "store.durable.stall             what a busy loop thread gets less done\n"
+	  "store.durable.stall             of the loop thread's time, while they are\n"
+	  "store.durable.lost              what it gets less done, for all reasons\n"
+	  "store.durable.raw_lost          the same while a thread does pwrite only\n"
 	  "                                meanwhile, percent\n" },
 	{ "fault", bench_fault, "touching KV that is mapped and not there",
 	  "paging.fault.{p50_us,p99_us}       resident: a touch that faults\n"

@@ -126,6 +126,8 @@ START_TEST(durability_behind_requests_is_measured)
 	ck_assert_int_eq(kvbench("durable --quick"), 0);
 	ck_assert(line("store.durable.gb_s") > 0);
 	(void)line("store.durable.stall");
+	(void)line("store.durable.lost");
+	(void)line("store.durable.raw_lost");
 }
 END_TEST
 

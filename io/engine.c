@@ -323,6 +323,8 @@ static void prepare(struct io_uring_sqe *sqe, struct kio_req *r)
 				    (uint64_t)s.off);
 	if (r->i_fixed >= 0)
 		sqe->flags |= IOSQE_FIXED_FILE;
+	if (r->aside)
+		sqe->flags |= IOSQE_ASYNC;
 	io_uring_sqe_set_data(sqe, r);
 }
 

@@ -52,6 +52,11 @@ struct kio_req {
 	int op; /* enum kio_op */
 	int fd;
 	int i_fixed; /* of kio_engine_add_file(), or -1 */
+	/*
+	 * 1: a thread of the kernel starts it, not the one that submits, which has
+	 * more urgent things to do. It may be overtaken; the store keeps it.
+	 */
+	int aside;
 	int ret; /* 0, -EIO, -ENOSPC or another -errno; all or nothing */
 	size_t done_bytes; /* the engine's */
 	void (*done)(struct kio_req *r);

@@ -99,6 +99,7 @@ static void send(struct disk *d, struct stores_lane *l, uint32_t prio)
 	}
 	d->n_sent++;
 	d->sent_bytes += r->n_bytes;
+	r->aside = prio == STORES_PRIOS - 1;
 	if (r->op == KIO_OP_READ)
 		kio_store_read(d->store, r);
 	else

@@ -7,6 +7,8 @@
  *
  *  (1) range.persist is set while a range_persist() runs: the end of each write of
  *      the range comes here (durable_page_written()).
+ *  (2) rp->call is queued at most once: CLEANING, to go on after the writes that ended
+ *      in this turn, or TELLING.
  */
 #include "kvd/mem/durable.h"
 
@@ -15,10 +17,12 @@
 #include "kvd/base/clock.h"
 #include "kvd/mem/move.h"
 
-enum { CLEANING, COMMITTING };
+enum { CLEANING, COMMITTING, TELLING };
 
-#define WRITES_AT_ONCE 4u /* of one range: others use the disk too */
-#define MAX_RETRIES    12u /* a run of four with some bad places */
+/* Of one range, as others use the disk too: pages, or more as long as they are small. */
+#define WRITES_AT_ONCE 4u
+#define WRITE_BYTES    (8u << 20)
+#define MAX_RETRIES    12u /* turns in which writes failed: some bad places */
 #define ROOM_NS	       2000000u /* a zone is being emptied, a deletion written */
 #define MAX_WAITS      2500u /* of that time each */
 
@@ -36,8 +40,9 @@ static void tell(struct range_persist *rp, int ret)
 {
 	loop_timer_cancel(rp->range->pager->conf.loop, &rp->timer);
 	rp->ret = ret;
+	rp->state = TELLING;
+	list_del(&rp->call.node);
 	rp->call.run = tell_turn;
-	list_init(&rp->call.node);
 	loop_defer(rp->range->pager->conf.loop, &rp->call);
 }
 
@@ -110,10 +115,18 @@ static int is_named(const struct range *r)
 	return i < r->n_pages;
 }
 
+static uint32_t most_writes(const struct range *r)
+{
+	const size_t n = WRITE_BYTES / range_page_bytes(r);
+
+	return (uint32_t)KV_MAX(n, (size_t)WRITES_AT_ONCE);
+}
+
 /* Start what may start; go on when all is there. */
 static void clean(struct range_persist *rp)
 {
 	struct range *r = rp->range;
+	const uint32_t most = most_writes(r);
 	uint32_t n_missing = 0, n_writing = 0;
 	int ret = 0;
 
@@ -127,10 +140,9 @@ static void clean(struct range_persist *rp)
 		else if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
 			ret = -EINVAL; /* never written: nothing to keep */
 		n_missing += !placed(pg);
-		if (park_is_dirty(pg) && n_writing < WRITES_AT_ONCE)
+		if (park_is_dirty(pg) && n_writing < most)
 			n_writing += (uint32_t)park_flush(pg);
-		if (pg->state != PAGE_DIRTY || pg->busy ||
-		    n_writing >= WRITES_AT_ONCE)
+		if (pg->state != PAGE_DIRTY || pg->busy || n_writing >= most)
 			continue;
 		ret = page_write_back(pg);
 		n_writing++;
@@ -153,16 +165,32 @@ static void clean_again(struct loop_timer *t)
 		clean(rp);
 }
 
-void durable_page_written(struct page *pg, int ret)
+static void clean_turn(struct loop_call *c)
 {
-	struct range_persist *rp = pg->range->persist;
+	struct range_persist *rp = container_of(c, struct range_persist, call);
+	const int ret = rp->ret;
 
-	if (!rp || rp->state != CLEANING || !list_empty(&rp->call.node))
-		return;
+	if (rp->state != CLEANING)
+		return; /* the timer was first */
+	rp->ret = 0;
 	if (ret && rp->n_retries++ >= MAX_RETRIES)
 		tell(rp, ret);
 	else
 		clean(rp);
+}
+
+/* The pages of a run end one by one, and fail so: looked at once, all together. */
+void durable_page_written(struct page *pg, int ret)
+{
+	struct range_persist *rp = pg->range->persist;
+
+	if (!rp || rp->state != CLEANING)
+		return;
+	rp->ret = ret ? ret : rp->ret;
+	if (!list_empty(&rp->call.node))
+		return;
+	rp->call.run = clean_turn;
+	loop_defer(pg->range->pager->conf.loop, &rp->call);
 }
 
 int range_persist(struct range_persist *rp)
@@ -178,6 +206,7 @@ int range_persist(struct range_persist *rp)
 	if (!rp->places)
 		return -ENOMEM;
 	rp->state = CLEANING;
+	rp->ret = 0;
 	rp->n_retries = rp->n_waits = 0;
 	rp->timer.run = clean_again;
 	list_init(&rp->timer.node);

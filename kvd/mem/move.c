@@ -29,6 +29,7 @@
 #define RETRY_NS   1000000000u /* a page whose write failed rests so long */
 #define LOG_NS	   1000000000u
 #define RUN_BYTES  (2u << 20) /* of a read or write */
+#define LAZY_BYTES (4u << 20) /* of a write that nobody waits for */
 #define DROP_BYTES (16u << 20)
 
 /* ---- steps on workers ---------------------------------------------------------- */
@@ -342,16 +343,23 @@ static int writes_along(const struct page *pg, uint32_t n)
 	       !pg->retry_ns && !pg[n].retry_ns && pg[n].to_go == pg->to_go;
 }
 
+/* Of the first of the line. */
+static size_t write_run_bytes(struct pager *p)
+{
+	const struct page *pg = line_first(&p->writes);
+	const size_t most = pg && !pg->to_go ? LAZY_BYTES : RUN_BYTES;
+
+	return p->conf.device ? KV_MIN(most, device_page_most(p->conf.device))
+			      : most;
+}
+
 static void send_writes(struct pager *p)
 {
 	struct page *pg;
 	uint32_t n;
 
-	size_t most = RUN_BYTES;
-
-	if (p->conf.device)
-		most = KV_MIN(most, device_page_most(p->conf.device));
-	while ((n = line_run(&p->writes, most, writes_along, &pg))) {
+	while ((n = line_run(&p->writes, write_run_bytes(p), writes_along,
+			     &pg))) {
 		struct move *op = op_new(pg, n, OP_WRITE);
 
 		if (!op) {

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "kvd/mem/durable.h"
 #include "kvd/mem/op.h"
 #include "tests/rig/rig_mem.h"
 
@@ -536,6 +537,77 @@ START_TEST(pages_mapped_ahead_make_no_want_wait)
 }
 END_TEST
 
+static int durable_ret;
+static int is_durable;
+
+static void on_durable(struct wait *w, int ret)
+{
+	(void)w;
+	durable_ret = ret;
+	is_durable = 1;
+}
+
+static int make_durable(struct rig_mem *r, struct range *range)
+{
+	struct range_persist p = { .wait.done = on_durable,
+				   .range = range,
+				   .key = { 1, 2 },
+				   .meta = &p,
+				   .meta_bytes = 8 };
+	const int ret = range_persist(&p);
+
+	is_durable = 0;
+	for (int i = 0; !ret && i < 1000000 && !is_durable; i++)
+		rig_mem_turn(r);
+	ck_assert(ret || is_durable);
+	return ret ? ret : durable_ret;
+}
+
+/*
+ * Behind everybody's back: 12 MiB of small pages go in three requests, not hundreds. A
+ * request that fails is done again.
+ */
+START_TEST(what_nobody_waits_for_goes_in_large_writes)
+{
+	const uint32_t n = (12u << 20) / PAGE;
+	char path[] = "/var/tmp/kvd-pager-XXXXXX";
+	const uint64_t fails = _i % 2 ? 2 : UINT64_MAX; /* this request */
+	struct page_run run = { .n = n, .flags = PAGE_WRITE };
+	struct rig_mem *r;
+
+	ck_assert_int_ge(close(mkstemp(path)), 0);
+	r = rig_mem_open((struct rig_mem_options){ .memory_bytes = 16u << 20,
+						   .disk_bytes = 32u << 20,
+						   .kind = kinds[_i / 2],
+						   .store = path });
+	ck_assert_int_eq(range_new(r->pager, PAGE, n, &run.range), 0);
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	rig_mem_fill(&run, 5);
+	page_unpin(r->pager, &run, 1);
+	kio_fault_arm(KIO_FAULT_ONCE, "uring.write", fails, EIO);
+	ck_assert_int_eq(make_durable(r, run.range), 0);
+	if (_i % 2 == 0)
+		ck_assert_uint_eq(kio_fault_count(), 3);
+	else
+		ck_assert_uint_gt(kio_fault_count(), 3);
+	kio_fault_disarm();
+	ck_assert_int_eq(range_durable(run.range), 1);
+	ck_assert_int_eq(make_durable(r, run.range), -EALREADY);
+	for (uint32_t i = 0; i < n; i++) {
+		ck_assert_int_eq(run.range->pages[i].state, PAGE_CLEAN);
+		page_drop(&run.range->pages[i]);
+	}
+	rig_mem_settle(r);
+	run.flags = 0;
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	ck_assert(rig_mem_holds(&run, 5));
+	page_unpin(r->pager, &run, 1);
+	range_free(run.range);
+	rig_mem_close(r);
+	(void)unlink(path);
+}
+END_TEST
+
 /* Address space is taken for each page size: clients choose them. */
 /* By cachecraft, what saves less of a use goes first, however it was told before. */
 START_TEST(what_a_use_saves_decides)
@@ -625,6 +697,8 @@ int main(void)
 	tcase_add_test(t, a_cancelled_want_holds_nothing);
 	tcase_add_test(t, a_writer_waits_for_the_end_of_the_write);
 	tcase_add_test(t, pages_mapped_ahead_make_no_want_wait);
+	tcase_add_loop_test(t, what_nobody_waits_for_goes_in_large_writes, 0,
+			    4);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

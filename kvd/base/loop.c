@@ -480,6 +480,7 @@ void loop_work_start(struct loop *l, struct loop_work *w)
 	pthread_mutex_lock(&l->work_m);
 	list_init(&w->node);
 	list_push(&l->work, &w->node);
-	pthread_cond_signal(&l->work_more);
 	pthread_mutex_unlock(&l->work_m);
+	/* not before: who wakes would wait for the lock, and be woken twice */
+	pthread_cond_signal(&l->work_more);
 }

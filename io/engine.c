@@ -214,11 +214,11 @@ static int start_threads(struct kio_engine *e)
 {
 	e->kind = KIO_ENGINE_THREADS;
 	for (; e->n_threads < N_THREADS; e->n_threads++) {
-		int ret = pthread_create(&e->threads[e->n_threads], NULL,
-					 thread_main, e);
+		int ret = kio_sys_thread(&e->threads[e->n_threads], thread_main,
+					 e);
 
 		if (ret)
-			return -ret;
+			return ret;
 	}
 	return 0;
 }
@@ -269,7 +269,9 @@ static int start_uring(struct kio_engine *e)
 		ret = io_uring_queue_init_params(e->depth, &e->ring, &p);
 	if (ret)
 		return ret;
-	ret = io_uring_register_eventfd(&e->ring, e->event_fd);
+	ret = kio_fault("uring.register");
+	if (!ret)
+		ret = io_uring_register_eventfd(&e->ring, e->event_fd);
 	if (ret) {
 		io_uring_queue_exit(&e->ring);
 		return ret;
@@ -281,13 +283,20 @@ static int start_uring(struct kio_engine *e)
 	return 0;
 }
 
+static int set_file(struct kio_engine *e, int i, int fd)
+{
+	return io_uring_register_files_update(&e->ring, (unsigned)i, &fd, 1) ==
+			       1
+		       ? 0
+		       : -1;
+}
+
 int kio_engine_add_file(struct kio_engine *e, int fd)
 {
 	for (int i = 0; i < e->n_files; i++) {
 		if (e->used_files[i])
 			continue;
-		if (io_uring_register_files_update(&e->ring, (unsigned)i, &fd,
-						   1) != 1)
+		if (kio_fault("uring.file") || set_file(e, i, fd))
 			return -1;
 		e->used_files[i] = 1;
 		return i;
@@ -297,13 +306,10 @@ int kio_engine_add_file(struct kio_engine *e, int fd)
 
 void kio_engine_del_file(struct kio_engine *e, int i_fixed)
 {
-	int none = -1;
-
 	if (i_fixed < 0)
 		return;
 	/* a slot that stays full is one that is not used again */
-	if (io_uring_register_files_update(&e->ring, (unsigned)i_fixed, &none,
-					   1) == 1)
+	if (!set_file(e, i_fixed, -1))
 		e->used_files[i_fixed] = 0;
 }
 

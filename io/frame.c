@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include "io/crc.h"
 #include "io/store_priv.h"
 #include "io/sys.h"
@@ -31,7 +30,7 @@ uint64_t salt_new(void)
 	uint64_t salt = 0;
 
 	/* cannot fail for 8 bytes; were it 0, (1) would hold by epoch and CRC */
-	(void)!getrandom(&salt, sizeof(salt), 0);
+	(void)kio_sys_random(&salt, sizeof(salt));
 	return salt;
 }
 

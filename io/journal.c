@@ -590,9 +590,9 @@ int journal_start(struct journal *j, int fd, const struct sb *sb,
 		return ret;
 	j->event_fd = ret;
 	show(j);
-	ret = pthread_create(&j->thread, NULL, journal_main, j);
+	ret = kio_sys_thread(&j->thread, journal_main, j);
 	j->started = !ret;
-	return -ret;
+	return ret;
 }
 
 void journal_stop(struct journal *j)

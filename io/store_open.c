@@ -5,12 +5,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "io/store_priv.h"
@@ -50,10 +47,7 @@ static int layout(struct sb *sb, uint64_t bytes, int scratch)
 	sb->n_zones = KV_MIN((bytes - sb->data_off) / sb->zone_bytes,
 			     (uint64_t)NO_ZONE - 1);
 	sb->salt = salt_new();
-	if (getrandom(sb->uuid, sizeof(sb->uuid), 0) !=
-	    (ssize_t)sizeof(sb->uuid))
-		return -EIO;
-	return 0;
+	return kio_sys_random(sb->uuid, sizeof(sb->uuid));
 }
 
 /* So that a full file system never stops the index; 0 where that cannot be had. */
@@ -116,15 +110,6 @@ static int adapt(struct kio_store *s, const struct kio_store_conf *conf,
 
 /* ---- the file -------------------------------------------------------------- */
 
-static int lock_file(int fd)
-{
-	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-
-	if (!fcntl(fd, F_OFD_SETLK, &l))
-		return 0;
-	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
-}
-
 static int open_direct(struct kio_store *s, const char *path, int flags)
 {
 	s->direct = 1;
@@ -165,9 +150,7 @@ static int file_size(struct kio_store *s, uint64_t *bytes)
 	if (!s->is_device && !S_ISREG(st.st_mode))
 		return -EMEDIUMTYPE;
 	*bytes = (uint64_t)st.st_size;
-	if (s->is_device && ioctl(s->fd, BLKGETSIZE64, bytes))
-		return -errno;
-	return 0;
+	return s->is_device ? kio_sys_device_bytes(s->fd, bytes) : 0;
 }
 
 /* A device is taken for us alone: -EBUSY when it is mounted, say. */
@@ -209,7 +192,7 @@ static int open_file(struct kio_store *s, const struct kio_store_conf *conf,
 	if (!ret && s->is_device && !readonly)
 		ret = claim_device(s, conf->path);
 	if (!ret && !s->scratch && !readonly)
-		ret = lock_file(s->fd);
+		ret = kio_sys_lock(s->fd);
 	if (!ret && !s->scratch && !readonly)
 		ret = file_size(s, have); /* as it is for whoever holds it */
 	return ret;

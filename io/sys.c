@@ -5,10 +5,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/mempolicy.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/fault.h"
@@ -125,6 +130,100 @@ int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		return -errno;
 	*out = p;
 	return 0;
+}
+
+int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg)
+{
+	const int ret = kio_fault("sys.thread");
+
+	return ret ? ret : -pthread_create(out, NULL, run, arg);
+}
+
+int kio_sys_lock(int fd)
+{
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	const int ret = kio_fault("sys.lock");
+
+	if (ret)
+		return ret;
+	if (!fcntl(fd, F_OFD_SETLK, &l))
+		return 0;
+	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
+}
+
+int kio_sys_device_bytes(int fd, uint64_t *out)
+{
+	const int ret = kio_fault("sys.device_bytes");
+
+	if (ret)
+		return ret;
+	return ioctl(fd, BLKGETSIZE64, out) ? -errno : 0;
+}
+
+int kio_sys_random(void *buf, size_t n)
+{
+	const int fault = kio_fault("sys.random");
+	ssize_t ret;
+
+	if (fault)
+		return fault;
+	RETRY(ret, getrandom(buf, n, 0));
+	return ret == (ssize_t)n ? 0 : ret < 0 ? -errno : -EIO;
+}
+
+int kio_sys_epoll(void)
+{
+	int ret = kio_fault("sys.epoll");
+
+	if (ret)
+		return ret;
+	ret = epoll_create1(EPOLL_CLOEXEC);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_epoll_ctl(int epoll, int op, int fd, struct epoll_event *e)
+{
+	const int ret = kio_fault("sys.epoll_ctl");
+
+	if (ret)
+		return ret;
+	return epoll_ctl(epoll, op, fd, e) ? -errno : 0;
+}
+
+int kio_sys_prefer_node(void *at, size_t n_bytes, const unsigned long *mask,
+			unsigned long max_node)
+{
+	const int ret = kio_fault("sys.mbind");
+
+	if (ret)
+		return ret;
+	return syscall(SYS_mbind, at, n_bytes, MPOL_PREFERRED, mask, max_node,
+		       0)
+		       ? -errno
+		       : 0;
+}
+
+int kio_sys_mlock_on_fault(void *at, size_t n_bytes)
+{
+	const int ret = kio_fault("sys.mlock");
+
+	if (ret)
+		return ret;
+	return mlock2(at, n_bytes, MLOCK_ONFAULT) ? -errno : 0;
+}
+
+ssize_t kio_sys_read_now(int fd, void *buf, size_t n)
+{
+	const struct iovec v = { buf, n };
+	const int fault = kio_fault("sys.read_now");
+	ssize_t ret;
+
+	if (fault)
+		return fault;
+	ret = preadv2(fd, &v, 1, -1, RWF_NOWAIT);
+	if (ret < 0 && (errno == EOPNOTSUPP || errno == EINVAL))
+		ret = read(fd, buf, n);
+	return ret < 0 ? -errno : ret;
 }
 
 int kio_sys_userfaultfd(int flags)

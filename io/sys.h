@@ -9,9 +9,13 @@
 #ifndef IO_SYS_H
 #define IO_SYS_H
 
+#include <pthread.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+
+struct epoll_event;
 
 int kio_sys_open(const char *path, int flags, mode_t mode);
 int kio_sys_openat(int dir_fd, const char *path, int flags, mode_t mode);
@@ -26,6 +30,18 @@ int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
+int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg);
+/* The whole file, for this open file alone: -EBUSY somebody has it. */
+int kio_sys_lock(int fd);
+int kio_sys_device_bytes(int fd, uint64_t *out);
+int kio_sys_random(void *buf, size_t n); /* n <= 256 */
+int kio_sys_epoll(void);
+int kio_sys_epoll_ctl(int epoll, int op, int fd, struct epoll_event *e);
+int kio_sys_prefer_node(void *at, size_t n_bytes, const unsigned long *mask,
+			unsigned long max_node);
+int kio_sys_mlock_on_fault(void *at, size_t n_bytes);
+/* What is there, without waiting where the file can do that: bytes or -errno. */
+ssize_t kio_sys_read_now(int fd, void *buf, size_t n);
 /* userfaultfd(2); and its ioctls, "sys.uffd.continue", .copy, .poison, .wake, .api:
  * -EAGAIN is not retried here. */
 int kio_sys_userfaultfd(int flags);

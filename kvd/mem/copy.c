@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include "io/fault.h"
 #include "kvd/base/log.h"
 
 #define IN_FLIGHT 16u /* chunks of a lane */
@@ -418,6 +419,8 @@ static int lane_open(struct lane *l, int stream_prio)
 			k->cu->event_new(&l->ring[i].event,
 					 CUDA_EVENT_DISABLE_TIMING |
 						 CUDA_EVENT_BLOCKING_SYNC));
+	if (!ret)
+		ret = kio_fault("sys.thread");
 	if (!ret)
 		ret = -pthread_create(&l->thread, NULL, lane_main, l);
 	l->has_thread = !ret;

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <numa.h>
-#include <numaif.h>
 #include <string.h>
 #include <sys/mman.h>
 #include "io/sys.h"
@@ -15,9 +14,9 @@ int park_mem_map(size_t n, int numa_node, char **out)
 {
 	struct bitmask *m;
 	void *p = NULL;
-	const int ret = kio_sys_mmap(
-		NULL, n, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &p);
+	int ret = kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			       0, &p);
 
 	if (ret)
 		return ret;
@@ -28,9 +27,10 @@ int park_mem_map(size_t n, int numa_node, char **out)
 	if (numa_node >= 0 && numa_available() >= 0) {
 		m = numa_allocate_nodemask();
 		numa_bitmask_setbit(m, (unsigned int)numa_node);
-		if (mbind(p, n, MPOL_PREFERRED, m->maskp, m->size + 1, 0))
+		ret = kio_sys_prefer_node(p, n, m->maskp, m->size + 1);
+		if (ret)
 			log_warn("park", "node %d: %s", numa_node,
-				 strerror(errno));
+				 strerror(-ret));
 		numa_free_nodemask(m);
 	}
 	*out = p;

@@ -23,7 +23,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/sys.h"
@@ -210,13 +209,11 @@ static void set_broken(struct uffd_peer *p)
 /* At most n messages: how many, 0 for none now, or -errno. */
 static int read_msgs(struct uffd_peer *p, struct uffd_msg *msgs, size_t n)
 {
-	struct iovec v = { msgs, n * sizeof(*msgs) };
-	ssize_t got = preadv2(p->fd, &v, 1, -1, RWF_NOWAIT);
+	const ssize_t got =
+		kio_sys_read_now(p->fd, msgs, n * sizeof(*msgs)); /* (1) */
 
-	if (got < 0 && (errno == EOPNOTSUPP || errno == EINVAL))
-		got = read(p->fd, msgs, n * sizeof(*msgs)); /* (1) */
 	if (got < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+		return got == -EAGAIN || got == -EINTR ? 0 : (int)got;
 	return (int)((size_t)got / sizeof(*msgs));
 }
 
@@ -358,7 +355,7 @@ int uffd_open(struct uffd *u, struct uffd_peer *p, int fd)
 	p->n_pending = 0;
 	p->call.run = tell;
 	list_init(&p->call.node);
-	return epoll_ctl(u->epoll, EPOLL_CTL_ADD, fd, &e) ? -errno : 0;
+	return kio_sys_epoll_ctl(u->epoll, EPOLL_CTL_ADD, fd, &e);
 }
 
 static void job_done(struct loop_call *c)
@@ -407,15 +404,13 @@ static int start(struct uffd *u)
 	u->bell = kio_sys_eventfd();
 	if (u->bell < 0)
 		return u->bell;
-	u->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (u->epoll < 0 || epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->bell, &e)) {
-		ret = -errno;
-		goto out_bell;
-	}
-	ret = -pthread_create(&u->thread, NULL, thread_main, u);
+	ret = u->epoll = kio_sys_epoll();
+	if (ret >= 0)
+		ret = kio_sys_epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->bell, &e);
+	if (!ret)
+		ret = kio_sys_thread(&u->thread, thread_main, u);
 	if (!ret)
 		return 0;
-out_bell:
 	(void)close(u->bell); /* nobody rang */
 	if (u->epoll >= 0)
 		(void)close(u->epoll); /* only ours */

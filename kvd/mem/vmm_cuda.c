@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include "io/fault.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/vmm_priv.h"
 
@@ -740,6 +741,8 @@ int vmm_open(struct vmm **out, const struct vmm_conf *conf)
 				 v->cu->stream_new(&v->zero,
 						   CUDA_STREAM_NON_BLOCKING,
 						   0));
+	if (!ret)
+		ret = kio_fault("sys.thread");
 	if (!ret)
 		ret = -pthread_create(&v->thread, NULL, vmm_main, v);
 	if (ret) {

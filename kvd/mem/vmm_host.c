@@ -8,7 +8,6 @@
 #include <linux/falloc.h>
 #include <linux/magic.h>
 #include <numa.h>
-#include <numaif.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,19 +158,22 @@ static int open_to_read(int fd)
 static void place(struct space *s, const struct space_conf *c)
 {
 	const size_t n = s->n_pages * s->page_bytes;
+	int ret;
 
 	if (c->numa_node >= 0 && numa_available() >= 0) {
 		struct bitmask *m = numa_allocate_nodemask();
 
 		numa_bitmask_setbit(m, (unsigned int)c->numa_node);
-		if (mbind(s->base, n, MPOL_PREFERRED, m->maskp, m->size + 1, 0))
+		ret = kio_sys_prefer_node(s->base, n, m->maskp, m->size + 1);
+		if (ret)
 			log_warn("space", "%s: node %d: %s", c->name,
-				 c->numa_node, strerror(errno));
+				 c->numa_node, strerror(-ret));
 		numa_free_nodemask(m);
 	}
-	if (c->mlock && mlock2(s->base, n, MLOCK_ONFAULT))
+	ret = c->mlock ? kio_sys_mlock_on_fault(s->base, n) : 0;
+	if (ret)
 		log_info("space", "%s: frames are not locked: %s", c->name,
-			 strerror(errno));
+			 strerror(-ret));
 }
 
 int space_open(struct space **out, const struct space_conf *conf)

@@ -119,7 +119,8 @@ void page_release_slot(struct page *pg)
 		return;
 	if (pg->parked)
 		is_written = park_forget(pg);
-	if (pg->range->pager->conf.stores) {
+	/* none: its records were found, and then it could not be opened after all */
+	if (pg->range->pager->conf.stores && disk_of(pg)) {
 		const size_t bytes = pg->range->tier->page_bytes;
 
 		kio_store_own(disk_of(pg), (uint64_t)pg->slot, bytes, NULL);

@@ -3,8 +3,9 @@
  *
  * A measure has a fork of the request's list, and the queries. It begins when the
  * engine has nothing to do (or after PATIENCE_NS), pins the list under a reservation of its
- * own, which it only takes when nobody stands in line for one, and goes layer by
- * layer; steps come in between. One runs at a time.
+ * own, which it only takes when nobody stands in line for one, and goes as many layers
+ * at a time as QUANTUM_NS holds; steps come in between. One runs at a time. It must keep up
+ * with the requests: a chunk whose measure waits is computed again by whoever asks.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,7 +16,8 @@
 #include "kvd/serve/gen.h"
 
 #define PAUSE_NS    1000000u
-#define PATIENCE_NS 1000000000u /* busy engine: then a layer all the same */
+#define PATIENCE_NS 20000000u /* busy engine: then layers all the same */
+#define QUANTUM_NS  5000000u /* a layer at least */
 #define GIVE_UP_NS  20000000000u /* no memory so long: not kept */
 
 struct measure {
@@ -39,7 +41,6 @@ struct measures {
 	int running; /* the job */
 	struct loop_timer timer;
 	struct stat *st_n, *st_ns, *st_dropped;
-	uint64_t layer_ns; /* of the last layer, on the engine */
 };
 
 static void release(struct measure *m)
@@ -154,26 +155,31 @@ static struct measure *first_of(const struct measures *ms)
 	return n ? list_entry(n, struct measure, node) : NULL;
 }
 
-static void run_layer(struct engine_job *j, struct pool *pool)
+static void run_layers(struct engine_job *j, struct pool *pool)
 {
 	struct measures *ms = container_of(j, struct measures, job);
 	struct measure *m = first_of(ms);
 	const uint64_t begin_ns = clock_ns();
+	uint64_t now_ns = begin_ns, layer_ns;
 
-	m->ret = inter_layer(m->craft->inter, pool,
-			     &ms->serve->lanes[LANE_RESIDENT].scratch, &m->seq,
-			     m->layer);
-	ms->layer_ns = clock_ns() - begin_ns;
+	do {
+		layer_ns = now_ns;
+		m->ret = inter_layer(m->craft->inter, pool,
+				     &ms->serve->lanes[LANE_RESIDENT].scratch,
+				     &m->seq, m->layer++);
+		now_ns = clock_ns();
+		stat_observe(ms->st_ns, now_ns - layer_ns);
+	} while (!m->ret && m->layer < m->model->layout.n_layers &&
+		 now_ns - begin_ns < QUANTUM_NS);
 }
 
-static void layer_done(struct engine_job *j)
+static void layers_done(struct engine_job *j)
 {
 	struct measures *ms = container_of(j, struct measures, job);
 	struct measure *m = first_of(ms);
 
 	ms->running = 0;
-	stat_observe(ms->st_ns, ms->layer_ns);
-	if (!m->ret && ++m->layer < m->model->layout.n_layers) {
+	if (!m->ret && m->layer < m->model->layout.n_layers) {
 		look(ms, 0);
 		return;
 	}
@@ -237,6 +243,9 @@ static int pin(struct measures *ms, struct measure *m)
 		if (ret != -EAGAIN || clock_ns() - m->since_ns > GIVE_UP_NS) {
 			stat_add(ms->st_dropped, 1);
 			drop(ms, m);
+		} else { /* those of other tenants need not wait for it */
+			list_del(&m->node);
+			list_push(&ms->list, &m->node);
 		}
 		look(ms, PAUSE_NS);
 		return 0;
@@ -271,8 +280,8 @@ static void turn(struct loop_timer *timer)
 	if (!pin(ms, m))
 		return;
 	ms->running = 1;
-	ms->job.run = run_layer;
-	ms->job.done = layer_done;
+	ms->job.run = run_layers;
+	ms->job.done = layers_done;
 	engine_start(ms->serve->lanes[LANE_RESIDENT].engine, &ms->job);
 }
 

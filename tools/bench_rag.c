@@ -268,10 +268,14 @@ static void report_flops(struct rag *r)
 	const struct tally *t = &r->t;
 	double n, look = 0;
 
-	if (r->repair >= KV_REPAIR_CRAFT || !r->repair_permille ||
-	    r->repair_permille >= KV_REPAIR_ALL)
+	if (!r->repair_permille || r->repair_permille > KV_REPAIR_ALL)
 		return;
-	n = (double)t->n_repaired * KV_REPAIR_ALL / r->repair_permille;
+	if (r->repair >= KV_REPAIR_CRAFT)
+		n = (double)t->n_chunk;
+	else if (r->repair_permille < KV_REPAIR_ALL)
+		n = (double)t->n_repaired * KV_REPAIR_ALL / r->repair_permille;
+	else
+		n = 0; /* nothing is cached */
 	if (r->repair == KV_REPAIR_BLEND && t->n_layers)
 		look = n / t->n_layers;
 	bench_put(r->b,

@@ -4,6 +4,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,6 +167,48 @@ START_TEST(all_of_it_is_a_full_prefill_in_f32)
 
 	all_of_it(d->socket);
 	rig_daemon_free(d);
+}
+END_TEST
+
+/* RMS of the difference of the logits, in logits. */
+static double deviation(const struct answer *a, const struct answer *b)
+{
+	double sum = 0;
+
+	for (uint32_t i = 0; i < a->n_logits; i++) {
+		const double d = (double)a->logits[i] - (double)b->logits[i];
+
+		sum += d * d;
+	}
+	return sqrt(sum / a->n_logits);
+}
+
+/* CacheBlend's check: the more is computed again, the nearer to a full prefill. */
+START_TEST(the_deviation_falls_with_the_share)
+{
+	static const uint32_t shares[] = { 0, 100, 250, 500, 750, 1000 };
+	struct kvc *c = rig_join(roomy->socket);
+
+	for (uint32_t kind = KV_REPAIR_FIRST; kind <= KV_REPAIR_BLEND; kind++) {
+		double last = 0;
+
+		for (size_t k = 0; k < sizeof(shares) / sizeof(*shares); k++) {
+			double sum = 0;
+
+			for (int i = 0; i < N; i++) {
+				struct answer full, a;
+
+				ask_question(c, i, kind, 1000, &full);
+				ask_question(c, i, kind, shares[k], &a);
+				sum += deviation(&full, &a) / N;
+			}
+			ck_assert_msg(!k || sum < last, "%u: %g, before %g",
+				      shares[k], sum, last);
+			last = sum;
+		}
+		ck_assert_double_eq(last, 0);
+	}
+	kvc_close(c);
 }
 END_TEST
 
@@ -369,6 +412,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
 	tcase_add_test(t, all_of_it_is_a_full_prefill_in_f32);
+	tcase_add_test(t, the_deviation_falls_with_the_share);
 	tcase_add_test(t, the_same_bits_paged_sliced_and_batched);
 	tcase_add_test(t, early_stop);
 	tcase_add_test(t, odd_chunks);

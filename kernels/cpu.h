@@ -144,13 +144,25 @@ static inline float kern_from_bf16(uint16_t x)
 	return f;
 }
 
+/* Tokens [t0, t0 + n) of s, which has places of its own, that the row at q_pos sees. */
+static inline int64_t kern_apart_seen(const struct kern_span *s, uint32_t t0,
+				      uint32_t n, int64_t q_pos)
+{
+	uint32_t i = 0;
+
+	while (i < n && s->pos + (int64_t)s->at[t0 + i] <= q_pos)
+		i++;
+	return i;
+}
+
 /* Tokens of the tile at t0 of s that the row at q_pos sees, one bit each. */
 static inline uint32_t kern_tile_mask(const struct kern_span *s, uint32_t t0,
 				      int64_t q_pos)
 {
 	const uint32_t left = s->n_tokens - t0;
-	const int64_t sees = q_pos - (s->pos + (int64_t)t0) + 1;
 	uint32_t n = left < KERN_KV_BLOCK ? left : KERN_KV_BLOCK;
+	const int64_t sees = s->at ? kern_apart_seen(s, t0, n, q_pos)
+				   : q_pos - (s->pos + (int64_t)t0) + 1;
 	uint32_t mask;
 
 	if (sees <= 0)
@@ -161,6 +173,16 @@ static inline uint32_t kern_tile_mask(const struct kern_span *s, uint32_t t0,
 	if (s->skip)
 		mask &= ~(uint32_t)(s->skip[t0 / 64] >> (t0 % 64));
 	return mask;
+}
+/* All rows from this position on see the whole tile at t0 of s. */
+static inline int64_t kern_tile_last(const struct kern_span *s, uint32_t t0)
+{
+	const uint32_t left = s->n_tokens - t0;
+
+	if (!s->at)
+		return s->pos + (int64_t)t0 + KERN_KV_BLOCK - 1;
+	return s->pos +
+	       s->at[t0 + (left < KERN_KV_BLOCK ? left : KERN_KV_BLOCK) - 1];
 }
 /* Where token t0 (a tile's first) of kv head h begins, in K or V. */
 static inline const char *kern_tile_addr(const struct kern_attn *a,

@@ -458,7 +458,7 @@ static uint32_t tile_masks(struct attn_block *b, const struct kern_span *s,
 			   uint32_t t0, uint32_t *lo, uint32_t *hi,
 			   uint32_t *same)
 {
-	const int64_t last = s->pos + (int64_t)t0 + TILE - 1;
+	const int64_t last = kern_tile_last(s, t0);
 	const uint32_t first = kern_tile_mask(s, t0, b->pos_max);
 	uint32_t any = 0;
 

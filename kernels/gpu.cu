@@ -61,14 +61,29 @@ static __device__ uint16_t to_bf16(float f)
 
 /* ---- attention --------------------------------------------------------------- */
 
+/* Tokens from t0 on that a row at pos sees, at most n: those of a span are ascending. */
+static __device__ int64_t span_seen(const struct gpu_span *s, uint32_t t0,
+				    int64_t n, int64_t pos)
+{
+	const uint32_t *at = (const uint32_t *)s->at;
+	int64_t i = 0;
+
+	if (!at)
+		return pos - (s->pos + t0) + 1;
+	while (i < n && s->pos + at[t0 + i] <= pos)
+		i++;
+	return i;
+}
+
 /* Bit t: token t0 + t is seen; as kern_tile_mask(). */
 static __device__ uint32_t tile_mask(const struct gpu_span *s, uint32_t t0,
 				     int64_t pos)
 {
-	const int64_t seen = pos - (s->pos + t0) + 1;
-	int64_t n = (int64_t)s->n_tokens - t0;
+	int64_t n = (int64_t)s->n_tokens - t0, seen;
 	uint32_t mask;
 
+	n = n > 32 ? 32 : n;
+	seen = span_seen(s, t0, n, pos);
 	if (seen < n)
 		n = seen;
 	if (n <= 0)

@@ -25,6 +25,7 @@
 struct gpu_span {
 	uint64_t k, v;
 	uint64_t skip; /* bits of tokens, 64 in a word; or 0 */
+	uint64_t at; /* u32 of each token: it is at pos + at[t]; or 0 */
 	uint64_t head_bytes, page_bytes;
 	int64_t pos;
 	uint32_t page_tokens; /* a multiple of GPU_TILE */

@@ -89,10 +89,11 @@ INLINE void rows_end(const struct gpu_attn *a, uint32_t n_rows,
 /* Tokens t .. t + 63 of a span that a row at pos sees, t a multiple of 64. */
 INLINE uint64_t mask_64(const struct gpu_span *s, uint32_t t, int64_t pos)
 {
-	const int64_t seen = pos - (s->pos + t) + 1;
-	int64_t n = (int64_t)s->n_tokens - t;
+	int64_t n = (int64_t)s->n_tokens - t, seen;
 	uint64_t mask;
 
+	n = n > 64 ? 64 : n;
+	seen = span_seen(s, t, n, pos);
 	if (seen < n)
 		n = seen;
 	if (n <= 0)
@@ -121,7 +122,8 @@ INLINE struct flash_cursor cursor_from(const struct gpu_attn *a,
 		const struct gpu_span *s = (const struct gpu_span *)a->spans +
 					   tile->first_span + i;
 
-		for (; t < s->n_tokens && s->pos + t <= high; t += FLASH_TILE) {
+		for (; t < s->n_tokens && span_seen(s, t, 1, high) > 0;
+		     t += FLASH_TILE) {
 			c.mask = mask_64(s, t, high);
 			if (c.mask) {
 				c.s = s;
@@ -185,7 +187,7 @@ INLINE void scale_and_mask(float (*s)[4], float scale,
 #pragma unroll
 		for (uint32_t k = 0; k < 4; k++)
 			s[j][k] *= scale;
-	if (!~c->mask && c->s->pos + c->t + FLASH_TILE - 1 <= low)
+	if (!~c->mask && span_seen(c->s, c->t + FLASH_TILE - 1, 1, low) > 0)
 		return;
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {

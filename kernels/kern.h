@@ -129,6 +129,8 @@ struct kern_span {
 	uint32_t n_tokens; /* 0 is an exact identity */
 	uint32_t q_variant; /* which rotation of the queries meets it */
 	int64_t pos; /* position of token 0 in the sequence */
+	/* token t is at pos + at[t], ascending; or NULL: at pos + t */
+	const uint32_t *at;
 	const uint64_t *skip; /* bit t set: token t is hidden; or NULL */
 };
 

@@ -553,23 +553,47 @@ static void find_logit_rows(struct llama_scratch *s, struct llama_batch *b)
 	b->logit_rows = s->keep;
 }
 
+/* Only rows whose logits are wanted go on: they come first. */
+static void keep_logit_rows(struct llama_scratch *s, struct llama_batch *b)
+{
+	const size_t d = s->m->sh.d_model;
+	const size_t q = (size_t)s->m->sh.n_heads * s->m->sh.head_dim;
+
+	if (b->narrow)
+		find_logit_rows(s, b);
+	for (size_t i = 0; i < b->n_logits; i++) {
+		const size_t r = b->logit_rows[i];
+
+		if (r == i)
+			continue;
+		memcpy(s->res + i * d, s->res + r * d, d * sizeof(*s->res));
+		memcpy(s->o + i * q, s->o + r * q, q * sizeof(*s->o));
+	}
+	b->n_rows = b->n_logits;
+}
+
 static int layer(struct llama_scratch *s, struct pool *pool,
-		 const struct llama_batch *b, uint32_t i)
+		 struct llama_batch *b, uint32_t i)
 {
 	const struct weights_layer *y = &s->m->w.layers[i];
 	const void *x = normed(s, pool, y->attn_norm, NULL, b->n_rows);
-	struct linear_phase qkv = {
-		.a = { linear_of(y->q, x, s->q, b->n_rows),
-		       linear_of(y->k, x, s->k, b->n_rows),
-		       linear_of(y->v, x, s->v, b->n_rows) },
-		.n = 3,
-	};
+	struct linear_phase qkv = { .n = 0 };
 	int ret;
 
+	if (!b->probe || i != 1)
+		qkv.a[qkv.n++] = linear_of(y->q, x, s->q, b->n_rows);
+	if (!b->probe || i) {
+		qkv.a[qkv.n++] = linear_of(y->k, x, s->k, b->n_rows);
+		qkv.a[qkv.n++] = linear_of(y->v, x, s->v, b->n_rows);
+	}
 	linear(s, pool, &qkv);
 	ret = b->attn(b->ctx, i, s->q, s->k, s->v, s->o);
 	if (ret < 0)
 		return ret;
+	if (i + 1 == s->m->sh.n_layers)
+		keep_logit_rows(s, b);
+	if (!b->n_rows)
+		return 0;
 	x = attended(s, pool, b->n_rows);
 	linear_add(s, pool, y->o, x, b->n_rows);
 	x = normed(s, pool, y->ffn_norm, NULL, b->n_rows);
@@ -608,9 +632,7 @@ int llama_step(const struct llama *m, struct llama_scratch *s,
 	}
 	if (!b->n_logits)
 		return 0;
-	if (b->narrow)
-		find_logit_rows(s, b);
-	x = normed(s, pool, m->w.norm, b->logit_rows, b->n_logits);
+	x = normed(s, pool, m->w.norm, NULL, b->n_logits);
 	output.a[0] = linear_of(m->w.output, x, b->logits, b->n_logits);
 	linear(s, pool, &output);
 	return 0;

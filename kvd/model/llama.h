@@ -92,7 +92,8 @@ struct llama_batch {
 	 * [n_rows][n_kv_heads][head_dim] f32, unrotated, scratch of the step;
 	 * writes o [n_rows][n_heads][head_dim]. A negative return ends the
 	 * step with it. Called once a layer, ascending, on the thread of
-	 * llama_step(); may use its pool.
+	 * llama_step(); may use its pool. In the last layer only o of rows whose logits are
+	 * wanted is read.
 	 */
 	int (*attn)(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		    float *o);
@@ -102,6 +103,11 @@ struct llama_batch {
 	 * layers have so many rows, in this order. Rows whose logits are wanted go on.
 	 */
 	uint32_t (*narrow)(void *ctx, uint32_t layer, uint32_t *keep);
+	/*
+	 * attn has no use for k and v of layer 0 and q of layer 1, and ends the step there:
+	 * they are not computed.
+	 */
+	int probe;
 	void *ctx;
 };
 struct llama_scratch;

@@ -10,8 +10,9 @@
 
 static_assert(SEGMENT_BLOCK == KERN_KV_BLOCK, "one tile grid");
 
-#define ROWS_PER_TASK 64u
-#define INLINE_ROWS   16u /* below this many rows threads do not pay */
+#define ROWS_PER_TASK \
+	48u /* whole blocks of 96 queries for groups of 2, 4, 8 ... heads */
+#define INLINE_ROWS 16u /* below this many rows threads do not pay */
 
 /* ---- one item, prepared ------------------------------------------------ */
 
@@ -44,10 +45,13 @@ static uint32_t variant_of(const struct prepared *p, int64_t d)
 	return i;
 }
 
-static void add_variant(struct prepared *p, int64_t d)
+/* For keys that only rows from position from on see; ascending. */
+static void add_variant(struct prepared *p, int64_t d, int64_t from)
 {
-	if (variant_of(p, d) == p->n_variants)
-		p->delta[p->n_variants++] = d;
+	if (variant_of(p, d) < p->n_variants)
+		return;
+	p->delta[p->n_variants] = d;
+	p->delta_from[p->n_variants++] = from;
 }
 
 static void find_variants(struct prepared *p)
@@ -55,16 +59,16 @@ static void find_variants(struct prepared *p)
 	const struct seq *q = p->it->seq;
 
 	if (p->it->shape->rope.kind == KERN_ROPE_NONE) {
-		p->delta[0] = 0;
+		p->delta[0] = p->delta_from[0] = 0;
 		p->n_variants = 1;
 		return;
 	}
 	for (uint32_t i = 0; i < q->n_entries; i++) {
 		const struct seq_entry *e = &q->entries[i];
 
-		add_variant(p, entry_delta(p, e));
+		add_variant(p, entry_delta(p, e), e->pos);
 		if (e->n_patch)
-			add_variant(p, patch_delta(p, e));
+			add_variant(p, patch_delta(p, e), e->pos);
 	}
 }
 
@@ -138,43 +142,26 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 	}
 }
 
-/* Tokens [from, from + n) of the patch, which follow each other from pos on. */
+/* What the patch of e has of the entry's tokens [from, to), side by side: a tile of it has
+ * the same tokens for all rows, whichever they see. */
 static void add_patch(struct prepared *p, const struct seq_entry *e,
-		      uint32_t from, uint32_t n, int64_t pos)
+		      uint32_t from, uint32_t to)
 {
 	const struct seq_entry run = { .seg = e->patch, .context = e->context };
 	struct seen *seen = seen_as(p, &e->context);
 	const uint32_t first = seen->n_spans;
+	uint32_t i = 0, end;
 
-	add_spans(p, &run, e->patch_from + from, e->patch_from + from + n);
-	for (uint32_t i = first; i < seen->n_spans; i++) {
-		seen->spans[i].q_variant = variant_of(p, patch_delta(p, e));
-		seen->spans[i].pos = pos;
-		pos += seen->spans[i].n_tokens;
-	}
-}
-
-/*
- * The patch of e, as rows see it: from behind the entry all of it, side by side; from
- * inside, each run of neighbours at its place, as far as to (token of the entry).
- */
-static void add_patches(struct prepared *p, const struct seq_entry *e,
-			uint32_t to)
-{
-	const uint64_t row = p->it->pos;
-	uint32_t i = 0, n;
-
-	if (row >= (uint64_t)e->pos + e->n) {
-		if (to == e->n && e->n_patch)
-			add_patch(p, e, 0, e->n_patch, e->pos);
-		return;
-	}
-	for (; i < e->n_patch && e->patch_at[i] < to; i += n) {
-		n = 1;
-		while (i + n < e->n_patch && e->patch_at[i + n] < to &&
-		       e->patch_at[i + n] == e->patch_at[i] + n)
-			n++;
-		add_patch(p, e, i, n, e->pos + e->patch_at[i]);
+	while (i < e->n_patch && e->patch_at[i] < from)
+		i++;
+	for (end = i; end < e->n_patch && e->patch_at[end] < to;)
+		end++;
+	add_spans(p, &run, e->patch_from + i, e->patch_from + end);
+	for (uint32_t k = first; k < seen->n_spans; k++) {
+		seen->spans[k].q_variant = variant_of(p, patch_delta(p, e));
+		seen->spans[k].pos = e->pos;
+		seen->spans[k].at = e->patch_at + i;
+		i += seen->spans[k].n_tokens;
 	}
 }
 
@@ -195,18 +182,15 @@ void attn_build_spans(struct prepared *p, uint64_t from, uint64_t to)
 			continue;
 		add_spans(p, e, (uint32_t)(a - pos), (uint32_t)(b - pos));
 		if (e->patch && !stopped(p, e))
-			add_patches(p, e, (uint32_t)(b - pos));
+			add_patch(p, e, (uint32_t)(a - pos),
+				  (uint32_t)(b - pos));
 	}
 }
 
-/* At most: two of an entry, and two of each run of a patch. */
+/* At most: two of an entry, and two of its patch. */
 static uint32_t max_spans(const struct seq *q)
 {
-	uint32_t n = 2 * q->n_entries + 1;
-
-	for (uint32_t i = 0; i < q->n_entries; i++)
-		n += 2 * q->entries[i].n_patch;
-	return n;
+	return 4 * q->n_entries + 1;
 }
 
 /* The entry that holds position pos. */
@@ -281,8 +265,10 @@ int attn_prepare_list(struct prepared *p, struct attn_scratch *s)
 	p->scratch = s;
 	p->delta =
 		attn_scratch_alloc(s, (2 * n_entries + 2) * sizeof(*p->delta));
+	p->delta_from = attn_scratch_alloc(s, (2 * n_entries + 2) *
+						      sizeof(*p->delta_from));
 	p->seen = attn_scratch_alloc(s, (n_entries + 1) * sizeof(*p->seen));
-	if (!p->delta || !p->seen)
+	if (!p->delta || !p->delta_from || !p->seen)
 		return -ENOMEM;
 	find_seen(p);
 	p->shift = n_entries ? entry_at(it->seq, (int64_t)row_pos(it, 0))
@@ -407,8 +393,9 @@ static void store_range(const struct prepared *p, uint32_t from, uint32_t to)
 				store_row(p, v, r);
 }
 
-/* Queries of rows [from, to), rotated for each variant. */
-static void rotate_rows(const struct prepared *p, uint32_t from, uint32_t to)
+/* Queries of rows [from, to) under one rotation. */
+static void rotate_some(const struct prepared *p, uint32_t i_variant,
+			uint32_t from, uint32_t to)
 {
 	const struct attn_item *it = p->it;
 	const struct attn_shape *g = it->shape;
@@ -417,22 +404,35 @@ static void rotate_rows(const struct prepared *p, uint32_t from, uint32_t to)
 	const size_t n = (to - from) * row;
 	const char *q =
 		(const char *)it->q + from * row * kern_type_bytes(it->in);
+	char *dst = p->q + ((size_t)i_variant * it->n_rows + from) * row * es;
+	const float *src = (const float *)q;
 	float *f = p->tmp + from * row;
 	int64_t pos[ROWS_PER_TASK];
 
-	for (uint32_t i = 0; i < p->n_variants; i++) {
-		char *dst = p->q + ((size_t)i * it->n_rows + from) * row * es;
-
-		if (g->rope.kind == KERN_ROPE_NONE && it->in == g->type) {
-			memcpy(dst, q, n * es);
-			continue;
-		}
-		for (uint32_t r = from; r < to; r++)
-			pos[r - from] = p->pos[r] - p->delta[i];
+	if (g->rope.kind == KERN_ROPE_NONE && it->in == g->type) {
+		memcpy(dst, q, n * es);
+		return;
+	}
+	for (uint32_t r = from; r < to; r++)
+		pos[r - from] = p->pos[r] - p->delta[i_variant];
+	if (it->in != KERN_F32) {
 		kern_to_f32(it->in, q, f, n);
-		kern_rope(&g->rope, f, f, pos, to - from, g->n_heads,
-			  g->head_dim);
-		kern_from_f32(g->type, f, dst, n);
+		src = f;
+	}
+	kern_rope(&g->rope, src, f, pos, to - from, g->n_heads, g->head_dim);
+	kern_from_f32(g->type, f, dst, n);
+}
+
+/* Queries of rows [from, to), rotated for each variant of which they see keys. */
+static void rotate_rows(const struct prepared *p, uint32_t from, uint32_t to)
+{
+	for (uint32_t i = 0; i < p->n_variants; i++) {
+		uint32_t r = from;
+
+		while (r < to && p->pos[r] < p->delta_from[i])
+			r++;
+		if (r < to)
+			rotate_some(p, i, r, to);
 	}
 }
 

@@ -108,7 +108,7 @@ struct lists {
 	struct attn_target *to; /* [n_kv] */
 	uint32_t *to_span; /* [n_kv] */
 	uint32_t n_rows, n_kv, n_spans; /* without padding */
-	size_t n_skip_words;
+	size_t n_skip_words, n_at;
 	uint64_t n_parts; /* at most */
 	uint32_t n_queries; /* rows with q: all or none */
 };
@@ -180,10 +180,12 @@ static int prepare_item(struct lists *l, uint32_t i)
 		attn_build_spans(p, 0, (uint64_t)p->pos[it->n_rows - 1] + 1);
 	if (it->ret)
 		return it->ret;
-	for (uint32_t k = 0; k < p->seen->n_spans; k++)
-		if (p->seen->spans[k].skip)
-			l->n_skip_words +=
-				KV_DIV_UP(p->seen->spans[k].n_tokens, 64);
+	for (uint32_t k = 0; k < p->seen->n_spans; k++) {
+		const struct kern_span *s = &p->seen->spans[k];
+
+		l->n_skip_words += s->skip ? KV_DIV_UP(s->n_tokens, 64) : 0;
+		l->n_at += s->at ? s->n_tokens : 0;
+	}
 	n = row_parts(p->seen);
 	l->n_queries += it->q ? it->n_rows : 0;
 	l->n_parts += n * it->n_rows;
@@ -270,6 +272,7 @@ static int lay_out(struct lists *l)
 	g->parts_at = place(&end, g->n_parts * sizeof(struct gpu_part));
 	/* behind all that has the same place in steps that are alike */
 	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
+	g->at_at = place(&end, l->n_at * sizeof(uint32_t));
 	g->plan_bytes = end;
 	ret = pinned_buf_want(g, &g->host, end);
 	return ret ? ret : gpu_buf_want(g, &g->plan, end);
@@ -321,13 +324,14 @@ struct gpu_span attn_gpu_target_span(const struct attn_target *to,
 	};
 }
 
-/* Spans of the first layer, and the skip bits that they refer to. */
+/* Spans of the first layer, the skip bits and the places that they refer to. */
 static void write_spans(const struct lists *l)
 {
 	struct attn_gpu *g = l->g;
 	struct gpu_span *out = host_at(g, g->spans_at);
 	uint64_t *skip = host_at(g, g->skip_at);
 	uint64_t *const skip0 = skip;
+	uint32_t *at = host_at(g, g->at_at), *const at0 = at;
 	uint32_t *to = host_at(g, g->to_at);
 	const uint32_t row =
 		(uint32_t)layout_row_bytes(&l->step->items[0].seq->layout);
@@ -347,6 +351,10 @@ static void write_spans(const struct lists *l)
 								   skip0) *
 								  sizeof(*skip)
 						: 0,
+				.at = x->at ? g->plan.at + g->at_at +
+						      (size_t)(at - at0) *
+							      sizeof(*at)
+					    : 0,
 				.head_bytes = x->head_bytes,
 				.page_bytes = x->page_bytes,
 				.pos = x->pos,
@@ -358,6 +366,10 @@ static void write_spans(const struct lists *l)
 			if (x->skip) {
 				memcpy(skip, x->skip, n * sizeof(*skip));
 				skip += n;
+			}
+			if (x->at) {
+				memcpy(at, x->at, x->n_tokens * sizeof(*at));
+				at += x->n_tokens;
 			}
 		}
 	}

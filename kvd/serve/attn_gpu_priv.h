@@ -44,8 +44,8 @@ struct attn_gpu {
 	struct gpu_turn *turns;
 	uint32_t n_turns;
 	/* where they lie in plan */
-	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, tiles_at,
-		parts_at;
+	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, at_at,
+		tiles_at, parts_at;
 	/* attn_gpu_items.c: one slice of rows */
 	struct gpu_buf in, f32; /* as in the call; widened */
 	struct pinned_buf io;

@@ -26,6 +26,8 @@ struct prepared {
 	char *q; /* [n_variants][n_rows][n_heads][head_dim] typed */
 	float *tmp; /* [n_rows][n_heads][head_dim] f32 */
 	int64_t *delta; /* [n_variants] */
+	int64_t *
+		delta_from; /* [n_variants] no row before this position needs it */
 	uint32_t n_variants;
 	uint32_t n_spans_max;
 	int in_plan; /* of relay.c: nothing is left to do */

@@ -17,11 +17,13 @@
 #include "kvd/serve/restore.h"
 
 #define SCORE_ROWS 32u /* logits of scored rows in one step */
+#define FEW_OF	   8u /* of the rows of a slice: that many more end a prompt */
 
 struct row_run { /* contiguous rows of one gen */
 	struct gen *g;
 	uint32_t row, n, pos;
 	uint32_t at; /* row of the layer: others may have ended */
+	int wanted; /* logits of a row of it are */
 	const struct gen_part
 		*patched; /* its rows lie apart: pos is the first */
 };
@@ -76,6 +78,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 	const struct attn_shape *s = &b->model->shape;
 	const size_t q_row = (size_t)s->n_heads * s->head_dim;
 	const size_t kv_row = (size_t)s->n_kv_heads * s->head_dim;
+	const int is_last = layer + 1 == b->model->layout.n_layers;
 	int ret;
 
 	for (uint32_t i = 0; i < b->n_runs; i++) {
@@ -89,7 +92,7 @@ static int step_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 								       : r->n,
 			.rows_at = r->patched ? b->rows_at + r->row : NULL,
 			.in = KERN_F32,
-			.q = q + r->at * q_row,
+			.q = is_last && !r->wanted ? NULL : q + r->at * q_row,
 			.k = k + r->at * kv_row,
 			.v = v + r->at * kv_row,
 			.o = o + r->at * q_row,
@@ -155,8 +158,8 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 
 	if (ret)
 		return ret;
-	if (layer) {
-		repair_measure(b->probe, r, b->n_rows, k, v);
+	if (layer) { /* there is no q */
+		repair_measure(b->probe, r, b->n_rows, k, v, b->pool);
 		return -ECANCELED;
 	}
 	b->items[0] = (struct attn_item){
@@ -315,6 +318,7 @@ static int step_on_cpu(struct batch *b, struct pool *pool)
 			: b->probe_group ? probe_attn
 					 : focus_step,
 		.narrow = b->probe ? NULL : step_narrow,
+		.probe = !!b->probe_group && b->probe,
 		.ctx = b,
 	};
 
@@ -459,49 +463,85 @@ static void step_done(struct engine_job *j)
 	kick(b);
 }
 
-/* Neighbours, or rows of the same patch as the last run's. */
+/* Rows of both may be one item: early stop ends some parts and not others. */
+static int one_item(const struct gen *g, const struct gen_part *a,
+		    const struct gen_part *b)
+{
+	const struct seq_entry *e = g->seq.entries;
+
+	return a == b || (!g->focus && e[a->i_entry].context.shift ==
+					       e[b->i_entry].context.shift);
+}
+
+/* Neighbours, or rows of patches as the last run's. */
 static void add_run(struct batch *b, struct gen *g, uint32_t pos, uint32_t n)
 {
 	const struct gen_part *patched = gen_patched_part(g, pos);
 	struct row_run *last = b->n_runs ? &b->runs[b->n_runs - 1] : NULL;
 
-	if (last && patched && last->g == g && last->patched == patched)
+	if (last && patched && last->g == g && last->patched &&
+	    one_item(g, last->patched, patched))
 		last->n += n;
 	else
-		b->runs[b->n_runs++] =
-			(struct row_run){ g,   b->n_rows, n,
-					  pos, b->n_rows, patched };
+		b->runs[b->n_runs++] = (struct row_run){ .g = g,
+							 .row = b->n_rows,
+							 .n = n,
+							 .pos = pos,
+							 .at = b->n_rows,
+							 .patched = patched };
 	for (uint32_t i = 0; i < n; i++) {
 		b->rows_at[b->n_rows] = pos + i;
 		b->tokens[b->n_rows] = g->tokens[pos + i];
 		if (gen_wants_logits(g, pos + i)) {
 			if (!g->n_step_logits++)
 				g->step_logits = b->n_logits;
+			b->runs[b->n_runs - 1].wanted = 1;
 			b->logit_rows[b->n_logits++] = b->n_rows;
 		}
 		b->n_rows++;
 	}
 }
 
-/* Rows of g: all it may compute next, at most max; returns how many. */
+/* Rows of g from *from on, at most max, into the step if add; returns how many. */
+static uint32_t take_rows(struct batch *b, struct gen *g, uint32_t *from,
+			  uint32_t max, int add)
+{
+	const int score = g->req && g->req->flags & SERVE_GEN_SCORE;
+	uint32_t pos, n, sum = 0;
+
+	while (sum < max && b->n_runs < b->max_rows) {
+		n = gen_next_rows(g, *from, max - sum, &pos);
+		if (!n || (!g->windowed && pos + n > g->pinned_to))
+			break;
+		if (add)
+			add_run(b, g, pos, n);
+		sum += n;
+		*from = pos + n;
+		if (score || g->windowed)
+			break;
+	}
+	return sum;
+}
+
+/*
+ * Rows of g: all it may compute next, at most max; returns how many. The last few of a
+ * prompt come along where there is room: a step of their own costs more.
+ */
 static uint32_t take_gen(struct batch *b, struct gen *g, uint32_t max)
 {
 	const int score = g->req && g->req->flags & SERVE_GEN_SCORE;
-	uint32_t from = g->pos, pos, n, sum = 0;
+	const uint32_t few =
+		KV_MIN(max / FEW_OF, b->max_rows - b->n_rows - max);
+	uint32_t from = g->pos, rest, sum;
 
 	if (score)
 		max = KV_MIN(max, SCORE_ROWS);
 	g->n_step_logits = 0;
-	while (sum < max && b->n_runs < b->max_rows) {
-		n = gen_next_rows(g, from, max - sum, &pos);
-		if (!n || (!g->windowed && pos + n > g->pinned_to))
-			break;
-		add_run(b, g, pos, n);
-		sum += n;
-		from = pos + n;
-		if (score || g->windowed)
-			break;
-	}
+	sum = take_rows(b, g, &from, max, 1);
+	rest = from;
+	if (sum == max && few && !score && !g->windowed &&
+	    take_rows(b, g, &rest, few + 1, 0) <= few)
+		sum += take_rows(b, g, &from, few, 1);
 	if (!sum)
 		return 0;
 	list_del(&g->node);
@@ -545,9 +585,12 @@ static void build(struct batch *b)
 	}
 	list_for_each_safe(n, &b->ready) {
 		struct gen *g = list_entry(n, struct gen, node);
+		uint32_t n_taken;
 
-		if (g->model == b->model && !decoding(g) && prefill)
-			prefill -= take_gen(b, g, prefill);
+		if (g->model != b->model || decoding(g) || !prefill)
+			continue;
+		n_taken = take_gen(b, g, prefill);
+		prefill -= KV_MIN(prefill, n_taken);
 	}
 }
 
@@ -564,8 +607,8 @@ static int build_probe(struct batch *b)
 		r = repair_next_probe(g);
 		if (!r && !focus_ready(g))
 			continue;
-		b->n_rows = r ? KV_MIN(r->n - r->n_probed,
-				       b->serve->conf->prefill_slice)
+		/* one layer, not all: more rows than a slice */
+		b->n_rows = r ? KV_MIN(r->n - r->n_probed, b->max_rows)
 			      : g->focus->n;
 		memcpy(b->tokens,
 		       g->tokens + (r ? r->first + r->n_probed : g->focus->pos),

@@ -65,19 +65,45 @@ void repair_probed_at(const struct gen *g, const struct repair_group *r,
 		i = probed_at(g, i, r->first + r->n_probed + t, &out[t]);
 }
 
-void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
-		    const float *k, const float *v)
+#define TOKENS_PER_TASK 16u
+
+struct measure {
+	const struct gen *g;
+	struct repair_group *r;
+	uint32_t n;
+	const float *k, *v;
+};
+
+static void measure_some(void *arg, uint32_t i_task)
 {
-	const struct kv_layout *l = &g->model->layout;
+	const struct measure *m = arg;
+	const struct kv_layout *l = &m->g->model->layout;
 	const size_t row = (size_t)l->n_kv_heads * l->head_dim;
-	uint32_t i = r->i_part;
+	const uint32_t first = m->r->first + m->r->n_probed;
+	const uint32_t from = i_task * TOKENS_PER_TASK;
+	const uint32_t to = KV_MIN(from + TOKENS_PER_TASK, m->n);
+	uint32_t i = m->r->i_part;
 	struct attn_target at;
 
-	for (uint32_t t = 0; t < n; t++) {
-		i = probed_at(g, i, r->first + r->n_probed + t, &at);
-		r->dev[r->n_probed + t] =
-			deviation(g, &at, k + t * row, v + t * row);
+	for (uint32_t t = from; t < to; t++) {
+		i = probed_at(m->g, i, first + t, &at);
+		m->r->dev[m->r->n_probed + t] =
+			deviation(m->g, &at, m->k + t * row, m->v + t * row);
 	}
+}
+
+void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
+		    const float *k, const float *v, struct pool *pool)
+{
+	struct measure m = { g, r, n, k, v };
+	const uint32_t n_tasks = KV_DIV_UP(n, TOKENS_PER_TASK);
+
+	if (pool) {
+		pool_run(pool, measure_some, &m, n_tasks);
+		return;
+	}
+	for (uint32_t i = 0; i < n_tasks; i++)
+		measure_some(&m, i);
 }
 
 static int choose(const struct gen *g, const struct repair_group *r,

@@ -199,6 +199,7 @@ static void run_alike(const struct job *j, const struct relay_step *s,
 		 j->head * span.head_bytes;
 	span.n_tokens = n;
 	span.pos = 0;
+	span.at = NULL;
 	span.q_variant = 0;
 	if (span.skip)
 		span.skip += t / 64;

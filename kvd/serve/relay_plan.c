@@ -48,7 +48,10 @@ static int same_way(const struct relay_lane *a, const struct relay_lane *b)
 /* Every token of it is behind the row, or the row's own. */
 static int seen_whole(const struct relay_lane *l, const struct kern_span *s)
 {
-	return s->n_tokens && l->p->pos[0] >= s->pos + s->n_tokens - 1;
+	const uint32_t last = s->n_tokens - 1;
+
+	return s->n_tokens &&
+	       l->p->pos[0] >= s->pos + (s->at ? s->at[last] : last);
 }
 
 /* Where s may be cut at most at n: whole words, and in whole pages or inside of one. */
@@ -162,7 +165,10 @@ static struct kern_span piece(const struct relay_lane *l,
 	out.k = (const char *)s->k + skew;
 	out.v = (const char *)s->v + skew;
 	out.n_tokens = n;
-	out.pos += from;
+	if (s->at)
+		out.at = s->at + from;
+	else
+		out.pos += from;
 	if (s->skip)
 		out.skip = s->skip + from / WORD;
 	return out;

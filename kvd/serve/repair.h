@@ -42,6 +42,7 @@ enum repair_kind {
 
 struct attn_target;
 struct gen;
+struct pool;
 struct gen_part;
 
 /*
@@ -87,10 +88,10 @@ int repair_looks(const struct repair_group *r);
 struct repair_group *repair_next_probe(const struct gen *g);
 /*
  * Squared distance of k (unrotated) and v [n][kv_heads * head_dim] (f32, layer 1 of the
- * group's next n tokens) to the chunks', into dev. Engine thread.
+ * group's next n tokens) to the chunks', into dev. Engine thread; pool may be NULL.
  */
 void repair_measure(const struct gen *g, struct repair_group *r, uint32_t n,
-		    const float *k, const float *v);
+		    const float *k, const float *v, struct pool *pool);
 /* Where these tokens lie in the chunks: out [n]. */
 void repair_probed_at(const struct gen *g, const struct repair_group *r,
 		      uint32_t n, struct attn_target *out);

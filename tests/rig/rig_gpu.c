@@ -84,6 +84,15 @@ void *rig_gpu_alloc(struct rig_gpu *g, size_t n)
 	return p;
 }
 
+uint64_t rig_gpu_places(struct rig_gpu *g, uint32_t n, uint32_t nth)
+{
+	uint32_t *at = rig_gpu_alloc(g, (n + 1) * sizeof(*at));
+
+	for (uint32_t t = 0; t < n; t++)
+		at[t] = t + (t + n) / nth;
+	return (uintptr_t)at;
+}
+
 void rig_gpu_reset(struct rig_gpu *g)
 {
 	while (g->n_allocs)

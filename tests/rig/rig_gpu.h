@@ -33,6 +33,8 @@ void rig_gpu_open_with(struct rig_gpu *g, uint64_t total);
 void rig_gpu_close(struct rig_gpu *g);
 /* Memory that both sides see at the same address; until reset or close. */
 void *rig_gpu_alloc(struct rig_gpu *g, size_t n);
+/* u32 [n], as gpu_span.at wants them: every nth (of some) is a place further. */
+uint64_t rig_gpu_places(struct rig_gpu *g, uint32_t n, uint32_t nth);
 void rig_gpu_reset(struct rig_gpu *g);
 /* Until the stream is empty; asserts that nothing failed. */
 void rig_gpu_wait(struct rig_gpu *g);

@@ -116,7 +116,7 @@ static void make_span(struct problem *p, struct gpu_span *s, int64_t pos)
 	const size_t row = p->s.head_dim * kern_type_bytes(p->s.type);
 	const uint32_t n = 1 + next_random() % p->s.max_tokens;
 	uint64_t *skip;
-	uint32_t n_pages;
+	uint32_t n_pages, one_in;
 
 	s->page_tokens = 32 * (1 + next_random() % 3);
 	n_pages = (n + s->page_tokens - 1) / s->page_tokens;
@@ -139,18 +139,15 @@ static void make_span(struct problem *p, struct gpu_span *s, int64_t pos)
 	for (uint32_t t = n; t < n_pages * s->page_tokens; t++)
 		poison(p, s, t);
 	s->skip = 0;
+	s->at = next_random() % 3 ? 0 : rig_gpu_places(&g, n, 8);
 	if (next_random() % 2)
 		return;
 	skip = rig_gpu_alloc(&g, (n / 64 + 1) * 8);
 	s->skip = (uintptr_t)skip;
 	memset(skip, 0, (n / 64 + 1) * 8);
+	one_in = next_random() % 4 ? 3 : 1; /* 1: nothing of it is left */
 	for (uint32_t t = 0; t < n; t++)
-		if (next_random() % 3 == 0) {
-			skip[t / 64] |= 1ull << (t % 64);
-			poison(p, s, t);
-		}
-	if (next_random() % 4 == 0) /* nothing of it */
-		for (uint32_t t = 0; t < n; t++) {
+		if (next_random() % one_in == 0) {
 			skip[t / 64] |= 1ull << (t % 64);
 			poison(p, s, t);
 		}
@@ -332,8 +329,10 @@ static double query(const struct problem *p, uint32_t variant, uint32_t r,
 static int is_seen(const struct gpu_span *s, uint32_t t, int64_t pos)
 {
 	const uint64_t *skip = (const uint64_t *)s->skip;
+	const uint32_t *at = (const uint32_t *)s->at;
 
-	return s->pos + t <= pos && !(skip && skip[t / 64] >> (t % 64) & 1);
+	return s->pos + (at ? at[t] : t) <= pos &&
+	       !(skip && skip[t / 64] >> (t % 64) & 1);
 }
 
 /* One row and head in f64, normalised; returns the sum of weights. */
@@ -453,6 +452,7 @@ static void check_twin(const struct problem *p)
 				.n_tokens = s->n_tokens,
 				.q_variant = s->q_variant,
 				.pos = s->pos,
+				.at = (const uint32_t *)s->at,
 				.skip = (const uint64_t *)s->skip,
 			};
 		}

@@ -104,6 +104,7 @@ struct attn_case {
 	struct kern_attn a;
 	struct kern_span spans[MAX_SPANS];
 	uint64_t skip[MAX_SPANS][64];
+	uint32_t at[MAX_SPANS][256];
 	char *k[MAX_SPANS], *v[MAX_SPANS], *q;
 	int64_t *pos;
 	size_t n_state;
@@ -169,6 +170,11 @@ static void make_span(struct attn_case *c, uint32_t i, uint32_t n, int64_t pos)
 		for (uint32_t w = 0; w < 64; w++)
 			c->skip[i][w] = (uint64_t)rnd(1u << 30) << 20;
 		c->spans[i].skip = c->skip[i];
+	}
+	if (rnd(3) == 0 && n <= 256) {
+		for (uint32_t t = 0, at = 0; t < n; t++, at += 1 + rnd(3))
+			c->at[i][t] = at;
+		c->spans[i].at = c->at[i];
 	}
 }
 
@@ -305,7 +311,8 @@ START_TEST(shares_and_cuts_change_nothing)
 				      t / s.page_tokens * s.page_bytes;
 				s.v = (const char *)s.v +
 				      t / s.page_tokens * s.page_bytes;
-				s.pos += t;
+				s.pos += s.at ? 0 : t;
+				s.at = s.at ? s.at + t : NULL;
 				s.n_tokens = left < s.page_tokens
 						     ? left
 						     : s.page_tokens;
@@ -407,7 +414,8 @@ static double true_error(const struct attn_case *c, uint32_t row, uint32_t head)
 					t % s->page_tokens * a->head_dim * es;
 				double x = 0, p;
 
-				if (s->pos + t > a->q_pos[row] ||
+				if (s->pos + (s->at ? s->at[t] : t) >
+					    a->q_pos[row] ||
 				    (s->skip && s->skip[t / 64] >> t % 64 & 1))
 					continue;
 				for (uint32_t d = 0; d < a->head_dim; d++)

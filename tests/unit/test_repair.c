@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include "kvd/serve/attn.h"
+#include "kvd/base/pool.h"
 #include "kvd/serve/gen.h"
 #include "kvd/serve/repair.h"
 #include "kvd/serve/tenant.h"
@@ -140,14 +141,18 @@ static void measure_at(struct gen *g, uint32_t first, float *k, float *v)
 	struct repair_group r = {
 		.n_parts = 1, .first = first, .n = TOKENS, .dev = dev
 	};
+	struct pool *pool;
 
+	ck_assert_int_eq(pool_new(&pool, 2), 0);
 	g->parts = &part;
 	g->n_parts = 1;
 	k[CHANGED_K * KV_ROW + 100] += 0.5f;
 	v[CHANGED_V * KV_ROW + 7] -= 2;
-	repair_measure(g, &r, 40, k, v); /* in two probes */
+	repair_measure(g, &r, 40, k, v, pool); /* in two probes */
 	r.n_probed = 40;
-	repair_measure(g, &r, TOKENS - 40, k + 40 * KV_ROW, v + 40 * KV_ROW);
+	repair_measure(g, &r, TOKENS - 40, k + 40 * KV_ROW, v + 40 * KV_ROW,
+		       NULL);
+	pool_free(pool);
 	k[CHANGED_K * KV_ROW + 100] -= 0.5f;
 	v[CHANGED_V * KV_ROW + 7] += 2;
 	for (uint32_t t = 0; t < TOKENS; t++)

@@ -61,6 +61,37 @@ START_TEST(no_decode_waits_longer_than_a_slice)
 }
 END_TEST
 
+static uint64_t steps_of(struct rig_serve *r, const uint32_t *t, uint32_t n)
+{
+	struct rig_gen *g = rig_gen_new();
+	const uint64_t before = rig_serve_steps();
+	uint64_t steps;
+
+	rig_gen_part(g, t, n, 0);
+	g->gen.max_tokens = 1;
+	ck_assert_int_eq(rig_gen_start(g, r->session), 0);
+	ck_assert(rig_serve_until(r, &g->told));
+	steps = rig_serve_steps() - before;
+	free(g);
+	return steps;
+}
+
+/* An eighth of a slice more is no step of its own. */
+START_TEST(the_last_few_rows_come_along)
+{
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .prefill_slice = SLICE });
+	uint32_t *t = rig_ids(1000, 43);
+
+	ck_assert_uint_eq(steps_of(r, t, SLICE), 1);
+	ck_assert_uint_eq(steps_of(r, t + 100, SLICE + SLICE / 8), 1);
+	ck_assert_uint_eq(steps_of(r, t + 200, SLICE + SLICE / 8 + 1), 2);
+	ck_assert_uint_eq(steps_of(r, t + 300, 2 * SLICE + 1), 2);
+	rig_serve_close(r);
+	free(t);
+}
+END_TEST
+
 #define BIG  5000u
 #define MANY 200u
 
@@ -166,6 +197,7 @@ int main(void)
 	int failed;
 
 	tcase_add_test(t, no_decode_waits_longer_than_a_slice);
+	tcase_add_test(t, the_last_few_rows_come_along);
 	tcase_add_test(t, windows_hold_up_nobody);
 	tcase_add_test(t, a_step_in_windows_can_be_cancelled);
 	tcase_set_timeout(t, 300);

@@ -96,7 +96,7 @@ struct map_id repair_id(struct map_id chunk, enum repair_kind kind,
 		char name[8];
 		struct map_id chunk;
 		uint32_t kind, permille;
-	} in = { "repair2", chunk, kind, permille };
+	} in = { "repair3", chunk, kind, permille };
 	struct map_id id;
 
 	crypto_generichash((unsigned char *)&id, sizeof(id),

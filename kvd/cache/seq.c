@@ -34,8 +34,16 @@ static void drop_last(struct seq *q)
 	q->n_entries--;
 }
 
+static void drop_ahead(struct seq *q)
+{
+	if (q->ahead)
+		segment_put(q->ahead);
+	q->ahead = NULL;
+}
+
 void seq_fini(struct seq *q)
 {
+	drop_ahead(q);
 	while (q->n_entries)
 		drop_last(q);
 	free(q->entries);
@@ -179,6 +187,29 @@ static int open_segments(struct seq *q, uint32_t n, uint32_t cap_hint,
 	return ret;
 }
 
+struct segment *seq_open_ahead(struct seq *q, uint32_t n)
+{
+	const int64_t pos = (int64_t)q->n_tokens + room_left(q);
+
+	if (q->ahead && q->ahead->pos0 != pos)
+		drop_ahead(q);
+	if (!q->ahead && seq_open_segment(q) &&
+	    open_segments(q, n, n, pos, &q->ahead, 1))
+		q->ahead = NULL;
+	return q->ahead;
+}
+
+/* Of n tokens at pos, if it is there. */
+static struct segment *take_ahead(struct seq *q, uint32_t n, int64_t pos)
+{
+	struct segment *s = q->ahead;
+
+	if (!s || s->pos0 != pos || s->cap_tokens < n)
+		return NULL;
+	q->ahead = NULL;
+	return s;
+}
+
 int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 	     struct seq_copy *copy)
 {
@@ -186,15 +217,19 @@ int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 	const uint32_t head = n > in_open ? head_tokens(q) : 0;
 	const uint32_t more = n - in_open + (n > in_open ? head : 0);
 	const uint32_t n_new = KV_DIV_UP(more, q->seg_tokens);
+	const int64_t pos = (int64_t)(q->n_tokens + in_open - head);
 	struct segment *seg[n_new + 1];
 	int ret;
 
 	memset(copy, 0, sizeof(*copy));
 	ret = room_for(q, n_new + 1);
-	if (!ret && n_new)
-		ret = open_segments(q, more, cap_hint + head,
-				    (int64_t)(q->n_tokens + in_open - head),
-				    seg, n_new);
+	if (ret)
+		return ret;
+	seg[0] = n_new == 1 ? take_ahead(q, more, pos) : NULL;
+	if (n_new && !seg[0]) {
+		drop_ahead(q);
+		ret = open_segments(q, more, cap_hint + head, pos, seg, n_new);
+	}
 	if (ret)
 		return ret;
 	if (head && take_head(q, seg[0], head, copy)) {
@@ -344,6 +379,8 @@ void seq_truncate(struct seq *q, uint64_t n)
 {
 	struct seq_entry *e;
 
+	if (q->n_tokens > n)
+		drop_ahead(q);
 	while ((e = last(q)) && q->n_tokens > n) {
 		const uint64_t over = q->n_tokens - n;
 

@@ -58,6 +58,7 @@ struct seq {
 	uint32_t seg_tokens; /* room of a new open segment */
 	uint64_t n_tokens;
 	int part_begins; /* the next append opens a segment */
+	struct segment *ahead; /* the next open one, if it is there already */
 	struct seq_context context; /* of entries to come */
 };
 
@@ -81,6 +82,12 @@ void seq_fini(struct seq *q);
 int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 	     struct seq_copy *copy);
 void seq_copy_done(struct seq_copy *copy);
+/*
+ * The segment, of at least n tokens, that follows the open one, before an append needs it,
+ * so that its first page can be mapped: NULL if there is none to be had. The list keeps
+ * the reference.
+ */
+struct segment *seq_open_ahead(struct seq *q, uint32_t n);
 /* The next token starts a new part: a new grid. Seals what was open. */
 void seq_part(struct seq *q);
 /* Append n tokens of a sealed segment from on; takes over the reference. */

@@ -40,20 +40,34 @@ void attend_fail(struct attend *a, uint32_t i, int err)
 	it->s = NULL;
 }
 
+static void prefetch(const struct attend *a, const struct segment *s,
+		     uint32_t from, uint32_t to)
+{
+	struct page_run run;
+
+	segment_pages(s, from, to, &run);
+	if (run.n)
+		page_prefetch(a->ss->tenant->pager, &run, 1);
+}
+
 /* Frames for the tokens that come next, before an append waits for one. */
-static void map_ahead(struct attend *a, const struct seq *q)
+static void map_ahead(struct attend *a, struct seq *q, uint64_t max_tokens)
 {
 	const struct segment *s = seq_open_segment(q);
-	struct page_run run;
+	const uint64_t left = max_tokens - q->n_tokens;
+	const uint32_t page = q->layout.page_tokens;
+	uint32_t room;
 
 	if (!s || a->req->layer + 1 != q->layout.n_layers)
 		return;
-	segment_pages(
-		s, s->n_tokens,
-		KV_MIN(s->n_tokens + q->layout.page_tokens, s->cap_tokens),
-		&run);
-	if (run.n)
-		page_prefetch(a->ss->tenant->pager, &run, 1);
+	room = s->cap_tokens - s->n_tokens;
+	prefetch(a, s, s->n_tokens, s->n_tokens + KV_MIN(page, room));
+	if (room >= page || left <= room)
+		return;
+	s = seq_open_ahead(
+		q, (uint32_t)KV_MIN(left - room, SERVE_SEGMENT_TOKENS / 4));
+	if (s)
+		prefetch(a, s, 0, KV_MIN(page, s->cap_tokens));
 }
 
 static void item_done(struct attend *a, uint32_t i)
@@ -67,7 +81,7 @@ static void item_done(struct attend *a, uint32_t i)
 				? it->s->seq.n_tokens
 				: r->pos + r->n_tokens;
 	if (r->k)
-		map_ahead(a, &it->s->seq);
+		map_ahead(a, &it->s->seq, it->s->max_tokens);
 	a->req->items[i].res = 0;
 	if (r->buffer)
 		buffer_let_go(a->ss, r->buffer);

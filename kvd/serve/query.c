@@ -92,8 +92,10 @@ static json_t *usage_object(struct serve_tenant *t)
 	};
 	json_t *o = json_object();
 	struct pager_usage u;
+	struct pager_info p;
 
 	pager_usage(t->pager, &u);
+	pager_info(t->pager, &p);
 	set_str(o, "name", t->conf->name);
 	set_int(o, "weight", u.weight);
 	for (int i = 0; i < 2; i++) {
@@ -103,6 +105,8 @@ static json_t *usage_object(struct serve_tenant *t)
 		set_int(o, keys[i][3], u.tiers[i].used);
 		set_int(o, keys[i][4], (uint64_t)u.tiers[i].byte_seconds);
 	}
+	set_int(o, "io_read", p.read_bytes_total);
+	set_int(o, "io_written", p.written_bytes_total);
 	return o;
 }
 

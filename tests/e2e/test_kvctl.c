@@ -225,6 +225,7 @@ START_TEST(lists_are_tables_or_json)
 	}
 	ck_assert_int_eq(run("tenants --usage --json"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "memory_byte_s"));
+	ck_assert_ptr_nonnull(strstr(out, "io_written"));
 	ck_assert_int_eq(run("pages"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "reclaimable_bytes"));
 	ck_assert_int_eq(run("metrics"), 0);

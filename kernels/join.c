@@ -18,7 +18,12 @@ static void join(const struct kern_attn *a, const struct kern_attn_group *g,
 	const uint32_t dim = a->head_dim;
 	float *o = a->o + at * dim;
 	float top = -INFINITY, sum = 0;
+	uint32_t others = 0;
 
+	for (uint32_t i = 1; i < n; i++)
+		others |= g[i].l[at] > 0;
+	if (!others && g->scale == 1) /* as without groups, to the bit */
+		return;
 	for (uint32_t i = 0; i < n; i++)
 		top = fmaxf(top, group_lse(&g[i], at));
 	if (top == -INFINITY)

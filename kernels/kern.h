@@ -185,7 +185,8 @@ int kern_attn(const struct kern_attn *a);
  * has had its own pass, with its own kern_attn.scale. The share's o, m, l of a become,
  * with e_i = scale_i (m_i + ln l_i) and top = max e_i, in the order of the groups:
  *   l = sum exp(e_i - top), o = sum o_i exp(e_i - top) / l_i, m = top
- * The first group's state is a's, of scale 1; the others have the same shape.
+ * The first group's state is a's, of scale 1; the others have the same shape. A row that
+ * only the first has tokens for keeps its state as it is.
  */
 struct kern_attn_group {
 	const float *o, *m, *l;

@@ -32,8 +32,8 @@ struct attn_item {
 	uint64_t pos; /* of the first row */
 	uint32_t n_rows; /* 0: nothing */
 	/*
-	 * [n_rows] positions, ascending, all in one entry that has a patch, the first
-	 * is pos; NULL: pos, pos + 1 ...
+	 * [n_rows] positions, ascending, all in entries that have a patch, and of one
+	 * context.shift; the first is pos; NULL: pos, pos + 1 ...
 	 */
 	const uint32_t *rows_at;
 	enum kern_type in; /* type of q, k, v and o */

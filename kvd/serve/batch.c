@@ -2,7 +2,8 @@
  * batch.c - build a step of a model from the ready generations, run it
  *
  * One step is in flight at a time. Rows: first one of each decode, then prefill
- * slices in order of arrival, until conf's batch and prefill_slice are used up.
+ * slices in order of arrival, until conf's batch and prefill_slice are used up (an eighth
+ * more where that ends a prompt).
  * Only generations of one model share a step; models take turns.
  */
 #include "kvd/serve/batch.h"
@@ -25,7 +26,7 @@ struct row_run { /* contiguous rows of one gen */
 	uint32_t at; /* row of the layer: others may have ended */
 	int wanted; /* logits of a row of it are */
 	const struct gen_part
-		*patched; /* its rows lie apart: pos is the first */
+		*patched; /* its rows lie apart, from pos in this part on */
 };
 
 struct batch {
@@ -594,6 +595,15 @@ static void build(struct batch *b)
 	}
 }
 
+/* One layer of so many rows takes no longer than all layers of a slice. */
+static uint32_t probe_rows(const struct batch *b)
+{
+	const uint64_t slice = b->serve->conf->prefill_slice;
+
+	return (uint32_t)KV_MIN(slice * b->model->layout.n_layers,
+				(uint64_t)b->max_rows);
+}
+
 /* A probe of the first who waits for one; 1 if there is one. */
 static int build_probe(struct batch *b)
 {
@@ -607,8 +617,7 @@ static int build_probe(struct batch *b)
 		r = repair_next_probe(g);
 		if (!r && !focus_ready(g))
 			continue;
-		/* one layer, not all: more rows than a slice */
-		b->n_rows = r ? KV_MIN(r->n - r->n_probed, b->max_rows)
+		b->n_rows = r ? KV_MIN(r->n - r->n_probed, probe_rows(b))
 			      : g->focus->n;
 		memcpy(b->tokens,
 		       g->tokens + (r ? r->first + r->n_probed : g->focus->pos),
@@ -700,6 +709,11 @@ static int new_scratch(struct batch *b, uint32_t i)
 	return b->lane->gpu ? gpu_lane_add(b->lane->gpu, i, m->gpu) : 0;
 }
 
+uint32_t batch_max_rows(const struct conf *c)
+{
+	return KV_MAX(c->max_batch + c->prefill_slice, FOCUS_ROWS);
+}
+
 int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 {
 	struct batch *b = calloc(1, sizeof(*b));
@@ -712,8 +726,7 @@ int batch_new(struct batch **out, struct serve *s, struct lane *lane)
 	b->call.run = turn;
 	list_init(&b->call.node);
 	list_init(&b->ready);
-	b->max_rows =
-		KV_MAX(s->conf->max_batch + s->conf->prefill_slice, FOCUS_ROWS);
+	b->max_rows = batch_max_rows(s->conf);
 	b->max_logits = b->max_rows;
 	b->tokens = calloc(b->max_rows, sizeof(*b->tokens));
 	b->rows_at = calloc(b->max_rows, sizeof(*b->rows_at));

@@ -13,6 +13,7 @@
 #include <string.h>
 #include "kernels/gpu.h"
 #include "kvd/base/log.h"
+#include "kvd/serve/batch.h"
 #include "kvd/serve/gate.h"
 #include "kvd/serve/tenant.h"
 
@@ -104,7 +105,7 @@ int serve_open_gpu(struct serve *s, char *err, size_t err_len)
 		.index = device_index(s->device),
 		.image = c->cuda_image,
 		.cublas = c->cublas_library,
-		.max_rows = c->max_batch + c->prefill_slice,
+		.max_rows = batch_max_rows(c),
 		.graphs = c->cuda_graphs,
 	};
 	ret = serve_gpu_new(&s->gpu, &gc, err, err_len);

@@ -1,5 +1,5 @@
 /*
- * measure.c - fresh chunks become variants: what they look at, when nobody waits
+ * measure.c - fresh chunks become variants: what they look at, after the answer
  *
  * A measure has a fork of the request's list, and the queries. It begins when the
  * engine has nothing to do (or after PATIENCE_NS), pins the list under a reservation of its
@@ -36,7 +36,7 @@ struct measure {
 
 struct measures {
 	struct serve *serve;
-	struct list list; /* in order; the first is the one that runs */
+	struct list list; /* the first is the one that runs, or is next */
 	struct engine_job job;
 	int running; /* the job */
 	struct loop_timer timer;

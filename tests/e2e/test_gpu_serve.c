@@ -168,6 +168,27 @@ START_TEST(answers_are_those_of_the_cpu)
 }
 END_TEST
 
+START_TEST(small_steps)
+{
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r;
+	struct rig_daemon *d;
+	static struct answer x[2];
+	struct kvc *c;
+
+	d = start(&c,
+		  (struct setup){ .on_device = 1,
+				  .more = "prefill_slice = 16\nbatch = 1\n" });
+	r = request(p, 0, 0, 1);
+	ck_assert_int_eq(ask(c, &r, &x[0]), 4);
+	r = request(p, 0, 1, 0);
+	r.repair = KV_REPAIR_BLEND;
+	r.repair_permille = 300;
+	ck_assert_int_eq(ask(c, &r, &x[1]), 4);
+	stop(d, c);
+}
+END_TEST
+
 START_TEST(bf16_on_tensor_cores)
 {
 	struct kvc_part p[N_PARTS];
@@ -534,6 +555,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, answers_are_those_of_the_cpu);
+	tcase_add_test(t, small_steps);
 	tcase_add_test(t, bf16_on_tensor_cores);
 	tcase_add_test(t, graphs_change_nothing);
 	tcase_add_test(t, pages_that_move);

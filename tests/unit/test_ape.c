@@ -226,6 +226,32 @@ START_TEST(the_formula_in_double)
 }
 END_TEST
 
+/* A row that sees only what stands before the chunks has the bits of any other request. */
+START_TEST(a_row_of_one_group_is_left_alone)
+{
+	static const float none_l, none_m = -INFINITY, none_o[64];
+	float o[64], m = 0.7f, l = 2.9f, was[64];
+	const struct kern_attn_group g[] = {
+		{ o, &m, &l, 1 }, { none_o, &none_m, &none_l, 0.9f }
+	};
+	const struct kern_attn a = { .n_heads = 1,
+				     .n_kv_heads = 1,
+				     .head_dim = 64,
+				     .o = o,
+				     .m = &m,
+				     .l = &l,
+				     .kv_head_to = 1,
+				     .row_to = 1 };
+
+	kern_init(KERN_ISA_AMX);
+	for (uint32_t i = 0; i < 64; i++)
+		was[i] = o[i] = (float)i / 7 - 3;
+	kern_attn_join(&a, g, 2);
+	ck_assert(!memcmp(o, was, sizeof(o)));
+	ck_assert(m == 0.7f && l == 2.9f);
+}
+END_TEST
+
 /* ---- requests --------------------------------------------------------------------- */
 
 #define N_SYSTEM 45u
@@ -373,6 +399,7 @@ int main(void)
 	int failed;
 
 	tcase_add_test(t, the_formula_in_double);
+	tcase_add_test(t, a_row_of_one_group_is_left_alone);
 	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);
 	tcase_add_test(t, the_same_bits_paged_sliced_and_from_the_cache);
 	tcase_add_test(t, bad_requests_are_refused);

@@ -38,7 +38,7 @@ static const char *const gpu_names[] = {
 	BY_TYPE("to_f32_from"),
 	BY_TYPE("deviation"),
 	"gemm_f32",
-	"attn_merge",
+	"attn_merge_v2", /* gpu_args.h */
 	"rmsnorm",
 	"rope",
 	"swiglu",

@@ -2,7 +2,8 @@
  * gpu_args.h - what the host hands to the kernels of gpu.cu; C and CUDA
  *
  * Every kernel takes one of these by value. Addresses are of the device, as
- * numbers. The layout is the same for both compilers: 8-byte fields first.
+ * numbers. The layout is the same for both compilers: 8-byte fields first. Whoever
+ * changes it renames attn_merge_v2, so that an image of before is refused (gpu.c).
  */
 #ifndef KERNELS_GPU_ARGS_H
 #define KERNELS_GPU_ARGS_H

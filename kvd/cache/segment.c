@@ -16,6 +16,7 @@ struct segment_pool {
 	uint32_t n;
 	struct list live; /* referenced */
 	struct list kept; /* for reuse, oldest first */
+	struct list aheads; /* of live, not needed yet: segment_ahead.node */
 };
 
 #define LAYOUT_MAX	    65536u
@@ -165,6 +166,7 @@ int segment_pool_new(struct segment_pool **out, struct pager *pager,
 	p->capacity_bytes = capacity_bytes;
 	list_init(&p->live);
 	list_init(&p->kept);
+	list_init(&p->aheads);
 	*out = p;
 	return 0;
 }
@@ -219,8 +221,8 @@ static void segment_free(struct segment *s)
 	free(s);
 }
 
-int segment_new(struct segment_pool *p, const struct kv_layout *g,
-		uint32_t cap_tokens, int64_t pos0, struct segment **out)
+static int open_segment(struct segment_pool *p, const struct kv_layout *g,
+			uint32_t cap_tokens, int64_t pos0, struct segment **out)
 {
 	const uint64_t bytes = kv_layout_bytes(g, cap_tokens);
 	struct segment *s;
@@ -255,6 +257,50 @@ int segment_new(struct segment_pool *p, const struct kv_layout *g,
 	list_push(&p->live, &s->node);
 	*out = s;
 	return 0;
+}
+
+int segment_new(struct segment_pool *p, const struct kv_layout *g,
+		uint32_t cap_tokens, int64_t pos0, struct segment **out)
+{
+	int ret = open_segment(p, g, cap_tokens, pos0, out);
+	struct list *n;
+
+	while (ret == -EDQUOT && (n = list_first(&p->aheads))) {
+		segment_ahead_drop(list_entry(n, struct segment_ahead, node));
+		ret = open_segment(p, g, cap_tokens, pos0, out);
+	}
+	return ret;
+}
+
+int segment_ahead_new(struct segment_pool *p, const struct kv_layout *g,
+		      uint32_t cap_tokens, int64_t pos0,
+		      struct segment_ahead *a)
+{
+	const int ret = open_segment(p, g, cap_tokens, pos0, &a->seg);
+
+	if (ret)
+		a->seg = NULL;
+	else
+		list_push(&p->aheads, &a->node);
+	return ret;
+}
+
+struct segment *segment_ahead_take(struct segment_ahead *a)
+{
+	struct segment *s = a->seg;
+
+	if (s)
+		list_del(&a->node);
+	a->seg = NULL;
+	return s;
+}
+
+void segment_ahead_drop(struct segment_ahead *a)
+{
+	struct segment *s = segment_ahead_take(a);
+
+	if (s)
+		segment_put(s);
 }
 
 int segment_adopt(struct segment_pool *p, const struct kv_layout *g,

@@ -117,6 +117,22 @@ uint64_t segment_pool_capacity(const struct segment_pool *p);
  */
 int segment_new(struct segment_pool *p, const struct kv_layout *g,
 		uint32_t cap_tokens, int64_t pos0, struct segment **out);
+
+/*
+ * A segment that is not needed yet: it is given up when something else needs the room.
+ * Zero before; seg is NULL when there is none (any more). -EDQUOT, -ENOMEM as above, but
+ * others that are not needed yet are not given up for it.
+ */
+struct segment_ahead {
+	struct list node; /* of the pool's */
+	struct segment *seg;
+};
+int segment_ahead_new(struct segment_pool *p, const struct kv_layout *g,
+		      uint32_t cap_tokens, int64_t pos0,
+		      struct segment_ahead *a);
+void segment_ahead_drop(struct segment_ahead *a);
+/* It is needed: the caller's reference. */
+struct segment *segment_ahead_take(struct segment_ahead *a);
 /*
  * A sealed segment over a range that holds n_tokens already (a restart). Takes over
  * the range; one reference. -EINVAL the range has another size, -EDQUOT, -ENOMEM:

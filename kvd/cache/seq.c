@@ -34,16 +34,9 @@ static void drop_last(struct seq *q)
 	q->n_entries--;
 }
 
-static void drop_ahead(struct seq *q)
-{
-	if (q->ahead)
-		segment_put(q->ahead);
-	q->ahead = NULL;
-}
-
 void seq_fini(struct seq *q)
 {
-	drop_ahead(q);
+	segment_ahead_drop(&q->ahead);
 	while (q->n_entries)
 		drop_last(q);
 	free(q->entries);
@@ -190,24 +183,25 @@ static int open_segments(struct seq *q, uint32_t n, uint32_t cap_hint,
 struct segment *seq_open_ahead(struct seq *q, uint32_t n)
 {
 	const int64_t pos = (int64_t)q->n_tokens + room_left(q);
+	const uint32_t cap =
+		KV_ALIGN_UP(KV_MIN(n, q->seg_tokens), SEGMENT_BLOCK);
 
-	if (q->ahead && q->ahead->pos0 != pos)
-		drop_ahead(q);
-	if (!q->ahead && seq_open_segment(q) &&
-	    open_segments(q, n, n, pos, &q->ahead, 1))
-		q->ahead = NULL;
-	return q->ahead;
+	if (q->ahead.seg && q->ahead.seg->pos0 != pos)
+		segment_ahead_drop(&q->ahead);
+	if (!q->ahead.seg && seq_open_segment(q))
+		(void)segment_ahead_new(q->pool, &q->layout, cap, pos,
+					&q->ahead); /* or there is none */
+	return q->ahead.seg;
 }
 
 /* Of n tokens at pos, if it is there. */
 static struct segment *take_ahead(struct seq *q, uint32_t n, int64_t pos)
 {
-	struct segment *s = q->ahead;
+	const struct segment *s = q->ahead.seg;
 
-	if (!s || s->pos0 != pos || s->cap_tokens < n)
-		return NULL;
-	q->ahead = NULL;
-	return s;
+	return s && s->pos0 == pos && s->cap_tokens >= n
+		       ? segment_ahead_take(&q->ahead)
+		       : NULL;
 }
 
 int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
@@ -227,7 +221,7 @@ int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 		return ret;
 	seg[0] = n_new == 1 ? take_ahead(q, more, pos) : NULL;
 	if (n_new && !seg[0]) {
-		drop_ahead(q);
+		segment_ahead_drop(&q->ahead);
 		ret = open_segments(q, more, cap_hint + head, pos, seg, n_new);
 	}
 	if (ret)
@@ -380,7 +374,7 @@ void seq_truncate(struct seq *q, uint64_t n)
 	struct seq_entry *e;
 
 	if (q->n_tokens > n)
-		drop_ahead(q);
+		segment_ahead_drop(&q->ahead);
 	while ((e = last(q)) && q->n_tokens > n) {
 		const uint64_t over = q->n_tokens - n;
 

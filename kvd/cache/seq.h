@@ -58,7 +58,8 @@ struct seq {
 	uint32_t seg_tokens; /* room of a new open segment */
 	uint64_t n_tokens;
 	int part_begins; /* the next append opens a segment */
-	struct segment *ahead; /* the next open one, if it is there already */
+	struct segment_ahead
+		ahead; /* the next open one, if it is there already */
 	struct seq_context context; /* of entries to come */
 };
 

@@ -174,7 +174,7 @@ struct tenant {
 	struct holder holders[N_WANTS];
 	uint64_t n_evicted, used, page;
 	uint64_t n_served;
-	int cancelled; /* pages still leave for a want that is gone */
+	int cancelled; /* pages still leave for a want that is gone, or was served */
 };
 
 struct rig {
@@ -251,7 +251,8 @@ static void rig_turn(struct rig *r)
 		ck_assert_uint_le(t->pager->pinned_bytes,
 				  t->pager->account.reserved);
 		t->used = used;
-		t->cancelled = t->cancelled && t->pager->account.leaving;
+		t->cancelled = (t->cancelled || waited[i]) &&
+			       t->pager->account.leaving;
 	}
 }
 

@@ -778,6 +778,8 @@ void fake_reset(uint64_t total, size_t granularity)
 			munmap((void *)fake.reserved[i].at, fake.reserved[i].n);
 		fake.mem[i].used = 0;
 		fake.reserved[i].used = 0;
+		if (fake.maps[i].used && fake.maps[i].kind == FAKE_MANAGED)
+			free(fake.maps[i].there);
 		fake.maps[i].used = 0;
 		fake.pinned[i].used = 0;
 	}

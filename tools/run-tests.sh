@@ -1,8 +1,9 @@
 #!/bin/sh
 # Run test binaries: run-tests.sh BUILD_DIR BINARY...
 # As many at once as there are CPUs (TEST_JOBS=n). Each prints the closing line of
-# the Check library and its seconds; 77 is skipped. The last line is "N passed, N
-# failed, N skipped" over all checks. Logs in BUILD_DIR/tests/*.log.
+# the Check library and its seconds; 77 is skipped. What failed is said again at the
+# end, so that the last lines of a long log are enough. The last line is "N passed,
+# N failed, N skipped" over all checks. Logs in BUILD_DIR/tests/*.log.
 
 # One binary: its line on stdout, its counts in LOG.counts.
 one() {
@@ -60,6 +61,15 @@ for t in "$@"; do
 done
 printf '%s\n' "$@" | xargs -n 1 -P "${TEST_JOBS:-$(nproc)}" "$0" "$b" -one
 echo "$# test binaries in $(($(date +%s) - begin)) s"
+for t in "$@"; do
+	log="$b/tests/$(basename "$t").log"
+	case $(cat "$log.counts" 2>/dev/null) in
+	*" 0 "*) continue ;;
+	esac
+	echo "failed: $(basename "$t"):"
+	grep -aE ':[FE]:|Sanitizer: |runtime error: ' "$log" | head -n 8 |
+		cut -c 1-300 | grep . || tail -n 8 "$log" | cut -c 1-300
+done
 for t in "$@"; do
 	cat "$b/tests/$(basename "$t").log.counts" || echo 0 1 0
 done | awk '{ p += $1; f += $2; s += $3 }

@@ -51,6 +51,12 @@ struct plan {
 	uint64_t max_text;
 };
 
+static int varies(const struct kvc_generate *g)
+{
+	return g->repair == KV_REPAIR_CRAFT ||
+	       g->repair == KV_REPAIR_CRAFT_BLEND;
+}
+
 static uint64_t place(struct plan *p, uint64_t bytes)
 {
 	const uint64_t at = p->at;
@@ -98,7 +104,7 @@ static int make_plan(const struct kvc_generate *g, struct plan *p)
 	p->tokens = place(p, room * sizeof(struct kv_token));
 	p->text = place(p, p->max_text);
 	p->stats = place(p, sizeof(struct kv_gen_stats));
-	if (g->repair == KV_REPAIR_CRAFT)
+	if (varies(g))
 		p->used = place(p, g->n_parts * sizeof(struct kv_chunk_used));
 	if (g->repair)
 		p->repair = place(p, sizeof(struct kv_gen_repair));
@@ -259,7 +265,7 @@ static struct kvc_gen *gen_new(const struct kvc_generate *g,
 		gen->max_logits = g->n_logits ? g->n_logits : DEFAULT_LOGITS;
 		gen->logits = calloc(gen->max_logits, sizeof(float));
 	}
-	if (g->repair == KV_REPAIR_CRAFT) {
+	if (varies(g)) {
 		gen->n_used = g->n_parts;
 		gen->used = calloc(g->n_parts, sizeof(*gen->used));
 	}

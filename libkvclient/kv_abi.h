@@ -46,6 +46,7 @@
 #define KV_FEATURE_EXPORT   (1ull << 11) /* KV_OP_EXPORT: KV in device memory */
 #define KV_FEATURE_STATES   (1ull << 13) /* KV_MAP_STATES */
 #define KV_FEATURE_BUFFERS  (1ull << 12) /* KV_OP_BUFFER: device pointers */
+#define KV_FEATURE_BLENDED  (1ull << 14) /* KV_REPAIR_CRAFT_BLEND */
 
 /* ---- handshake: one SOCK_SEQPACKET message each way -------------------- */
 
@@ -420,20 +421,21 @@ enum kv_repair {
 	KV_REPAIR_FIRST = 1, /* the first of each chunk */
 	KV_REPAIR_RANDOM = 2,
 	KV_REPAIR_BLEND = 3, /* the largest deviation at layer 1 */
-	KV_REPAIR_CRAFT = 4 /* variants of chunks; see kv_chunk_used */
+	KV_REPAIR_CRAFT = 4, /* variants of chunks; see kv_chunk_used */
+	KV_REPAIR_CRAFT_BLEND = 5 /* variants; tokens as with BLEND */
 };
 #define KV_REPAIR_ALL	  1000u /* permille */
-/* instead of a share: by how well each variant fits (KV_REPAIR_CRAFT only); or as many as
+/* instead of a share: by how well each variant fits (with variants only); or as many as
  * can be computed while the chunks are read, 15 % at least */
 #define KV_REPAIR_BY_CFO  1001u
 #define KV_REPAIR_BY_LOAD 1002u
 
-/* What became of a part of a request with KV_REPAIR_CRAFT. */
+/* What became of a part of a request with KV_REPAIR_CRAFT or _CRAFT_BLEND. */
 enum kv_chunk_use {
 	KV_CHUNK_NONE = 0, /* the part is no chunk, or empty */
 	KV_CHUNK_FRESH = 1, /* computed here: it becomes a variant */
 	KV_CHUNK_EXACT = 2, /* the same stood before it: nothing again */
-	KV_CHUNK_INTER = 3, /* what looked most at the chunks before it again */
+	KV_CHUNK_INTER = 3, /* another: what looked or deviates most again */
 	KV_CHUNK_ALONE = 4 /* computed alone: what deviates most again */
 };
 struct kv_chunk_used { /* [D] */
@@ -510,7 +512,7 @@ struct kv_generate { /* [C] */
 	uint32_t repair; /* enum kv_repair */
 	uint32_t repair_permille; /* of each chunk's tokens; 0..1000 */
 	uint64_t
-		used_off; /* KV_REPAIR_CRAFT: kv_chunk_used[n_parts] [D]; 0: none */
+		used_off; /* with variants: kv_chunk_used[n_parts] [D]; 0: none */
 	uint32_t
 		deadline_ms; /* KV_FEATURE_DEADLINE: of the first token; 0: none */
 	uint32_t _pad2;

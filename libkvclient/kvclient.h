@@ -336,7 +336,7 @@ const char *kvc_gen_text(const struct kvc_gen *g);
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g);
 /* KV_GEN_LOGITS, or NULL */
 const float *kvc_gen_logits(const struct kvc_gen *g);
-/* KV_REPAIR_CRAFT: one for each part, else NULL. Valid after the end. */
+/* KV_REPAIR_CRAFT and _CRAFT_BLEND: one for each part, else NULL. Valid after the end. */
 /* How chunks were repaired; zeros without repair, or before the end. */
 const struct kv_gen_repair *kvc_gen_repair(const struct kvc_gen *g);
 const struct kv_chunk_used *kvc_gen_used(const struct kvc_gen *g, uint32_t *n);

@@ -32,8 +32,8 @@
 
 /* Beside these, a selector of repair and a percentage: blend@15. */
 static const char *const mode_names[] = { "full", "prefix", "chunks" };
-static const char *const selectors[] = { "none", "first", "random", "blend",
-					 "craft" };
+static const char *const selectors[] = { "none",  "first", "random",
+					 "blend", "craft", "craft-blend" };
 
 /* ---- the questions ------------------------------------------------------ */
 
@@ -278,6 +278,9 @@ static void report_flops(struct rag *r)
 		n = 0; /* nothing is cached */
 	if (r->repair == KV_REPAIR_BLEND && t->n_layers)
 		look = n / t->n_layers;
+	else if (r->repair == KV_REPAIR_CRAFT_BLEND && t->n_layers)
+		look = (double)t->n_repaired * KV_REPAIR_ALL /
+		       r->repair_permille / t->n_layers;
 	bench_put(r->b,
 		  100 * ((double)t->n_prompt - n + look + t->n_work) /
 			  (double)t->n_prompt,
@@ -579,7 +582,7 @@ int rag_run(struct rag *r)
 		(void)bench_fail(ret, "rag: %s", d.socket);
 		goto out_stop;
 	}
-	ret = r->prime && r->repair == KV_REPAIR_CRAFT ? prime(r) : 0;
+	ret = r->prime && r->repair >= KV_REPAIR_CRAFT ? prime(r) : 0;
 	t0 = clock_ns();
 	if (!ret)
 		ret = ask_all(r);
@@ -677,9 +680,10 @@ int rag_set_mode(struct rag *r, const char *word, size_t len)
 		r->flags = KV_GEN_FOCUS;
 		return r->repair ? ret : -EINVAL;
 	}
-	if (!strcmp(r->name, "craft")) { /* as many as CFO says */
-		r->mode = CHUNKS;
-		r->repair = KV_REPAIR_CRAFT;
+	if (!strcmp(r->name, "craft") || !strcmp(r->name, "craft-blend")) {
+		r->mode = CHUNKS; /* as many as CFO says */
+		r->repair = r->name[5] ? KV_REPAIR_CRAFT_BLEND
+				       : KV_REPAIR_CRAFT;
 		r->repair_permille = KV_REPAIR_BY_CFO;
 		return 0;
 	}

@@ -157,14 +157,14 @@ static int add_side_by_side(struct request *r, const char *arg)
 
 int cmd_repair(struct kvc_generate *g, const char *arg)
 {
-	static const char *const kinds[] = { "none", "first", "random", "blend",
-					     "craft" };
+	static const char *const kinds[] = { "none",  "first", "random",
+					     "blend", "craft", "craft-blend" };
 	const char *at = strchr(arg, '@');
 	double percent;
 	char *end;
 
-	if (!strcmp(arg, "craft")) {
-		g->repair = KV_REPAIR_CRAFT;
+	if (!strcmp(arg, "craft") || !strcmp(arg, "craft-blend")) {
+		g->repair = arg[5] ? KV_REPAIR_CRAFT_BLEND : KV_REPAIR_CRAFT;
 		g->repair_permille = KV_REPAIR_BY_CFO;
 		return 0;
 	}
@@ -364,7 +364,7 @@ const struct cmd cmd_generate = {
 	"--score --no-reuse --wait --deadline MS (of the first token)\n"
 	"--split SEPARATOR (of the chunks that follow)\n"
 	"--ape TEMPERATURE:SCALE (they stand side by side)\n"
-	"--repair first|random|blend|craft@PERCENT|load, craft\n"
+	"--repair first|random|blend|craft|craft-blend@PERCENT|load, craft, craft-blend\n"
 	"--focus (what the question does not look at is not repaired to the end)\n"
 	"T is text itself; of a file it is @FILE, of standard input -: --chunk notes.txt "
 	"is a chunk\nof nine characters. --no-reuse: no prefix is found or kept; a --chunk is, "

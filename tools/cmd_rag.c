@@ -433,7 +433,7 @@ const struct cmd cmd_rag = {
 	"requests over chunks, one a line: {\"system\", \"chunks\": [], "
 	"\"question\", \"answer\"}; the\nanswers in order, then how much was "
 	"found. --model NAME --max-tokens N --stop TEXT\n--jobs N (4) "
-	"--repair first|random|blend|craft@PERCENT|load, craft --focus\n"
+	"--repair first|random|blend|craft|craft-blend@PERCENT|load, craft, craft-blend --focus\n"
 	"--ape TEMPERATURE:SCALE (chunks side by side) --no-reuse (no prefix is\nfound or kept; chunks are, each computed alone)\n"
 	"--batch (asked in the order that computes least)",
 	rag, 0

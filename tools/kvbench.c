@@ -126,11 +126,13 @@ static const struct command {
 	  "reuse.{mini,1b}.{full_ms,repaired_ms,ttft_speedup}  eight chunks of\n"
 	  "                                100 tokens: computed, and cached with\n"
 	  "                                15 % of them computed again (blend)\n"
-	  "reuse.{mini,1b}.plain.ttft_speedup  without the repair\n"
+	  "reuse.{mini,1b}.{plain,craft,craft_blend}.ttft_speedup  without the\n"
+	  "                                repair; with other ones\n"
 	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
 	  "reuse.cold.overhead             the larger of the two\n"
-	  "reuse.{,mini.,1b.}cold.{blend,craft}.overhead  with 15 % repaired; blend\n"
-	  "                                computes chunks alone, then repairs\n"
+	  "reuse.{,mini.,1b.}cold.{blend,craft,craft_blend}.overhead  with 15 %\n"
+	  "                                repaired; blend computes chunks alone,\n"
+	  "                                then repairs, the others in place\n"
 	  "1b: 1e9 random weights; --quick: two layers of it\n" },
 	{ "edit", bench_edit, "32 tokens in the middle of 4K are replaced",
 	  "edit.4k.{suffix_ms,moved_ms,repaired_ms}  to the first token: what\n"
@@ -194,7 +196,8 @@ static const struct command {
 	  "                                the tokens of the right answers\n"
 	  "MODE: full (nothing reused), prefix, chunks (or naive: reused anywhere),\n"
 	  "      SELECTOR@PERCENT: chunks, so much of each computed again;\n"
-	  "      SELECTOR: first, random, blend, craft (craft: by CFO);\n"
+	  "      SELECTOR: first, random, blend, craft, craft-blend (the last two\n"
+	  "      without @PERCENT: by CFO);\n"
 	  "      with :focus behind it: early stop of what the question leaves;\n"
 	  "      ape@TEMPERATURE:SCALE: chunks side by side (ape: 1:1)\n" },
 };

@@ -194,8 +194,8 @@ static int permit(struct sess_args *a, const struct conf_tenant *own,
 		       KV_FEATURE_PARALLEL;
 	if (ipc->conf->n_models)
 		a->features |= KV_FEATURE_GENERATE | KV_FEATURE_REPAIR |
-			       KV_FEATURE_VARIANTS | KV_FEATURE_DEADLINE |
-			       KV_FEATURE_FOCUS;
+			       KV_FEATURE_VARIANTS | KV_FEATURE_BLENDED |
+			       KV_FEATURE_DEADLINE | KV_FEATURE_FOCUS;
 	if (t->persist != CONF_PERSIST_NO && t->disk_bytes)
 		a->features |= KV_FEATURE_PERSIST;
 	a->tenant = serve_tenant_find(ipc->serve, t->name);

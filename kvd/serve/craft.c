@@ -11,7 +11,7 @@
 
 int craft_wanted(const struct gen *g)
 {
-	return g->req && g->req->repair == REPAIR_CRAFT;
+	return g->req && repair_varies(g->req->repair);
 }
 
 int craft_new(struct gen *g)
@@ -128,7 +128,7 @@ static void walk_chunk(struct gen *g, struct craft_part *c, struct walk *w)
 	case CRAFT_ALONE:
 		c->id = repair_id(
 			hash(c->chunk, &c->variant, sizeof(c->variant)),
-			REPAIR_CRAFT, share);
+			(enum repair_kind)g->req->repair, share);
 		w->depth = KV_MAX(w->depth, c->depth + 1);
 		break;
 	default:
@@ -250,7 +250,7 @@ static int plan_chunk(struct gen *g, uint32_t i, struct walk *w)
 static enum repair_kind selector(const struct gen *g,
 				 const struct craft_part *c)
 {
-	if (c->kind == CRAFT_INTER)
+	if (c->kind == CRAFT_INTER && g->req->repair == REPAIR_CRAFT)
 		return REPAIR_CRAFT;
 	return g->model->layout.n_layers < 2 ? REPAIR_FIRST : REPAIR_BLEND;
 }

@@ -1,13 +1,14 @@
 /*
  * craft.h - chunks in variants: which one, how much of it again, and keeping new ones
  *
- * A request with repair = craft takes of each chunk the variant that fits best
+ * A request with repair = craft or craft-blend takes of each chunk the variant that fits best
  * (kvd/cache/variant.h) and has those tokens computed again that looked most at the chunks
  * before them:
  *
  *   FRESH  no variant fits: computed here, as if it were no chunk, and kept as a new one
  *   EXACT  a variant with the same before it, bit for bit: nothing is computed again
- *   INTER  another variant: the tokens with the largest inter-attention
+ *   INTER  another variant: the tokens with the largest inter-attention; with
+ *          craft-blend those that deviate most
  *   ALONE  only what was computed alone is there: the tokens that deviate most
  *
  * How many: a fixed share; or by CFO, for each chunk; or as many as can be computed

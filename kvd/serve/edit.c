@@ -154,7 +154,7 @@ static int base_ok(const struct gen *g, uint32_t i)
 		if (g->in[k].kind == SERVE_PART_CHUNK ||
 		    g->in[k].flags & SERVE_PART_REUSE)
 			return 0;
-	return g->req->repair != REPAIR_CRAFT &&
+	return !repair_varies(g->req->repair) &&
 	       !(g->req->flags & SERVE_GEN_SCORE && i + 2 == g->n_in);
 }
 

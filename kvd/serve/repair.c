@@ -18,10 +18,9 @@ uint32_t repair_count(uint32_t n, uint32_t permille)
 /* ---- selectors ------------------------------------------------------------- */
 
 static const struct pick *const picks[REPAIR_N_KINDS] = {
-	[REPAIR_FIRST] = &pick_first,
-	[REPAIR_RANDOM] = &pick_random,
-	[REPAIR_BLEND] = &pick_blend,
-	[REPAIR_CRAFT] = &pick_craft,
+	[REPAIR_FIRST] = &pick_first,	    [REPAIR_RANDOM] = &pick_random,
+	[REPAIR_BLEND] = &pick_blend,	    [REPAIR_CRAFT] = &pick_craft,
+	[REPAIR_CRAFT_BLEND] = &pick_blend,
 };
 
 void repair_pick(enum repair_kind kind, struct map_id chunk, uint32_t n,

@@ -12,6 +12,8 @@
  *           arXiv:2405.16444: one check layer, one top-k, the same tokens in all
  *           layers; its authors' program looks at V only, which is worse here)
  *   craft   variants of chunks in company, see craft.h
+ *   craft-blend  the same variants, but which tokens is blend's choice: what a variant
+ *           that was computed in other company has, against what this one gives
  *
  * Each is a file of its own, pick_*.c.
  *
@@ -30,11 +32,12 @@ enum repair_kind {
 	REPAIR_FIRST,
 	REPAIR_RANDOM,
 	REPAIR_BLEND,
-	REPAIR_CRAFT
+	REPAIR_CRAFT,
+	REPAIR_CRAFT_BLEND
 };
-#define REPAIR_N_KINDS 5u
+#define REPAIR_N_KINDS 6u
 #define REPAIR_ALL     1000u /* permille: computed as if it were no chunk */
-/* instead of a share: how well each variant fits, with REPAIR_CRAFT; as many as can be
+/* instead of a share: how well each variant fits, with variants; as many as can be
  * computed while the chunks are read, REPAIR_LEAST at least */
 #define REPAIR_BY_CFO  1001u
 #define REPAIR_BY_LOAD 1002u
@@ -60,6 +63,11 @@ struct repair_group {
 	struct segment *patch; /* while the list is built */
 };
 
+/* 1: variants of chunks are looked for and kept. */
+static inline int repair_varies(uint32_t kind)
+{
+	return kind == REPAIR_CRAFT || kind == REPAIR_CRAFT_BLEND;
+}
 /* Tokens of n that are computed again: ceil, 0 only for permille 0. */
 uint32_t repair_count(uint32_t n, uint32_t permille);
 /* k of n tokens without a probe (first, random): ascending into at [k]. */

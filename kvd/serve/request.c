@@ -16,7 +16,7 @@ static int share_ok(const struct serve_gen *r)
 	return r->repair_permille <= REPAIR_ALL ||
 	       r->repair_permille == REPAIR_BY_LOAD ||
 	       (r->repair_permille == REPAIR_BY_CFO &&
-		r->repair == REPAIR_CRAFT);
+		repair_varies(r->repair));
 }
 
 static int sampling_ok(const struct serve_gen *r)
@@ -36,7 +36,7 @@ static int known_there(const struct serve_gen *r)
 	for (uint32_t i = 0; i < r->n_parts; i++)
 		if (r->parts[i].flags & SERVE_PART_PARALLEL)
 			return 0;
-	return r->repair != REPAIR_CRAFT && !(r->flags & SERVE_GEN_FOCUS);
+	return !repair_varies(r->repair) && !(r->flags & SERVE_GEN_FOCUS);
 }
 
 static void clear_out(struct serve_gen *r)

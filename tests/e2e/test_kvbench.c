@@ -231,6 +231,9 @@ START_TEST(cached_chunks_are_measured)
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.blend.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.craft.overhead "));
+	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.craft_blend.overhead "));
+	ck_assert(line("reuse.mini.craft.ttft_speedup") > 0);
+	ck_assert(line("reuse.mini.craft_blend.ttft_speedup") > 0);
 }
 END_TEST
 

@@ -15,6 +15,9 @@
 #define N	 6
 #define N_LOGITS 4096
 
+/* Both that look for variants: loop tests. */
+static const uint32_t kinds[] = { KV_REPAIR_CRAFT, KV_REPAIR_CRAFT_BLEND };
+
 static struct rig_question questions[N];
 static struct rig_daemon *roomy, *tight;
 
@@ -195,7 +198,7 @@ START_TEST(all_of_it_is_a_full_prefill)
 
 		n = prime(c, i, n);
 		ask_full(c, i, &full);
-		ask_question(c, i, KV_REPAIR_CRAFT, KV_REPAIR_ALL, &first);
+		ask_question(c, i, kinds[_i], KV_REPAIR_ALL, &first);
 		ck_same(&full, &first);
 		n += n_of(&first, KV_CHUNK_FRESH);
 		ck_assert_uint_ge(n_of(&first, KV_CHUNK_FRESH), 2);
@@ -203,7 +206,7 @@ START_TEST(all_of_it_is_a_full_prefill)
 		/* the same before each of them: as they are, and exact */
 		for (uint32_t share = 0; share <= KV_REPAIR_BY_LOAD;
 		     share += 334) {
-			ask_question(c, i, KV_REPAIR_CRAFT, share, &again);
+			ask_question(c, i, kinds[_i], share, &again);
 			ck_same(&full, &again);
 			ck_assert_uint_eq(n_of(&again, KV_CHUNK_EXACT),
 					  questions[i].n_chunks);
@@ -230,8 +233,7 @@ START_TEST(in_other_company_the_same_bits_paged_sliced_and_batched)
 		struct kvc_gen *g[N];
 
 		for (int i = 0; i < N; i++) {
-			ask_question(a, i, KV_REPAIR_CRAFT, shares[s],
-				     &alone[i]);
+			ask_question(a, i, kinds[_i], shares[s], &alone[i]);
 			ck_assert_uint_ge(n_of(&alone[i], KV_CHUNK_INTER), 2);
 			ck_assert_uint_eq(n_of(&alone[i], KV_CHUNK_ALONE), 0);
 			ck_assert(!shares[s] == !alone[i].st.n_repaired);
@@ -242,7 +244,7 @@ START_TEST(in_other_company_the_same_bits_paged_sliced_and_batched)
 		for (int i = 0; i < N; i++) {
 			const struct kvc_generate r = request(
 				questions[i].parts, questions[i].n_parts,
-				KV_REPAIR_CRAFT, shares[s]);
+				kinds[_i], shares[s]);
 
 			ck_assert_int_eq(kvc_generate_start(b, &r, &g[i]), 0);
 		}
@@ -256,6 +258,53 @@ START_TEST(in_other_company_the_same_bits_paged_sliced_and_batched)
 	ck_assert_uint_gt(rig_counter(b, "pages", "a", "evicted_total"), 0);
 	kvc_close(a);
 	kvc_close(b);
+}
+END_TEST
+
+/* Squared distance, over all questions. */
+static double distance(struct kvc *c, uint32_t repair, uint32_t permille,
+		       uint64_t *n_repaired)
+{
+	double sum = 0;
+
+	*n_repaired = 0;
+	for (int i = 0; i < N; i++) {
+		struct answer full, a;
+
+		ask_full(c, i, &full);
+		ask_question(c, i, repair, permille, &a);
+		ck_assert_uint_ge(n_of(&a, KV_CHUNK_INTER), 2);
+		for (uint32_t k = 0; k < full.n_logits; k++)
+			sum += (full.logits[k] - a.logits[k]) *
+			       (full.logits[k] - a.logits[k]);
+		*n_repaired += a.st.n_repaired;
+	}
+	return sum;
+}
+
+/* The same variants and as many tokens, but others. */
+START_TEST(the_selectors_of_variants_differ)
+{
+	struct kvc *c = rig_join(roomy->socket);
+	uint64_t n_none, n_craft, n_blend, n_half;
+	uint32_t n = 0;
+	double none, craft, blend, half;
+
+	for (int i = 0; i < N; i++)
+		n = prime(c, i, n);
+	none = distance(c, KV_REPAIR_CRAFT_BLEND, 0, &n_none);
+	craft = distance(c, KV_REPAIR_CRAFT, 150, &n_craft);
+	blend = distance(c, KV_REPAIR_CRAFT_BLEND, 150, &n_blend);
+	half = distance(c, KV_REPAIR_CRAFT_BLEND, 500, &n_half);
+	ck_assert_uint_eq(n_none, 0);
+	ck_assert_uint_gt(n_blend, 0);
+	ck_assert_uint_gt(n_half, 3 * n_blend);
+	/* craft takes its share of each chunk, blend of all of them */
+	ck_assert_int_le(abs((int)n_craft - (int)n_blend), N * RIG_MAX_PARTS);
+	ck_assert_msg(craft != blend && half < none && half < blend,
+		      "%g without, %g craft, %g blend, %g half", none, craft,
+		      blend, half);
+	kvc_close(c);
 }
 END_TEST
 
@@ -541,7 +590,7 @@ START_TEST(what_was_computed_alone_is_blended)
 		struct answer blend, craft;
 
 		ask_question(c, i, KV_REPAIR_BLEND, 150, &blend);
-		ask_question(c, i, KV_REPAIR_CRAFT, 150, &craft);
+		ask_question(c, i, kinds[_i], 150, &craft);
 		ck_same(&blend, &craft);
 		ck_assert_uint_eq(n_of(&craft, KV_CHUNK_ALONE),
 				  questions[i].n_chunks);
@@ -567,11 +616,13 @@ int main(void)
 	}
 	tcase_set_timeout(t, 300);
 	tcase_add_checked_fixture(t, setup, teardown);
-	tcase_add_test(t, all_of_it_is_a_full_prefill);
-	tcase_add_test(t,
-		       in_other_company_the_same_bits_paged_sliced_and_batched);
+	tcase_add_loop_test(t, all_of_it_is_a_full_prefill, 0, 2);
+	tcase_add_loop_test(
+		t, in_other_company_the_same_bits_paged_sliced_and_batched, 0,
+		2);
+	tcase_add_test(t, the_selectors_of_variants_differ);
 	tcase_add_test(t, variants_survive_a_restart);
-	tcase_add_test(t, what_was_computed_alone_is_blended);
+	tcase_add_loop_test(t, what_was_computed_alone_is_blended, 0, 2);
 	tcase_add_test(t, an_id_of_a_variant_is_an_id);
 	tcase_add_test(t, chunks_of_a_tenant_are_bounded);
 	tcase_add_loop_test(t, uses_survive_a_restart, 0, 4);

@@ -80,7 +80,8 @@ void attn_gpu_free(struct attn_gpu *g)
 		return;
 	struct gpu_buf *const bufs[] = { &g->plan, &g->q,      &g->tmp,
 					 &g->ml,   &g->part_o, &g->part_ml,
-					 &g->in,   &g->f32,    &g->nowhere };
+					 &g->in,   &g->f32,    &g->nowhere,
+					 &g->rows };
 	for (size_t i = 0; i < KV_ARRAY_LEN(bufs); i++)
 		if (bufs[i]->n_bytes)
 			(void)g->c.api->free(bufs[i]->at);
@@ -135,8 +136,7 @@ static int check_item(const struct lists *l, const struct attn_item *it)
 {
 	const struct kv_layout *g = &l->step->items[0].seq->layout;
 
-	if (it->resident_from || it->lse ||
-	    !attn_gpu_same_shape(it->shape, l->g->shape))
+	if (it->resident_from || !attn_gpu_same_shape(it->shape, l->g->shape))
 		return -ENOTSUP;
 	for (uint32_t i = 0; i < it->seq->n_entries; i++) {
 		const struct seq_entry *e = &it->seq->entries[i];

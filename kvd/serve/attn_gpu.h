@@ -84,10 +84,14 @@ int attn_gpu_deviation(struct attn_gpu *g, const struct attn_gpu_old *a);
 /* As attn_copy(), and wait for it. */
 int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c);
 /*
- * As attn_layer() without windows: q, k, v, o in host memory, which are read once. Each item
- * gets its ret. Waits. Returns 0 or the first error.
+ * As attn_layer() without windows: q, k, v, o in host memory, which are read once (or of the
+ * device: on_device; lse is always the host's). Each item gets its ret. Waits. Returns 0 or the first error.
  */
 int attn_gpu_items(struct attn_gpu *g, struct attn_scratch *s,
 		   struct attn_item *items, uint32_t n_items, uint32_t layer);
+
+/* Rows of host memory on the device: *out until the next call. Waits. Errors of buffers and
+ * of the driver. */
+int attn_gpu_put(struct attn_gpu *g, const void *p, size_t n, cuda_ptr *out);
 
 #endif

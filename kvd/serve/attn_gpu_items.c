@@ -8,6 +8,7 @@
 #include "kvd/serve/attn_gpu_priv.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,9 @@ static int same_shape(const struct attn_item *a, const struct attn_item *b)
 {
 	return attn_gpu_same_shape(a->shape, b->shape) &&
 	       attn_gpu_same_layout(&a->seq->layout, &b->seq->layout) &&
-	       !a->q == !b->q && a->in == b->in && a->on_device == b->on_device;
+	       !a->q == !b->q && a->in == b->in &&
+	       a->on_device == b->on_device && !a->o == !b->o &&
+	       !a->lse == !b->lse;
 }
 
 /* Where a slice's rows lie, in elements. */
@@ -28,6 +31,17 @@ struct slice {
 	uint32_t n_rows, n_kv_rows;
 	enum kern_type in;
 };
+
+/* Rows of o are wanted. */
+static int wants_o(const struct slice *s)
+{
+	return s->n_items && s->items[0].q && s->items[0].o;
+}
+
+static int wants_lse(const struct slice *s)
+{
+	return s->n_items && s->items[0].q && s->items[0].lse;
+}
 
 static size_t slice_elems(const struct slice *s)
 {
@@ -111,10 +125,46 @@ static int narrow_there(struct attn_gpu *g, const struct slice *s,
 	return ret;
 }
 
+/* Maxima and sums of the slice's rows: where the pinned buffer has them. */
+static size_t ml_at(const struct slice *s)
+{
+	const size_t n = slice_elems(s) + s->n_rows * s->q;
+
+	return KV_ALIGN_UP(n * kern_type_bytes(s->in), 64);
+}
+
+static size_t ml_elems(const struct slice *s)
+{
+	return wants_lse(s) ? (size_t)s->n_rows * s->items[0].shape->n_heads
+			    : 0;
+}
+
+static int fetch_ml(struct attn_gpu *g, const struct slice *s)
+{
+	return kern_errno(g->c.api->d2h(g->io.p + ml_at(s), g->ml.at,
+					2 * ml_elems(s) * sizeof(float),
+					g->c.stream));
+}
+
+static void tell_lse(const struct attn_gpu *g, const struct slice *s)
+{
+	const float *m = (const float *)(const void *)(g->io.p + ml_at(s));
+	const float *l = m + ml_elems(s);
+
+	for (uint32_t i = 0; i < s->n_items; i++) {
+		const struct attn_item *it = &s->items[i];
+		const size_t n = (size_t)it->n_rows * it->shape->n_heads;
+
+		for (size_t k = 0; k < n; k++)
+			it->lse[k] = *m++ + logf(*l++);
+	}
+}
+
 static int buffers(struct attn_gpu *g, const struct slice *s)
 {
 	const size_t n = slice_elems(s) + s->n_rows * s->q;
-	int ret = pinned_buf_want(g, &g->io, n * kern_type_bytes(s->in));
+	int ret = pinned_buf_want(g, &g->io,
+				  ml_at(s) + 2 * ml_elems(s) * sizeof(float));
 
 	if (!ret)
 		ret = gpu_buf_want(g, &g->in, n * kern_type_bytes(s->in));
@@ -143,7 +193,7 @@ static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
 		ret = widen_there(g, s);
 		if (!ret)
 			ret = attn_gpu_layer(g, layer, &rows);
-		return ret || !n_q ? ret : narrow_there(g, s, rows.o);
+		return ret || !wants_o(s) ? ret : narrow_there(g, s, rows.o);
 	}
 	gather(s, g->io.p);
 	ret = kern_errno(cu->h2d(g->in.at, g->io.p, n_in * es, g->c.stream));
@@ -151,7 +201,7 @@ static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
 		ret = kern_gpu_to_f32(g->c.kern, s->in, &widen, g->c.stream);
 	if (!ret)
 		ret = attn_gpu_layer(g, layer, &rows);
-	if (ret || !n_q)
+	if (ret || !wants_o(s))
 		return ret;
 	ret = kern_gpu_from_f32(g->c.kern, s->in, &narrow, g->c.stream);
 	if (!ret)
@@ -170,10 +220,14 @@ static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 		ret = buffers(g, s);
 	if (!ret && s->n_rows)
 		ret = queue(g, s, layer);
+	if (!ret && ml_elems(s))
+		ret = fetch_ml(g, s);
 	end = kern_errno(g->c.api->stream_sync(g->c.stream));
 	if (!ret)
 		ret = end;
-	if (!ret && s->n_items && s->items[0].q && !s->items[0].on_device)
+	if (!ret && ml_elems(s))
+		tell_lse(g, s);
+	if (!ret && wants_o(s) && !s->items[0].on_device)
 		scatter(s, g->io.p + slice_elems(s) * kern_type_bytes(s->in));
 	return ret;
 }
@@ -195,6 +249,7 @@ static struct attn_item rows_of(const struct attn_item *it, uint32_t from,
 	r.k = it->k ? (const char *)it->k + kv : NULL;
 	r.v = it->v ? (const char *)it->v + kv : NULL;
 	r.o = it->o ? (char *)it->o + q : NULL;
+	r.lse = it->lse ? it->lse + (size_t)from * g->n_heads : NULL;
 	return r;
 }
 
@@ -276,6 +331,29 @@ int attn_gpu_items(struct attn_gpu *g, struct attn_scratch *s,
 	}
 	for (uint32_t i = 0; i < n_items && !ret; i++)
 		ret = items[i].ret;
+	return ret;
+}
+
+int attn_gpu_put(struct attn_gpu *g, const void *p, size_t n, cuda_ptr *out)
+{
+	const struct cuda_api *cu = g->c.api;
+	int ret = attn_gpu_use(g);
+
+	if (!ret)
+		ret = gpu_buf_want(g, &g->rows, n);
+	for (size_t at = 0; at < n && !ret; at += SLICE_BYTES) {
+		const size_t k = KV_MIN(n - at, (size_t)SLICE_BYTES);
+
+		ret = pinned_buf_want(g, &g->io, k);
+		if (ret)
+			break;
+		memcpy(g->io.p, (const char *)p + at, k);
+		ret = kern_errno(
+			cu->h2d(g->rows.at + at, g->io.p, k, g->c.stream));
+		if (!ret)
+			ret = kern_errno(cu->stream_sync(g->c.stream));
+	}
+	*out = g->rows.at;
 	return ret;
 }
 

@@ -49,6 +49,7 @@ struct attn_gpu {
 	/* attn_gpu_items.c: one slice of rows */
 	struct gpu_buf in, f32; /* as in the call; widened */
 	struct pinned_buf io;
+	struct gpu_buf rows; /* attn_gpu_put() */
 	struct attn_item *slice;
 	uint32_t n_slice_room;
 };

@@ -6,7 +6,7 @@
  * more where that ends a prompt).
  * Only generations of one model share a step; models take turns.
  */
-#include "kvd/serve/batch.h"
+#include "kvd/serve/batch_priv.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -19,49 +19,6 @@
 
 #define SCORE_ROWS 32u /* logits of scored rows in one step */
 #define FEW_OF	   8u /* of the rows of a slice: that many more end a prompt */
-
-struct row_run { /* contiguous rows of one gen */
-	struct gen *g;
-	uint32_t row, n, pos;
-	uint32_t at; /* row of the layer: others may have ended */
-	int wanted; /* logits of a row of it are */
-	const struct gen_part
-		*patched; /* its rows lie apart, from pos in this part on */
-};
-
-struct batch {
-	struct engine_job job;
-	struct serve *serve;
-	struct lane *lane;
-	struct list ready;
-	struct loop_call call;
-	int queued, running;
-	struct serve_model *model; /* of the step in flight */
-	struct llama_scratch *scratch[CONF_MAX_MODELS];
-	uint32_t max_rows, max_logits;
-	uint32_t *tokens, *logit_rows;
-	uint32_t *rows_at; /* [max_rows] position of each row */
-	float *logits;
-	char *sample_scratch;
-	struct gpu_sampler
-		*how; /* [max_logits], as the next two: of a device */
-	uint32_t *chosen;
-	float *chosen_logprob;
-	int chose; /* the step did, not the host */
-	struct row_run *runs;
-	uint32_t n_runs, n_rows, n_logits;
-	struct attn_item *items;
-	struct gen **gens;
-	uint32_t n_gens;
-	struct pool *pool;
-	int ret;
-	int probed; /* the last step was a probe: others come first */
-	struct gen *probe; /* this step only looks at its next part */
-	struct repair_group *probe_group;
-	struct restore *restore; /* of the only one in the step */
-	uint64_t start_ns;
-	struct stat *st_steps, *st_rows;
-};
 
 /* ---- on the engine ------------------------------------------------------ */
 
@@ -176,135 +133,13 @@ static int probe_attn(void *ctx, uint32_t layer, float *q, float *k, float *v,
 			  1, 0);
 }
 
-static struct kern_sample sampler_of(const struct gen *g)
-{
-	const struct serve_gen *r = g->req;
-
-	return (struct kern_sample){
-		.temperature = r->temperature,
-		.top_k = r->top_k,
-		.top_p = r->top_p > 0 ? r->top_p : 1.0f,
-		.min_p = r->min_p,
-		.seed = r->seed,
-		.pos = g->n_all,
-	};
-}
-
 static void sample(struct batch *b, struct gen *g)
 {
 	const uint32_t n = llama_shape(b->model->llama)->n_vocab;
-	const struct kern_sample p = sampler_of(g);
+	const struct kern_sample p = batch_sampler(g);
 
 	g->sampled = kern_sample(&p, b->logits + (size_t)g->step_logits * n, n,
 				 b->sample_scratch, &g->sampled_logprob);
-}
-
-/* Who takes part, as the device's lists want it: all rows, at every layer. */
-static void list_items(struct batch *b)
-{
-	for (uint32_t i = 0; i < b->n_runs; i++) {
-		const struct row_run *r = &b->runs[i];
-
-		b->items[i] = (struct attn_item){
-			.shape = &b->model->shape,
-			.seq = &r->g->seq,
-			.pos = r->pos,
-			.n_rows = r->n,
-			.rows_at = r->patched ? b->rows_at + r->row : NULL,
-			.in = KERN_F32,
-			.q = b,
-			.k = b,
-			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
-		};
-	}
-}
-
-static int probe_on_device(struct batch *b, struct gpu_step *s)
-{
-	struct repair_group *r = b->probe_group;
-	struct attn_target *at = malloc(b->n_rows * sizeof(*at));
-	int ret;
-
-	if (!at)
-		return -ENOMEM;
-	repair_probed_at(b->probe, r, b->n_rows, at);
-	s->items[0] = (struct attn_item){ .shape = &b->model->shape,
-					  .seq = &b->probe->seq,
-					  .pos = r->first + r->n_probed,
-					  .n_rows = b->n_rows,
-					  .in = KERN_F32,
-					  .q = b };
-	s->n_items = 1;
-	ret = gpu_lane_probe(b->lane->gpu, s, at, r->dev + r->n_probed);
-	free(at);
-	return ret;
-}
-
-/* 1: all rows of logits are for choosing one token each: that is done there. */
-static int list_samplers(struct batch *b, struct gpu_step *s)
-{
-	if (llama_shape(b->model->llama)->n_vocab > GPU_SAMPLE_MAX)
-		return 0;
-	s->logits = NULL;
-	for (uint32_t i = 0; i < b->n_gens; i++) {
-		const struct gen *g = b->gens[i];
-		struct kern_sample p;
-
-		if (!g->n_step_logits)
-			continue;
-		if (g->req->flags & SERVE_GEN_SCORE)
-			return 0;
-		if (g->req->flags & SERVE_GEN_LOGITS && !g->req->logits)
-			s->logits = b->logits;
-		p = sampler_of(g);
-		b->how[g->step_logits] =
-			(struct gpu_sampler){ p.temperature, p.top_k, p.top_p,
-					      p.min_p,	     p.seed,  p.pos };
-	}
-	return 1;
-}
-
-static void take_tokens(struct batch *b)
-{
-	for (uint32_t i = 0; i < b->n_gens; i++) {
-		struct gen *g = b->gens[i];
-
-		if (!g->n_step_logits)
-			continue;
-		g->sampled = b->chosen[g->step_logits];
-		g->sampled_logprob = b->chosen_logprob[g->step_logits];
-	}
-}
-
-static int step_on_device(struct batch *b)
-{
-	struct gpu_step s = {
-		.scratch = &b->lane->scratch,
-		.i_model = (uint32_t)(b->model - b->serve->models),
-		.n_rows = b->n_rows,
-		.n_logits = b->n_logits,
-		.tokens = b->tokens,
-		.logit_rows = b->logit_rows,
-		.logits = b->logits,
-		.items = b->items,
-		.n_items = b->n_runs,
-		.chosen = b->chosen,
-		.logprob = b->chosen_logprob,
-	};
-	int ret;
-
-	if (b->probe)
-		return probe_on_device(b, &s);
-	list_items(b);
-	if (list_samplers(b, &s))
-		s.how = b->how;
-	else
-		s.logits = b->logits;
-	ret = gpu_lane_step(b->lane->gpu, &s);
-	b->chose = !ret && s.how;
-	if (b->chose)
-		take_tokens(b);
-	return ret;
 }
 
 static int step_on_cpu(struct batch *b, struct pool *pool)
@@ -333,7 +168,7 @@ static void step_run(struct engine_job *j, struct pool *pool)
 	struct batch *b = container_of(j, struct batch, job);
 
 	b->chose = 0;
-	b->ret = b->lane->gpu ? step_on_device(b) : step_on_cpu(b, pool);
+	b->ret = b->lane->gpu ? batch_on_device(b) : step_on_cpu(b, pool);
 	if (b->probe && b->ret == -ECANCELED)
 		b->ret = 0;
 	for (uint32_t i = 0; i < b->n_gens && !b->ret && !b->chose; i++)

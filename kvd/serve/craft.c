@@ -323,20 +323,37 @@ static int keep_queries(struct gen *g)
 	return ret;
 }
 
-void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
-		   uint32_t n, const float *q)
+/* The part whose queries are kept that has position pos, or NULL. */
+static const struct inter_part *kept_part(const struct gen *g, uint32_t pos)
 {
-	const struct inter *x = g->craft->inter;
+	const struct inter *x = g->craft ? g->craft->inter : NULL;
 
 	for (uint32_t i = 0; x && i < x->n_parts; i++) {
 		const struct inter_part *p = &x->parts[i];
 
-		if (p->measured && pos >= p->first && pos < p->first + p->n) {
-			inter_keep(g->craft->inter, layer,
-				   p->row + pos - p->first, n, q);
-			return;
-		}
+		if (p->measured && pos >= p->first && pos < p->first + p->n)
+			return p;
 	}
+	return NULL;
+}
+
+void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
+		   uint32_t n, const float *q)
+{
+	const struct inter_part *p = kept_part(g, pos);
+
+	if (p)
+		inter_keep(g->craft->inter, layer, p->row + pos - p->first, n,
+			   q);
+}
+
+char *craft_queries_at(const struct gen *g, uint32_t pos, size_t *layer_bytes)
+{
+	const struct inter_part *p = kept_part(g, pos);
+
+	return p ? inter_at(g->craft->inter, p->row + pos - p->first,
+			    layer_bytes)
+		 : NULL;
 }
 
 /* ---- the plan ------------------------------------------------------------------------ */

@@ -20,7 +20,7 @@
  * What variants look at is measured after the request has its answer, when the engine has
  * nothing else to do (struct measure, in measure.c); they can be found from then on.
  *
- * Thread: loop thread, but craft_queries().
+ * Thread: loop thread, but craft_queries() and craft_queries_at().
  */
 #ifndef KVD_SERVE_CRAFT_H
 #define KVD_SERVE_CRAFT_H
@@ -81,6 +81,8 @@ uint32_t craft_longest(const struct gen *g);
 /* Queries q [n][n_heads][head_dim] of the positions pos.. come by. Engine thread. */
 void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
 		   uint32_t n, const float *q);
+/* Where they go, where somebody else brings them: as inter_at(); NULL: nowhere. */
+char *craft_queries_at(const struct gen *g, uint32_t pos, size_t *layer_bytes);
 
 /* What was used goes into the request's used. */
 void craft_report(struct gen *g);

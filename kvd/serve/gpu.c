@@ -24,6 +24,7 @@ struct gpu_lane {
 	struct serve_gpu *g;
 	cuda_stream stream;
 	struct attn_gpu *attn;
+	struct gpu_keep *keep;
 	struct llama_gpu_scratch *scratch[CONF_MAX_MODELS];
 	const struct llama_gpu *models[CONF_MAX_MODELS];
 	uint32_t pad_to; /* rows */
@@ -181,6 +182,8 @@ int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
 	c.stream = l->stream;
 	if (!ret)
 		ret = attn_gpu_new(&l->attn, &c);
+	if (!ret)
+		ret = gpu_keep_new(&l->keep, c.api, c.kern, c.stream);
 	if (ret) {
 		gpu_lane_free(l);
 		return ret;
@@ -196,6 +199,7 @@ void gpu_lane_free(struct gpu_lane *l)
 	for (uint32_t i = 0; i < CONF_MAX_MODELS; i++)
 		llama_gpu_scratch_free(l->scratch[i]);
 	attn_gpu_free(l->attn);
+	gpu_keep_free(l->keep);
 	if (l->stream)
 		(void)l->g->c.api->stream_free(l->stream); /* or it is lost */
 	free(l);
@@ -226,9 +230,10 @@ static int step_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
 {
 	const struct probe *p = ctx;
 	const struct attn_gpu_rows rows = { q, k, v, o };
+	const int ret = gpu_keep_layer(p->l->keep, layer, q);
 
 	(void)st; /* the lane's own */
-	return attn_gpu_layer(p->l->attn, layer, &rows);
+	return ret ? ret : attn_gpu_layer(p->l->attn, layer, &rows);
 }
 
 static int probe_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
@@ -280,7 +285,7 @@ static int run(struct probe *p, uint32_t n_layers)
 	const struct gpu_step *s = p->s;
 	/* where all rows want their logits: a step of decodes */
 	const int decodes = !p->at && p->l->g->c.graphs && s->n_rows &&
-			    s->n_logits == s->n_rows &&
+			    !s->n_kept && s->n_logits == s->n_rows &&
 			    s->n_rows <= p->l->pad_to;
 	const struct attn_gpu_step lists = { s->items, s->n_items, 0, n_layers,
 					     decodes ? p->l->pad_to : 0 };
@@ -300,12 +305,17 @@ static int run(struct probe *p, uint32_t n_layers)
 
 	if (!ret)
 		ret = attn_gpu_begin(p->l->attn, s->scratch, &lists);
+	if (!ret)
+		ret = gpu_keep_begin(p->l->keep, s->items[0].shape, n_layers,
+				     s->kept, s->n_kept);
 	if (!ret) {
 		pad(p->l, s, &b);
 		ret = llama_gpu_step(p->l->scratch[s->i_model], &b);
 	}
 	if (ret) /* nothing of it is left when the buffers are used again */
 		(void)p->l->g->c.api->stream_sync(p->l->stream);
+	else
+		gpu_keep_end(p->l->keep);
 	return ret;
 }
 

@@ -6,7 +6,7 @@
  * computed there, so one lane is enough.
  *
  * Not on a device, and refused with -ENOTSUP or -ENOSPC where it is asked for: sequences larger
- * than their budget, chunks side by side, variants of chunks (their statistics), maps.
+ * than their budget, chunks side by side, maps.
  *
  * Thread: loop thread at start and end; a lane its engine's meanwhile.
  */
@@ -15,6 +15,7 @@
 
 #include "kvd/model/llama_gpu.h"
 #include "kvd/serve/attn_gpu.h"
+#include "kvd/serve/gpu_keep.h"
 
 struct serve_gpu;
 struct serve_gpu_conf {
@@ -55,6 +56,8 @@ struct gpu_step {
 	/* As attn_gpu.h has them, for all rows in order; each gets its ret. */
 	struct attn_item *items;
 	uint32_t n_items;
+	const struct gpu_kept *kept; /* queries that the host keeps */
+	uint32_t n_kept;
 };
 /* 0; what attn_gpu_begin() or llama_gpu_step() said. */
 int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s);

@@ -97,6 +97,12 @@ void inter_keep(struct inter *x, uint32_t layer, uint32_t row, uint32_t n,
 		      (size_t)n * s->n_heads * s->head_dim);
 }
 
+char *inter_at(const struct inter *x, uint32_t row, size_t *layer_bytes)
+{
+	*layer_bytes = (size_t)x->n_rows * row_bytes(x->shape);
+	return x->q + row * row_bytes(x->shape);
+}
+
 struct seq inter_view(const struct seq *q, uint32_t from, uint32_t n)
 {
 	struct seq view = *q;
@@ -138,7 +144,7 @@ static void add_shares(struct inter *x, uint32_t i_part, const float *lse)
 	}
 }
 
-static int measure(struct inter *x, struct pool *pool, struct attn_scratch *s,
+static int measure(struct inter *x, const struct attn_place *at,
 		   const struct seq *q, uint32_t layer, uint32_t i_part)
 {
 	const struct inter_part *p = &x->parts[i_part];
@@ -147,8 +153,13 @@ static int measure(struct inter *x, struct pool *pool, struct attn_scratch *s,
 	struct attn_item *items = calloc(n, sizeof(*items));
 	struct seq *views = calloc(n, sizeof(*views));
 	float *lse = malloc((size_t)n * p->n * n_heads * sizeof(*lse));
+	const char *rows = x->q + ((size_t)layer * x->n_rows + p->row) *
+					  row_bytes(x->shape);
+	const size_t n_bytes = p->n * row_bytes(x->shape);
 	int ret = items && views && lse ? 0 : -ENOMEM;
 
+	if (!ret)
+		ret = attn_place_rows(at, &rows, n_bytes);
 	for (uint32_t j = 0; j < n && !ret; j++) {
 		views[j] = inter_view(q, x->parts[j].first, x->parts[j].n);
 		items[j] = (struct attn_item){
@@ -157,13 +168,13 @@ static int measure(struct inter *x, struct pool *pool, struct attn_scratch *s,
 			.pos = p->first,
 			.n_rows = p->n,
 			.in = x->shape->type,
-			.q = x->q + ((size_t)layer * x->n_rows + p->row) *
-					    row_bytes(x->shape),
+			.q = rows,
+			.on_device = !!at->gpu,
 			.lse = lse + (size_t)j * p->n * n_heads,
 		};
 	}
 	if (!ret)
-		ret = attn_layer(NULL, pool, s, items, n, layer);
+		ret = attn_place_layer(at, items, n, layer);
 	if (!ret)
 		add_shares(x, i_part, lse);
 	free(items);
@@ -172,13 +183,13 @@ static int measure(struct inter *x, struct pool *pool, struct attn_scratch *s,
 	return ret;
 }
 
-int inter_layer(struct inter *x, struct pool *pool, struct attn_scratch *s,
+int inter_layer(struct inter *x, const struct attn_place *at,
 		const struct seq *q, uint32_t layer)
 {
 	int ret = 0;
 
 	for (uint32_t i = 0; i < x->n_parts && !ret; i++)
 		if (x->parts[i].measured)
-			ret = measure(x, pool, s, q, layer, i);
+			ret = measure(x, at, q, layer, i);
 	return ret;
 }

@@ -13,7 +13,7 @@
 #ifndef KVD_SERVE_INTER_H
 #define KVD_SERVE_INTER_H
 
-#include "kvd/serve/attn.h"
+#include "kvd/serve/attn_place.h"
 
 /* A part of the prompt, in order; those before a measured chunk are all there. */
 struct inter_part {
@@ -52,13 +52,15 @@ int inter_part(struct inter *x, uint32_t first, uint32_t n, int is_chunk,
 /* q [n][n_heads][head_dim] f32, unrotated, of the kept rows row.. */
 void inter_keep(struct inter *x, uint32_t layer, uint32_t row, uint32_t n,
 		const float *q);
+/* Where the kept row goes as it lies in q, of layer 0; each layer *layer_bytes on. */
+char *inter_at(const struct inter *x, uint32_t row, size_t *layer_bytes);
 /* The entries of q that hold [from, from + n), borrowed. Any thread. */
 struct seq inter_view(const struct seq *q, uint32_t from, uint32_t n);
 /*
  * Add one layer to the sums of all measured parts. All of q as far as them is pinned.
- * 0, -ENOMEM.
+ * 0, -ENOMEM, those of a device.
  */
-int inter_layer(struct inter *x, struct pool *pool, struct attn_scratch *s,
+int inter_layer(struct inter *x, const struct attn_place *at,
 		const struct seq *q, uint32_t layer);
 
 #endif

@@ -159,14 +159,18 @@ static void run_layers(struct engine_job *j, struct pool *pool)
 {
 	struct measures *ms = container_of(j, struct measures, job);
 	struct measure *m = first_of(ms);
+	struct lane *lane = &ms->serve->lanes[LANE_RESIDENT];
+	const struct attn_place at = {
+		.pool = pool,
+		.scratch = &lane->scratch,
+		.gpu = lane->gpu ? gpu_lane_attn(lane->gpu) : NULL,
+	};
 	const uint64_t begin_ns = clock_ns();
 	uint64_t now_ns = begin_ns, layer_ns;
 
 	do {
 		layer_ns = now_ns;
-		m->ret = inter_layer(m->craft->inter, pool,
-				     &ms->serve->lanes[LANE_RESIDENT].scratch,
-				     &m->seq, m->layer++);
+		m->ret = inter_layer(m->craft->inter, &at, &m->seq, m->layer++);
 		now_ns = clock_ns();
 		stat_observe(ms->st_ns, now_ns - layer_ns);
 	} while (!m->ret && m->layer < m->model->layout.n_layers &&

@@ -36,7 +36,7 @@ static int known_there(const struct serve_gen *r)
 	for (uint32_t i = 0; i < r->n_parts; i++)
 		if (r->parts[i].flags & SERVE_PART_PARALLEL)
 			return 0;
-	return !repair_varies(r->repair) && !(r->flags & SERVE_GEN_FOCUS);
+	return !(r->flags & SERVE_GEN_FOCUS);
 }
 
 static void clear_out(struct serve_gen *r)

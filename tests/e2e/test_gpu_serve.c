@@ -356,10 +356,9 @@ START_TEST(what_is_not_done_there_is_refused)
 				      .model = "rag-mini",
 				      .memory = "2M" });
 	r = request(p, 0, 0, 1);
-	r.repair = KV_REPAIR_CRAFT;
-	r.repair_permille = 200;
+	r.flags |= KV_GEN_FOCUS;
 	ck_assert_int_eq(ask(c, &r, &x), -ENOTSUP);
-	r.repair = r.repair_permille = 0;
+	r.flags &= ~(uint32_t)KV_GEN_FOCUS;
 	for (int i = 1; i < 3; i++) {
 		p[i].flags |= KV_PART_PARALLEL;
 		p[i].temperature = p[i].scale = 1;

@@ -377,6 +377,42 @@ START_TEST(a_plan_of_all_layers)
 }
 END_TEST
 
+/* _i: shape. Sums alone, of rows of the host and of rows that are there: those that come with
+ * outputs. */
+START_TEST(sums_without_outputs)
+{
+	struct attn_item it[2];
+	struct sample l;
+	float want[TAIL * 8], lse[3][TAIL * 8], *q, *o;
+	size_t n;
+
+	make(&l, &shapes[_i]);
+	n = TAIL * l.shape.n_heads;
+	o = malloc(TAIL * l.nq * sizeof(*o));
+	q = rig_gpu_alloc(&g, TAIL * l.nq * sizeof(*q));
+	memcpy(q, l.q + TAIL_AT * l.nq, TAIL * l.nq * sizeof(*q));
+	it[0] = item(&l, TAIL_AT, TAIL, NULL);
+	it[0].lse = want;
+	ck_assert_int_eq(attn_layer(NULL, NULL, &scratch, it, 1, 1), 0);
+	it[0].lse = lse[0];
+	it[1] = it[0];
+	it[1].lse = lse[1];
+	it[1].q = q;
+	it[1].on_device = 1;
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, 1), 0);
+	it[0].o = o;
+	it[0].lse = lse[2];
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 1, 1), 0);
+	for (size_t i = 0; i < n; i++)
+		ck_assert_double_eq_tol((double)want[i], (double)lse[0][i],
+					5e-3);
+	ck_assert(!memcmp(lse[0], lse[1], n * sizeof(float)));
+	ck_assert(!memcmp(lse[0], lse[2], n * sizeof(float)));
+	free(o);
+	drop(&l);
+}
+END_TEST
+
 /* The head of a tile goes to another segment, every layer. */
 START_TEST(heads_of_tiles)
 {
@@ -420,12 +456,12 @@ START_TEST(what_is_refused)
 {
 	struct attn_item it[2];
 	struct sample l;
-	float lse[64], *o;
+	float *o;
 
 	make(&l, &shapes[0]);
 	o = malloc(2 * l.nq * sizeof(*o));
 	it[0] = item(&l, 5, 1, o);
-	it[0].lse = lse;
+	it[0].resident_from = 1;
 	it[1] = item(&l, 6, 1, o + l.nq);
 	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, 0), -ENOTSUP);
 	ck_assert_int_eq(it[0].ret, -ENOTSUP);
@@ -481,6 +517,8 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 60);
 	tcase_add_loop_test(t, lists_of_every_kind, 0,
+			    sizeof(shapes) / sizeof(*shapes));
+	tcase_add_loop_test(t, sums_without_outputs, 0,
 			    sizeof(shapes) / sizeof(*shapes));
 	tcase_add_test(t, rows_of_the_type_of_the_pages);
 	tcase_add_test(t, a_row_does_not_know_its_company);

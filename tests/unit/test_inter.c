@@ -220,6 +220,7 @@ START_TEST(shares_are_those_of_a_plain_softmax)
 	const enum kern_type type = _i ? KERN_BF16 : KERN_F32;
 	const struct attn_shape g = shape(type);
 	struct attn_scratch scratch;
+	struct attn_place at = { .scratch = &scratch };
 	struct seq s, alone;
 	struct inter *x;
 	uint32_t row = 0;
@@ -237,7 +238,7 @@ START_TEST(shares_are_those_of_a_plain_softmax)
 		/* as slices of a prefill bring them */
 		inter_keep(x, l, 0, 7, q[l][first_of(3)]);
 		inter_keep(x, l, 7, 43, q[l][first_of(3) + 7]);
-		ck_assert_int_eq(inter_layer(x, NULL, &scratch, &s, l), 0);
+		ck_assert_int_eq(inter_layer(x, &at, &s, l), 0);
 	}
 	attn_scratch_fini(&scratch);
 	compare(x, type == KERN_F32 ? 1e-5 : 1e-2);

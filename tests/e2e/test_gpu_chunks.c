@@ -1,0 +1,334 @@
+/*
+ * test_gpu_chunks.c - what requests may ask of chunks, by a daemon whose KV lies on a
+ * device: variants, against one in host memory, and against itself sliced and batched
+ *
+ * On the fake driver.
+ */
+#include <check.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "tests/rig/daemon.h"
+#include "tests/rig/questions.h"
+#include "tests/rig/rig_cuda.h"
+
+#define VOCAB	2048u
+#define N	2
+#define N_PARTS 5u /* system, three chunks, the question */
+
+static uint32_t tokens[N][6][64];
+static char image[64];
+
+enum { CPU, DEVICE, SLICED, N_DAEMONS };
+static struct rig_daemon *d[N_DAEMONS];
+static struct kvc *c[N_DAEMONS];
+
+struct answer {
+	char text[128];
+	float logits[VOCAB];
+	struct kv_gen_stats st;
+	struct kv_gen_repair how;
+	struct kv_chunk_used used[N_PARTS];
+	uint32_t n_used;
+};
+
+static void start(int i)
+{
+	char conf[2048], device[1024] = "";
+
+	if (i != CPU)
+		snprintf(device, sizeof(device),
+			 "device = cuda\ncuda_library = %s\n"
+			 "cublas_library = %s\ncuda_image = %s\n"
+			 "host_memory = 8M\n",
+			 rig_cuda_path(), rig_cuda_path(), image);
+	snprintf(conf, sizeof(conf),
+		 "%s%s[model m]\npath = %s/models/rag-draft.gguf\nmath = f32\n"
+		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
+		 "[tenant t]\nuid = %u\nmemory = %s\ndisk = 64M\n",
+		 device, i == SLICED ? "prefill_slice = 20\n" : "",
+		 rig_data_dir(), getuid(), i == SLICED ? "2M" : "8M");
+	d[i] = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d[i]);
+	c[i] = rig_join(d[i]->socket);
+}
+
+static void stop(int i)
+{
+	kvc_close(c[i]);
+	ck_assert_int_eq(rig_daemon_stop(d[i]), 0);
+	rig_daemon_free(d[i]);
+}
+
+static void take(struct kvc *k, struct kvc_gen *g, struct answer *out)
+{
+	const int ret = kvc_generate_wait(k, g, 60000);
+	const struct kv_chunk_used *u;
+
+	ck_assert_msg(ret >= 0, "generate: %s", strerror(-ret));
+	memset(out, 0, sizeof(*out));
+	snprintf(out->text, sizeof(out->text), "%s", kvc_gen_text(g));
+	ck_assert_uint_eq(kvc_gen_n_logits(g), VOCAB);
+	memcpy(out->logits, kvc_gen_logits(g), sizeof(out->logits));
+	out->st = *kvc_gen_stats(g);
+	out->how = *kvc_gen_repair(g);
+	u = kvc_gen_used(g, &out->n_used);
+	if (u)
+		memcpy(out->used, u, out->n_used * sizeof(*u));
+	kvc_generate_free(k, g);
+}
+
+static void ask(struct kvc *k, const struct kvc_generate *r, struct answer *out)
+{
+	struct kvc_gen *g;
+
+	ck_assert_int_eq(kvc_generate_start(k, r, &g), 0);
+	take(k, g, out);
+}
+
+/* Numbers that any daemon gets alike: part i of question q. */
+static struct kvc_part part(int q, int i, uint32_t flags)
+{
+	static const uint32_t sizes[] = { 9, 22, 17, 25, 20, 8 };
+	const uint32_t n = sizes[i];
+	uint32_t *t = tokens[q][i];
+	uint64_t x = 88172645463325252u + (uint64_t)(q * 10 + i);
+
+	for (uint32_t k = 0; k < n; k++) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		t[k] = 300 + (uint32_t)(x % 1500);
+	}
+	return (struct kvc_part){ .kind = KV_PART_TOKENS,
+				  .tokens = t,
+				  .n_tokens = n,
+				  .flags = flags };
+}
+
+/* A system prompt, three chunks of question q in this order, the question. */
+static struct kvc_generate request(struct kvc_part p[N_PARTS], int q,
+				   const int order[3])
+{
+	p[0] = part(q, 0, 0);
+	for (int i = 0; i < 3; i++)
+		p[1 + i] = part(q, 1 + order[i], KV_PART_REUSE);
+	p[4] = part(q, 5, 0);
+	return (struct kvc_generate){ .parts = p,
+				      .n_parts = N_PARTS,
+				      .flags = KV_GEN_LOGITS |
+					       KV_GEN_IGNORE_EOS,
+				      .max_tokens = 1,
+				      .n_logits = VOCAB,
+				      .sqe_flags = KV_SQE_WAIT };
+}
+
+static void same_bits(const struct answer *x, const struct answer *y)
+{
+	ck_assert_str_eq(x->text, y->text);
+	ck_assert(!memcmp(x->logits, y->logits, sizeof(x->logits)));
+}
+
+/* Logits off by at most bound of their spread. */
+static void near(const struct answer *x, const struct answer *y, double bound)
+{
+	double sum = 0, sq = 0, most = 0;
+
+	ck_assert_str_eq(x->text, y->text);
+	for (uint32_t i = 0; i < VOCAB; i++) {
+		const double a = (double)x->logits[i];
+		const double diff = fabs(a - (double)y->logits[i]);
+
+		sum += a;
+		sq += a * a;
+		most = diff > most || isnan(diff) ? diff : most;
+	}
+	sum /= VOCAB;
+	ck_assert_double_lt(most / sqrt(sq / VOCAB - sum * sum), bound);
+}
+
+static uint32_t n_of(const struct answer *a, enum kv_chunk_use use)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < a->n_used; i++)
+		n += a->used[i].use == use;
+	return n;
+}
+
+/* ---- variants -------------------------------------------------------------------- */
+
+static const int in_order[3] = { 0, 1, 2 }, other[3] = { 3, 1, 0 };
+
+/* They come a little after the answer. */
+static void await(struct kvc *k, uint32_t n)
+{
+	uint32_t have = 0;
+
+	for (int i = 0; i < 3000 && have < n; i++) {
+		char *json;
+
+		usleep(10000);
+		have = 0;
+		ck_assert_int_ge(kvc_query(k, "chunks", "", &json), 0);
+		for (const char *at = json; (at = strstr(at, "\"variant\""));
+		     at++)
+			have++;
+		free(json);
+	}
+	ck_assert_uint_eq(have, n);
+}
+
+/* Chunks in other company; n there are before. Returns how many then. */
+static uint32_t prime(struct kvc *k, int q, uint32_t n)
+{
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r = request(p, q, other);
+	struct answer a;
+
+	r.repair = KV_REPAIR_CRAFT;
+	r.repair_permille = KV_REPAIR_ALL;
+	r.max_tokens = 1;
+	ask(k, &r, &a);
+	n += n_of(&a, KV_CHUNK_FRESH);
+	await(k, n);
+	return n;
+}
+
+START_TEST(all_of_it_is_a_full_prefill)
+{
+	struct answer full, fresh, exact, cpu;
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r;
+	uint32_t n;
+
+	start(CPU);
+	start(DEVICE);
+	n = prime(c[DEVICE], 0, 0);
+	r = request(p, 0, in_order);
+	r.flags |= KV_GEN_NO_REUSE;
+	for (uint32_t i = 1; i < 4; i++)
+		p[i].flags &= ~KV_PART_REUSE;
+	ask(c[DEVICE], &r, &full);
+	ask(c[CPU], &r, &cpu);
+	near(&full, &cpu, 1e-4);
+	r = request(p, 0, in_order);
+	r.repair_permille = KV_REPAIR_ALL;
+	for (r.repair = KV_REPAIR_CRAFT; r.repair <= KV_REPAIR_CRAFT_BLEND;
+	     r.repair++) {
+		ask(c[DEVICE], &r, &fresh);
+		same_bits(&full, &fresh);
+		n += n_of(&fresh, KV_CHUNK_FRESH);
+		await(c[DEVICE], n);
+	}
+	r.repair = KV_REPAIR_CRAFT;
+	r.repair_permille = 200;
+	ask(c[DEVICE], &r, &exact);
+	same_bits(&full, &exact);
+	ck_assert_uint_eq(n_of(&exact, KV_CHUNK_EXACT), 3);
+	ck_assert_uint_eq(exact.st.n_repaired, 0);
+	stop(CPU);
+	stop(DEVICE);
+}
+END_TEST
+
+/* What was measured is what the host measures, and so are the tokens chosen. */
+static void compare_used(const struct answer *x, const struct answer *y)
+{
+	ck_assert_uint_eq(x->n_used, y->n_used);
+	ck_assert_uint_eq(x->st.n_repaired, y->st.n_repaired);
+	for (uint32_t i = 0; i < x->n_used; i++) {
+		ck_assert_uint_eq(x->used[i].use, y->used[i].use);
+		ck_assert_uint_eq(x->used[i].n_repaired, y->used[i].n_repaired);
+		ck_assert_int_le(abs((int)x->used[i].cfo_permille -
+				     (int)y->used[i].cfo_permille),
+				 1);
+	}
+}
+
+START_TEST(in_other_company)
+{
+	static const struct {
+		uint32_t repair, permille;
+	} how[] = { { KV_REPAIR_CRAFT, 200 }, { KV_REPAIR_CRAFT_BLEND, 200 } };
+	static struct answer x[N_DAEMONS][N];
+	struct kvc_part p[N][N_PARTS];
+
+	for (int i = 0; i < N_DAEMONS; i++) {
+		uint32_t n = 0;
+
+		start(i);
+		for (int q = 0; q < N; q++)
+			n = prime(c[i], q, n);
+	}
+	for (size_t h = 0; h < sizeof(how) / sizeof(*how); h++) {
+		struct kvc_gen *g[N];
+		struct kvc_generate r;
+
+		for (int q = 0; q < N; q++) {
+			r = request(p[q], q, in_order);
+			r.repair = how[h].repair;
+			r.repair_permille = how[h].permille;
+			ask(c[CPU], &r, &x[CPU][q]);
+			ask(c[DEVICE], &r, &x[DEVICE][q]);
+			ck_assert_int_eq(
+				kvc_generate_start(c[SLICED], &r, &g[q]), 0);
+		}
+		for (int q = 0; q < N; q++) {
+			take(c[SLICED], g[q], &x[SLICED][q]);
+			ck_assert_uint_ge(n_of(&x[DEVICE][q], KV_CHUNK_INTER),
+					  1);
+			ck_assert_uint_gt(x[DEVICE][q].st.n_repaired, 0);
+			compare_used(&x[CPU][q], &x[DEVICE][q]);
+			near(&x[CPU][q], &x[DEVICE][q], 1e-3);
+			same_bits(&x[DEVICE][q], &x[SLICED][q]);
+			ck_assert(!memcmp(x[DEVICE][q].used, x[SLICED][q].used,
+					  sizeof(x[DEVICE][q].used)));
+		}
+	}
+	for (int i = 0; i < N_DAEMONS; i++)
+		stop(i);
+}
+END_TEST
+
+static void setup(void)
+{
+	FILE *f;
+
+	snprintf(image, sizeof(image), "/tmp/kvd-gpu-chunks-%d", (int)getpid());
+	f = fopen(image, "w");
+	ck_assert_ptr_nonnull(f);
+	fputs("the fake takes any image\n", f);
+	ck_assert_int_eq(fclose(f), 0);
+}
+
+static void teardown(void)
+{
+	(void)unlink(image);
+}
+
+int main(void)
+{
+	Suite *s = suite_create("gpu_chunks");
+	TCase *t = tcase_create("all");
+	SRunner *r;
+	int failed;
+
+	if (!rig_daemon_binary()) {
+		printf("skipped: there is no kvd binary\n");
+		return 77;
+	}
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_set_timeout(t, 120);
+	tcase_add_test(t, all_of_it_is_a_full_prefill);
+	tcase_add_test(t, in_other_company);
+	suite_add_tcase(s, t);
+	r = srunner_create(s);
+	srunner_run_all(r, CK_ENV);
+	failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed ? 1 : 0;
+}

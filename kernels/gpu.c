@@ -39,6 +39,8 @@ static const char *const gpu_names[] = {
 	BY_TYPE("deviation"),
 	"gemm_f32",
 	"attn_merge_v2", /* gpu_args.h */
+	"attn_join",
+	"pick_rows",
 	"rmsnorm",
 	"rope",
 	"swiglu",
@@ -202,7 +204,8 @@ int kern_gpu_plan_rows(const struct kern_gpu_shape *s,
 		int64_t n_parts;
 
 		/* fewer would leave too much of a tile empty */
-		if (s->type != KERN_F32 && n * (uint64_t)group >= TILE_FROM)
+		if (s->type != KERN_F32 && rows[r].n_spans &&
+		    n * (uint64_t)group >= TILE_FROM)
 			while (r < end) {
 				const uint32_t k = end - r < most ? end - r
 								  : most;

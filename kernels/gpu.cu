@@ -322,6 +322,7 @@ KERNEL(attn_merge_v2, struct gpu_attn)
 	}
 }
 
+#include "kernels/gpu_join.cuh"
 #include "kernels/gpu_elem.cuh"
 #include "kernels/gpu_crc.cuh"
 #include "kernels/gpu_sample.cuh"

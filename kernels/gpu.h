@@ -142,6 +142,14 @@ int kern_gpu_gemm(struct kern_gpu *g, enum kern_type type,
 /* Rows idx[] of a table of the type into f32; exact. Who calls has checked idx. */
 int kern_gpu_gather(struct kern_gpu *g, enum kern_type type,
 		    const struct gpu_gather *a, cuda_stream st);
+/* Rows idx[] of a table times mul[]: one product an element. */
+int kern_gpu_pick(struct kern_gpu *g, const struct gpu_pick *a, cuda_stream st);
+/*
+ * As kern_attn_join(), of states that are finished: o of each of the rows is the whole
+ * then, m and l a state of it. Relative error 1e-5; a row that sees nothing otherwise is
+ * as before, to the bit. n_heads <= 65535.
+ */
+int kern_gpu_join(struct kern_gpu *g, const struct gpu_join *a, cuda_stream st);
 /* memcpy() of all runs and heads; n_heads <= 65535. */
 int kern_gpu_move(struct kern_gpu *g, const struct gpu_move *a, cuda_stream st);
 /* Squared distance of rows of V from pages; relative error 1e-5. */

@@ -129,6 +129,29 @@ struct gpu_gather {
 	uint32_t n_rows, n;
 };
 
+/* Rows of a table, each times a number. */
+struct gpu_pick {
+	uint64_t x; /* f32 [..][n] */
+	uint64_t idx; /* uint32_t [n_rows] */
+	uint64_t mul; /* f32 [n_rows] */
+	uint64_t y; /* f32 [n_rows][n] */
+	uint32_t n_rows, n;
+};
+
+/* A row and what it sees otherwise: [first, first + n) of more. */
+struct gpu_joined {
+	uint32_t row, first, n, pad;
+};
+
+/* Finished states into one, as kern_attn_join(): in place of the rows' own. */
+struct gpu_join {
+	uint64_t rows; /* struct gpu_joined [n_rows] */
+	uint64_t o, m, l; /* f32 [..][n_heads][head_dim], [..][n_heads] */
+	uint64_t more_o, more_m, more_l; /* the same */
+	uint64_t scale; /* f32, of each of more */
+	uint32_t n_rows, n_heads, head_dim, pad;
+};
+
 struct gpu_convert {
 	uint64_t src, dst;
 	uint64_t n;

@@ -64,6 +64,23 @@ int kern_gpu_gather(struct kern_gpu *g, enum kern_type type,
 	return by_rows(g, gpu_of_type(GK_GATHER_F32, type), a->n_rows, a, st);
 }
 
+int kern_gpu_pick(struct kern_gpu *g, const struct gpu_pick *a, cuda_stream st)
+{
+	if (!a->n)
+		return -EINVAL;
+	return by_rows(g, GK_PICK, a->n_rows, a, st);
+}
+
+int kern_gpu_join(struct kern_gpu *g, const struct gpu_join *a, cuda_stream st)
+{
+	if (!a->n_heads || a->n_heads > GRID_Y_MAX || !a->head_dim)
+		return -EINVAL;
+	if (!a->n_rows)
+		return 0;
+	return gpu_launch(g, GK_JOIN,
+			  (struct gpu_grid){ a->n_rows, a->n_heads, 1 }, a, st);
+}
+
 int kern_gpu_rmsnorm(struct kern_gpu *g, const struct gpu_rmsnorm *a,
 		     cuda_stream st)
 {

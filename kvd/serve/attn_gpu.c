@@ -4,7 +4,7 @@
  * The plan is one block of memory, built in the pinned buffer and copied whole:
  *
  *   positions of queries, by variant | of keys | rows | targets | spans, by layer
- *   | tiles | parts | skip bits
+ *   | tiles | parts | what is seen otherwise | skip bits
  *
  * Segments of one layout lie alike, so a layer's spans are the first layer's, moved by
  * the same number of bytes.
@@ -81,7 +81,7 @@ void attn_gpu_free(struct attn_gpu *g)
 	struct gpu_buf *const bufs[] = { &g->plan, &g->q,      &g->tmp,
 					 &g->ml,   &g->part_o, &g->part_ml,
 					 &g->in,   &g->f32,    &g->nowhere,
-					 &g->rows };
+					 &g->rows, &g->more };
 	for (size_t i = 0; i < KV_ARRAY_LEN(bufs); i++)
 		if (bufs[i]->n_bytes)
 			(void)g->c.api->free(bufs[i]->at);
@@ -99,20 +99,6 @@ int attn_gpu_use(const struct attn_gpu *g)
 }
 
 /* ---- what the lists need --------------------------------------------------------- */
-
-struct lists {
-	struct attn_gpu *g;
-	struct attn_scratch *s;
-	const struct attn_gpu_step *step;
-	struct prepared *p; /* [n_items] */
-	uint32_t *first_span; /* [n_items] */
-	struct attn_target *to; /* [n_kv] */
-	uint32_t *to_span; /* [n_kv] */
-	uint32_t n_rows, n_kv, n_spans; /* without padding */
-	size_t n_skip_words, n_at;
-	uint64_t n_parts; /* at most */
-	uint32_t n_queries; /* rows with q: all or none */
-};
 
 int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b)
 {
@@ -132,7 +118,7 @@ int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b)
 }
 
 /* Is everything that the item sees of the kind that is known here? */
-static int check_item(const struct lists *l, const struct attn_item *it)
+static int check_item(const struct gpu_lists *l, const struct attn_item *it)
 {
 	const struct kv_layout *g = &l->step->items[0].seq->layout;
 
@@ -158,12 +144,25 @@ static uint64_t row_parts(const struct seen *s)
 	return n;
 }
 
-static int prepare_item(struct lists *l, uint32_t i)
+static void count_seen(struct gpu_lists *l, const struct attn_item *it,
+		       const struct seen *seen)
+{
+	for (uint32_t k = 0; k < seen->n_spans; k++) {
+		const struct kern_span *s = &seen->spans[k];
+
+		l->n_skip_words += s->skip ? KV_DIV_UP(s->n_tokens, 64) : 0;
+		l->n_at += s->at ? s->n_tokens : 0;
+	}
+	l->n_parts += row_parts(seen) * it->n_rows;
+	l->g->n_spans += seen->n_spans;
+}
+
+static int prepare_item(struct gpu_lists *l, uint32_t i)
 {
 	struct attn_item *it = &l->step->items[i];
 	struct prepared *p = &l->p[i];
 	struct attn_gpu *g = l->g;
-	uint64_t n;
+	uint32_t more;
 	int ret = check_item(l, it);
 
 	memset(p, 0, sizeof(*p));
@@ -174,22 +173,16 @@ static int prepare_item(struct lists *l, uint32_t i)
 		ret = attn_prepare_list(p, l->s);
 	if (ret || !it->n_rows)
 		return ret;
-	if (p->n_seen > 1 || p->seen->temperature != 1 || p->seen->scale != 1)
-		return -ENOTSUP;
 	if (it->q)
 		attn_build_spans(p, 0, (uint64_t)p->pos[it->n_rows - 1] + 1);
 	if (it->ret)
 		return it->ret;
-	for (uint32_t k = 0; k < p->seen->n_spans; k++) {
-		const struct kern_span *s = &p->seen->spans[k];
-
-		l->n_skip_words += s->skip ? KV_DIV_UP(s->n_tokens, 64) : 0;
-		l->n_at += s->at ? s->n_tokens : 0;
-	}
-	n = row_parts(p->seen);
+	for (uint32_t k = 0; k < p->n_seen; k++)
+		count_seen(l, it, &p->seen[k]);
+	more = attn_gpu_more(p);
+	g->n_more += more * it->n_rows;
+	l->n_joined += more ? it->n_rows : 0;
 	l->n_queries += it->q ? it->n_rows : 0;
-	l->n_parts += n * it->n_rows;
-	g->n_spans += p->seen->n_spans;
 	g->n_rows += it->n_rows;
 	g->n_kv_rows += it->k ? it->n_rows : 0;
 	g->n_variants = KV_MAX(g->n_variants, p->n_variants);
@@ -197,7 +190,7 @@ static int prepare_item(struct lists *l, uint32_t i)
 }
 
 /* Targets of rows that are stored: a span for each segment in turn. */
-static int find_targets(struct lists *l)
+static int find_targets(struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
 	uint32_t n = 0;
@@ -220,7 +213,7 @@ static int find_targets(struct lists *l)
 	return 0;
 }
 
-static int prepare_all(struct lists *l)
+static int prepare_all(struct gpu_lists *l)
 {
 	const uint32_t n = l->step->n_items;
 	int ret = 0;
@@ -255,10 +248,10 @@ static size_t place(size_t *end, size_t n)
 }
 
 /* Where everything lies; room for it on both sides. */
-static int lay_out(struct lists *l)
+static int lay_out(struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
-	const size_t n = g->n_rows;
+	const size_t n = g->n_rows + g->n_more;
 	size_t end = 0;
 	int ret;
 
@@ -270,6 +263,10 @@ static int lay_out(struct lists *l)
 					  sizeof(struct gpu_span));
 	g->tiles_at = place(&end, n * sizeof(struct gpu_tile));
 	g->parts_at = place(&end, g->n_parts * sizeof(struct gpu_part));
+	g->joined_at = place(&end, l->n_joined * sizeof(struct gpu_joined));
+	g->more_at = place(&end, (size_t)g->n_more * sizeof(uint32_t));
+	g->mul_at = place(&end, (size_t)g->n_more * sizeof(float));
+	g->scale_at = place(&end, (size_t)g->n_more * sizeof(float));
 	/* behind all that has the same place in steps that are alike */
 	g->skip_at = place(&end, l->n_skip_words * sizeof(uint64_t));
 	g->at_at = place(&end, l->n_at * sizeof(uint32_t));
@@ -278,15 +275,12 @@ static int lay_out(struct lists *l)
 	return ret ? ret : gpu_buf_want(g, &g->plan, end);
 }
 
-static void *host_at(const struct attn_gpu *g, size_t at)
-{
-	return g->host.p + at;
-}
-
-static void write_positions(const struct lists *l)
+static void write_positions(const struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
-	int64_t *pos = host_at(g, g->pos_at), *key = host_at(g, g->key_pos_at);
+	int64_t *pos = attn_gpu_host(g, g->pos_at);
+	int64_t *key = attn_gpu_host(g, g->key_pos_at);
+	const size_t n = g->n_rows + g->n_more;
 	uint32_t row = 0;
 
 	if (g->padded) { /* nobody's are at 0 */
@@ -300,7 +294,7 @@ static void write_positions(const struct lists *l)
 
 		for (uint32_t r = 0; r < p->it->n_rows; r++, row++) {
 			for (uint32_t v = 0; v < g->n_variants; v++)
-				pos[(size_t)v * g->n_rows + row] =
+				pos[v * n + row] =
 					p->pos[r] -
 					(v < p->n_variants ? p->delta[v] : 0);
 			if (p->it->k)
@@ -324,58 +318,67 @@ struct gpu_span attn_gpu_target_span(const struct attn_target *to,
 	};
 }
 
-/* Spans of the first layer, the skip bits and the places that they refer to. */
-static void write_spans(const struct lists *l)
+/* Where the next words of the plan go. */
+struct span_ends {
+	struct gpu_span *span;
+	uint64_t *skip;
+	uint32_t *at;
+};
+
+/* Of the device, what lies at p of the plan. */
+static uint64_t there(const struct attn_gpu *g, const void *p)
 {
-	struct attn_gpu *g = l->g;
-	struct gpu_span *out = host_at(g, g->spans_at);
-	uint64_t *skip = host_at(g, g->skip_at);
-	uint64_t *const skip0 = skip;
-	uint32_t *at = host_at(g, g->at_at), *const at0 = at;
-	uint32_t *to = host_at(g, g->to_at);
-	const uint32_t row =
-		(uint32_t)layout_row_bytes(&l->step->items[0].seq->layout);
+	return g->plan.at + (size_t)((const char *)p - g->host.p);
+}
 
-	for (uint32_t i = 0; i < l->step->n_items; i++) {
-		const struct seen *s = l->p[i].seen;
+static void write_seen(const struct gpu_lists *l, const struct seen *s,
+		       struct span_ends *to)
+{
+	const struct kv_layout *y = &l->step->items[0].seq->layout;
 
-		for (uint32_t k = 0; s && k < s->n_spans; k++) {
-			const struct kern_span *x = &s->spans[k];
-			const size_t n = KV_DIV_UP(x->n_tokens, 64);
+	for (uint32_t k = 0; k < s->n_spans; k++) {
+		const struct kern_span *x = &s->spans[k];
+		const size_t n = KV_DIV_UP(x->n_tokens, 64);
 
-			*out++ = (struct gpu_span){
-				.k = (uintptr_t)x->k,
-				.v = (uintptr_t)x->v,
-				.skip = x->skip ? g->plan.at + g->skip_at +
-							  (size_t)(skip -
-								   skip0) *
-								  sizeof(*skip)
-						: 0,
-				.at = x->at ? g->plan.at + g->at_at +
-						      (size_t)(at - at0) *
-							      sizeof(*at)
-					    : 0,
-				.head_bytes = x->head_bytes,
-				.page_bytes = x->page_bytes,
-				.pos = x->pos,
-				.page_tokens = x->page_tokens,
-				.n_tokens = x->n_tokens,
-				.q_variant = x->q_variant,
-				.row_bytes = row,
-			};
-			if (x->skip) {
-				memcpy(skip, x->skip, n * sizeof(*skip));
-				skip += n;
-			}
-			if (x->at) {
-				memcpy(at, x->at, x->n_tokens * sizeof(*at));
-				at += x->n_tokens;
-			}
+		*to->span++ = (struct gpu_span){
+			.k = (uintptr_t)x->k,
+			.v = (uintptr_t)x->v,
+			.skip = x->skip ? there(l->g, to->skip) : 0,
+			.at = x->at ? there(l->g, to->at) : 0,
+			.head_bytes = x->head_bytes,
+			.page_bytes = x->page_bytes,
+			.pos = x->pos,
+			.page_tokens = x->page_tokens,
+			.n_tokens = x->n_tokens,
+			.q_variant = x->q_variant,
+			.row_bytes = (uint32_t)layout_row_bytes(y),
+		};
+		if (x->skip) {
+			memcpy(to->skip, x->skip, n * sizeof(*to->skip));
+			to->skip += n;
+		}
+		if (x->at) {
+			memcpy(to->at, x->at, x->n_tokens * sizeof(*to->at));
+			to->at += x->n_tokens;
 		}
 	}
+}
+
+/* Spans of the first layer, the skip bits and the places that they refer to. */
+static void write_spans(const struct gpu_lists *l)
+{
+	struct attn_gpu *g = l->g;
+	struct span_ends end = { attn_gpu_host(g, g->spans_at),
+				 attn_gpu_host(g, g->skip_at),
+				 attn_gpu_host(g, g->at_at) };
+	uint32_t *to = attn_gpu_host(g, g->to_at);
+
+	for (uint32_t i = 0; i < l->step->n_items; i++)
+		for (uint32_t k = 0; k < l->p[i].n_seen; k++)
+			write_seen(l, &l->p[i].seen[k], &end);
 	for (uint32_t i = 0; i < l->n_kv; i++) {
 		if (!i || l->to_span[i] != l->to_span[i - 1])
-			*out++ =
+			*end.span++ =
 				attn_gpu_target_span(&l->to[i], l->step->layer);
 		to[2 * i] = l->to_span[i];
 		to[2 * i + 1] = l->to[i].token;
@@ -383,11 +386,11 @@ static void write_spans(const struct lists *l)
 }
 
 /* Rows, spans and parts that are nobody's: nothing is seen, K and V go nowhere. */
-static void write_padding(const struct lists *l)
+static void write_padding(const struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
-	struct gpu_span *spans = host_at(g, g->spans_at);
-	uint32_t *to = host_at(g, g->to_at);
+	struct gpu_span *spans = attn_gpu_host(g, g->spans_at);
+	uint32_t *to = attn_gpu_host(g, g->to_at);
 	const size_t head =
 		g->shape->head_dim * kern_type_bytes(g->shape->type);
 	const struct gpu_span none = {
@@ -414,13 +417,13 @@ static size_t layer_bytes(const struct kv_layout *g, uint32_t layer)
 		       layout_head_bytes(g);
 }
 
-static void write_layers(const struct lists *l)
+static void write_layers(const struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
 	const struct kv_layout *y = &l->step->items[0].seq->layout;
-	const struct gpu_span *from = host_at(g, g->spans_at);
+	const struct gpu_span *from = attn_gpu_host(g, g->spans_at);
 	const size_t first = layer_bytes(y, g->layer);
-	struct gpu_span *to = host_at(g, g->spans_at);
+	struct gpu_span *to = attn_gpu_host(g, g->spans_at);
 
 	for (uint32_t i = 1; i < g->n_layers; i++) {
 		const size_t off = layer_bytes(y, g->layer + i) - first;
@@ -435,10 +438,10 @@ static void write_layers(const struct lists *l)
 }
 
 /* What each row attends to. */
-static struct kern_gpu_list *row_lists(const struct lists *l)
+static struct kern_gpu_list *row_lists(const struct gpu_lists *l)
 {
-	struct kern_gpu_list *out =
-		attn_scratch_alloc(l->s, l->n_rows * sizeof(*out));
+	struct kern_gpu_list *out = attn_scratch_alloc(
+		l->s, (l->n_rows + l->g->n_more) * sizeof(*out));
 	uint32_t row = 0;
 
 	for (uint32_t i = 0; out && i < l->step->n_items; i++) {
@@ -449,6 +452,8 @@ static struct kern_gpu_list *row_lists(const struct lists *l)
 							     l->first_span[i],
 							     p->seen->n_spans };
 	}
+	if (out && l->g->n_more)
+		attn_gpu_write_more(l, out);
 	return out;
 }
 
@@ -456,8 +461,9 @@ static struct kern_gpu_list *row_lists(const struct lists *l)
  * Rows [row, row + n) in one turn, if their parts have room, else in halves. How rows are
  * cut does not change their bits.
  */
-static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
-		      uint32_t row, uint32_t n)
+static int plan_turns(const struct gpu_lists *l,
+		      const struct kern_gpu_list *lists, uint32_t row,
+		      uint32_t n)
 {
 	struct attn_gpu *g = l->g;
 	const struct attn_shape *s = g->shape;
@@ -468,13 +474,15 @@ static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
 	const struct kern_gpu_shape shape = { s->type, s->n_heads,
 					      s->n_kv_heads, s->head_dim };
 	struct kern_gpu_plan p = {
-		.parts = (struct gpu_part *)host_at(g, g->parts_at) + part,
-		.tiles = (struct gpu_tile *)host_at(g, g->tiles_at) + tile,
-		.rows = (struct gpu_row *)host_at(g, g->rows_at) + row,
+		.parts =
+			(struct gpu_part *)attn_gpu_host(g, g->parts_at) + part,
+		.tiles =
+			(struct gpu_tile *)attn_gpu_host(g, g->tiles_at) + tile,
+		.rows = (struct gpu_row *)attn_gpu_host(g, g->rows_at) + row,
 		.max_parts = g->n_parts - part,
-		.max_tiles = g->n_rows - tile,
+		.max_tiles = g->n_rows + g->n_more - tile,
 	};
-	int ret = kern_gpu_plan_rows(&shape, host_at(g, g->spans_at),
+	int ret = kern_gpu_plan_rows(&shape, attn_gpu_host(g, g->spans_at),
 				     lists + row, n, &p);
 
 	assert(!ret);
@@ -487,11 +495,11 @@ static int plan_turns(const struct lists *l, const struct kern_gpu_list *lists,
 	return 0;
 }
 
-static void pad_parts(const struct lists *l)
+static void pad_parts(const struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
-	struct gpu_part *parts = host_at(g, g->parts_at);
-	struct gpu_row *rows = host_at(g, g->rows_at);
+	struct gpu_part *parts = attn_gpu_host(g, g->parts_at);
+	struct gpu_row *rows = attn_gpu_host(g, g->rows_at);
 	struct gpu_turn *t = g->turns;
 
 	assert(g->n_turns == 1 && !t->n_tiles);
@@ -503,7 +511,7 @@ static void pad_parts(const struct lists *l)
 	t->n_rows = g->n_rows;
 }
 
-static int write_parts(const struct lists *l)
+static int write_parts(const struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
 	const struct kern_gpu_list *lists;
@@ -512,10 +520,13 @@ static int write_parts(const struct lists *l)
 	if (!l->n_queries)
 		return 0;
 	lists = row_lists(l);
-	g->turns = attn_scratch_alloc(l->s, g->n_rows * sizeof(*g->turns));
+	g->turns = attn_scratch_alloc(l->s, (g->n_rows + g->n_more) *
+						    sizeof(*g->turns));
 	if (!lists || !g->turns)
 		return -ENOMEM;
 	ret = plan_turns(l, lists, 0, l->n_rows);
+	if (!ret && g->n_more)
+		ret = plan_turns(l, lists, g->n_rows, g->n_more);
 	if (!ret && g->padded)
 		pad_parts(l);
 	return ret;
@@ -532,7 +543,7 @@ static uint32_t bucket(uint32_t n, uint32_t least)
 }
 
 /* Of decodes, one row each, all with K and V: a step that others are like. */
-static int pad(struct lists *l)
+static int pad(struct gpu_lists *l)
 {
 	struct attn_gpu *g = l->g;
 	const struct attn_shape *s = g->shape;
@@ -542,7 +553,8 @@ static int pad(struct lists *l)
 	while (rows < n)
 		rows *= 2;
 	rows = KV_MIN(rows, l->step->pad_to);
-	if (n > rows || !l->n_queries || g->n_variants > PAD_VARIANTS ||
+	if (n > rows || !l->n_queries || g->n_more ||
+	    g->n_variants > PAD_VARIANTS ||
 	    s->n_heads / s->n_kv_heads > PAD_GROUP)
 		return 0;
 	for (uint32_t i = 0; i < l->step->n_items; i++)
@@ -574,20 +586,22 @@ static int room_for_rows(struct attn_gpu *g)
 {
 	const struct attn_shape *s = g->shape;
 	const size_t row = (size_t)s->n_heads * s->head_dim;
+	const size_t n = g->n_rows + g->n_more;
 	size_t most = 0;
 	int ret;
 
 	for (uint32_t i = 0; i < g->n_turns; i++)
 		most = KV_MAX(most, (size_t)g->turns[i].n_parts);
 	ret = gpu_buf_want(g, &g->q,
-			   g->n_variants * g->n_rows * row *
-				   kern_type_bytes(s->type));
+			   g->n_variants * n * row * kern_type_bytes(s->type));
 	if (!ret)
-		ret = gpu_buf_want(g, &g->tmp, g->n_rows * row * sizeof(float));
+		ret = gpu_buf_want(g, &g->tmp, n * row * sizeof(float));
 	if (!ret)
 		ret = gpu_buf_want(g, &g->ml,
-				   (size_t)g->n_rows * s->n_heads * 2 *
-					   sizeof(float));
+				   n * s->n_heads * 2 * sizeof(float));
+	if (!ret && g->n_more)
+		ret = gpu_buf_want(g, &g->more,
+				   2 * g->n_more * row * sizeof(float));
 	if (!ret)
 		ret = gpu_buf_want(g, &g->part_o, most * row * sizeof(float));
 	if (!ret)
@@ -599,7 +613,7 @@ static int room_for_rows(struct attn_gpu *g)
 int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
 		   const struct attn_gpu_step *step)
 {
-	struct lists l = { .g = g, .s = s, .step = step };
+	struct gpu_lists l = { .g = g, .s = s, .step = step };
 	int ret;
 
 	attn_scratch_reset(s);
@@ -607,12 +621,14 @@ int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
 	g->layer = step->layer;
 	g->n_layers = step->n_layers;
 	g->n_rows = g->n_kv_rows = g->n_variants = g->n_spans = 0;
+	g->n_more = 0;
 	g->n_turns = 0;
 	g->padded = 0;
 	ret = prepare_all(&l);
 	l.n_rows = g->n_rows;
 	l.n_kv = g->n_kv_rows;
 	l.n_spans = g->n_spans;
+	g->n_joined = l.n_joined;
 	g->n_parts = (uint32_t)l.n_parts;
 	if (!ret && g->n_rows && step->pad_to)
 		ret = pad(&l);
@@ -683,28 +699,39 @@ static int store(struct attn_gpu *g, uint32_t layer,
 	return ret ? ret : kern_gpu_append(g->c.kern, s->type, &a, g->c.stream);
 }
 
+/* Queries [n] at q for variant v, typed: rows from row on of g->q. */
+static int rotate_rows(struct attn_gpu *g, cuda_ptr q, uint32_t v, uint32_t row,
+		       uint32_t n)
+{
+	const struct attn_shape *s = g->shape;
+	const size_t at = (size_t)v * (g->n_rows + g->n_more) + row;
+	const size_t elems = (size_t)s->n_heads * s->head_dim;
+	const int turns = s->rope.kind != KERN_ROPE_NONE;
+	const cuda_ptr to = g->q.at + at * elems * kern_type_bytes(s->type);
+	const cuda_ptr f = s->type == KERN_F32
+				   ? to
+				   : g->tmp.at + row * elems * sizeof(float);
+	const struct gpu_convert a = { turns ? f : q, to, n * elems };
+	int ret = 0;
+
+	if (turns)
+		ret = attn_gpu_rotate(g, q, f, g->pos_at + at * sizeof(int64_t),
+				      n, s->n_heads);
+	if (!ret && a.src != a.dst)
+		ret = kern_gpu_from_f32(g->c.kern, s->type, &a, g->c.stream);
+	return ret;
+}
+
 /* Queries for each variant, typed, into g->q. */
 static int rotate_queries(struct attn_gpu *g, cuda_ptr q)
 {
-	const struct attn_shape *s = g->shape;
-	const size_t n = (size_t)g->n_rows * s->n_heads * s->head_dim;
-	const int turns = s->rope.kind != KERN_ROPE_NONE;
-	int ret = 0;
+	int ret = g->n_more ? attn_gpu_pick(g, q) : 0;
 
 	for (uint32_t i = 0; i < g->n_variants && !ret; i++) {
-		const cuda_ptr to = g->q.at + i * n * kern_type_bytes(s->type);
-		const cuda_ptr f = s->type == KERN_F32 ? to : g->tmp.at;
-		const struct gpu_convert a = { turns ? f : q, to, n };
-
-		if (turns)
-			ret = attn_gpu_rotate(g, q, f,
-					      g->pos_at +
-						      (size_t)i * g->n_rows *
-							      sizeof(int64_t),
-					      g->n_rows, s->n_heads);
-		if (!ret && a.src != a.dst)
-			ret = kern_gpu_from_f32(g->c.kern, s->type, &a,
-						g->c.stream);
+		ret = rotate_rows(g, q, i, 0, g->n_rows);
+		if (!ret && g->n_more)
+			ret = rotate_rows(g, g->more.at, i, g->n_rows,
+					  g->n_more);
 	}
 	return ret;
 }
@@ -715,9 +742,15 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 	const struct attn_shape *s = g->shape;
 	const size_t row = (size_t)s->n_heads * s->head_dim;
 	const size_t ml = (size_t)t->row * s->n_heads * sizeof(float);
+	const uint32_t n = g->n_rows + g->n_more;
+	const cuda_ptr out =
+		t->row < g->n_rows
+			? o + t->row * row * sizeof(float)
+			: attn_gpu_more_o(g) +
+				  (t->row - g->n_rows) * row * sizeof(float);
 	const struct gpu_attn a = {
 		.q = g->q.at + t->row * row * kern_type_bytes(s->type),
-		.q_variant_elems = g->n_rows * row,
+		.q_variant_elems = n * row,
 		.spans = spans_of(g, layer),
 		.parts = g->plan.at + g->parts_at +
 			 t->part * sizeof(struct gpu_part),
@@ -727,10 +760,9 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 			t->row * sizeof(struct gpu_row),
 		.part_o = g->part_o.at,
 		.part_ml = g->part_ml.at,
-		.o = o + t->row * row * sizeof(float),
+		.o = out,
 		.m = g->ml.at + ml,
-		.l = g->ml.at + ml +
-		     (size_t)g->n_rows * s->n_heads * sizeof(float),
+		.l = g->ml.at + ml + attn_gpu_sums(g),
 		.n_heads = s->n_heads,
 		.n_kv_heads = s->n_kv_heads,
 		.head_dim = s->head_dim,
@@ -756,5 +788,7 @@ int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
 		ret = rotate_queries(g, rows->q);
 	for (uint32_t i = 0; i < g->n_turns && !ret; i++)
 		ret = attend(g, layer, &g->turns[i], rows->o);
+	if (!ret && g->n_joined)
+		ret = attn_gpu_join(g, rows->o);
 	return ret;
 }

@@ -7,7 +7,7 @@
  * stored, queries rotated once for each distance, attention in parts of the lists.
  * A row's bits depend on its list and on the device alone (gpu.h).
  *
- * Not here: windows (everything is pinned) and chunks side by side; -ENOTSUP.
+ * Not here: windows (everything is pinned); -ENOTSUP.
  *
  * Thread: one at a time, an engine's; the context is set by attn_gpu_use().
  */

@@ -141,9 +141,16 @@ static size_t ml_elems(const struct slice *s)
 
 static int fetch_ml(struct attn_gpu *g, const struct slice *s)
 {
-	return kern_errno(g->c.api->d2h(g->io.p + ml_at(s), g->ml.at,
-					2 * ml_elems(s) * sizeof(float),
-					g->c.stream));
+	const struct cuda_api *cu = g->c.api;
+	const size_t n = ml_elems(s) * sizeof(float);
+	const size_t l = attn_gpu_sums(g);
+	int ret = kern_errno(
+		cu->d2h(g->io.p + ml_at(s), g->ml.at, n, g->c.stream));
+
+	if (!ret)
+		ret = kern_errno(cu->d2h(g->io.p + ml_at(s) + n, g->ml.at + l,
+					 n, g->c.stream));
+	return ret;
 }
 
 static void tell_lse(const struct attn_gpu *g, const struct slice *s)

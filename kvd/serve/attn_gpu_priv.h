@@ -8,6 +8,7 @@
 #define KVD_SERVE_ATTN_GPU_PRIV_H
 
 #include "kvd/serve/attn_gpu.h"
+#include "kvd/serve/attn_priv.h"
 
 /* Grows when nothing is queued; contents are lost then. */
 struct gpu_buf {
@@ -28,7 +29,9 @@ struct attn_gpu {
 	struct attn_gpu_conf c;
 	struct gpu_buf plan; /* as host, copied */
 	struct pinned_buf host;
-	struct gpu_buf q; /* [n_variants][n_rows][n_heads][head_dim] typed */
+	struct gpu_buf more; /* f32 queries, then o, of n_more rows */
+	struct gpu_buf
+		q; /* [n_variants][n_rows + n_more][n_heads][head_dim] typed */
 	struct gpu_buf tmp; /* f32 [n_rows][n_heads][head_dim] */
 	struct gpu_buf ml; /* f32 [2][n_rows][n_heads] */
 	struct gpu_buf part_o, part_ml;
@@ -37,6 +40,8 @@ struct attn_gpu {
 	const struct attn_shape *shape;
 	uint32_t layer, n_layers;
 	uint32_t n_rows, n_kv_rows, n_variants, n_spans; /* with padding */
+	uint32_t n_more; /* rows behind them: attn_gpu_more() */
+	uint32_t n_joined;
 	uint32_t n_parts; /* room for them in plan */
 	size_t plan_bytes;
 	int padded;
@@ -45,7 +50,7 @@ struct attn_gpu {
 	uint32_t n_turns;
 	/* where they lie in plan */
 	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, at_at,
-		tiles_at, parts_at;
+		tiles_at, parts_at, joined_at, more_at, mul_at, scale_at;
 	/* attn_gpu_items.c: one slice of rows */
 	struct gpu_buf in, f32; /* as in the call; widened */
 	struct pinned_buf io;
@@ -53,6 +58,51 @@ struct attn_gpu {
 	struct attn_item *slice;
 	uint32_t n_slice_room;
 };
+
+struct gpu_lists {
+	struct attn_gpu *g;
+	struct attn_scratch *s;
+	const struct attn_gpu_step *step;
+	struct prepared *p; /* [n_items] */
+	uint32_t *first_span; /* [n_items] */
+	struct attn_target *to; /* [n_kv] */
+	uint32_t *to_span; /* [n_kv] */
+	uint32_t n_rows, n_kv, n_spans; /* without padding */
+	uint32_t n_joined; /* rows that see tokens in several ways */
+	size_t n_skip_words, n_at;
+	uint64_t n_parts; /* at most */
+	uint32_t n_queries; /* rows with q: all or none */
+};
+
+/* What lies there in the plan. */
+static inline void *attn_gpu_host(const struct attn_gpu *g, size_t at)
+{
+	return g->host.p + at;
+}
+
+/* In ml, sums behind maxima. */
+static inline size_t attn_gpu_sums(const struct attn_gpu *g)
+{
+	return ((size_t)g->n_rows + g->n_more) * g->shape->n_heads *
+	       sizeof(float);
+}
+
+/*
+ * attn_gpu_more.c: rows that see tokens with a temperature and a scale (seq.h). Each such way is a
+ * row more, behind the step's, with the same query over the temperature; the results
+ * become one at the end.
+ */
+/* Ways beside the plain one in which the item's rows see something. */
+uint32_t attn_gpu_more(const struct prepared *p);
+/* Rows n_rows.. of positions and of lists, and what joins them. */
+void attn_gpu_write_more(const struct gpu_lists *l,
+			 struct kern_gpu_list *lists);
+/* Their queries, out of those of the step. */
+int attn_gpu_pick(struct attn_gpu *g, cuda_ptr q);
+/* Where their outputs go. */
+cuda_ptr attn_gpu_more_o(const struct attn_gpu *g);
+/* Into the step's. */
+int attn_gpu_join(struct attn_gpu *g, cuda_ptr o);
 
 /* At least n bytes; -ENOSPC there is no more, those of the driver. */
 int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n);

@@ -6,7 +6,7 @@
  * computed there, so one lane is enough.
  *
  * Not on a device, and refused with -ENOTSUP or -ENOSPC where it is asked for: sequences larger
- * than their budget, chunks side by side, maps.
+ * than their budget, maps.
  *
  * Thread: loop thread at start and end; a lane its engine's meanwhile.
  */

@@ -33,9 +33,6 @@ static int sampling_ok(const struct serve_gen *r)
 /* What steps on a device cannot do. */
 static int known_there(const struct serve_gen *r)
 {
-	for (uint32_t i = 0; i < r->n_parts; i++)
-		if (r->parts[i].flags & SERVE_PART_PARALLEL)
-			return 0;
 	return !(r->flags & SERVE_GEN_FOCUS);
 }
 

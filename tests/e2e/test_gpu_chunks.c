@@ -1,6 +1,6 @@
 /*
  * test_gpu_chunks.c - what requests may ask of chunks, by a daemon whose KV lies on a
- * device: variants, against one in host memory, and against itself sliced and batched
+ * device: variants, chunks side by side, against one in host memory, and against itself sliced and batched
  *
  * On the fake driver.
  */
@@ -294,6 +294,94 @@ START_TEST(in_other_company)
 }
 END_TEST
 
+/* ---- side by side ------------------------------------------------------------------ */
+
+static void side_by_side(struct kvc_generate *r, struct kvc_part *p,
+			 float temperature, float scale)
+{
+	for (uint32_t i = 1; i + 1 < r->n_parts; i++) {
+		p[i].flags |= KV_PART_PARALLEL;
+		p[i].temperature = temperature;
+		p[i].scale = scale;
+	}
+}
+
+START_TEST(one_chunk_as_it_is_is_a_full_prefill)
+{
+	struct answer full, x[3];
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r;
+
+	start(DEVICE);
+	r = request(p, 0, in_order);
+	p[2] = p[4];
+	r.n_parts = 3;
+	r.flags |= KV_GEN_NO_REUSE;
+	p[1].flags = 0;
+	ask(c[DEVICE], &r, &full);
+	r.flags &= ~(uint32_t)KV_GEN_NO_REUSE;
+	p[1].flags = KV_PART_REUSE;
+	side_by_side(&r, p, 1, 1);
+	for (int i = 0; i < 2; i++) {
+		ask(c[DEVICE], &r, &x[i]);
+		same_bits(&full, &x[i]);
+		ck_assert_uint_eq(x[i].st.n_chunk, i ? p[1].n_tokens : 0);
+	}
+	side_by_side(&r, p, 1, 0.8f);
+	ask(c[DEVICE], &r, &x[2]);
+	ck_assert_uint_eq(x[2].st.n_chunk, p[1].n_tokens);
+	ck_assert(memcmp(full.logits, x[2].logits, sizeof(full.logits)));
+	stop(DEVICE);
+}
+END_TEST
+
+/* Decodes too, of two at once and one that is not seen so. */
+START_TEST(chunks_side_by_side)
+{
+	static const float how[3][2] = { { 0.8f, 0.9f },
+					 { 1, 1 },
+					 { 1, 1.3f } };
+	static struct answer x[N_DAEMONS][3], again, plain[2];
+	struct kvc_part p[3][N_PARTS];
+	struct kvc_gen *g[3];
+	struct kvc_generate r;
+
+	for (int i = 0; i < N_DAEMONS; i++) {
+		start(i);
+		for (int k = 0; k < 3; k++) {
+			r = request(p[k], k ? k - 1 : 0, in_order);
+			r.max_tokens = 4;
+			side_by_side(&r, p[k], how[k][0], how[k][1]);
+			if (i != SLICED)
+				ask(c[i], &r, &x[i][k]);
+			else
+				ck_assert_int_eq(
+					kvc_generate_start(c[i], &r, &g[k]), 0);
+		}
+	}
+	r = request(p[0], 1, in_order);
+	r.max_tokens = 4;
+	ask(c[SLICED], &r, &plain[0]);
+	ask(c[DEVICE], &r, &plain[1]);
+	same_bits(&plain[0], &plain[1]);
+	for (int k = 0; k < 3; k++) {
+		take(c[SLICED], g[k], &x[SLICED][k]);
+		near(&x[CPU][k], &x[DEVICE][k], 1e-4);
+		same_bits(&x[DEVICE][k], &x[SLICED][k]);
+	}
+	r = request(p[1], 0, in_order);
+	r.max_tokens = 4;
+	side_by_side(&r, p[1], how[1][0], how[1][1]);
+	ask(c[DEVICE], &r, &again);
+	same_bits(&again, &x[DEVICE][1]);
+	ck_assert_uint_gt(again.st.n_chunk, 0);
+	ck_assert(memcmp(x[DEVICE][0].logits, x[DEVICE][1].logits,
+			 sizeof(again.logits)));
+	for (int i = 0; i < N_DAEMONS; i++)
+		stop(i);
+}
+END_TEST
+
 static void setup(void)
 {
 	FILE *f;
@@ -325,6 +413,8 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
 	tcase_add_test(t, in_other_company);
+	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);
+	tcase_add_test(t, chunks_side_by_side);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_ENV);

@@ -359,11 +359,6 @@ START_TEST(what_is_not_done_there_is_refused)
 	r.flags |= KV_GEN_FOCUS;
 	ck_assert_int_eq(ask(c, &r, &x), -ENOTSUP);
 	r.flags &= ~(uint32_t)KV_GEN_FOCUS;
-	for (int i = 1; i < 3; i++) {
-		p[i].flags |= KV_PART_PARALLEL;
-		p[i].temperature = p[i].scale = 1;
-	}
-	ck_assert_int_eq(ask(c, &r, &x), -ENOTSUP);
 	r = request(p, 0, 0, 1);
 	r.parts = &whole;
 	r.n_parts = 1;

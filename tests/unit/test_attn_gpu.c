@@ -251,6 +251,49 @@ START_TEST(lists_of_every_kind)
 }
 END_TEST
 
+/* _i: shape. Entries seen with a temperature and a scale; a row before them is left alone. */
+START_TEST(seen_otherwise)
+{
+	struct attn_item it[2];
+	struct sample l;
+	float *o, *plain, *alone, lse[TAIL * 8], want[TAIL * 8];
+
+	make(&l, &shapes[_i]);
+	o = malloc(N_TOKENS * l.nq * sizeof(*o));
+	plain = malloc(l.nq * sizeof(*plain));
+	alone = malloc(l.nq * sizeof(*alone));
+	it[0] = item(&l, 40, 1, plain);
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 1, 1), 0);
+	/* enough rows for a tile, and a few less */
+	for (int i = 0; i < 2; i++) {
+		const uint32_t n = i ? 1 : TAIL;
+
+		l.seq.entries[1].context = (struct seq_context){ 0, 0.5f, 1 };
+		both(&l, item(&l, N_TOKENS - n, n, o), "sharper");
+		l.seq.entries[1].context = (struct seq_context){ 0, 1, 0.7f };
+		both(&l, item(&l, N_TOKENS - n, n, o), "less");
+		l.seq.entries[2].context = (struct seq_context){ 0, 2, 1.5f };
+		both(&l, item(&l, N_TOKENS - n, n, o), "two ways");
+		l.seq.entries[2].context = l.seq.entries[1].context;
+		both(&l, item(&l, N_TOKENS - n, n, o), "two of one");
+	}
+	it[0] = item(&l, TAIL_AT, TAIL, o);
+	it[0].lse = want;
+	ck_assert_int_eq(attn_layer(NULL, NULL, &scratch, it, 1, 1), 0);
+	it[0].lse = lse;
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 1, 1), 0);
+	for (uint32_t i = 0; i < TAIL * l.shape.n_heads; i++)
+		ck_assert_double_eq_tol((double)want[i], (double)lse[i], 5e-3);
+	it[1] = item(&l, 40, 1, alone);
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, 1), 0);
+	ck_assert(!memcmp(alone, plain, l.nq * sizeof(*plain)));
+	free(o);
+	free(plain);
+	free(alone);
+	drop(&l);
+}
+END_TEST
+
 /* As a client's: rows in the pages' own type. */
 START_TEST(rows_of_the_type_of_the_pages)
 {
@@ -467,8 +510,6 @@ START_TEST(what_is_refused)
 	ck_assert_int_eq(it[0].ret, -ENOTSUP);
 	ck_assert_int_eq(it[1].ret, 0); /* not the other's fault */
 	it[0] = item(&l, N_TOKENS - 1, 1, o);
-	l.seq.entries[1].context.temperature = 0.5f;
-	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 1, 0), -ENOTSUP);
 	g.ctl.lose(CUDA_LAUNCH_FAILED);
 	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, 0), -ENODEV);
 	ck_assert_int_eq(it[1].ret, -ENODEV);
@@ -517,6 +558,8 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 60);
 	tcase_add_loop_test(t, lists_of_every_kind, 0,
+			    sizeof(shapes) / sizeof(*shapes));
+	tcase_add_loop_test(t, seen_otherwise, 0,
 			    sizeof(shapes) / sizeof(*shapes));
 	tcase_add_loop_test(t, sums_without_outputs, 0,
 			    sizeof(shapes) / sizeof(*shapes));

@@ -139,6 +139,118 @@ START_TEST(gathers_rows)
 }
 END_TEST
 
+enum { J_ROWS = 5, J_HEADS = 3, J_DIM = 96, J_MORE = 3 };
+
+/* [rows][heads] states: o finished. */
+struct states {
+	float *o, *m, *l;
+};
+
+static struct states some_states(size_t n)
+{
+	struct states s = { floats(n * J_DIM), floats(n), floats(n) };
+
+	for (size_t i = 0; i < n; i++) {
+		s.l[i] = next_random() % 5 ? fabsf(s.l[i]) * 40 + 1 : 0;
+		s.m[i] = s.l[i] > 0 ? s.m[i] * 9 : -INFINITY;
+		for (size_t d = 0; d < J_DIM && !(s.l[i] > 0); d++)
+			s.o[i * J_DIM + d] = 0;
+	}
+	return s;
+}
+
+/* State at of s and n of more from from on, a row apart, as the host joins them. */
+static void join_here(const struct states *s, size_t at,
+		      const struct states *more, size_t from, uint32_t n,
+		      const float *scale, float *out)
+{
+	float o[J_MORE + 1][J_DIM], m = s->m[at], l = s->l[at];
+	struct kern_attn_group list[J_MORE + 1] = { { o[0], &m, &l, 1 } };
+	const struct kern_attn a = { .n_heads = 1,
+				     .n_kv_heads = 1,
+				     .head_dim = J_DIM,
+				     .o = o[0],
+				     .m = &m,
+				     .l = &l,
+				     .kv_head_to = 1,
+				     .row_to = 1 };
+
+	for (uint32_t d = 0; d < J_DIM; d++)
+		o[0][d] = s->o[at * J_DIM + d] * l;
+	for (uint32_t k = 0; k < n; k++) {
+		const size_t x = from + (size_t)k * J_HEADS;
+
+		list[1 + k] = (struct kern_attn_group){ o[1 + k], &more->m[x],
+							&more->l[x], scale[k] };
+		for (uint32_t d = 0; d < J_DIM; d++)
+			o[1 + k][d] = more->o[x * J_DIM + d] * more->l[x];
+	}
+	kern_attn_join(&a, list, n + 1);
+	for (uint32_t d = 0; d < J_DIM; d++)
+		out[d] = l > 0 ? o[0][d] / l : 0;
+}
+
+/* _i more of each row but one. */
+START_TEST(joins_states)
+{
+	const uint32_t n = (uint32_t)_i;
+	const struct states s = some_states(J_ROWS * J_HEADS);
+	const struct states more = some_states(J_MORE * J_ROWS * J_HEADS);
+	float *scale = floats(J_MORE * J_ROWS), want[J_ROWS * J_HEADS][J_DIM];
+	struct gpu_joined *rows = rig_gpu_alloc(&g, J_ROWS * sizeof(*rows));
+	const struct gpu_join a = { (uintptr_t)rows,
+				    (uintptr_t)s.o,
+				    (uintptr_t)s.m,
+				    (uintptr_t)s.l,
+				    (uintptr_t)more.o,
+				    (uintptr_t)more.m,
+				    (uintptr_t)more.l,
+				    (uintptr_t)scale,
+				    J_ROWS - 1,
+				    J_HEADS,
+				    J_DIM,
+				    0 };
+
+	memcpy(want, s.o, sizeof(want));
+	for (uint32_t i = 0; i < J_MORE * J_ROWS; i++)
+		scale[i] = 0.5f + (float)(next_random() % 16) / 16;
+	for (uint32_t i = 0; i + 1 < J_ROWS; i++) {
+		const uint32_t row = J_ROWS - 1 - i;
+
+		rows[i] = (struct gpu_joined){ row, i * n, n, 0 };
+		for (uint32_t h = 0; h < J_HEADS; h++)
+			join_here(&s, (size_t)row * J_HEADS + h, &more,
+				  (size_t)i * n * J_HEADS + h, n, scale + i * n,
+				  want[row * J_HEADS + h]);
+	}
+	ck_assert_int_eq(kern_gpu_join(g.kern, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	for (uint32_t i = 0; i < J_ROWS * J_HEADS * J_DIM; i++)
+		ck_assert_float_eq_tol(s.o[i], (&want[0][0])[i], 1e-5f);
+}
+END_TEST
+
+START_TEST(picks_rows)
+{
+	enum { ROWS = 7, N = 4, LEN = 200 };
+	const float *x = floats(ROWS * LEN), *mul = floats(N);
+	uint32_t *idx = rig_gpu_alloc(&g, N * 4);
+	float *y = floats(N * LEN);
+	const struct gpu_pick a = {
+		(uintptr_t)x, (uintptr_t)idx, (uintptr_t)mul, (uintptr_t)y, N,
+		LEN
+	};
+
+	for (uint32_t i = 0; i < N; i++)
+		idx[i] = next_random() % ROWS;
+	ck_assert_int_eq(kern_gpu_pick(g.kern, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	for (uint32_t i = 0; i < N * LEN; i++)
+		ck_assert(y[i] ==
+			  x[idx[i / LEN] * LEN + i % LEN] * mul[i / LEN]);
+}
+END_TEST
+
 /* Heads of runs to where they belong, and no byte elsewhere. */
 START_TEST(moves_runs)
 {
@@ -442,6 +554,8 @@ int main(void)
 	tcase_add_test(t, add_equals_the_twin);
 	tcase_add_loop_test(t, conversions_equal_the_twins, 0, 3);
 	tcase_add_loop_test(t, gathers_rows, 0, 3);
+	tcase_add_loop_test(t, joins_states, 0, 4);
+	tcase_add_test(t, picks_rows);
 	tcase_add_test(t, moves_runs);
 	tcase_add_loop_test(t, deviation_near_exact, 0, 3);
 	tcase_add_loop_test(t, append_equals_the_twin, 0, 3);

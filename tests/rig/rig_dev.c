@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
+#include "tests/rig/rig_mem.h"
 
 static void open_stores(struct rig_dev *r, const struct rig_dev_options *o)
 {
@@ -111,9 +113,10 @@ void rig_dev_turn(struct rig_dev *r)
 void rig_dev_settle(struct rig_dev *r)
 {
 	struct pager_info i;
+	const uint64_t t0 = clock_ns();
 	int calm = 0;
 
-	for (int k = 0; k < 3000000 && calm < 200; k++) {
+	while (calm < 200 && rig_mem_patient(t0)) {
 		rig_dev_turn(r);
 		calm++;
 		for (uint32_t n = 0; n < r->n_pagers; n++) {
@@ -150,7 +153,7 @@ int rig_dev_want(struct rig_dev *r, struct pager *p, struct page_run *runs,
 
 	if (ret)
 		return ret > 0 ? 0 : ret;
-	for (int i = 0; i < 3000000 && !t.told; i++) {
+	for (uint64_t t0 = clock_ns(); !t.told && rig_mem_patient(t0);) {
 		rig_dev_turn(r);
 		(void)usleep(1);
 	}

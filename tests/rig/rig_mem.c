@@ -9,6 +9,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
+
+int rig_mem_patient(uint64_t since_ns)
+{
+	return clock_ns() - since_ns < 50000000000ull;
+}
 
 static void open_stores(struct rig_mem *r, const struct rig_mem_options *o,
 			struct pager_conf *c)
@@ -89,7 +95,7 @@ int rig_mem_want(struct rig_mem *r, struct page_run *runs, uint32_t n)
 
 	if (ret)
 		return ret > 0 ? 0 : ret;
-	for (int i = 0; i < 1000000 && !t.told; i++)
+	for (uint64_t t0 = clock_ns(); !t.told && rig_mem_patient(t0);)
 		rig_mem_turn(r);
 	ck_assert_int_eq(t.told, 1);
 	return t.ret;
@@ -98,9 +104,10 @@ int rig_mem_want(struct rig_mem *r, struct page_run *runs, uint32_t n)
 void rig_mem_settle(struct rig_mem *r)
 {
 	struct pager_info i;
+	const uint64_t t0 = clock_ns();
 	int calm = 0;
 
-	for (int k = 0; k < 1000000 && calm < 100; k++) {
+	while (calm < 100 && rig_mem_patient(t0)) {
 		rig_mem_turn(r);
 		pager_info(r->pager, &i);
 		calm = i.n_in_flight ? 0 : calm + 1;

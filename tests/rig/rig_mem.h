@@ -30,7 +30,9 @@ struct rig_mem *rig_mem_open(struct rig_mem_options o);
 void rig_mem_close(struct rig_mem *r);
 /* One turn of everything; asserts the budget. */
 void rig_mem_turn(struct rig_mem *r);
-/* Want and wait; 0 or what the want was told. At most ten seconds. */
+/* 1 until 50 s after since_ns (clock_ns()): nothing takes so long, it hangs. */
+int rig_mem_patient(uint64_t since_ns);
+/* Want and wait; 0 or what the want was told. */
 int rig_mem_want(struct rig_mem *r, struct page_run *runs, uint32_t n);
 /* Turn until nothing is in flight. */
 void rig_mem_settle(struct rig_mem *r);

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
 #include "io/fault.h"
 #include "kvd/mem/durable.h"
 #include "tests/rig/rig_mem.h"
@@ -186,7 +187,8 @@ static void persist_one(uint32_t i)
 
 	is_told = 0;
 	told_ret = range_persist(&p);
-	for (int k = 0; !told_ret && k < 1000000 && !is_told; k++)
+	for (uint64_t t0 = clock_ns();
+	     !told_ret && !is_told && rig_mem_patient(t0);)
 		rig_mem_turn(&l.m);
 	ck_assert(told_ret || is_told);
 	expect(told_ret);
@@ -199,9 +201,10 @@ static void persist_one(uint32_t i)
 static void settle(void)
 {
 	struct pager_info i;
+	const uint64_t t0 = clock_ns();
 	int calm = 0;
 
-	for (int k = 0; k < 20000 && calm < 20; k++) {
+	while (calm < 20 && rig_mem_patient(t0)) {
 		rig_mem_turn(&l.m);
 		pager_info(l.m.pager, &i);
 		calm = i.n_in_flight ? 0 : calm + 1;

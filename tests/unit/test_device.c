@@ -13,8 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "kvd/base/clock.h"
 #include "tests/rig/rig_dev.h"
 #include "tests/rig/rig_gguf.h"
+#include "tests/rig/rig_mem.h"
 
 #define PAGE RIG_DEV_FRAME
 
@@ -179,7 +181,7 @@ static int persist(struct range *range)
 				       .meta_bytes = 4 } };
 
 	ck_assert_int_eq(range_persist(&p.rp), 0);
-	for (int i = 0; i < 3000000 && !p.told; i++)
+	for (uint64_t t0 = clock_ns(); !p.told && rig_mem_patient(t0);)
 		rig_dev_turn(r);
 	ck_assert(p.told);
 	return p.ret;
@@ -611,12 +613,16 @@ START_TEST(a_device_does_what_a_model_does)
 	seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL);
 	printf("mix %d, seed %llu\n", _i, (unsigned long long)seed);
 	r = rig_dev_open(*o);
-	for (uint32_t i = 0; i < n; i++) {
+	device_info(r->device, &d);
+	/* until the pool was short of room too, however slow the disk is */
+	for (uint32_t i = 0;
+	     i < n || (o->disk_bytes && !d.park.dropped && i < 20 * n); i++) {
 		step(most / 4 * 3);
 		if (i % (n / 10) == n / 10 - 1)
 			settle();
+		device_info(r->device, &d);
 	}
-	device_info(r->device, &d);
+	settle();
 	printf("ranges %llu, wants %llu, cancelled %llu, told %llu, cut %llu, "
 	       "freed %llu; pages of pool: %llu written, %llu dropped\n",
 	       (unsigned long long)n_done[0], (unsigned long long)n_done[1],

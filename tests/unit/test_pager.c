@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
 #include "io/fault.h"
 #include "kvd/mem/durable.h"
 #include "kvd/mem/op.h"
@@ -557,7 +558,8 @@ static int make_durable(struct rig_mem *r, struct range *range)
 	const int ret = range_persist(&p);
 
 	is_durable = 0;
-	for (int i = 0; !ret && i < 1000000 && !is_durable; i++)
+	for (uint64_t t0 = clock_ns();
+	     !ret && !is_durable && rig_mem_patient(t0);)
 		rig_mem_turn(r);
 	ck_assert(ret || is_durable);
 	return ret ? ret : durable_ret;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "kvd/base/clock.h"
 #include "io/fault.h"
 #include "kvd/mem/durable.h"
 #include "kvd/mem/page.h"
@@ -47,7 +48,7 @@ static int persist(struct rig_mem *m, struct range *range, uint64_t key)
 	told = 0;
 	if (ret)
 		return ret;
-	for (int i = 0; i < 1000000 && !told; i++)
+	for (uint64_t t0 = clock_ns(); !told && rig_mem_patient(t0);)
 		rig_mem_turn(m);
 	ck_assert_int_eq(told, 1);
 	return told_ret;

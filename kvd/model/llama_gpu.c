@@ -1,7 +1,8 @@
 /*
  * llama_gpu.c - one step of a batch through the layers, on a stream; see llama_gpu.h
  *
- *   embed -> per layer: norm -> q,k,v -> attn (the caller's) -> +o
+ *   embed -> per layer: rows that end leave
+ *                       norm -> q,k,v -> attn (the caller's) -> +o
  *                       norm -> gate,up,swiglu -> +down
  *         -> norm and output of the logit rows, LLAMA_GPU_LOGIT_ROWS at a time
  *
@@ -24,7 +25,7 @@ struct llama_gpu_scratch {
 	struct llama_gpu_plans plans;
 	struct gpu_graphs graphs;
 	cuda_ptr workspace;
-	cuda_ptr idx; /* uint32_t [2][max_rows]: tokens, then rows of logits */
+	cuda_ptr idx; /* uint32_t: tokens, rows of logits, rows that go on */
 	cuda_ptr res, h; /* [max_rows][d_model] */
 	cuda_ptr q, k, v, o;
 	cuda_ptr gate, up; /* [max_rows][n_ff] */
@@ -55,6 +56,12 @@ static int take(struct llama_gpu_scratch *s, cuda_ptr *out, size_t n_elems,
 	return ret;
 }
 
+/* Rows that go on: at most once for each layer. */
+static size_t idx_room(const struct llama_gpu *m)
+{
+	return (2 + (size_t)m->sh.n_layers) * m->max_rows;
+}
+
 static int take_all(struct llama_gpu_scratch *s)
 {
 	const struct llama_shape *sh = &s->m->sh;
@@ -67,7 +74,7 @@ static int take_all(struct llama_gpu_scratch *s)
 		size_t n, elem_bytes;
 	} list[] = {
 		{ &s->workspace, LLAMA_GPU_WORKSPACE, 1 },
-		{ &s->idx, 2 * n, sizeof(uint32_t) },
+		{ &s->idx, idx_room(s->m), sizeof(uint32_t) },
 		{ &s->res, n * d, f },
 		{ &s->h, n * d, f },
 		{ &s->q, n * q, f },
@@ -103,7 +110,7 @@ static int take_host(struct llama_gpu_scratch *s)
 	const size_t n = s->m->max_rows;
 	const size_t logits = (size_t)LLAMA_GPU_LOGIT_ROWS * s->m->sh.n_vocab;
 	void *p[4] = { NULL };
-	int ret = pinned(s, 2 * n * sizeof(*s->host_idx), &p[0]);
+	int ret = pinned(s, idx_room(s->m) * sizeof(*s->host_idx), &p[0]);
 
 	if (!ret)
 		ret = pinned(s, logits * sizeof(*s->host_logits), &p[1]);
@@ -221,47 +228,99 @@ static int normed(struct llama_gpu_scratch *s, cuda_ptr from, cuda_ptr norm,
 	return ret ? ret : typed(s, s->h, s->x, (size_t)n_rows * d, x);
 }
 
-static int attention(struct llama_gpu_scratch *s,
-		     const struct llama_gpu_batch *b, uint32_t i)
-{
-	const struct llama_gpu_layer *y = &s->m->layers[i];
-	const size_t q = (size_t)s->m->sh.n_heads * s->m->sh.head_dim;
-	cuda_ptr x;
-	int ret = normed(s, s->res, y->attn_norm, b->n_rows, &x);
+/* Where the step is: rows that are left. */
+struct run {
+	struct llama_gpu_scratch *s;
+	const struct llama_gpu_batch *b;
+	uint32_t n_rows;
+	cuda_ptr x; /* the rows of logits */
+};
 
-	if (!ret)
-		ret = linear(s, (struct product){ PLAN_Q, &y->q, 0 }, x, s->q,
-			     b->n_rows);
-	if (!ret)
-		ret = linear(s, (struct product){ PLAN_KV, &y->k, 0 }, x, s->k,
-			     b->n_rows);
-	if (!ret)
-		ret = linear(s, (struct product){ PLAN_KV, &y->v, 0 }, x, s->v,
-			     b->n_rows);
-	if (!ret)
-		ret = b->attn(b->ctx, i, s->q, s->k, s->v, s->o, s->stream);
-	if (!ret)
-		ret = typed(s, s->o, s->x, b->n_rows * q, &x);
-	return ret ? ret
-		   : linear(s, (struct product){ PLAN_O, &y->o, GPU_GEMM_ADD },
-			    x, s->res, b->n_rows);
+/* Rows [n] of those that are left, at idx of the scratch, go on. */
+static int keep_rows(struct run *r, size_t idx, uint32_t n)
+{
+	struct llama_gpu_scratch *s = r->s;
+	const struct gpu_gather a = {
+		.table = s->res,
+		.idx = s->idx + idx * sizeof(uint32_t),
+		.y = s->h,
+		.n_rows = n,
+		.n = s->m->sh.d_model,
+	};
+	const struct gpu_convert back = { s->h, s->res, (uint64_t)n * a.n };
+	const int ret = kern_gpu_gather(s->kern, KERN_F32, &a, s->stream);
+
+	r->n_rows = n;
+	return ret ? ret : kern_gpu_to_f32(s->kern, KERN_F32, &back, s->stream);
 }
 
-static int ffn(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b,
-	       uint32_t i)
+/* Of all rows, before those that go on are told apart. */
+static int keys_and_values(const struct run *r, uint32_t i, cuda_ptr x)
 {
+	struct llama_gpu_scratch *s = r->s;
 	const struct llama_gpu_layer *y = &s->m->layers[i];
-	const size_t n = (size_t)b->n_rows * s->m->sh.n_ff;
+	const int ret = linear(s, (struct product){ PLAN_KV, &y->k, 0 }, x,
+			       s->k, r->n_rows);
+
+	return ret ? ret
+		   : linear(s, (struct product){ PLAN_KV, &y->v, 0 }, x, s->v,
+			    r->n_rows);
+}
+
+/* Is it the layer behind whose K and V only rows go on whose logits are wanted? */
+static int only_wanted(const struct run *r, uint32_t i)
+{
+	return r->b->last == LLAMA_GPU_WANTED_ROWS &&
+	       i + 1 == r->s->m->sh.n_layers && r->b->n_logits < r->n_rows;
+}
+
+static int attention(struct run *r, uint32_t i)
+{
+	struct llama_gpu_scratch *s = r->s;
+	const struct llama_gpu_batch *b = r->b;
+	const struct llama_gpu_layer *y = &s->m->layers[i];
+	const size_t q = (size_t)s->m->sh.n_heads * s->m->sh.head_dim;
+	const struct product of_q = { PLAN_Q, &y->q, 0 };
+	const int wanted = only_wanted(r, i);
+	cuda_ptr x;
+	int ret = normed(s, s->res, y->attn_norm, r->n_rows, &x);
+
+	if (!ret && !wanted)
+		ret = linear(s, of_q, x, s->q, r->n_rows);
+	if (!ret)
+		ret = keys_and_values(r, i, x);
+	if (!ret && wanted) {
+		ret = keep_rows(r, b->n_rows, b->n_logits);
+		if (!ret && r->n_rows)
+			ret = normed(s, s->res, y->attn_norm, r->n_rows, &x);
+		if (!ret && r->n_rows)
+			ret = linear(s, of_q, x, s->q, r->n_rows);
+	}
+	if (!ret)
+		ret = b->attn(b->ctx, i, s->q, s->k, s->v, s->o, s->stream);
+	if (ret || !r->n_rows)
+		return ret;
+	ret = typed(s, s->o, s->x, r->n_rows * q, &x);
+	return ret ? ret
+		   : linear(s, (struct product){ PLAN_O, &y->o, GPU_GEMM_ADD },
+			    x, s->res, r->n_rows);
+}
+
+static int ffn(const struct run *r, uint32_t i)
+{
+	struct llama_gpu_scratch *s = r->s;
+	const struct llama_gpu_layer *y = &s->m->layers[i];
+	const size_t n = (size_t)r->n_rows * s->m->sh.n_ff;
 	const struct gpu_swiglu a = { s->gate, s->up, s->gate, n };
 	cuda_ptr x;
-	int ret = normed(s, s->res, y->ffn_norm, b->n_rows, &x);
+	int ret = normed(s, s->res, y->ffn_norm, r->n_rows, &x);
 
 	if (!ret)
 		ret = linear(s, (struct product){ PLAN_FF, &y->gate, 0 }, x,
-			     s->gate, b->n_rows);
+			     s->gate, r->n_rows);
 	if (!ret)
 		ret = linear(s, (struct product){ PLAN_FF, &y->up, 0 }, x,
-			     s->up, b->n_rows);
+			     s->up, r->n_rows);
 	if (!ret)
 		ret = kern_gpu_swiglu(s->kern, &a, s->stream);
 	if (!ret)
@@ -270,42 +329,66 @@ static int ffn(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b,
 		   : linear(s,
 			    (struct product){ PLAN_DOWN, &y->down,
 					      GPU_GEMM_ADD },
-			    x, s->res, b->n_rows);
+			    x, s->res, r->n_rows);
 }
 
 /* ---- the step ------------------------------------------------------------------ */
 
+static int ascend(const uint32_t *list, uint32_t n, uint32_t below)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (list[i] >= below || (i && list[i] <= list[i - 1]))
+			return 0;
+	return 1;
+}
+
 static int check_batch(const struct llama_gpu_scratch *s,
 		       const struct llama_gpu_batch *b)
 {
+	uint32_t n = b->n_rows;
+
 	if (b->n_rows > s->m->max_rows || b->n_logits > b->n_rows || !b->attn ||
 	    b->n_nobody > b->n_logits ||
 	    (b->how && s->m->sh.n_vocab > GPU_SAMPLE_MAX) ||
 	    (b->key.w[0] && b->n_logits > LLAMA_GPU_LOGIT_ROWS))
 		return -EINVAL;
+	if (b->key.w[0] && (b->n_narrow || b->last != LLAMA_GPU_ALL_ROWS))
+		return -EINVAL;
 	for (uint32_t i = 0; i < b->n_rows; i++)
 		if (b->tokens[i] >= s->m->sh.n_vocab)
 			return -EINVAL;
-	for (uint32_t i = 0; i < b->n_logits; i++)
-		if (b->logit_rows[i] >= b->n_rows ||
-		    (i && b->logit_rows[i] <= b->logit_rows[i - 1]))
+	for (uint32_t i = 0; i < b->n_narrow; i++) {
+		const struct llama_gpu_narrow *x = &b->narrow[i];
+
+		if ((i && x->layer <= x[-1].layer) ||
+		    x->layer >= s->m->sh.n_layers ||
+		    !ascend(x->rows, x->n_rows, n))
 			return -EINVAL;
-	return 0;
+		n = x->n_rows;
+	}
+	return ascend(b->logit_rows, b->n_logits, n) ? 0 : -EINVAL;
 }
 
 /* Tokens and rows to the device. */
 static int upload(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 {
 	const size_t n = b->n_rows;
+	size_t end = n + b->n_logits;
 	int ret;
 
 	memcpy(s->host_idx, b->tokens, n * sizeof(*b->tokens));
 	if (b->n_logits)
 		memcpy(s->host_idx + n, b->logit_rows,
 		       b->n_logits * sizeof(*b->logit_rows));
+	for (uint32_t i = 0; i < b->n_narrow; i++) {
+		const struct llama_gpu_narrow *x = &b->narrow[i];
+
+		memcpy(s->host_idx + end, x->rows,
+		       x->n_rows * sizeof(*x->rows));
+		end += x->n_rows;
+	}
 	ret = kern_errno(s->api->h2d(s->idx, s->host_idx,
-				     (n + b->n_logits) * sizeof(*s->host_idx),
-				     s->stream));
+				     end * sizeof(*s->host_idx), s->stream));
 	if (ret || !b->how || !b->n_logits)
 		return ret;
 	memcpy(s->host_how, b->how, b->n_logits * sizeof(*b->how));
@@ -327,10 +410,11 @@ static int embed(struct llama_gpu_scratch *s, const struct llama_gpu_batch *b)
 	return kern_gpu_gather(s->kern, s->m->embd_type, &a, s->stream);
 }
 
-/* The rows whose logits are wanted, normed: *x, typed. */
-static int gather_rows(struct llama_gpu_scratch *s,
-		       const struct llama_gpu_batch *b, cuda_ptr *x)
+/* The rows whose logits are wanted, normed, typed; no others are left, or all are. */
+static int last_rows(struct run *r)
 {
+	struct llama_gpu_scratch *s = r->s;
+	const struct llama_gpu_batch *b = r->b;
 	const struct gpu_gather a = {
 		.table = s->res,
 		.idx = s->idx + b->n_rows * sizeof(uint32_t),
@@ -338,9 +422,12 @@ static int gather_rows(struct llama_gpu_scratch *s,
 		.n_rows = b->n_logits,
 		.n = s->m->sh.d_model,
 	};
-	const int ret = kern_gpu_gather(s->kern, KERN_F32, &a, s->stream);
+	int ret;
 
-	return ret ? ret : normed(s, s->h, s->m->norm, b->n_logits, x);
+	if (b->last == LLAMA_GPU_WANTED_ROWS && r->n_rows == b->n_logits)
+		return normed(s, s->res, s->m->norm, b->n_logits, &r->x);
+	ret = kern_gpu_gather(s->kern, KERN_F32, &a, s->stream);
+	return ret ? ret : normed(s, s->h, s->m->norm, b->n_logits, &r->x);
 }
 
 /* A token for each of n rows of logits, rows from on of the batch. */
@@ -386,12 +473,6 @@ static int queue_logits(struct llama_gpu_scratch *s,
 				      s->stream));
 }
 
-struct run {
-	struct llama_gpu_scratch *s;
-	const struct llama_gpu_batch *b;
-	cuda_ptr x; /* the rows of logits */
-};
-
 static uint32_t at_most(uint32_t n)
 {
 	return n < LLAMA_GPU_LOGIT_ROWS ? n : LLAMA_GPU_LOGIT_ROWS;
@@ -403,16 +484,24 @@ static int queue(void *arg)
 	struct run *r = arg;
 	struct llama_gpu_scratch *s = r->s;
 	const struct llama_gpu_batch *b = r->b;
+	const struct llama_gpu_narrow *next = b->narrow;
+	size_t idx = (size_t)b->n_rows + b->n_logits;
 	int ret = embed(s, b);
 
-	for (uint32_t i = 0; i < s->m->sh.n_layers && !ret; i++) {
-		ret = attention(s, b, i);
-		if (!ret)
-			ret = ffn(s, b, i);
+	r->n_rows = b->n_rows;
+	for (uint32_t i = 0; i < s->m->sh.n_layers && !ret && r->n_rows; i++) {
+		if (next < b->narrow + b->n_narrow && next->layer == i) {
+			ret = keep_rows(r, idx, next->n_rows);
+			idx += next++->n_rows;
+		}
+		if (!ret && r->n_rows)
+			ret = attention(r, i);
+		if (!ret && r->n_rows)
+			ret = ffn(r, i);
 	}
 	if (ret || !b->n_logits)
 		return ret;
-	ret = gather_rows(s, b, &r->x);
+	ret = last_rows(r);
 	return ret ? ret : queue_logits(s, b, r->x, 0, at_most(b->n_logits));
 }
 

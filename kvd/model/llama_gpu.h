@@ -57,11 +57,27 @@ struct llama_gpu_key {
 	uint32_t w[6]; /* the last is the step's own */
 };
 
+/* From a layer on only these rows go on: the others end there. */
+struct llama_gpu_narrow {
+	uint32_t layer, n_rows;
+	const uint32_t *rows; /* [n_rows] of the rows before, ascending */
+};
+/* Of which rows the last layer has q and o, and goes on behind them. */
+enum llama_gpu_last {
+	LLAMA_GPU_ALL_ROWS,
+	LLAMA_GPU_WANTED_ROWS /* those whose logits are wanted; K and V: all */
+};
+
 struct llama_gpu_batch {
 	uint32_t n_rows; /* <= max_rows of the scratch; 0: nothing happens */
 	const uint32_t *tokens; /* [n_rows], < n_vocab */
 	uint32_t n_logits; /* rows whose logits are wanted */
-	const uint32_t *logit_rows; /* [n_logits], ascending */
+	const uint32_t
+		*logit_rows; /* [n_logits] of those that are left, ascending */
+	/* [n_narrow] layers ascending, each at most once; none with a key */
+	const struct llama_gpu_narrow *narrow;
+	uint32_t n_narrow;
+	enum llama_gpu_last last; /* all, with a key */
 	/* [n_logits - n_nobody][n_vocab] out; plain host memory; NULL: not copied */
 	float *logits;
 	/* How a token is chosen from each [n_logits], n_vocab <= GPU_SAMPLE_MAX; NULL: not */
@@ -73,7 +89,8 @@ struct llama_gpu_batch {
 		key; /* with one, n_logits is at most LLAMA_GPU_LOGIT_ROWS */
 	/*
 	 * Queue on st attention of one layer: q, k, v as llama_batch's, f32, scratch of the
-	 * step, in device memory; writes o there. A negative return ends the step with it.
+	 * step, in device memory; writes o there. Rows are those that are left, in their
+	 * order. A negative return ends the step with it.
 	 */
 	int (*attn)(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
 		    cuda_ptr v, cuda_ptr o, cuda_stream st);

@@ -35,13 +35,17 @@ int attn_gpu_use(const struct attn_gpu *g);
 struct attn_gpu_step {
 	/*
 	 * [n_items] of equal shape and layout; the rows of one follow those of the one before.
-	 * Of q and k only counts whether they are NULL; those with q, or all without.
+	 * Of q and k only counts whether they are NULL; those with q, or all without. No entry
+	 * stops inside of the layers.
 	 */
 	struct attn_item *items;
 	uint32_t n_items;
 	uint32_t layer, n_layers; /* that will be asked for */
 	uint32_t
 		pad_to; /* rows that a step of decodes may be padded to; 0: not */
+	/* [n_wanted] the rows that attend, ascending: q and o have these only; NULL: all */
+	const uint32_t *wanted;
+	uint32_t n_wanted;
 };
 /*
  * A step of decodes can be padded, so that steps of other lengths queue the same launches with
@@ -54,15 +58,17 @@ struct attn_gpu_pad {
 };
 struct attn_gpu_pad attn_gpu_padded(const struct attn_gpu *g);
 /*
- * Prepare the lists and queue their copy. The scratch is used as by attn_layer(). Nothing
- * is queued on the stream from before. 0, -ENOTSUP, -ENOSPC a list is too long, -ENOMEM, the
+ * Prepare the lists of n ranges of layers that follow each other, with the rows of each, and
+ * queue their copy. The scratch is used as by attn_layer(). Nothing is queued on the stream
+ * from before. 0, -ENOTSUP, -ENOSPC a list is too long, -ENOMEM, the
  * driver's.
  */
 int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
-		   const struct attn_gpu_step *step);
+		   const struct attn_gpu_step *steps, uint32_t n);
 /*
  * Queue one layer of what was begun: f32 rows in device memory, as struct attn_item has
- * them; k and v: of the items that have them, side by side; k is overwritten. o gets all rows.
+ * them; k and v: of the items that have them, side by side; k is overwritten. o gets all rows
+ * that attend. Layers ascend.
  */
 struct attn_gpu_rows {
 	cuda_ptr q, k, v, o;

@@ -220,8 +220,11 @@ static int queue(struct attn_gpu *g, const struct slice *s, uint32_t layer)
 static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 		     struct slice *s, uint32_t layer)
 {
-	const struct attn_gpu_step step = { s->items, s->n_items, layer, 1, 0 };
-	int ret = attn_gpu_begin(g, scratch, &step), end;
+	const struct attn_gpu_step step = { .items = s->items,
+					    .n_items = s->n_items,
+					    .layer = layer,
+					    .n_layers = 1 };
+	int ret = attn_gpu_begin(g, scratch, &step, 1), end;
 
 	if (!ret)
 		ret = buffers(g, s);

@@ -1,6 +1,6 @@
 /*
- * attn_gpu_priv.h - buffers of a lane on the device, between attn_gpu.c and
- * attn_gpu_items.c
+ * attn_gpu_priv.h - buffers of a lane on the device and the plan of a step, between the
+ * files attn_gpu*.c
  *
  * Thread: engine thread.
  */
@@ -25,6 +25,21 @@ struct gpu_turn {
 	uint32_t row, n_rows, part, n_parts, tile, n_tiles;
 };
 
+/* A range of layers of a step. */
+struct gpu_stage {
+	uint32_t layer, n_layers;
+	uint32_t n_rows, n_kv_rows, n_variants, n_spans; /* with padding */
+	uint32_t n_more; /* rows behind them: attn_gpu_more() */
+	uint32_t n_joined; /* rows that see tokens in several ways */
+	uint32_t n_parts; /* room for them in plan */
+	int padded;
+	struct gpu_turn *turns; /* [n_turns] of the scratch */
+	uint32_t n_turns;
+	/* where they lie in plan */
+	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, at_at,
+		tiles_at, parts_at, joined_at, more_at, mul_at, scale_at;
+};
+
 struct attn_gpu {
 	struct attn_gpu_conf c;
 	struct gpu_buf plan; /* as host, copied */
@@ -38,19 +53,10 @@ struct attn_gpu {
 	struct gpu_buf nowhere; /* K and V of padding */
 	/* of the step */
 	const struct attn_shape *shape;
-	uint32_t layer, n_layers;
-	uint32_t n_rows, n_kv_rows, n_variants, n_spans; /* with padding */
-	uint32_t n_more; /* rows behind them: attn_gpu_more() */
-	uint32_t n_joined;
-	uint32_t n_parts; /* room for them in plan */
-	size_t plan_bytes;
-	int padded;
 	uint32_t epoch; /* goes up when a buffer moves */
-	struct gpu_turn *turns;
-	uint32_t n_turns;
-	/* where they lie in plan */
-	size_t pos_at, key_pos_at, rows_at, to_at, skip_at, spans_at, at_at,
-		tiles_at, parts_at, joined_at, more_at, mul_at, scale_at;
+	struct gpu_stage *stages,
+		*st; /* [n_stages] ascending; the current one */
+	uint32_t n_stages, n_stage_room;
 	/* attn_gpu_items.c: one slice of rows */
 	struct gpu_buf in, f32; /* as in the call; widened */
 	struct pinned_buf io;
@@ -59,20 +65,32 @@ struct attn_gpu {
 	uint32_t n_slice_room;
 };
 
+/* A row that attends: of an item. */
+struct gpu_query {
+	uint32_t item, row;
+};
+
+/* The lists of a stage while its plan is made. */
 struct gpu_lists {
 	struct attn_gpu *g;
 	struct attn_scratch *s;
 	const struct attn_gpu_step *step;
 	struct prepared *p; /* [n_items] */
 	uint32_t *first_span; /* [n_items] */
+	struct gpu_query *queries; /* [n_rows] */
+	uint32_t next_row, next_wanted; /* while they are found */
 	struct attn_target *to; /* [n_kv] */
 	uint32_t *to_span; /* [n_kv] */
 	uint32_t n_rows, n_kv, n_spans; /* without padding */
-	uint32_t n_joined; /* rows that see tokens in several ways */
 	size_t n_skip_words, n_at;
 	uint64_t n_parts; /* at most */
-	uint32_t n_queries; /* rows with q: all or none */
 };
+
+/* attn_gpu_plan.c: of the current stage. Where its plan lies: from *end on, which moves.
+ * Errors of attn_gpu_begin(). */
+int attn_gpu_prepare(struct gpu_lists *l, size_t *end);
+/* Into the pinned buffer, which has room. -ENOMEM. */
+int attn_gpu_write(struct gpu_lists *l);
 
 /* What lies there in the plan. */
 static inline void *attn_gpu_host(const struct attn_gpu *g, size_t at)
@@ -83,7 +101,7 @@ static inline void *attn_gpu_host(const struct attn_gpu *g, size_t at)
 /* In ml, sums behind maxima. */
 static inline size_t attn_gpu_sums(const struct attn_gpu *g)
 {
-	return ((size_t)g->n_rows + g->n_more) * g->shape->n_heads *
+	return ((size_t)g->st->n_rows + g->st->n_more) * g->shape->n_heads *
 	       sizeof(float);
 }
 

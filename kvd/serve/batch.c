@@ -95,12 +95,11 @@ static int focus_step(void *ctx, uint32_t layer, float *q, float *k, float *v,
 		      float *o)
 {
 	struct batch *b = ctx;
+	const struct attn_place at = { .pool = b->pool,
+				       .scratch = &b->lane->scratch };
 	const int ret = pages_in(b, layer);
 
-	if (ret)
-		return ret;
-	return focus_attn(b->probe, b->pool, &b->lane->scratch, layer, q, k, v,
-			  o);
+	return ret ? ret : focus_attn(b->probe, &at, layer, q, k, v, o);
 }
 
 /*

@@ -7,7 +7,9 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include "kvd/serve/batch_stage.h"
 #include "kvd/serve/craft.h"
+#include "kvd/serve/focus.h"
 
 struct kern_sample batch_sampler(const struct gen *g)
 {
@@ -21,26 +23,6 @@ struct kern_sample batch_sampler(const struct gen *g)
 		.seed = r->seed,
 		.pos = g->n_all,
 	};
-}
-
-/* Who takes part, as the device's lists want it: all rows, at every layer. */
-static void list_items(struct batch *b)
-{
-	for (uint32_t i = 0; i < b->n_runs; i++) {
-		const struct row_run *r = &b->runs[i];
-
-		b->items[i] = (struct attn_item){
-			.shape = &b->model->shape,
-			.seq = &r->g->seq,
-			.pos = r->pos,
-			.n_rows = r->n,
-			.rows_at = r->patched ? b->rows_at + r->row : NULL,
-			.in = KERN_F32,
-			.q = b,
-			.k = b,
-			.resident_from = r->g->windowed ? r->g->pinned_from : 0,
-		};
-	}
 }
 
 static int probe_on_device(struct batch *b, struct gpu_step *s)
@@ -62,6 +44,19 @@ static int probe_on_device(struct batch *b, struct gpu_step *s)
 	ret = gpu_lane_probe(b->lane->gpu, s, at, r->dev + r->n_probed);
 	free(at);
 	return ret;
+}
+
+/* One layer of the question's look. */
+static int look(void *ctx, uint32_t layer, const cuda_ptr qkvo[4])
+{
+	struct batch *b = ctx;
+	const struct attn_place at = { .scratch = &b->lane->scratch,
+				       .gpu = gpu_lane_attn(b->lane->gpu) };
+	float *p[4];
+
+	for (int i = 0; i < 4; i++)
+		p[i] = (float *)(uintptr_t)qkvo[i];
+	return focus_attn(b->probe, &at, layer, p[0], p[1], p[2], p[3]);
 }
 
 /* 1: all rows of logits are for choosing one token each: that is done there. */
@@ -142,20 +137,26 @@ int batch_on_device(struct batch *b)
 		.chosen = b->chosen,
 		.logprob = b->chosen_logprob,
 	};
+	struct batch_stages stages = { 0 };
 	struct gpu_kept *kept = NULL;
 	int ret;
 
 	if (b->probe)
-		return probe_on_device(b, &s);
-	list_items(b);
+		return b->probe_group
+			       ? probe_on_device(b, &s)
+			       : gpu_lane_look(b->lane->gpu, &s, look, b);
+	batch_items(b, 0, b->items);
 	ret = list_kept(b, &s, &kept);
-	if (ret)
-		return ret;
-	if (list_samplers(b, &s))
-		s.how = b->how;
-	else
-		s.logits = b->logits;
-	ret = gpu_lane_step(b->lane->gpu, &s);
+	if (!ret)
+		ret = batch_stages(b, &s, &stages);
+	if (!ret) {
+		if (list_samplers(b, &s))
+			s.how = b->how;
+		else
+			s.logits = b->logits;
+		ret = gpu_lane_step(b->lane->gpu, &s);
+	}
+	batch_stages_free(&stages);
 	free(kept);
 	b->chose = !ret && s.how;
 	if (b->chose)

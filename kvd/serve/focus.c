@@ -194,8 +194,8 @@ static int narrow(struct focus *f, uint8_t *in)
 }
 
 /* Attention to each part apart, and to the question itself. */
-static int look(struct gen *g, struct pool *pool, struct attn_scratch *s,
-		uint32_t layer, const float *q)
+static int look(struct gen *g, const struct attn_place *at, uint32_t layer,
+		const float *q)
 {
 	struct focus *f = g->focus;
 	const size_t stride = (size_t)f->n * g->model->shape.n_heads;
@@ -218,19 +218,19 @@ static int look(struct gen *g, struct pool *pool, struct attn_scratch *s,
 			.n_rows = n ? f->n : 0,
 			.in = KERN_F32,
 			.q = q,
+			.on_device = !!at->gpu,
 			.lse = f->lse + j * stride,
 		};
 	}
-	ret = attn_layer(NULL, pool, s, f->items, f->n_parts + 1, layer);
+	ret = attn_place_layer(at, f->items, f->n_parts + 1, layer);
 	free(views);
 	if (!ret)
 		add_shares(g, f);
 	return ret;
 }
 
-int focus_attn(struct gen *g, struct pool *pool, struct attn_scratch *s,
-	       uint32_t layer, const float *q, const float *k, const float *v,
-	       float *o)
+int focus_attn(struct gen *g, const struct attn_place *at, uint32_t layer,
+	       const float *q, const float *k, const float *v, float *o)
 {
 	struct focus *f = g->focus;
 	const uint32_t n_layers = g->model->layout.n_layers;
@@ -244,6 +244,7 @@ int focus_attn(struct gen *g, struct pool *pool, struct attn_scratch *s,
 		.k = k,
 		.v = v,
 		.o = o,
+		.on_device = !!at->gpu,
 	};
 	uint8_t in[f->n_parts];
 	int ret;
@@ -253,9 +254,9 @@ int focus_attn(struct gen *g, struct pool *pool, struct attn_scratch *s,
 		memset(f->in, 0, f->n_parts);
 		f->n_same = f->stop_layer = 0;
 	}
-	ret = attn_layer(NULL, pool, s, &item, 1, layer);
+	ret = attn_place_layer(at, &item, 1, layer);
 	if (!ret)
-		ret = look(g, pool, s, layer, q);
+		ret = look(g, at, layer, q);
 	if (ret)
 		return ret;
 	f->n_layers = layer + 1;

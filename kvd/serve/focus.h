@@ -18,7 +18,7 @@
 #ifndef KVD_SERVE_FOCUS_H
 #define KVD_SERVE_FOCUS_H
 
-#include "kvd/serve/attn.h"
+#include "kvd/serve/attn_place.h"
 
 #define FOCUS_ROWS  32u
 #define FOCUS_SHARE 0.5
@@ -50,12 +50,12 @@ int focus_holds(const struct gen *g, uint32_t pos);
 /* 1: g is to look now. */
 int focus_ready(const struct gen *g);
 /*
- * One layer of the look: q, o [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim]. 0,
- * -ECANCELED it is known, -ENOMEM. Engine thread.
+ * One layer of the look: q, o [n][n_heads][head_dim], k, v [n][n_kv_heads][head_dim], of the
+ * device where K and V lie there. 0, -ECANCELED it is known, -ENOMEM, those of the device.
+ * Engine thread.
  */
-int focus_attn(struct gen *g, struct pool *pool, struct attn_scratch *s,
-	       uint32_t layer, const float *q, const float *k, const float *v,
-	       float *o);
+int focus_attn(struct gen *g, const struct attn_place *at, uint32_t layer,
+	       const float *q, const float *k, const float *v, float *o);
 /* The look is over: the others stop. */
 void focus_looked(struct gen *g);
 /* Position from which on nothing is found or kept. */

@@ -280,20 +280,100 @@ static void pad(struct gpu_lane *l, const struct gpu_step *s,
 	memcpy(b->key.w, pad.key, sizeof(pad.key));
 }
 
-static int run(struct probe *p, uint32_t n_layers)
+/* Only rows whose logits are wanted go on in the last layer. */
+static int ends_early(const struct gpu_step *s)
+{
+	const uint32_t left = s->n_stages ? s->stages[s->n_stages - 1].n_rows
+					  : s->n_rows;
+
+	return !s->n_kept && s->n_logits < left;
+}
+
+/* Lists of layers [0, n_layers), at most n_stages + 2 ranges; returns how many. */
+static uint32_t list_ranges(const struct gpu_step *s, uint32_t n_layers,
+			    struct attn_gpu_step *out)
+{
+	struct attn_gpu_step *to = out;
+
+	*to = (struct attn_gpu_step){ .items = s->items,
+				      .n_items = s->n_items };
+	for (uint32_t i = 0; i < s->n_stages; i++) {
+		to->n_layers = s->stages[i].layer - to->layer;
+		*++to = (struct attn_gpu_step){ .items = s->stages[i].items,
+						.n_items = s->n_items,
+						.layer = s->stages[i].layer };
+	}
+	to->n_layers = n_layers - to->layer;
+	return (uint32_t)(to - out) + 1;
+}
+
+/* The last layer apart. */
+static uint32_t cut_last(const struct gpu_step *s, struct attn_gpu_step *list,
+			 uint32_t n)
+{
+	struct attn_gpu_step *last = &list[n - 1];
+
+	if (last->n_layers > 1) {
+		last[1] = last[0];
+		last[1].layer += --last->n_layers;
+		last[1].n_layers = 1;
+		last++;
+		n++;
+	}
+	last->wanted = s->logit_rows;
+	last->n_wanted = s->n_logits;
+	return n;
+}
+
+static uint32_t list_narrow(const struct gpu_step *s,
+			    struct llama_gpu_narrow *out)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->n_stages; i++)
+		if (s->stages[i].rows)
+			out[n++] =
+				(struct llama_gpu_narrow){ s->stages[i].layer,
+							   s->stages[i].n_rows,
+							   s->stages[i].rows };
+	return n;
+}
+
+static int begin(struct probe *p, uint32_t n_layers, enum llama_gpu_last last)
 {
 	const struct gpu_step *s = p->s;
 	/* where all rows want their logits: a step of decodes */
 	const int decodes = !p->at && p->l->g->c.graphs && s->n_rows &&
-			    !s->n_kept && s->n_logits == s->n_rows &&
+			    !s->n_kept && !s->n_stages &&
+			    s->n_logits == s->n_rows &&
 			    s->n_rows <= p->l->pad_to;
-	const struct attn_gpu_step lists = { s->items, s->n_items, 0, n_layers,
-					     decodes ? p->l->pad_to : 0 };
+	struct attn_gpu_step lists[s->n_stages + 2];
+	uint32_t n = list_ranges(s, n_layers, lists);
+	int ret = attn_gpu_use(p->l->attn);
+
+	if (last == LLAMA_GPU_WANTED_ROWS)
+		n = cut_last(s, lists, n);
+	lists->pad_to = decodes ? p->l->pad_to : 0;
+	if (!ret)
+		ret = attn_gpu_begin(p->l->attn, s->scratch, lists, n);
+	return ret ? ret
+		   : gpu_keep_begin(p->l->keep, s->items[0].shape, n_layers,
+				    s->kept, s->n_kept);
+}
+
+static int run(struct probe *p, uint32_t n_layers)
+{
+	const struct gpu_step *s = p->s;
+	struct llama_gpu_narrow narrow[s->n_stages + 1];
 	struct llama_gpu_batch b = {
 		.n_rows = s->n_rows,
 		.tokens = s->tokens,
 		.n_logits = s->n_logits,
 		.logit_rows = s->logit_rows,
+		.narrow = narrow,
+		.n_narrow = list_narrow(s, narrow),
+		.last = !p->at && ends_early(s) ? LLAMA_GPU_WANTED_ROWS
+						: LLAMA_GPU_ALL_ROWS,
 		.logits = s->logits,
 		.how = s->how,
 		.chosen = s->chosen,
@@ -301,13 +381,8 @@ static int run(struct probe *p, uint32_t n_layers)
 		.attn = p->at ? probe_attn : step_attn,
 		.ctx = p,
 	};
-	int ret = attn_gpu_use(p->l->attn);
+	int ret = begin(p, n_layers, b.last);
 
-	if (!ret)
-		ret = attn_gpu_begin(p->l->attn, s->scratch, &lists);
-	if (!ret)
-		ret = gpu_keep_begin(p->l->keep, s->items[0].shape, n_layers,
-				     s->kept, s->n_kept);
 	if (!ret) {
 		pad(p->l, s, &b);
 		ret = llama_gpu_step(p->l->scratch[s->i_model], &b);
@@ -346,4 +421,42 @@ int gpu_lane_probe(struct gpu_lane *l, const struct gpu_step *s,
 	const int ret = run(&p, 1);
 
 	return ret == -ECANCELED ? 0 : ret;
+}
+
+/* ---- looks --------------------------------------------------------------------------- */
+
+struct look {
+	struct gpu_lane *l;
+	int (*fn)(void *ctx, uint32_t layer, const cuda_ptr qkvo[4]);
+	void *ctx;
+};
+
+static int look_attn(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
+		     cuda_ptr v, cuda_ptr o, cuda_stream st)
+{
+	const struct look *x = ctx;
+	const cuda_ptr qkvo[4] = { q, k, v, o };
+	const int ret = kern_errno(x->l->g->c.api->stream_sync(st));
+
+	return ret ? ret : x->fn(x->ctx, layer, qkvo);
+}
+
+int gpu_lane_look(struct gpu_lane *l, const struct gpu_step *s,
+		  int (*fn)(void *ctx, uint32_t layer, const cuda_ptr qkvo[4]),
+		  void *ctx)
+{
+	struct look x = { l, fn, ctx };
+	const struct llama_gpu_batch b = {
+		.n_rows = s->n_rows,
+		.tokens = s->tokens,
+		.attn = look_attn,
+		.ctx = &x,
+	};
+	int ret = attn_gpu_use(l->attn);
+
+	if (!ret)
+		ret = llama_gpu_step(l->scratch[s->i_model], &b);
+	if (ret)
+		(void)l->g->c.api->stream_sync(l->stream);
+	return ret;
 }

@@ -43,12 +43,22 @@ struct attn_gpu *gpu_lane_attn(struct gpu_lane *l);
 /* For steps of m, which is model i of CONF_MAX_MODELS. */
 int gpu_lane_add(struct gpu_lane *l, uint32_t i, const struct llama_gpu *m);
 
+/* From a layer on: lists are seen otherwise, rows end. */
+struct gpu_step_stage {
+	uint32_t layer; /* > 0 */
+	struct attn_item
+		*items; /* [n_items] of the step; those that end have no rows */
+	uint32_t n_rows; /* that are left */
+	const uint32_t *rows; /* [n_rows] of those before; NULL: all of them */
+};
+
 /* A step of model i. Engine thread; all waits are in it. */
 struct gpu_step {
 	struct attn_scratch *scratch; /* the lane's */
 	uint32_t i_model;
 	uint32_t n_rows, n_logits;
-	const uint32_t *tokens, *logit_rows;
+	const uint32_t *tokens;
+	const uint32_t *logit_rows; /* of the rows that are left at the end */
 	float *logits; /* [n_logits][n_vocab] out, or NULL */
 	const struct gpu_sampler *how; /* [n_logits], or NULL: choose tokens */
 	uint32_t *chosen; /* [n_logits] out, of how */
@@ -56,7 +66,11 @@ struct gpu_step {
 	/* As attn_gpu.h has them, for all rows in order; each gets its ret. */
 	struct attn_item *items;
 	uint32_t n_items;
-	const struct gpu_kept *kept; /* queries that the host keeps */
+	/* [n_stages] layers ascending */
+	const struct gpu_step_stage *stages;
+	uint32_t n_stages;
+	/* queries that the host keeps; then all rows stay to the end */
+	const struct gpu_kept *kept;
 	uint32_t n_kept;
 };
 /* 0; what attn_gpu_begin() or llama_gpu_step() said. */
@@ -67,5 +81,13 @@ int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s);
  */
 int gpu_lane_probe(struct gpu_lane *l, const struct gpu_step *s,
 		   const struct attn_target *at, float *dev);
+
+/*
+ * A step whose layers are fn's: rows of q, k, v, o as llama_gpu_batch has them, of the device;
+ * nothing is queued. Ends with what fn returns, 0: the next layer.
+ */
+int gpu_lane_look(struct gpu_lane *l, const struct gpu_step *s,
+		  int (*fn)(void *ctx, uint32_t layer, const cuda_ptr qkvo[4]),
+		  void *ctx);
 
 #endif

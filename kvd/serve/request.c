@@ -30,12 +30,6 @@ static int sampling_ok(const struct serve_gen *r)
 	       (r->max_tokens || r->flags & SERVE_GEN_SCORE);
 }
 
-/* What steps on a device cannot do. */
-static int known_there(const struct serve_gen *r)
-{
-	return !(r->flags & SERVE_GEN_FOCUS);
-}
-
 static void clear_out(struct serve_gen *r)
 {
 	r->tokens = NULL;
@@ -113,8 +107,6 @@ int serve_generate(struct serve_session *ss, struct serve_gen *r)
 		return -ENOENT;
 	if (!sampling_ok(r))
 		return -EINVAL;
-	if (m->gpu && !known_there(r))
-		return -ENOTSUP;
 	if (!r->may_wait &&
 	    t->n_requests + t->n_uncounted >= t->conf->max_requests) {
 		stat_add(t->st_refused, 1);

@@ -14,13 +14,15 @@
 #include "tests/rig/daemon.h"
 #include "tests/rig/questions.h"
 #include "tests/rig/rig_cuda.h"
+#include "tests/rig/rig_gguf.h"
 
 #define VOCAB	2048u
 #define N	2
 #define N_PARTS 5u /* system, three chunks, the question */
 
 static uint32_t tokens[N][6][64];
-static char image[64];
+static char image[64], deep[80];
+static const char *model; /* NULL: rag-draft */
 
 enum { CPU, DEVICE, SLICED, N_DAEMONS };
 static struct rig_daemon *d[N_DAEMONS];
@@ -46,11 +48,13 @@ static void start(int i)
 			 "host_memory = 8M\n",
 			 rig_cuda_path(), rig_cuda_path(), image);
 	snprintf(conf, sizeof(conf),
-		 "%s%s[model m]\npath = %s/models/rag-draft.gguf\nmath = f32\n"
+		 "%s%s[model m]\npath = %s%s\nmath = f32\n"
 		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
 		 "[tenant t]\nuid = %u\nmemory = %s\ndisk = 64M\n",
 		 device, i == SLICED ? "prefill_slice = 20\n" : "",
-		 rig_data_dir(), getuid(), i == SLICED ? "2M" : "8M");
+		 model ? "" : rig_data_dir(),
+		 model ? model : "/models/rag-draft.gguf", getuid(),
+		 i == SLICED ? "2M" : "8M");
 	d[i] = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d[i]);
 	c[i] = rig_join(d[i]->socket);
@@ -92,7 +96,7 @@ static void ask(struct kvc *k, const struct kvc_generate *r, struct answer *out)
 /* Numbers that any daemon gets alike: part i of question q. */
 static struct kvc_part part(int q, int i, uint32_t flags)
 {
-	static const uint32_t sizes[] = { 9, 22, 17, 25, 20, 8 };
+	static const uint32_t sizes[] = { 6, 16, 12, 18, 14, 6 };
 	const uint32_t n = sizes[i];
 	uint32_t *t = tokens[q][i];
 	uint64_t x = 88172645463325252u + (uint64_t)(q * 10 + i);
@@ -350,7 +354,7 @@ START_TEST(chunks_side_by_side)
 		start(i);
 		for (int k = 0; k < 3; k++) {
 			r = request(p[k], k ? k - 1 : 0, in_order);
-			r.max_tokens = 4;
+			r.max_tokens = 3;
 			side_by_side(&r, p[k], how[k][0], how[k][1]);
 			if (i != SLICED)
 				ask(c[i], &r, &x[i][k]);
@@ -360,7 +364,7 @@ START_TEST(chunks_side_by_side)
 		}
 	}
 	r = request(p[0], 1, in_order);
-	r.max_tokens = 4;
+	r.max_tokens = 3;
 	ask(c[SLICED], &r, &plain[0]);
 	ask(c[DEVICE], &r, &plain[1]);
 	same_bits(&plain[0], &plain[1]);
@@ -370,7 +374,7 @@ START_TEST(chunks_side_by_side)
 		same_bits(&x[DEVICE][k], &x[SLICED][k]);
 	}
 	r = request(p[1], 0, in_order);
-	r.max_tokens = 4;
+	r.max_tokens = 3;
 	side_by_side(&r, p[1], how[1][0], how[1][1]);
 	ask(c[DEVICE], &r, &again);
 	same_bits(&again, &x[DEVICE][1]);
@@ -382,11 +386,69 @@ START_TEST(chunks_side_by_side)
 }
 END_TEST
 
+/* ---- focus --------------------------------------------------------------------------- */
+
+/* Where it looks, where the others stop, and the answer; next to one whose queries are kept. */
+START_TEST(where_the_question_looks)
+{
+	static struct answer x[N_DAEMONS][N], all, fresh[2];
+	struct kvc_part p[N + 1][N_PARTS];
+	struct kvc_gen *g[N + 1];
+	struct kvc_generate r, keeps = request(p[N], 1, other);
+	uint32_t n_stopped = 0;
+
+	rig_model_write(&(struct rig_model){ .n_layers = 4,
+					     .n_vocab = VOCAB,
+					     .head_dim = 64,
+					     .n_ctx = 512,
+					     .seed = 3 },
+			deep);
+	model = deep;
+	keeps.repair = KV_REPAIR_CRAFT;
+	keeps.repair_permille = KV_REPAIR_ALL;
+	for (int i = 0; i < N_DAEMONS; i++)
+		start(i);
+	for (int q = 0; q < N; q++) {
+		r = request(p[q], q, in_order);
+		r.repair = KV_REPAIR_BLEND;
+		r.repair_permille = 400;
+		r.max_tokens = 3;
+		ask(c[DEVICE], &r, &all);
+		r.flags |= KV_GEN_FOCUS;
+		ask(c[CPU], &r, &x[CPU][q]);
+		ask(c[DEVICE], &r, &x[DEVICE][q]);
+		ck_assert_int_eq(kvc_generate_start(c[SLICED], &r, &g[q]), 0);
+		n_stopped += x[DEVICE][q].how.n_stopped;
+		if (x[DEVICE][q].how.n_stopped)
+			ck_assert(memcmp(all.logits, x[DEVICE][q].logits,
+					 sizeof(all.logits)));
+	}
+	ck_assert_int_eq(kvc_generate_start(c[SLICED], &keeps, &g[N]), 0);
+	for (int q = 0; q < N; q++) {
+		take(c[SLICED], g[q], &x[SLICED][q]);
+		near(&x[CPU][q], &x[DEVICE][q], 1e-3);
+		same_bits(&x[DEVICE][q], &x[SLICED][q]);
+		for (int i = 0; i < N_DAEMONS; i++)
+			ck_assert(!memcmp(&x[i][q].how, &x[CPU][q].how,
+					  sizeof(x[i][q].how)));
+		ck_assert_uint_gt(x[DEVICE][q].how.n_looked, 0);
+	}
+	ck_assert_uint_gt(n_stopped, 0);
+	take(c[SLICED], g[N], &fresh[0]);
+	ask(c[DEVICE], &keeps, &fresh[1]);
+	same_bits(&fresh[0], &fresh[1]);
+	await(c[SLICED], 3);
+	for (int i = 0; i < N_DAEMONS; i++)
+		stop(i);
+}
+END_TEST
+
 static void setup(void)
 {
 	FILE *f;
 
 	snprintf(image, sizeof(image), "/tmp/kvd-gpu-chunks-%d", (int)getpid());
+	snprintf(deep, sizeof(deep), "%s.gguf", image);
 	f = fopen(image, "w");
 	ck_assert_ptr_nonnull(f);
 	fputs("the fake takes any image\n", f);
@@ -396,6 +458,7 @@ static void setup(void)
 static void teardown(void)
 {
 	(void)unlink(image);
+	(void)unlink(deep);
 }
 
 int main(void)
@@ -415,6 +478,7 @@ int main(void)
 	tcase_add_test(t, in_other_company);
 	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);
 	tcase_add_test(t, chunks_side_by_side);
+	tcase_add_test(t, where_the_question_looks);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_ENV);

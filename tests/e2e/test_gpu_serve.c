@@ -356,9 +356,6 @@ START_TEST(what_is_not_done_there_is_refused)
 				      .model = "rag-mini",
 				      .memory = "2M" });
 	r = request(p, 0, 0, 1);
-	r.flags |= KV_GEN_FOCUS;
-	ck_assert_int_eq(ask(c, &r, &x), -ENOTSUP);
-	r.flags &= ~(uint32_t)KV_GEN_FOCUS;
 	r = request(p, 0, 0, 1);
 	r.parts = &whole;
 	r.n_parts = 1;

@@ -377,7 +377,9 @@ END_TEST
 START_TEST(a_plan_of_all_layers)
 {
 	struct attn_item it[2];
-	struct attn_gpu_step step = { it, 2, 0, LAYERS, 0 };
+	struct attn_gpu_step step = { .items = it,
+				      .n_items = 2,
+				      .n_layers = LAYERS };
 	struct attn_gpu_rows rows;
 	struct sample l;
 	float *q, *o, *want, *k, *v;
@@ -399,7 +401,7 @@ START_TEST(a_plan_of_all_layers)
 	memcpy(v, l.v, l.nkv * sizeof(*v));
 	rows = (struct attn_gpu_rows){ (uintptr_t)q, (uintptr_t)k, (uintptr_t)v,
 				       (uintptr_t)o };
-	ck_assert_int_eq(attn_gpu_begin(dev, &scratch, &step), 0);
+	ck_assert_int_eq(attn_gpu_begin(dev, &scratch, &step, 1), 0);
 	for (uint32_t i = 0; i < LAYERS; i++) {
 		memcpy(k, l.k, l.nkv * sizeof(*k));
 		ck_assert_int_eq(attn_gpu_layer(dev, i, &rows), 0);
@@ -412,9 +414,73 @@ START_TEST(a_plan_of_all_layers)
 		ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, i), 0);
 		ck_assert(!memcmp(it[0].o, want, n * sizeof(*want)));
 		free(it[0].o);
-		ck_assert_int_eq(attn_gpu_begin(dev, &scratch, &step), 0);
+		ck_assert_int_eq(attn_gpu_begin(dev, &scratch, &step, 1), 0);
 	}
 	rig_gpu_wait(&g);
+	free(want);
+	drop(&l);
+}
+END_TEST
+
+/* Ranges of layers: from one on an entry is seen without its patch, in the last one only some
+ * rows attend. Each as by itself. */
+START_TEST(a_plan_of_ranges)
+{
+	static const uint32_t some[] = { 1, 2, 4 };
+	struct attn_item it[2];
+	const struct attn_gpu_step steps[] = {
+		{ .items = it, .n_items = 2, .n_layers = 1 },
+		{ .items = it, .n_items = 2, .layer = 1, .n_layers = 1 },
+		{ .items = it,
+		  .n_items = 2,
+		  .layer = 2,
+		  .n_layers = 1,
+		  .wanted = some,
+		  .n_wanted = 3 },
+	};
+	struct attn_gpu_rows rows;
+	struct sample l;
+	float *q, *o, *want, *some_q, *k, *v;
+	size_t n;
+
+	make(&l, &shapes[0]);
+	n = 5 * l.nq;
+	want = malloc(n * sizeof(*want));
+	l.seq.entries[2].stop_layer = 1;
+	o = malloc(TAIL * l.nq * sizeof(*o));
+	both(&l, item(&l, TAIL_AT, TAIL, o), "stopped");
+	free(o);
+	q = rig_gpu_alloc(&g, n * sizeof(*q));
+	o = rig_gpu_alloc(&g, n * sizeof(*o));
+	k = rig_gpu_alloc(&g, 2 * l.nkv * sizeof(*k));
+	v = rig_gpu_alloc(&g, 2 * l.nkv * sizeof(*v));
+	some_q = rig_gpu_alloc(&g, 3 * l.nq * sizeof(*some_q));
+	it[0] = item(&l, 50, 3, want);
+	it[1] = item(&l, N_TOKENS - 2, 2, want + 3 * l.nq);
+	memcpy(q, l.q + 50 * l.nq, 3 * l.nq * sizeof(*q));
+	memcpy(q + 3 * l.nq, l.q + (N_TOKENS - 2) * l.nq,
+	       2 * l.nq * sizeof(*q));
+	for (uint32_t i = 0; i < 3; i++)
+		memcpy(some_q + i * l.nq, q + some[i] * l.nq,
+		       l.nq * sizeof(*q));
+	it[1].k = l.k;
+	it[1].v = l.v;
+	memcpy(v, l.v, 2 * l.nkv * sizeof(*v));
+	rows = (struct attn_gpu_rows){ (uintptr_t)q, (uintptr_t)k, (uintptr_t)v,
+				       (uintptr_t)o };
+	for (uint32_t i = 0; i < LAYERS; i++) {
+		memcpy(k, l.k, 2 * l.nkv * sizeof(*k));
+		ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, i), 0);
+		/* the plan is one of all layers, this one is looked at */
+		ck_assert_int_eq(attn_gpu_begin(dev, &scratch, steps, 3), 0);
+		rows.q = (uintptr_t)(i == 2 ? some_q : q);
+		ck_assert_int_eq(attn_gpu_layer(dev, i, &rows), 0);
+		rig_gpu_wait(&g);
+		for (uint32_t r = 0; r < (i == 2 ? 3u : 5u); r++)
+			ck_assert(!memcmp(o + r * l.nq,
+					  want + (i == 2 ? some[r] : r) * l.nq,
+					  l.nq * sizeof(*o)));
+	}
 	free(want);
 	drop(&l);
 }
@@ -566,6 +632,7 @@ int main(void)
 	tcase_add_test(t, rows_of_the_type_of_the_pages);
 	tcase_add_test(t, a_row_does_not_know_its_company);
 	tcase_add_test(t, a_plan_of_all_layers);
+	tcase_add_test(t, a_plan_of_ranges);
 	tcase_add_test(t, heads_of_tiles);
 	tcase_add_test(t, what_is_refused);
 	suite_add_tcase(s, t);

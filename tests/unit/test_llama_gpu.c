@@ -485,6 +485,69 @@ static int attn_copy_q(void *ctx, uint32_t layer, cuda_ptr q, cuda_ptr k,
 	return kern_gpu_from_f32(g.kern, KERN_F32, &a, st);
 }
 
+/* Rows end before some layers, and in the last one those without logits: the others' bits do
+ * not change. _i: types */
+START_TEST(rows_that_end)
+{
+	static const uint32_t some[] = { 0, 2, 3, 7, 8, 9 }, few[] = { 1, 5 };
+	static const uint32_t want[] = { 2, 9 }, left[] = { 0, 1 };
+	static const uint32_t all[] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 };
+	const struct llama_gpu_narrow to[] = { { 1, 6, some }, { 2, 2, few } };
+	char path[64];
+	uint32_t tokens[10];
+	float *x, *y;
+	struct pair p;
+	size_t n, n_elems;
+
+	(void)snprintf(path, sizeof(path), "/tmp/kvd-llama-gpu-%d-end.gguf",
+		       (int)getpid());
+	rig_model_write(&(struct rig_model){ .n_layers = 4, .head_dim = 64 },
+			path);
+	open_pair(&p, path, _i ? KERN_BF16 : KERN_F32);
+	(void)unlink(path);
+	n = llama_shape(p.host)->n_vocab;
+	n_elems = 10 * n_q(&p.a);
+	x = malloc(10 * n * sizeof(*x));
+	y = malloc(2 * n * sizeof(*y));
+	for (uint32_t i = 0; i < 10; i++)
+		tokens[i] = 300 + i;
+	for (int turn = 0; turn < 5; turn++) {
+		/* all; at the end; before layers; both; none is wanted */
+		struct llama_gpu_batch b = { .n_rows = 10,
+					     .tokens = tokens,
+					     .n_logits = turn ? 2 : 10,
+					     .logit_rows = !turn      ? all
+							   : turn > 1 ? left
+								      : want,
+					     .narrow = to,
+					     .n_narrow = turn > 1 ? 2 : 0,
+					     .logits = turn ? y : x,
+					     .attn = attn_copy_q,
+					     .ctx = &n_elems };
+
+		if (turn == 1 || turn > 2)
+			b.last = LLAMA_GPU_WANTED_ROWS;
+		if (turn == 4)
+			b.n_logits = 0;
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), 0);
+		for (uint32_t i = 0; turn && i < b.n_logits; i++)
+			ck_assert(!memcmp(y + i * n, x + want[i] * n,
+					  n * sizeof(*x)));
+		memset(y, 0, 2 * n * sizeof(*y));
+		b.n_narrow = 2;
+		b.n_logits = 1;
+		b.logit_rows = want; /* there are two rows left */
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), -EINVAL);
+		b.n_logits = 0;
+		b.key.w[0] = 1;
+		ck_assert_int_eq(llama_gpu_step(p.gs, &b), -EINVAL);
+	}
+	free(x);
+	free(y);
+	close_pair(&p);
+}
+END_TEST
+
 /*
  * Steps of one key: first as ever, then captured; the same bits. What cannot be captured is not
  * tried again, and costs nothing but that.
@@ -689,6 +752,7 @@ int main(void)
 	tcase_add_test(t, bad_batches_are_refused);
 	tcase_add_test(t, heads_that_no_kernel_has);
 	tcase_add_test(t, tokens_are_chosen_there);
+	tcase_add_loop_test(t, rows_that_end, 0, 2);
 	if (!getenv("KVD_GPU")) {
 		tcase_add_test(t, every_call_fails);
 		tcase_add_test(t, steps_that_are_alike);

@@ -84,7 +84,7 @@ struct sim_opts {
 struct sim_result {
 	uint64_t n_hits; /* blocks */
 	uint64_t n_usable; /* blocks of hit prefixes without a gap */
-	double seconds;
+	double seconds; /* of CPU */
 };
 struct sim;
 /* The trace is borrowed. -ENOMEM. */

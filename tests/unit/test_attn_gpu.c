@@ -287,6 +287,12 @@ START_TEST(seen_otherwise)
 	it[1] = item(&l, 40, 1, alone);
 	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 2, 1), 0);
 	ck_assert(!memcmp(alone, plain, l.nq * sizeof(*plain)));
+	/* rows enough for tiles, that see nothing plainly */
+	l.seq.entries[0].context = (struct seq_context){ 0, 0.7f, 0.9f };
+	both(&l, item(&l, 10, 80, o), "tiles");
+	it[0] = item(&l, 50, 1, alone);
+	ck_assert_int_eq(attn_gpu_items(dev, &scratch, it, 1, 2), 0);
+	ck_assert(!memcmp(alone, o + 40 * l.nq, l.nq * sizeof(*o)));
 	free(o);
 	free(plain);
 	free(alone);

@@ -626,7 +626,8 @@ static void claim_uses(struct persist *p, struct segment *s)
 	if (e->n_hits >= s->n_hits && e->value > 0) {
 		s->n_hits = e->n_hits;
 		if (s->is_variant)
-			s->variant->value = e->value;
+			variant_set_value(p->conf.variants, s->variant,
+					  e->value);
 		else
 			chunk_set_value(p->conf.chunks, s, e->value);
 	}

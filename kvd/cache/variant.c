@@ -15,6 +15,7 @@ struct variant_set { /* of one chunk */
 	struct map_id chunk;
 	struct list variants;
 	uint32_t n;
+	struct evict_node rank; /* among those of its table: see rank() */
 };
 
 /* ---- one variant ------------------------------------------------------------ */
@@ -141,6 +142,37 @@ static void use(struct variant_table *t, struct variant *v, float cfo)
 	v->used = t->time++;
 }
 
+/* ln of the score per byte of v, as if all uses had been at time 0. */
+static double key_of(const struct variant *v)
+{
+	return log(v->value / (double)v->seg->bytes) -
+	       (double)v->used * log(DECAY);
+}
+
+/*
+ * Where the set stands: ln of the sum over its variants. All scores shrink alike, so that a
+ * key does not change until a variant is used, comes or goes.
+ */
+static void rank(struct variant_table *t, struct variant_set *set)
+{
+	double max = -INFINITY, sum = 0;
+
+	list_for_each(node, &set->variants)
+		max = fmax(max, key_of(list_entry(node, struct variant, node)));
+	list_for_each(node, &set->variants)
+		sum += exp(key_of(list_entry(node, struct variant, node)) -
+			   max);
+	set->rank.key = max + log(sum);
+	set->rank.stamp = ++t->n_ranked;
+	evict_heap_push(&t->heap, &set->rank);
+}
+
+static void rank_again(struct variant_table *t, struct variant_set *set)
+{
+	evict_heap_del(&t->heap, &set->rank);
+	rank(t, set);
+}
+
 static int same_tokens(const struct segment *s, const uint32_t *tokens,
 		       uint32_t n)
 {
@@ -177,6 +209,13 @@ static struct variant *least(struct variant_set *set, const uint32_t *tokens,
 	return best;
 }
 
+void variant_set_value(struct variant_table *t, struct variant *v, double value)
+{
+	v->value = value;
+	v->used = t->time;
+	rank_again(t, map_find(&t->sets, v->chunk));
+}
+
 struct segment *variant_find(struct variant_table *t, struct map_id chunk,
 			     const uint32_t *tokens, uint32_t n,
 			     const struct variant_place *at, float alpha,
@@ -189,6 +228,7 @@ struct segment *variant_find(struct variant_table *t, struct map_id chunk,
 	if (!v)
 		return NULL;
 	use(t, v, *cfo);
+	rank_again(t, set);
 	segment_get(v->seg);
 	v->seg->n_hits++;
 	range_gain(v->seg->range, 1 / KV_MAX(*cfo, MIN_CFO));
@@ -215,8 +255,11 @@ static void unindex(struct segment *s, void *ctx)
 	t->n_evicted += s->evicted ? 1 : 0;
 	if (s->evicted && t->st_evicted)
 		stat_add(t->st_evicted, 1);
-	if (--set->n)
+	if (--set->n) {
+		rank_again(t, set);
 		return;
+	}
+	evict_heap_del(&t->heap, &set->rank);
 	map_del(&t->sets, set->chunk);
 	free(set);
 }
@@ -264,25 +307,9 @@ int variant_rm(struct variant_table *t, struct map_id chunk)
 /* All of the chunk that is worth least. */
 static void evict_chunk(struct variant_table *t)
 {
-	struct variant_set *worst = NULL;
-	double least_sum = 0;
-
-	for (uint64_t i = 0; i < t->sets.n_slots; i++) {
-		struct variant_set *set = t->sets.slots[i].value;
-		double sum = 0;
-
-		if (!set)
-			continue;
-		list_for_each(node, &set->variants)
-			sum += worth(
-				list_entry(node, struct variant, node)->seg, t);
-		if (worst && sum >= least_sum)
-			continue;
-		worst = set;
-		least_sum = sum;
-	}
-	if (worst)
-		drop_set(worst, segment_evict);
+	if (t->heap.root)
+		drop_set(container_of(t->heap.root, struct variant_set, rank),
+			 segment_evict);
 }
 
 static struct variant_set *set_of(struct variant_table *t, struct map_id chunk)
@@ -338,14 +365,30 @@ int variant_add(struct variant_table *t, struct segment *s, struct variant *v)
 	v->used = t->time;
 	if (!(v->value > 0))
 		v->value = 1; /* as one use that computed all of it */
+	if (set->n)
+		evict_heap_del(&t->heap, &set->rank);
 	list_push(&set->variants, &v->node);
 	set->n++;
+	rank(t, set);
 	t->n++;
 	s->is_variant = 1;
 	s->unindex = unindex;
 	s->worth = worth;
 	s->unindex_ctx = t;
 	return 0;
+}
+
+static uint64_t check_heap(const struct evict_node *n,
+			   const struct evict_node *parent)
+{
+	uint64_t sum = 0;
+
+	for (; n; n = n->next) {
+		assert(container_of(n, struct variant_set, rank)->n);
+		assert(!parent || !evict_before(n, parent));
+		sum += 1 + check_heap(n->child, n);
+	}
+	return sum;
 }
 
 void variant_table_check(const struct variant_table *t)
@@ -371,4 +414,5 @@ void variant_table_check(const struct variant_table *t)
 		n += n_set;
 	}
 	assert(n == t->n && t->sets.n_used <= t->max_chunks);
+	assert(check_heap(t->heap.root, NULL) == t->sets.n_used);
 }

@@ -31,6 +31,7 @@
 
 #include "kvd/base/stat.h"
 #include "kvd/cache/segment.h"
+#include "kvd/mem/evict_heap.h"
 
 #define VARIANT_MAX	   5u /* of one chunk */
 #define VARIANT_CHUNKS	   16384u
@@ -78,7 +79,9 @@ float variant_cfo(const struct variant *v, const struct map_id *now,
 
 struct variant_table {
 	struct map sets; /* chunk id to struct variant_set */
+	struct evict_heap heap; /* of sets, by the score per byte */
 	uint64_t time; /* uses so far */
+	uint64_t n_ranked;
 	uint32_t n; /* variants */
 	uint32_t max_chunks;
 	uint64_t n_evicted;
@@ -108,6 +111,9 @@ struct segment *variant_peek(const struct variant_table *t,
 			     struct map_id chunk);
 /* (2) of v, which is in t, as of now. */
 double variant_value(const struct variant_table *t, const struct variant *v);
+/* It is value (> 0) now: v comes from an earlier life. */
+void variant_set_value(struct variant_table *t, struct variant *v,
+		       double value);
 /* 1: one more of the chunk takes nobody's place. */
 int variant_room(const struct variant_table *t, struct map_id chunk);
 /*

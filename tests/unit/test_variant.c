@@ -5,7 +5,10 @@
 #include <check.h>
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 #include "kvd/cache/variant.h"
 #include "kvd/mem/page.h"
 #include "tests/rig/rig_mem.h"
@@ -227,6 +230,102 @@ START_TEST(readers_keep_what_goes)
 }
 END_TEST
 
+/* ---- who goes, against a scan of all ------------------------------------------- */
+
+#define N_SMALL 12u /* chunks kept, of N_KINDS */
+#define N_KINDS 40u
+#define N_STEPS 30000u
+
+static double sums[N_KINDS + 1]; /* of chunks that are there; else 0 */
+
+static void add_sum(struct segment *s, void *arg)
+{
+	(void)arg;
+	if (s->is_variant)
+		sums[s->variant->chunk.w[0]] +=
+			variant_value(&table, s->variant) / (double)s->bytes;
+}
+
+static uint64_t scan(void)
+{
+	uint64_t least = 0;
+
+	memset(sums, 0, sizeof(sums));
+	segment_each(pool, add_sum, NULL);
+	for (uint64_t i = 1; i <= N_KINDS; i++)
+		if (sums[i] > 0 && (!least || sums[i] < sums[least]))
+			least = i;
+	return least;
+}
+
+static void lose(uint64_t chunk)
+{
+	struct segment *s = variant_peek(&table, CHUNK(chunk));
+
+	if (s && random() % 4)
+		segment_forget(s);
+	else if (s)
+		variant_set_value(&table, s->variant,
+				  (double)(1 + random() % 50) / 3);
+}
+
+/* One more of a chunk that is not there: what a scan of all finds goes, and nothing else. */
+static uint32_t add_new(uint64_t chunk, uint32_t n)
+{
+	const int full = !variant_room(&table, CHUNK(chunk));
+	double was[N_KINDS + 1];
+	const uint64_t least = scan();
+	uint32_t n_gone = 0;
+
+	memcpy(was, sums, sizeof(was));
+	ck_assert_int_eq(add(chunk, 1 + (uint64_t)random() % 9, 50, n), 0);
+	(void)scan();
+	for (uint64_t i = 1; i <= N_KINDS; i++) {
+		if (!(was[i] > 0) || sums[i] > 0)
+			continue;
+		/* equal ones: either */
+		ck_assert_double_le(was[i], was[least] * (1 + 1e-9));
+		n_gone++;
+	}
+	ck_assert_uint_eq(n_gone, full ? 1 : 0);
+	return n_gone;
+}
+
+START_TEST(who_goes_is_what_a_scan_finds)
+{
+	const unsigned seed = (unsigned)getpid();
+	uint32_t n_gone = 0;
+	float c;
+
+	printf("seed %u\n", seed);
+	srandom(seed);
+	table.max_chunks = N_SMALL;
+	for (uint32_t i = 0; i < N_STEPS; i++) {
+		const uint64_t chunk = 1 + (uint64_t)random() % N_KINDS;
+		/* equal tokens are equal in number */
+		const uint32_t n = 10 + 33 * (uint32_t)(chunk % 7);
+		const uint64_t ctx = 1 + (uint64_t)random() % 9;
+
+		if (random() % 3)
+			(void)use(chunk, ctx, 50 + ctx, n, &c);
+		else if (!(random() % 8))
+			lose(chunk);
+		else if (variant_peek(&table, CHUNK(chunk)))
+			(void)add(chunk, ctx, 50 + ctx, n);
+		else
+			n_gone += add_new(chunk, n);
+		if (i == N_STEPS / 2) /* the past is far behind */
+			table.time += 1000000;
+		if (i % 100 == 0)
+			variant_table_check(&table);
+	}
+	ck_assert_uint_gt(n_gone, N_STEPS / 100);
+	while (!segment_reclaim(pool))
+		;
+	ck_assert_uint_eq(table.n, 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("variant");
@@ -240,6 +339,7 @@ int main(void)
 	tcase_add_test(t, the_best_is_found);
 	tcase_add_test(t, the_least_used_per_byte_goes);
 	tcase_add_test(t, readers_keep_what_goes);
+	tcase_add_test(t, who_goes_is_what_a_scan_finds);
 	tcase_set_timeout(t, 60);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -59,7 +59,7 @@ $(B)/obj/kernels/%.o: ALLC := $(CFLAGS) $(OPT)
 endif
 # kern.c says what they read and write; the emulator switches stacks by hand
 ifeq ($(SAN),tsan)
-export TSAN_OPTIONS ?= suppressions=tests/tsan.supp history_size=4
+export TSAN_OPTIONS ?= suppressions=tests/tsan.supp history_size=4 die_after_fork=0
 $(B)/obj/kernels/cpu_%.o $(B)/obj/kernels/ref.o \
 $(call obj,$(addprefix tests/rig/cuda/,gpu_emu.c emu_mma.c emu_hopper.c fake_kernels.c)): \
 	ALLC := $(filter-out -fsanitize=thread,$(ALLC))

@@ -458,7 +458,8 @@ struct kv_gen_repair { /* [D] */
 	uint32_t
 		n_looked; /* tokens that looked first, through as many layers */
 	uint32_t looked_layers;
-	uint64_t _rsvd;
+	uint32_t n_probed; /* tokens that went through layer 0 to be compared */
+	uint32_t _rsvd;
 };
 KV_STATIC_ASSERT(sizeof(struct kv_gen_repair) == 32, "kv_gen_repair is ABI");
 

@@ -336,9 +336,9 @@ const char *kvc_gen_text(const struct kvc_gen *g);
 const struct kv_gen_stats *kvc_gen_stats(const struct kvc_gen *g);
 /* KV_GEN_LOGITS, or NULL */
 const float *kvc_gen_logits(const struct kvc_gen *g);
-/* KV_REPAIR_CRAFT and _CRAFT_BLEND: one for each part, else NULL. Valid after the end. */
 /* How chunks were repaired; zeros without repair, or before the end. */
 const struct kv_gen_repair *kvc_gen_repair(const struct kvc_gen *g);
+/* KV_REPAIR_CRAFT and _CRAFT_BLEND: one for each part, else NULL. Valid after the end. */
 const struct kv_chunk_used *kvc_gen_used(const struct kvc_gen *g, uint32_t *n);
 uint32_t kvc_gen_n_logits(const struct kvc_gen *g); /* of these there are */
 enum kv_end kvc_gen_end(const struct kvc_gen *g);

@@ -224,6 +224,7 @@ static void finish_one(struct rag *r, const json_t *o, struct kvc_gen *g)
 		t->n_repaired += st->n_repaired;
 		t->n_work += work(st, kvc_gen_repair(g));
 		t->n_layers = kvc_gen_repair(g)->n_layers;
+		t->n_probed += kvc_gen_repair(g)->n_probed;
 		t->n_out += (uint64_t)n;
 	}
 	t->n_right += right ? 1 : 0;

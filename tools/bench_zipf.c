@@ -16,6 +16,13 @@ static uint64_t n_computed(const struct tally *t)
 	return t->n_prompt - t->n_prefix - t->n_chunk + t->n_repaired;
 }
 
+/* And what was looked at to choose, each the share of layers it went through. */
+static double work(const struct tally *t)
+{
+	return (double)n_computed(t) +
+	       (t->n_layers ? (double)t->n_probed / t->n_layers : 0);
+}
+
 static void report_nothing(struct rag *r, double wall_s)
 {
 	(void)r;
@@ -74,6 +81,8 @@ int bench_zipf(struct bench *b)
 	if (!ret) {
 		bench_put(b, (double)n_computed(&r.t) / (double)plain, "x",
 			  "reuse.zipf.computed_ratio");
+		bench_put(b, work(&r.t) / (double)plain, "x",
+			  "reuse.zipf.work_ratio");
 		bench_put(b, (double)b->memory_bytes * 1e-6, "MB",
 			  "reuse.zipf.memory_mb");
 	}

@@ -278,9 +278,9 @@ static void print_repair(const struct kvc_gen *g)
 		return;
 	printf("\"repair\":{\"share\":%.3f,\"layers\":%u,\"stop_layer\":%u,"
 	       "\"stopped_tokens\":%u,\"looked_tokens\":%u,"
-	       "\"looked_layers\":%u},",
+	       "\"looked_layers\":%u,\"probed_tokens\":%u},",
 	       r->permille * 1e-3, r->n_layers, r->stop_layer, r->n_stopped,
-	       r->n_looked, r->looked_layers);
+	       r->n_looked, r->looked_layers, r->n_probed);
 }
 
 static void print_json(const struct kvc_gen *g)

@@ -268,6 +268,7 @@ static void send_repair(const struct sess_gen *sg, struct chan *ch)
 				.n_stopped = r->n_stopped,
 				.n_looked = r->n_looked,
 				.looked_layers = r->looked_layers,
+				.n_probed = r->n_probed,
 			};
 }
 

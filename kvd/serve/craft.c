@@ -4,6 +4,7 @@
 #include "kvd/serve/craft.h"
 
 #include <errno.h>
+#include <math.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,12 +139,13 @@ static void walk_chunk(struct gen *g, struct craft_part *c, struct walk *w)
 	g->craft->before[w->n_before++] = c->chunk;
 }
 
-/* By CFO: of all, or none? */
-static void weigh(struct gen *g, struct gen_part *p, struct craft_part *c)
+/* By CFO: of all, or none? Too deep to be kept, all of a chunk that is there is repaired. */
+static void weigh(struct gen *g, struct gen_part *p, struct craft_part *c,
+		  const struct walk *w)
 {
-	c->k = repair_count(p->n,
-			    (uint32_t)(c->cfo * (float)REPAIR_ALL + 0.5f));
-	if (g->craft->permille != REPAIR_BY_CFO || c->k < p->n)
+	c->k = KV_MIN(p->n, (uint32_t)ceil((double)c->cfo * p->n));
+	if (g->craft->permille != REPAIR_BY_CFO || c->k < p->n ||
+	    w->depth > CRAFT_DEPTH)
 		return;
 	segment_put(p->seg); /* the same work, and a variant that fits */
 	p->seg = NULL;
@@ -151,7 +153,7 @@ static void weigh(struct gen *g, struct gen_part *p, struct craft_part *c)
 }
 
 static void use_variant(struct gen *g, struct gen_part *p, struct craft_part *c,
-			struct segment *s)
+			const struct walk *w, struct segment *s)
 {
 	if (p->seg)
 		segment_put(p->seg);
@@ -160,18 +162,19 @@ static void use_variant(struct gen *g, struct gen_part *p, struct craft_part *c,
 	c->depth = s->variant->depth;
 	c->kind = map_id_equal(c->variant, c->ctx) ? CRAFT_EXACT : CRAFT_INTER;
 	if (c->kind == CRAFT_INTER)
-		weigh(g, p, c);
+		weigh(g, p, c, w);
 }
 
 /* Computed alone: the right bits where nothing stands before it. */
-static void use_alone(struct gen *g, struct gen_part *p, struct craft_part *c)
+static void use_alone(struct gen *g, struct gen_part *p, struct craft_part *c,
+		      const struct walk *w)
 {
 	c->variant = prefix_root(g->model->id);
 	c->depth = 0;
 	c->cfo = VARIANT_ALPHA * VARIANT_ALONE_CFO;
 	c->kind = map_id_equal(c->variant, c->ctx) ? CRAFT_EXACT : CRAFT_ALONE;
 	if (c->kind == CRAFT_ALONE)
-		weigh(g, p, c);
+		weigh(g, p, c, w);
 	else
 		c->cfo = 0;
 }
@@ -198,9 +201,9 @@ static int find(struct gen *g, struct gen_part *p, struct craft_part *c,
 			g, chunk_find(&g->tenant->chunks, c->chunk, t, p->n));
 	}
 	if (s)
-		use_variant(g, p, c, s);
+		use_variant(g, p, c, w, s);
 	else if (p->seg && g->craft->permille != REPAIR_ALL)
-		use_alone(g, p, c);
+		use_alone(g, p, c, w);
 	if (s || c->kind != CRAFT_NONE) {
 		p->found = 1;
 		return 0;

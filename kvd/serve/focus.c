@@ -295,11 +295,13 @@ void focus_report(struct gen *g)
 	struct serve_gen_repair *r = &g->req->how;
 
 	r->n_layers = g->model->layout.n_layers;
-	if (!g->n_groups)
-		return;
 	r->permille = g->craft ? g->craft->permille : g->permille;
 	if (r->permille > REPAIR_ALL)
 		r->permille = 0; /* each its own */
+	for (uint32_t i = 0; i < g->n_groups; i++)
+		r->n_probed += g->groups[i].n_probed;
+	if (!g->n_groups)
+		return;
 	if (!f || f->pending)
 		return;
 	r->n_looked = f->n;

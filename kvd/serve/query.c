@@ -161,7 +161,15 @@ struct segment_list {
 	int chunks;
 };
 
-/* The text of a chunk, shortened, for a person to recognise it. */
+static int is_utf8(const char *text, size_t n)
+{
+	json_t *j = json_stringn(text, n);
+
+	json_decref(j);
+	return !!j;
+}
+
+/* The text of a chunk, shortened, for a person to recognise it; any bytes may be in it. */
 static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
 {
 	const struct tokenizer *tok;
@@ -178,7 +186,10 @@ static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
 	n = KV_MIN(n, (int64_t)sizeof(text) - 1);
 	while (n && text[n - 1] & 0x80) /* no half character at the end */
 		n--;
-	json_object_set_new(o, "text", json_stringn_nocheck(text, (size_t)n));
+	for (int64_t i = 0; i < n && !is_utf8(text, (size_t)n); i++)
+		if (text[i] & 0x80)
+			text[i] = '?';
+	json_object_set_new(o, "text", json_stringn(text, (size_t)n));
 }
 
 /* It was computed in company: which one of the chunk, behind how many others. */

@@ -310,7 +310,7 @@ struct serve_gen_stats { /* as struct kv_gen_stats */
 
 struct serve_gen_repair { /* as struct kv_gen_repair */
 	uint32_t permille, n_layers, stop_layer, n_stopped;
-	uint32_t n_looked, looked_layers;
+	uint32_t n_looked, looked_layers, n_probed;
 };
 
 /* What became of a part that may be a chunk, with repair = craft. */

@@ -280,6 +280,13 @@ START_TEST(without_it_the_answers_are_the_same)
 	struct kvc *c;
 	char *log;
 
+#ifdef __SANITIZE_THREAD__
+	if (!strcmp(w->name, "more open files")) {
+		printf("%s: skipped, the sanitizer sets limits itself\n",
+		       w->name);
+		return;
+	}
+#endif
 	if (!strcmp(w->name, "more open files")) { /* something to ask for */
 		const struct rlimit r = { 512, 1024 };
 

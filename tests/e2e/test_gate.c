@@ -95,7 +95,7 @@ START_TEST(noise_is_not_reused)
 
 	ck_assert(same(first, plain));
 	ck_assert_uint_eq(first.st.n_chunk, 0);
-	for (uint32_t r = KV_REPAIR_FIRST; r <= KV_REPAIR_CRAFT; r++) {
+	for (uint32_t r = KV_REPAIR_FIRST; r <= KV_REPAIR_CRAFT_BLEND; r++) {
 		const struct answer a = ask(c, "noise", KV_PART_REUSE, r);
 
 		ck_assert(same(a, plain));

@@ -167,7 +167,7 @@ int rig_touch(const struct kvc_map *m, const struct kvc_map_entry *e,
 	      uint32_t salt, uint32_t i)
 {
 	caught = 0;
-	if (sigsetjmp(jump, 0))
+	if (sigsetjmp(jump, 1))
 		return caught;
 	return !rig_token_ok(m, e, salt, i);
 }

@@ -219,6 +219,9 @@ static void done(struct wait *w, int ret)
 		copy_out(g);
 		show(g);
 	}
+	if (g->gen.used)
+		memcpy(g->used, g->gen.used,
+		       KV_MIN(g->gen.n_parts, 8u) * sizeof(g->used[0]));
 	g->ret = ret;
 	g->told = 1;
 }

@@ -61,6 +61,7 @@ struct rig_gen {
 	char text[4 * RIG_GEN_MAX];
 	char shown[4 * RIG_GEN_MAX]; /* text as it streamed */
 	uint32_t n_shown;
+	struct serve_used used[8]; /* with variants: of each part */
 };
 /* Memory is the caller's; fields of gen may be set before rig_gen_start(). */
 struct rig_gen *rig_gen_new(void);

@@ -10,7 +10,11 @@
 #include "kvd/serve/attn.h"
 #include "tests/rig/rig_mem.h"
 
+#ifdef __SANITIZE_THREAD__ /* its frames are larger */
+#define STACK_BYTES (4096u << 10)
+#else
 #define STACK_BYTES (512u << 10)
+#endif
 
 static struct rig_mem *mem;
 static struct segment_pool *pool;

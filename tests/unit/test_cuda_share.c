@@ -195,6 +195,7 @@ static void offerer(int sock)
 	ck_assert_int_eq(read(sock, &byte, 1), 1);
 	ctl.go();
 	ck_assert_int_eq(read(sock, &byte, 1), 1);
+	ck_assert_int_eq(api->stream_sync(st), 0);
 	ck_assert_int_eq(*(char *)at, 4);
 	ck_assert_int_eq(api->event_free(e), 0);
 	ck_assert_int_eq(api->stream_free(st), 0);

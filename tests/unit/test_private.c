@@ -13,7 +13,7 @@
 
 #define N	 200u
 #define N_CHUNK	 150u
-#define N_ASKED	 6
+#define N_ASKED	 7
 #define N_LOGITS 64u
 
 static const char *const counters[] = {
@@ -73,7 +73,7 @@ static void close_world(struct world *w)
 
 /* ---- what is asked ------------------------------------------------------------------ */
 
-enum what { PREFIX, CHUNK, BLEND, CRAFT, EDIT, AGAIN };
+enum what { PREFIX, CHUNK, BLEND, CRAFT, MIXED, EDIT, AGAIN };
 
 static void ask(struct world *w, int i, enum what what, const uint32_t *chunk,
 		struct asked *a)
@@ -84,11 +84,12 @@ static void ask(struct world *w, int i, enum what what, const uint32_t *chunk,
 	if (what == EDIT)
 		rig_gen_part(g, w->text, N, SERVE_PART_BASE);
 	rig_gen_part(g, w->text + (what == EDIT ? 40 : 0), N, 0);
-	if (what == CHUNK || what == BLEND || what == CRAFT)
+	if (what != PREFIX && what != EDIT)
 		rig_gen_part(g, chunk, N_CHUNK, SERVE_PART_REUSE);
 	rig_gen_part(g, w->text + 3, 20, 0);
 	g->gen.repair = what == BLEND	? REPAIR_BLEND
 			: what == CRAFT ? REPAIR_CRAFT
+			: what == MIXED ? REPAIR_CRAFT_BLEND
 					: REPAIR_NONE;
 	g->gen.repair_permille = g->gen.repair ? 200 : 0;
 	ck_assert_int_eq(rig_gen_start(g, w->ss[i]), 0);
@@ -100,6 +101,8 @@ static void ask(struct world *w, int i, enum what what, const uint32_t *chunk,
 		a->n_computed = g->gen.stats.n_computed;
 		a->n_repaired = g->gen.stats.n_repaired;
 		a->n_moved = g->gen.stats.n_moved;
+		for (uint32_t k = 0; k < g->gen.n_parts; k++)
+			a->use[k] = g->used[k].use;
 		for (int k = 0; k < g->ret && k < 8; k++) {
 			a->tokens[k] = g->tokens[k].id;
 			memcpy(&a->logits[k], &g->tokens[k].logprob,
@@ -230,6 +233,7 @@ START_TEST(two_runs_are_equal)
 	ck_assert_int_eq(nothing.foreign_rm, -ENOENT);
 	ck_assert_int_gt(nothing.asked[CHUNK].ret, 0);
 	ck_assert_uint_gt(nothing.asked[AGAIN].n_chunk, 0); /* its own */
+	ck_assert_uint_ne(nothing.asked[CRAFT].use[1], 0);
 	ck_assert_uint_gt(nothing.rows, N);
 	ck_assert_uint_eq(same.steps, nothing.steps);
 	ck_assert_uint_eq(same.rows, nothing.rows);

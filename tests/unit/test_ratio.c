@@ -108,6 +108,7 @@ START_TEST(craft_does_too)
 {
 	follows(REPAIR_CRAFT, 50);
 	follows(REPAIR_CRAFT, 400);
+	follows(REPAIR_CRAFT_BLEND, 400);
 }
 END_TEST
 

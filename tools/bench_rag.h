@@ -26,7 +26,8 @@ struct tally {
 	size_t n;
 	uint32_t n_right, n_failed;
 	uint64_t n_prompt, n_prefix, n_chunk, n_repaired, n_out;
-	uint64_t n_probed; /* tokens through the first layer, to choose (blend) */
+	uint64_t
+		n_probed; /* tokens through the first layer, to choose (blend) */
 	double n_work; /* tokens computed again, each the share of layers it went through */
 	uint32_t n_layers; /* of the model */
 	uint64_t kv_bytes; /* in memory at the end */

@@ -348,7 +348,8 @@ START_TEST(empty_and_last_chunks)
 			  q[] = "Where is the mill? It is by the";
 	struct kvc *c = rig_join(roomy->socket), *d = rig_join(tight->socket);
 
-	for (uint32_t kind = KV_REPAIR_NONE; kind <= KV_REPAIR_CRAFT_BLEND; kind++) {
+	for (uint32_t kind = KV_REPAIR_NONE; kind <= KV_REPAIR_CRAFT_BLEND;
+	     kind++) {
 		const struct kvc_part odd[] = {
 			text("", KV_PART_REUSE), text(s, KV_PART_REUSE),
 			text("", KV_PART_REUSE), text(q, KV_PART_REUSE),

@@ -311,8 +311,7 @@ START_TEST(chunks_come_and_go)
 	ck_assert_int_eq(run("segments"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "true"));
 	/* whatever bytes are in it */
-	ck_assert_int_eq(run("chunk put \"$(printf 'caf\\351 \\377.')\""),
-			 0);
+	ck_assert_int_eq(run("chunk put \"$(printf 'caf\\351 \\377.')\""), 0);
 	ck_assert_int_eq(run("chunks"), 0);
 	ck_assert_msg(!!strstr(out, "caf?"), "%s", out);
 	ck_assert_int_eq(run("--json chunks"), 0);

@@ -158,6 +158,7 @@ static const struct command {
 	{ "zipf", bench_zipf, "FILE.jsonl: the steady state of a chunk cache",
 	  "reuse.zipf.computed_ratio       tokens computed, over those with\n"
 	  "                                prefix reuse alone\n"
+	  "reuse.zipf.work_ratio           with blend's probe: tokens times layers\n"
 	  "reuse.zipf.{early,late}.{ttft_p50_ms,exact_match}  the quarter after\n"
 	  "                                the first, and the last\n"
 	  "reuse.zipf.memory_mb            a third of the working set\n"

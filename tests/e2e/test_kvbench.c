@@ -330,6 +330,8 @@ START_TEST(a_chunk_cache_computes_less_than_a_prefix_cache)
 			 0);
 	lines(names);
 	ck_assert(line("reuse.zipf.computed_ratio") < 1);
+	ck_assert(line("reuse.zipf.work_ratio") >=
+		  line("reuse.zipf.computed_ratio"));
 }
 END_TEST
 

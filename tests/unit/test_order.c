@@ -207,8 +207,8 @@ START_TEST(short_prompts_are_packed)
 		free(t[i]);
 	}
 	ck_assert_uint_eq(rig_serve_rows() - rows, sum);
-	/* full slices, but for the first ones, when not all have come, and the last */
-	ck_assert_uint_le(rig_serve_steps() - steps, sum / 128 + 3);
+	/* full slices, but for the last, and the first ones: however fast they come */
+	ck_assert_uint_le(rig_serve_steps() - steps, sum / 128 + N_SHORT / 4);
 	serve_check(r->serve);
 	rig_serve_close(r);
 }

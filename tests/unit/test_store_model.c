@@ -163,10 +163,11 @@ static void op_move(void)
 
 static void take_move(struct item *it)
 {
-	struct rig_record was = it->to;
+	struct rig_record was;
 
 	if (!it->moving || !it->to.told)
-		return;
+		return; /* the journal's thread has it */
+	was = it->to;
 	if (it->moving == 2) { /* the old places went with the record */
 		ck_assert(!it->to.commit.ret || it->to.commit.ret == -ENOENT);
 		n_done[8] += !it->to.commit.ret;

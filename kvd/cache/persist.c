@@ -309,6 +309,8 @@ static void job_done(struct wait *w, int ret)
 	j->seg = NULL;
 	p->n_busy--;
 	segment_put(s);
+	if (p->conf.let_go)
+		p->conf.let_go(p->conf.ctx);
 	start_jobs(p);
 }
 

@@ -43,6 +43,9 @@ struct persist_conf {
 	struct chunk_table *chunks;
 	struct variant_table *variants;
 	const struct uses *uses; /* what persist_adopt() looks at; or NULL */
+	/* A job's reference is gone; or NULL. */
+	void (*let_go)(void *ctx);
+	void *ctx;
 	int automatic; /* 1: persist_add() queues; 0: only persist_wait() does */
 };
 int persist_new(struct persist **out, const struct persist_conf *conf);

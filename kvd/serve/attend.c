@@ -596,7 +596,8 @@ static int grow_all(struct attend *a)
 		int ret = a->items[i].s ? grow(a, i) : 0;
 
 		if (ret == -EDQUOT && a->req->may_wait &&
-		    a->ss->tenant->n_sequences > 1)
+		    (tenant_frees(a->ss->tenant) ||
+		     a->ss->tenant->n_sequences > 1))
 			return -EAGAIN; /* others may give some back */
 		if (ret)
 			attend_fail(a, i, ret);

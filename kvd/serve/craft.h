@@ -97,6 +97,8 @@ void measures_look(struct measures *m);
 void measures_free(struct measures *m);
 /* Those that have not begun are dropped; 1: none is left. */
 int measures_drain(struct measures *m);
+/* The last one of t that has not begun is dropped; 0: there is none. NULL is fine. */
+int measures_give_up(struct measures *m, const struct serve_tenant *t);
 /* What they hold of t. */
 void measures_check(const struct measures *m, const struct serve_tenant *t,
 		    uint32_t *n_active, uint64_t *reserved);

@@ -559,8 +559,8 @@ static int gen_admit(struct gen *g)
 		gen_count(g);
 	}
 	ret = gen_build_seq(g);
-	if (ret == -EDQUOT && t->n_active)
-		ret = -EAGAIN; /* what runs will give some back */
+	if (ret == -EDQUOT && tenant_frees(t))
+		ret = -EAGAIN;
 	if (!ret)
 		ret = gen_reserve(g);
 	if (ret == -EAGAIN) {

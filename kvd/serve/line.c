@@ -274,6 +274,12 @@ static void kick_turn(struct loop_call *c)
 	preload_wake(t);
 }
 
+int tenant_frees(struct serve_tenant *t)
+{
+	return t->n_active || (t->persist && !persist_idle(t->persist)) ||
+	       measures_give_up(t->serve->measures, t);
+}
+
 void tenant_kick(struct serve_tenant *t)
 {
 	if (list_empty(&t->waiting))

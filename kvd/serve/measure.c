@@ -5,7 +5,8 @@
  * engine has nothing to do (or after PATIENCE_NS), pins the list under a reservation of its
  * own, which it only takes when nobody stands in line for one, and goes as many layers
  * at a time as QUANTUM_NS holds; steps come in between. One runs at a time. It must keep up
- * with the requests: a chunk whose measure waits is computed again by whoever asks.
+ * with the requests: a chunk whose measure waits is computed again by whoever asks. One that
+ * waits is dropped when its segments are all that keeps a request from its room.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -366,6 +367,25 @@ int measures_drain(struct measures *ms)
 			release(m);
 	}
 	return !ms->running;
+}
+
+int measures_give_up(struct measures *ms, const struct serve_tenant *t)
+{
+	struct measure *last = NULL;
+
+	if (!ms)
+		return 0;
+	list_for_each(n, &ms->list) {
+		struct measure *m = list_entry(n, struct measure, node);
+
+		if (m->tenant == t && !m->reserved)
+			last = m;
+	}
+	if (!last)
+		return 0;
+	stat_add(ms->st_dropped, 1);
+	release(last);
+	return 1;
 }
 
 void measures_check(const struct measures *ms, const struct serve_tenant *t,

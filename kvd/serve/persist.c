@@ -151,6 +151,11 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 
 /* ---- tenants ------------------------------------------------------------------- */
 
+static void let_go(void *ctx)
+{
+	tenant_kick(ctx);
+}
+
 int tenant_open_persist(struct serve_tenant *t)
 {
 	const struct persist_conf pc = {
@@ -161,6 +166,8 @@ int tenant_open_persist(struct serve_tenant *t)
 		.chunks = &t->chunks,
 		.variants = &t->variants,
 		.uses = keeper_uses(t->serve->keeper),
+		.let_go = let_go,
+		.ctx = t,
 		.automatic = t->conf->persist == CONF_PERSIST_AUTO,
 	};
 

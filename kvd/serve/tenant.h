@@ -206,6 +206,13 @@ void tenant_wait(struct serve_tenant *t, struct waiter *w);
 void tenant_wait_front(struct serve_tenant *t, struct waiter *w);
 /* Something was given back: the line moves on a later turn. */
 void tenant_kick(struct serve_tenant *t);
+/*
+ * There is no room (-EDQUOT) for who is at the head of the line and holds no reservation.
+ * 1: what ends by itself holds segments, and tenant_kick() follows when it has ended: what
+ * runs, what becomes durable; if there is none of that, statistics that wait for their turn
+ * (measure.c), of which one is given up. 0: nobody gives anything back.
+ */
+int tenant_frees(struct serve_tenant *t);
 /* One request more or less of a session; drives closing and draining. */
 void session_request_begin(struct serve_session *ss);
 void session_request_end(struct serve_session *ss);

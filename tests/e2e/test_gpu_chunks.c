@@ -260,13 +260,12 @@ START_TEST(in_other_company)
 	} how[] = { { KV_REPAIR_CRAFT, 200 }, { KV_REPAIR_CRAFT_BLEND, 200 } };
 	static struct answer x[N_DAEMONS][N];
 	struct kvc_part p[N][N_PARTS];
+	uint32_t n[N_DAEMONS] = { 0 };
 
 	for (int i = 0; i < N_DAEMONS; i++) {
-		uint32_t n = 0;
-
 		start(i);
 		for (int q = 0; q < N; q++)
-			n = prime(c[i], q, n);
+			n[i] = prime(c[i], q, n[i]);
 	}
 	for (size_t h = 0; h < sizeof(how) / sizeof(*how); h++) {
 		struct kvc_gen *g[N];
@@ -291,6 +290,12 @@ START_TEST(in_other_company)
 			same_bits(&x[DEVICE][q], &x[SLICED][q]);
 			ck_assert(!memcmp(x[DEVICE][q].used, x[SLICED][q].used,
 					  sizeof(x[DEVICE][q].used)));
+		}
+		/* what was missing is a variant for the next ones, everywhere */
+		for (int i = 0; i < N_DAEMONS; i++) {
+			for (int q = 0; q < N; q++)
+				n[i] += n_of(&x[i][q], KV_CHUNK_FRESH);
+			await(c[i], n[i]);
 		}
 	}
 	for (int i = 0; i < N_DAEMONS; i++)

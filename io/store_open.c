@@ -75,6 +75,9 @@ static int format(struct kio_store *s, const struct kio_store_conf *conf,
 	if (ret || s->scratch)
 		return ret;
 	ret = reserve_index(s, sb);
+	/* else the records of a new file go with its name when power does */
+	if (!ret && !s->is_device)
+		ret = kio_sys_sync_dir(conf->path);
 	return ret ? ret : sb_write_both(s->fd, sb);
 }
 

@@ -7,11 +7,15 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/mempolicy.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/random.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -99,6 +103,30 @@ int kio_sys_fdatasync(int fd)
 	return ret ? -errno : 0;
 }
 
+int kio_sys_sync_dir(const char *path)
+{
+	int ret = kio_fault("sys.sync_dir");
+	char *dir, *end;
+	int fd;
+
+	if (ret)
+		return ret;
+	dir = strdup(path);
+	if (!dir)
+		return -ENOMEM;
+	end = strrchr(dir, '/');
+	if (end)
+		end[end == dir] = 0;
+	fd = open(end ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	free(dir);
+	if (fd < 0)
+		return errno == EACCES ? 0 : -errno;
+	RETRY(ret, fsync(fd));
+	ret = ret && errno != EINVAL ? -errno : 0;
+	(void)close(fd); /* only read */
+	return ret;
+}
+
 int kio_sys_fstat(int fd, struct stat *out)
 {
 	const int ret = kio_fault("sys.fstat");
@@ -130,6 +158,49 @@ int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		return -errno;
 	*out = p;
 	return 0;
+}
+
+int kio_sys_fsopen(const char *type)
+{
+	int ret = kio_fault("sys.fsopen");
+
+	if (ret)
+		return ret;
+	ret = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_fsconfig(int fs, const char *key, const char *value)
+{
+	const int ret = kio_fault("sys.fsconfig");
+
+	if (ret)
+		return ret;
+	return syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key, value, 0)
+		       ? -errno
+		       : 0;
+}
+
+int kio_sys_fsmount(int fs)
+{
+	int ret = kio_fault("sys.fsmount");
+
+	if (ret)
+		return ret;
+	if (syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return -errno;
+	ret = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_fstatfs(int fd, struct statfs *out)
+{
+	int ret = kio_fault("sys.fstatfs");
+
+	if (ret)
+		return ret;
+	RETRY(ret, fstatfs(fd, out));
+	return ret ? -errno : 0;
 }
 
 int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg)

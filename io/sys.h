@@ -16,6 +16,7 @@
 #include <sys/types.h>
 
 struct epoll_event;
+struct statfs;
 
 int kio_sys_open(const char *path, int flags, mode_t mode);
 int kio_sys_openat(int dir_fd, const char *path, int flags, mode_t mode);
@@ -25,11 +26,22 @@ int kio_sys_memfd(const char *name, unsigned int flags);
 int kio_sys_ftruncate(int fd, off_t n_bytes);
 int kio_sys_fallocate(int fd, int mode, off_t off, off_t n_bytes);
 int kio_sys_fdatasync(int fd);
+/*
+ * The directory that the name of this file stands in: a new file without it may be gone
+ * when power is. 0 too where it may not be read (the name was there before) or its
+ * file system has no such thing.
+ */
+int kio_sys_sync_dir(const char *path);
 int kio_sys_fstat(int fd, struct stat *out);
 int kio_sys_fchmod(int fd, mode_t mode);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
+/* A mount that no path leads to (fsopen(2), "sys.fsopen" and so on): descriptors. */
+int kio_sys_fsopen(const char *type);
+int kio_sys_fsconfig(int fs, const char *key, const char *value);
+int kio_sys_fsmount(int fs); /* as configured */
+int kio_sys_fstatfs(int fd, struct statfs *out);
 int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg);
 /* The whole file, for this open file alone: -EBUSY somebody has it. */
 int kio_sys_lock(int fd);

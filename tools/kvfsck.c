@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "io/crc.h"
 #include "io/store_priv.h"
@@ -94,7 +95,9 @@ static int lock(const struct fsck *f)
 
 static int open_file(struct fsck *f)
 {
-	const int flags = f->repair ? O_RDWR : O_RDONLY;
+	/* a FIFO is not waited for */
+	const int flags = O_NONBLOCK | (f->repair ? O_RDWR : O_RDONLY);
+	struct stat st;
 	off_t end;
 
 	f->fd = kio_sys_open(f->path, flags | O_DIRECT, 0);
@@ -102,6 +105,10 @@ static int open_file(struct fsck *f)
 		f->fd = kio_sys_open(f->path, flags, 0);
 	if (f->fd < 0)
 		return cannot(f, strerror(-f->fd));
+	if (kio_sys_fstat(f->fd, &st))
+		return cannot(f, "cannot be looked at");
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return cannot(f, "neither a file nor a disk");
 	if (lock(f))
 		return cannot(f, "in use by another process");
 	end = lseek(f->fd, 0, SEEK_END); /* of devices, too */

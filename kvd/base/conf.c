@@ -339,6 +339,20 @@ static int check_pools(struct parse *p)
 				  offsetof(struct conf_tenant, disk_bytes));
 }
 
+static int check_store(struct parse *p, uint32_t i)
+{
+	const struct conf_store *s = p->conf->stores;
+
+	if (!s[i].path[0])
+		return fail(p, 0, "[store %s]: needs path", s[i].name);
+	for (uint32_t j = 0; j < i; j++)
+		if (!strcmp(s[i].path, s[j].path))
+			return fail(p, 0,
+				    "[store %s]: path is that of [store %s]",
+				    s[i].name, s[j].name);
+	return 0;
+}
+
 static int check_all(struct parse *p)
 {
 	const struct conf *c = p->conf;
@@ -350,10 +364,8 @@ static int check_all(struct parse *p)
 		if (!c->models[i].path[0])
 			return fail(p, 0, "[model %s]: needs path",
 				    c->models[i].name);
-	for (uint32_t i = 0; i < c->n_stores; i++)
-		if (!c->stores[i].path[0])
-			return fail(p, 0, "[store %s]: needs path",
-				    c->stores[i].name);
+	for (uint32_t i = 0; i < c->n_stores && !ret; i++)
+		ret = check_store(p, i);
 	for (uint32_t i = 0; i < c->n_tenants && !ret; i++) {
 		ret = check_tenant(p, &c->tenants[i]);
 		for (uint32_t j = 0; j < i && !ret; j++)
@@ -391,6 +403,7 @@ static void set_defaults(struct conf *c)
 	strcpy(c->cuda_library, "auto");
 	strcpy(c->direct_storage, "auto");
 	c->cuda_graphs = 1;
+	c->wide_attention = 1;
 	c->event_wait_ms = 10000;
 	strcpy(c->log_level, "info");
 	c->mlock = 1;

@@ -37,6 +37,7 @@ struct conf_tenant {
 	uint64_t memory_floor; /* memory_floor = 0: guaranteed */
 	uint64_t disk_floor; /* disk_floor = 0 */
 	uint32_t weight; /* weight = 100: of what no floor takes */
+	uint64_t io_limit; /* io_limit = 0: bytes a second, none */
 	uint32_t max_sequences; /* sequences = 1024 */
 	uint32_t max_chunks; /* chunks = 16384: alone, and in variants */
 	uint32_t max_requests; /* requests = 64: in flight */
@@ -98,6 +99,7 @@ struct conf {
 	char cuda_image[4096];
 	char cublas_library[256]; /* cublas_library = PATH; empty: found */
 	int cuda_graphs; /* cuda_graphs = auto | no */
+	int wide_attention; /* wide_attention = auto | no */
 	int device; /* device = cpu|cuda|auto: enum conf_device */
 	uint32_t device_index; /* device_index = 0 */
 	/* event_wait_ms = 10000: how long a call waits for a client's event */

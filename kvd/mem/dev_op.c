@@ -133,7 +133,7 @@ uint64_t dev_load_ns(const struct range *r, uint32_t first, uint32_t n)
 			*(pg->parked ? &host : &disk) += r->tier->page_bytes;
 	}
 	return host / HOST_BYTES_PER_NS +
-	       (disk ? stores_read_ns(s, r->i_disk, disk) : 0);
+	       (disk ? stores_read_ns(s, r->i_disk, &r->pager->flow, disk) : 0);
 }
 
 /* ---- frames ---------------------------------------------------------------- */

@@ -37,7 +37,7 @@ enum evict_hint {
 	EVICT_NONE, /* nothing */
 	EVICT_HOT, /* about to be used */
 	EVICT_COLD, /* nobody runs on it: kept for who may come */
-	EVICT_DEAD, /* the discard bit: not used again soon (cancelled, one-shot) */
+	EVICT_DEAD, /* the discard bit (kvsim): not used again soon */
 };
 
 /* node->where; policies add their own from EVICT_OWN on. */

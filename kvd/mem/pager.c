@@ -145,7 +145,8 @@ uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
 		return dev_load_ns(r, first, n);
 	if (!bytes)
 		return 0;
-	return stores_read_ns(r->pager->conf.stores, r->i_disk, bytes);
+	return stores_read_ns(r->pager->conf.stores, r->i_disk, &r->pager->flow,
+			      bytes);
 }
 
 void range_disk_speed(const struct range *r, double *bytes_per_s,
@@ -155,7 +156,8 @@ void range_disk_speed(const struct range *r, double *bytes_per_s,
 	struct stores_speed v = { 1e9, 0 };
 
 	if (s)
-		v = stores_speed(s, r->has_disk ? r->i_disk : 0);
+		v = stores_speed(s, r->has_disk ? r->i_disk : 0,
+				 &r->pager->flow);
 	*bytes_per_s = v.bytes_per_s;
 	*queue_bytes = v.queue_bytes;
 }

@@ -46,6 +46,7 @@ struct pager_conf {
 	struct accounts *accounts; /* account.h; NULL: a pool for itself */
 	uint64_t memory_floor, disk_floor; /* guaranteed */
 	uint32_t weight; /* of the rest; 0: 1 */
+	uint64_t io_limit; /* bytes a second from and to disks; 0: none */
 	int huge_dir; /* of space_huge_dir(), borrowed; 0: none */
 	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
 	int numa_node; /* -1: where the thread runs */
@@ -262,6 +263,7 @@ void pager_info(struct pager *p, struct pager_info *out);
 /* The account: of memory [0] and disk [1]. */
 struct pager_usage {
 	uint32_t weight;
+	uint64_t io_limit, io_held; /* reads that waited for the limit */
 	struct pager_usage_tier {
 		uint64_t limit, floor, share, used;
 		double byte_seconds; /* since the start */

@@ -14,6 +14,8 @@
 #include "kvd/base/rate.h"
 
 #define SAMPLE_BYTES (4u << 20)
+#define BURST_PART   8 /* of a second: what a limit may be ahead */
+#define HELD_NS	     1000000u /* the least between two looks */
 #define WINDOW_BYTES (16u << 20) /* in the engine at once: some ms of work */
 #define QUANTUM	     (1u << 20) /* for a turn of weight 100 */
 #define LEAST_EVERY  8u /* this often the least urgent goes first */
@@ -41,10 +43,14 @@ struct disk {
 	uint32_t n_aside; /* slots, since a write ended well */
 };
 
+static void held_time(struct loop_timer *t);
+
 struct stores {
 	struct stores_conf conf;
 	uint64_t window_bytes;
 	struct loop_poller poller;
+	struct list held; /* flows of which reads wait: stores_flow.held_node */
+	struct loop_timer held_timer;
 	struct disk disks[STORES_MAX];
 	/* while open runs */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
@@ -54,10 +60,12 @@ struct stores {
 
 /* ---- by weight ------------------------------------------------------------- */
 
-void stores_flow_init(struct stores_flow *f, uint32_t weight)
+void stores_flow_init(struct stores_flow *f, uint32_t weight, uint64_t limit)
 {
 	memset(f, 0, sizeof(*f));
 	f->weight = weight ? weight : 1;
+	f->limit = limit;
+	list_init(&f->held_node);
 	for (uint32_t i = 0; i < STORES_MAX; i++) {
 		list_init(&f->lanes[i].node);
 		f->lanes[i].flow = f;
@@ -71,26 +79,34 @@ static uint32_t lane_next(const struct stores_lane *l)
 	uint32_t best = STORES_PRIOS;
 
 	for (uint32_t i = 0; i < STORES_PRIOS; i++)
-		if (l->first[i] && (least || best == STORES_PRIOS))
+		if (l->queue[i].first && (least || best == STORES_PRIOS))
 			best = i;
 	return best;
 }
 
-static void lane_push(struct stores_lane *l, uint32_t prio, struct kio_req *r)
+static void queue_push(struct stores_queue *q, struct kio_req *r)
 {
 	r->next = NULL;
-	if (l->first[prio])
-		l->last[prio]->next = r;
+	if (q->first)
+		q->last->next = r;
 	else
-		l->first[prio] = r;
-	l->last[prio] = r;
+		q->first = r;
+	q->last = r;
+}
+
+static struct kio_req *queue_pop(struct stores_queue *q)
+{
+	struct kio_req *r = q->first;
+
+	if (r)
+		q->first = r->next;
+	return r;
 }
 
 static void send(struct disk *d, struct stores_lane *l, uint32_t prio)
 {
-	struct kio_req *r = l->first[prio];
+	struct kio_req *r = queue_pop(&l->queue[prio]);
 
-	l->first[prio] = r->next;
 	l->credit -= r->n_bytes;
 	l->n_sent++;
 	if (lane_next(l) == STORES_PRIOS) {
@@ -116,7 +132,7 @@ static void pump(struct stores *s, struct disk *d)
 		struct stores_lane *l = list_entry(n, struct stores_lane, node);
 		const uint32_t prio = lane_next(l);
 
-		if (l->first[prio]->n_bytes <= l->credit) {
+		if (l->queue[prio].first->n_bytes <= l->credit) {
 			send(d, l, prio);
 			continue;
 		}
@@ -184,6 +200,9 @@ int stores_new(struct stores **out, const struct stores_conf *conf)
 	s->poller.poll = submit_all;
 	s->poller.arm = submit_all;
 	list_init(&s->poller.node);
+	list_init(&s->held);
+	list_init(&s->held_timer.node);
+	s->held_timer.run = held_time;
 	for (uint32_t i = 0; i < conf->n && !ret; i++) {
 		s->disks[i].stores = s;
 		list_init(&s->disks[i].lanes);
@@ -293,6 +312,7 @@ void stores_free(struct stores *s)
 		return;
 	if (!list_empty(&s->poller.node))
 		loop_del_poller(s->conf.loop, &s->poller);
+	loop_timer_cancel(s->conf.loop, &s->held_timer);
 	for (uint32_t i = 0; i < s->conf.n; i++) {
 		struct disk *d = &s->disks[i];
 
@@ -389,27 +409,109 @@ uint64_t stores_pending(const struct stores *s)
 	return n;
 }
 
+/* What the flow may read now, in bytes. */
+static double flow_tokens(const struct stores_flow *f)
+{
+	const double most = (double)f->limit / BURST_PART;
+	const double n = f->tokens + (double)(clock_ns() - f->at_ns) *
+					     (double)f->limit / 1e9;
+
+	return KV_MIN(n, most);
+}
+
 static void begin(struct stores *s, uint32_t i, struct stores_flow *f,
 		  uint32_t prio, struct kio_req *r)
 {
 	struct disk *d = &s->disks[i];
 	struct stores_lane *l = &f->lanes[i];
 
+	if (f->limit) {
+		/* no more than a second behind, however much was written */
+		f->tokens = KV_MAX(flow_tokens(f) - (double)r->n_bytes,
+				   -(double)f->limit);
+		f->at_ns = clock_ns();
+	}
+
 	if (!d->n_busy++) {
 		d->busy_since = clock_ns();
 		d->done_bytes = 0;
 	}
 	d->busy_bytes += r->n_bytes;
-	lane_push(l, KV_MIN(prio, STORES_PRIOS - 1), r);
+	queue_push(&l->queue[KV_MIN(prio, STORES_PRIOS - 1)], r);
 	if (list_empty(&l->node))
 		list_push(&d->lanes, &l->node);
+}
+
+/* When the first of those that wait may go on. */
+static void held_arm(struct stores *s)
+{
+	uint64_t ns = UINT64_MAX;
+
+	list_for_each(n, &s->held) {
+		const struct stores_flow *f =
+			list_entry(n, struct stores_flow, held_node);
+		const double behind = -flow_tokens(f) * 1e9 / (double)f->limit;
+
+		ns = KV_MIN(ns, (uint64_t)KV_MAX(behind, (double)HELD_NS));
+	}
+	if (ns != UINT64_MAX)
+		loop_timer_set(s->conf.loop, &s->held_timer, clock_ns() + ns);
+}
+
+static void hold(struct stores *s, uint32_t i, struct stores_flow *f,
+		 uint32_t prio, struct kio_req *r)
+{
+	queue_push(&f->lanes[i].held[prio], r);
+	f->held_bytes += r->n_bytes;
+	f->n_held_total++;
+	if (!list_empty(&f->held_node))
+		return;
+	list_push(&s->held, &f->held_node);
+	held_arm(s);
+}
+
+/* The most urgent that waits, whichever disk it is on: 0 there is none. */
+static int held_next(struct stores *s, struct stores_flow *f)
+{
+	for (uint32_t prio = 0; prio < STORES_PRIOS; prio++)
+		for (uint32_t i = 0; i < s->conf.n; i++) {
+			struct kio_req *r = queue_pop(&f->lanes[i].held[prio]);
+
+			if (!r)
+				continue;
+			f->held_bytes -= r->n_bytes;
+			begin(s, i, f, prio, r);
+			return 1;
+		}
+	return 0;
+}
+
+static void held_time(struct loop_timer *t)
+{
+	struct stores *s = container_of(t, struct stores, held_timer);
+
+	list_for_each_safe(n, &s->held) {
+		struct stores_flow *f =
+			list_entry(n, struct stores_flow, held_node);
+
+		while (flow_tokens(f) >= 0 && held_next(s, f))
+			;
+		if (!f->held_bytes)
+			list_del(&f->held_node);
+	}
+	held_arm(s);
 }
 
 void stores_read(struct stores *s, uint32_t i, struct stores_flow *f,
 		 uint32_t prio, struct kio_req *r)
 {
 	r->op = KIO_OP_READ;
-	begin(s, i, f, prio, r);
+	prio = KV_MIN(prio, STORES_PRIOS - 1);
+	if (f->limit && prio < STORES_PRIOS - 1 &&
+	    (!list_empty(&f->held_node) || flow_tokens(f) < 0))
+		hold(s, i, f, prio, r);
+	else
+		begin(s, i, f, prio, r);
 }
 
 void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
@@ -454,17 +556,30 @@ int stores_may_set_aside(struct stores *s, uint32_t i, uint64_t bytes)
 	return 1;
 }
 
-uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes)
+struct stores_speed stores_speed(const struct stores *s, uint32_t i,
+				 const struct stores_flow *f)
 {
-	const struct disk *d = &s->disks[i];
+	struct stores_speed v = { rate_per_s(&s->disks[i].rate, PRIOR_RATE),
+				  s->disks[i].busy_bytes };
+	double behind;
 
-	return rate_ns(&d->rate, (double)(bytes + d->busy_bytes), PRIOR_RATE);
+	if (!f->limit || (double)f->limit >= v.bytes_per_s)
+		return v;
+	behind = (double)f->held_bytes - flow_tokens(f);
+	v.queue_bytes = (uint64_t)KV_MAX(
+		(double)v.queue_bytes * (double)f->limit / v.bytes_per_s,
+		KV_MAX(behind, 0.0));
+	v.bytes_per_s = (double)f->limit;
+	return v;
 }
 
-struct stores_speed stores_speed(const struct stores *s, uint32_t i)
+uint64_t stores_read_ns(const struct stores *s, uint32_t i,
+			const struct stores_flow *f, uint64_t bytes)
 {
-	return (struct stores_speed){ rate_per_s(&s->disks[i].rate, PRIOR_RATE),
-				      s->disks[i].busy_bytes };
+	const struct stores_speed v = stores_speed(s, i, f);
+
+	return (uint64_t)((double)(bytes + v.queue_bytes) * 1e9 /
+			  v.bytes_per_s);
 }
 
 void stores_turn(struct stores *s)

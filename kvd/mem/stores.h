@@ -69,18 +69,32 @@ uint64_t stores_pending(const struct stores *s);
  */
 #define STORES_PRIOS 4u
 
+/*
+ * A flow may have a limit, in bytes a second over all disks. All it reads and writes is
+ * counted; what waits is reads for somebody of its own (prio below the last), before they
+ * count as queued at the disk. Writes never do: others may wait for the frames, nor
+ * does the background, which has budgets of its own and works for others, too.
+ */
 struct stores_flow {
 	uint32_t weight;
+	uint64_t limit; /* 0: none */
+	double tokens; /* bytes it may read now, < 0: is behind; right at at_ns */
+	uint64_t at_ns;
+	uint64_t held_bytes; /* that wait */
+	uint64_t n_held_total;
+	struct list held_node; /* of the stores', while some wait */
 	struct stores_lane { /* of one disk */
 		struct list node; /* of the disk's, while it has requests */
 		struct stores_flow *flow;
-		struct kio_req *first[STORES_PRIOS], *last[STORES_PRIOS];
+		struct stores_queue {
+			struct kio_req *first, *last;
+		} queue[STORES_PRIOS], held[STORES_PRIOS];
 		uint64_t
 			credit; /* bytes it may send before the next one's turn */
 		uint32_t n_sent;
 	} lanes[STORES_MAX];
 };
-void stores_flow_init(struct stores_flow *f, uint32_t weight);
+void stores_flow_init(struct stores_flow *f, uint32_t weight, uint64_t limit);
 /*
  * Read or write r (buf, block, n_bytes, done) on disk i. done() calls stores_end()
  * first. prio: 0 is most urgent; the least urgent is served now and then anyway, and
@@ -99,16 +113,18 @@ void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
  */
 int stores_may_set_aside(struct stores *s, uint32_t i, uint64_t bytes);
 /*
- * How long reading bytes from disk i would take now: behind what is queued there,
- * at the rate of late.
+ * How long reading bytes from disk i would take this flow now: behind what is queued
+ * there, at the rate of late; behind what waits for its limit, at its limit.
  */
-uint64_t stores_read_ns(const struct stores *s, uint32_t i, uint64_t bytes);
+uint64_t stores_read_ns(const struct stores *s, uint32_t i,
+			const struct stores_flow *f, uint64_t bytes);
 /* What that is made of. */
 struct stores_speed {
 	double bytes_per_s;
 	uint64_t queue_bytes;
 };
-struct stores_speed stores_speed(const struct stores *s, uint32_t i);
+struct stores_speed stores_speed(const struct stores *s, uint32_t i,
+				 const struct stores_flow *f);
 /* Submit and reap once; the loop does it too. */
 void stores_turn(struct stores *s);
 /* "io_uring" or "threads". */

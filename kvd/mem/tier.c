@@ -115,6 +115,8 @@ static void pager_stats(struct pager *p)
 		  "Pages whose stored bytes failed the check or the read" },
 		{ &p->st_write_errors, STAT_COUNTER,
 		  "kvd_page_write_errors_total", "Failed page writes" },
+		{ &p->st_io_held, STAT_COUNTER, "kvd_io_held_total",
+		  "Reads that waited for the tenant's limit of I/O" },
 		{ &p->st_mapped_bytes, STAT_GAUGE, "kvd_memory_mapped_bytes",
 		  "Bytes of frames" },
 		{ &p->st_slot_bytes, STAT_GAUGE, "kvd_disk_slot_bytes",
@@ -170,7 +172,7 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	list_init(&p->writes);
 	list_init(&p->resting);
 	list_init(&p->rest_timer.node);
-	stores_flow_init(&p->flow, conf->weight);
+	stores_flow_init(&p->flow, conf->weight, conf->io_limit);
 	for (int i = 0; i < WANT_PRIOS; i++)
 		list_init(&p->starved[i]);
 	p->policy = evict_find(conf->policy);
@@ -192,6 +194,7 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 
 void pager_stat_usage(struct pager *p, uint64_t now_ns)
 {
+	stat_set(p->st_io_held, p->flow.n_held_total);
 	for (int t = 0; t < ACCOUNT_TIERS; t++)
 		stat_set(p->st_byte_s[t],
 			 (uint64_t)account_byte_seconds(
@@ -203,6 +206,8 @@ void pager_usage(struct pager *p, struct pager_usage *out)
 	const uint64_t now = clock_ns();
 
 	out->weight = p->account.conf.weight;
+	out->io_limit = p->flow.limit;
+	out->io_held = p->flow.n_held_total;
 	for (int t = 0; t < ACCOUNT_TIERS; t++) {
 		const struct account_side *s = &p->account.side[t];
 

@@ -12,9 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/statfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/sys.h"
@@ -41,24 +39,21 @@ struct space {
 
 static int mount_tmpfs(uint64_t n_bytes)
 {
+	const int fs = kio_sys_fsopen("tmpfs");
 	char size[32];
-	int fs, ret;
+	int ret;
 
-	snprintf(size, sizeof(size), "%llu", (unsigned long long)n_bytes);
-	fs = (int)syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC);
 	if (fs < 0)
-		return -errno;
-	if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always",
-		    0) ||
-	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "size", size, 0) ||
-	    /* who is asked for a file later may be another user */
-	    syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "mode", "1777", 0) ||
-	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0)) {
-		ret = -errno;
-	} else {
-		ret = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
-		ret = ret < 0 ? -errno : ret;
-	}
+		return fs;
+	(void)snprintf(size, sizeof(size), "%llu", (unsigned long long)n_bytes);
+	ret = kio_sys_fsconfig(fs, "huge", "always");
+	if (!ret)
+		ret = kio_sys_fsconfig(fs, "size", size);
+	/* who is asked for a file later may be another user */
+	if (!ret)
+		ret = kio_sys_fsconfig(fs, "mode", "1777");
+	if (!ret)
+		ret = kio_sys_fsmount(fs);
 	close(fs);
 	return ret;
 }
@@ -67,12 +62,14 @@ static int open_tmpfs(const char *path)
 {
 	const int fd = kio_sys_open(path, O_RDONLY | O_DIRECTORY, 0);
 	struct statfs st;
+	int ret;
 
 	if (fd < 0)
 		return fd;
-	if (fstatfs(fd, &st) || st.f_type != TMPFS_MAGIC) {
+	ret = kio_sys_fstatfs(fd, &st);
+	if (ret || st.f_type != TMPFS_MAGIC) {
 		close(fd);
-		return -ENOTSUP;
+		return ret ? ret : -ENOTSUP;
 	}
 	return fd;
 }

@@ -105,6 +105,8 @@ static json_t *usage_object(struct serve_tenant *t)
 		set_int(o, keys[i][3], u.tiers[i].used);
 		set_int(o, keys[i][4], (uint64_t)u.tiers[i].byte_seconds);
 	}
+	set_int(o, "io_limit", u.io_limit);
+	set_int(o, "io_held", u.io_held);
 	set_int(o, "io_read", p.read_bytes_total);
 	set_int(o, "io_written", p.written_bytes_total);
 	return o;

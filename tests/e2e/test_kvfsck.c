@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "io/crc.h"
@@ -275,6 +276,14 @@ START_TEST(what_cannot_be_read)
 	ck_assert_int_eq(unlink(r.path), 0);
 	ck_assert_int_eq(fsck(""), 4);
 	ck_assert_int_eq(access(r.path, F_OK), -1);
+	ck_assert_int_eq(mkfifo(r.path, 0600), 0); /* nobody writes to it */
+	ck_assert_int_eq(fsck(""), 4);
+	ck_assert_int_eq(fsck("--repair"), 4);
+	ck_assert_ptr_nonnull(strstr(text, "neither a file nor a disk"));
+	ck_assert_int_eq(unlink(r.path), 0);
+	ck_assert_int_eq(mkdir(r.path, 0700), 0);
+	ck_assert_int_eq(fsck(""), 4);
+	ck_assert_int_eq(rmdir(r.path), 0);
 	fini();
 }
 END_TEST

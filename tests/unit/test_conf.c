@@ -233,7 +233,7 @@ START_TEST(floors_fit_limits_need_not)
 {
 	ck_loads("[kvd]\nmemory = 1G\ndisk = 3G\n"
 		 "[tenant a]\nuid = 1\nmemory = 1G\nmemory_floor = 256M\n"
-		 "disk = 2G\ndisk_floor = 1G\nweight = 300\n"
+		 "disk = 2G\ndisk_floor = 1G\nweight = 300\nio_limit = 32M\n"
 		 "[tenant b]\nuid = 2\nmemory = 1G\nmemory_floor = 768M\n"
 		 "disk = 2G\n");
 	ck_assert_uint_eq(conf.memory_bytes, 1ull << 30);
@@ -241,6 +241,8 @@ START_TEST(floors_fit_limits_need_not)
 	ck_assert_uint_eq(conf.tenants[0].memory_floor, 256u << 20);
 	ck_assert_uint_eq(conf.tenants[0].disk_floor, 1u << 30);
 	ck_assert_uint_eq(conf.tenants[0].weight, 300);
+	ck_assert_uint_eq(conf.tenants[0].io_limit, 32u << 20);
+	ck_assert_uint_eq(conf.tenants[1].io_limit, 0);
 	ck_assert_uint_eq(conf.tenants[1].weight, 100);
 	/* the disk pool is at most what the stores hold */
 	ck_loads("[tenant a]\nuid = 1\ndisk = 2G\n"
@@ -318,6 +320,9 @@ static const struct {
 	{ "[kvd]\nsandbox = 1\n", ":2: [kvd] sandbox" },
 	{ TENANT "persist = yes\n", ":3: [tenant t] persist" },
 	{ TENANT "[store a]\nsize = 1G\n", ": [store a]: needs path" },
+	{ TENANT "[store a]\npath = /x\nsize = 1G\n"
+		 "[store b]\npath = /x\nsize = 1G\n",
+	  ": [store b]: path is that of [store a]" },
 	{ TENANT "[store a]\npath = /x\n[tenant b]\nuid = 2\n[store a]\n"
 		 "size = 1\n",
 	  ":8: [store a]: given twice" },
@@ -370,6 +375,8 @@ static const struct {
 	  ": [tenant a]: memory_floor is more than memory" },
 	{ "[tenant a]\nuid = 1\ndisk = 1G\ndisk_floor = 2G\n",
 	  ": [tenant a]: disk_floor is more than disk" },
+	{ "[tenant a]\nuid = 1\nio_limit = 1M\n",
+	  ":3: [tenant a] io_limit = \"1M\": want a size of at least 16M" },
 	{ "[tenant a]\nuid = 1\nweight = 0\n",
 	  ":3: [tenant a] weight = \"0\": want 1 to 10000" },
 	/* the first error counts, whoever finds it */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 #include "io/fault.h"
 #include "io/sys.h"
@@ -58,6 +59,7 @@ END_TEST
 
 static int fd;
 static struct stat st;
+static struct statfs stfs;
 static void *map;
 static char byte;
 
@@ -122,6 +124,23 @@ static int try_mmap(void)
 	return ret ? ret : kio_sys_munmap(map, 4096);
 }
 
+static int try_sync_dir(void)
+{
+	return kio_sys_sync_dir("/dev/shm/any");
+}
+static int try_fstatfs(void)
+{
+	return kio_sys_fstatfs(fd, &stfs);
+}
+static int try_random(void)
+{
+	return kio_sys_random(&byte, 1);
+}
+static int try_lock(void)
+{
+	return kio_sys_lock(fd);
+}
+
 static const struct {
 	const char *point;
 	int (*call)(void);
@@ -132,6 +151,8 @@ static const struct {
 	{ "sys.punch", try_punch },	    { "sys.fstat", try_fstat },
 	{ "sys.fchmod", try_fchmod },	    { "sys.pread", try_pread },
 	{ "sys.pwrite", try_pwrite },	    { "sys.mmap", try_mmap },
+	{ "sys.sync_dir", try_sync_dir },   { "sys.fstatfs", try_fstatfs },
+	{ "sys.random", try_random },	    { "sys.lock", try_lock },
 };
 
 /* Works, fails when told to, works again. */

@@ -313,7 +313,7 @@ START_TEST(a_range_goes_where_it_is_served_soon)
 	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
 	ck_assert(!posix_memalign(&buf, 4096, LARGE));
 	memset(buf, 1, LARGE);
-	stores_flow_init(&f, 100);
+	stores_flow_init(&f, 100, 0);
 	for (uint32_t i = 0; i < 3; i++) {
 		const int64_t at =
 			kio_store_alloc(stores_disk(stores, 0), LARGE);
@@ -335,6 +335,140 @@ START_TEST(a_range_goes_where_it_is_served_soon)
 	ck_assert_uint_eq(stores_n_busy(stores, 0), 0);
 	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
 	free(buf);
+	close_two();
+}
+END_TEST
+
+/* ---- shares of the disk's time ------------------------------------------------ */
+
+#define N_REQS 48u
+
+struct flood {
+	struct stores_flow flow;
+	struct flood_req {
+		struct kio_req req;
+		struct flood *flood;
+	} reqs[N_REQS];
+	uint32_t n_done;
+	uint64_t end_ns;
+};
+
+static void flood_done(struct kio_req *r)
+{
+	struct flood *f = container_of(r, struct flood_req, req)->flood;
+
+	stores_end(stores, 0, r);
+	ck_assert_int_eq(r->ret, 0);
+	if (++f->n_done == N_REQS)
+		f->end_ns = clock_ns();
+}
+
+static struct flood *flood_new(uint32_t weight, uint64_t limit)
+{
+	struct flood *f = calloc(1, sizeof(*f));
+
+	ck_assert_ptr_nonnull(f);
+	stores_flow_init(&f->flow, weight, limit);
+	return f;
+}
+
+/* All at once; where to and from is no matter. */
+static void flood_start(struct flood *f, void *buf, uint32_t prio, int writes)
+{
+	f->n_done = 0;
+	for (uint32_t i = 0; i < N_REQS; i++) {
+		const int64_t at =
+			kio_store_alloc(stores_disk(stores, 0), LARGE);
+
+		ck_assert_int_ge(at, 0);
+		f->reqs[i].flood = f;
+		f->reqs[i].req = (struct kio_req){ .buf = buf,
+						   .block = (uint64_t)at,
+						   .n_bytes = LARGE,
+						   .done = flood_done };
+		(writes ? stores_write : stores_read)(stores, 0, &f->flow, prio,
+						      &f->reqs[i].req);
+	}
+}
+
+static void turn(void)
+{
+	stores_turn(stores);
+	ck_assert_int_eq(loop_turn(loop, 1), 0);
+}
+
+static void *large_buf(void)
+{
+	void *buf;
+
+	ck_assert(!posix_memalign(&buf, 4096, LARGE));
+	memset(buf, 1, LARGE);
+	return buf;
+}
+
+START_TEST(who_weighs_three_times_as_much_is_served_so)
+{
+	struct flood *a = flood_new(100, 0), *b = flood_new(300, 0);
+	void *buf = large_buf();
+
+	open_two(4 * DISK, DISK);
+	stores_set_window(stores, 1); /* one after the other */
+	flood_start(a, buf, 0, 1);
+	flood_start(b, buf, 0, 1);
+	while (b->n_done < N_REQS)
+		turn();
+	ck_assert_uint_ge(a->n_done, N_REQS / 3 - 2);
+	ck_assert_uint_le(a->n_done, N_REQS / 3 + 2);
+	while (a->n_done < N_REQS)
+		turn();
+	free(a);
+	free(b);
+	free(buf);
+	close_two();
+}
+END_TEST
+
+/* 48 MiB at 64 MiB a second, of which 8 may be ahead: more than half a second. */
+START_TEST(a_limit_holds_reads_of_its_own_only)
+{
+	const uint64_t limit = 64u << 20;
+	struct flood *a = flood_new(100, limit), *b = flood_new(100, 0),
+		     *c = flood_new(100, limit);
+	void *bufs[] = { large_buf(), large_buf(), large_buf() };
+	const uint64_t t0 = clock_ns();
+	struct stores_speed v;
+
+	open_two(4 * DISK, DISK);
+	flood_start(a, bufs[0], 0, 0);
+	ck_assert_uint_eq(a->flow.held_bytes, (N_REQS - 9u) * LARGE);
+	v = stores_speed(stores, 0, &a->flow); /* nothing was measured yet */
+	ck_assert(v.bytes_per_s == (double)limit);
+	ck_assert_uint_ge(v.queue_bytes, a->flow.held_bytes);
+	ck_assert_uint_ge(stores_read_ns(stores, 0, &a->flow, limit),
+			  1500000000u);
+	flood_start(b, bufs[1], 0, 0);
+	flood_start(c, bufs[2], 0, 1); /* never held, and they count */
+	ck_assert_uint_eq(b->flow.held_bytes + c->flow.held_bytes, 0);
+	while (b->n_done < N_REQS || c->n_done < N_REQS)
+		turn();
+	while (a->n_done < N_REQS)
+		turn();
+	ck_assert_uint_ge(a->end_ns - t0, (48 - 8 - 1) * 1000000000ull / 64);
+	ck_assert_uint_eq(a->flow.held_bytes, 0);
+	ck_assert_uint_eq(stores_n_busy(stores, 0), 0);
+	flood_start(c, bufs[2], STORES_PRIOS - 1, 0); /* nor background */
+	ck_assert_uint_eq(c->flow.held_bytes, 0);
+	while (c->n_done < N_REQS)
+		turn();
+	flood_start(c, bufs[2], 1, 0); /* behind by now */
+	ck_assert_uint_gt(c->flow.held_bytes, 0);
+	while (c->n_done < N_REQS)
+		turn();
+	free(a);
+	free(b);
+	free(c);
+	for (int i = 0; i < 3; i++)
+		free(bufs[i]);
 	close_two();
 }
 END_TEST
@@ -381,6 +515,8 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_store_full_of_orphans_has_room);
 	tcase_add_test(tc, a_range_goes_where_room_is);
 	tcase_add_test(tc, a_range_goes_where_it_is_served_soon);
+	tcase_add_test(tc, who_weighs_three_times_as_much_is_served_so);
+	tcase_add_test(tc, a_limit_holds_reads_of_its_own_only);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
 	suite_add_tcase(s, tc);
 	return s;

@@ -28,22 +28,18 @@ static void pack_queries_wide(struct attn_block *b, uint32_t variant)
 	}
 }
 
-/* Tokens [0, n) of a tile as rows; the others 0. */
+/* Tokens [0, n) of a tile as rows; nobody sees the others. */
 static void pack_keys_wide(struct attn_block *b, const char *k, uint32_t n)
 {
 	const uint32_t d = b->a->head_dim;
 	const size_t row = d * kern_type_bytes(b->a->type);
 	uint32_t buf[HEAD_MAX];
 
-	for (uint32_t t = 0; t < TILE; t++) {
+	for (uint32_t t = 0; t < n; t++) {
 		uint32_t *dst = b->k + t * b->q_stride;
 		const char *src = k + t * row;
 
 		fetch_some(&b->fetch);
-		if (t >= n) {
-			memset(dst, 0, b->q_stride * 4);
-			continue;
-		}
 		if (!b->bf16) {
 			row_words(b, src, dst, b->k_words);
 			continue;
@@ -160,8 +156,12 @@ static void wide_softmax(struct attn_block *b, uint32_t from, uint32_t *p,
 			      stride);
 }
 
-/* Queries [from, to) against the tile. */
-static void run_wide(struct attn_block *b, uint32_t from, uint32_t to)
+/*
+ * Queries [from, to) against tokens [0, n_tokens) of the tile. Scores of the others are left as
+ * they are: the mask keeps them out.
+ */
+static void run_wide(struct attn_block *b, uint32_t from, uint32_t to,
+		     uint32_t n_tokens)
 {
 	const uint32_t first = from / LANES * LANES;
 	const struct mm m = {
@@ -171,7 +171,7 @@ static void run_wide(struct attn_block *b, uint32_t from, uint32_t to)
 		.panel_words = b->k_words * LANES,
 		.acc = b->s + first,
 		.acc_stride = QUERIES,
-		.n_rows = TILE,
+		.n_rows = n_tokens,
 		.n_panels = (to - first + LANES - 1) / LANES,
 		.n_k = b->k_words,
 		.fetch = &b->fetch,

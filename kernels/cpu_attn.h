@@ -570,8 +570,11 @@ static void block_tile(struct attn_block *b, const struct kern_span *s,
 	if (same || !values_not_finite(b)) {
 		want_queries(b, s->q_variant, b->n_rows * b->group >= WIDE_MIN);
 		if (b->wide) {
-			pack_keys_wide(b, k, n);
-			run_wide(b, lo * b->group, hi * b->group);
+			const uint32_t end =
+				TILE - (uint32_t)__builtin_clz(seen);
+
+			pack_keys_wide(b, k, end);
+			run_wide(b, lo * b->group, hi * b->group, end);
 			return;
 		}
 		pack_keys(b, k, n);

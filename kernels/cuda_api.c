@@ -118,6 +118,10 @@ static const char *fill(struct cuda_api *a)
 #undef CUDA_LOAD
 	p = dlsym(a->lib, "cuTensorMapEncodeTiled");
 	memcpy(&a->tensor_map, &p, sizeof(a->tensor_map));
+	p = dlsym(a->lib, "cuCtxCreate_v2");
+	memcpy(&a->ctx_new, &p, sizeof(a->ctx_new));
+	p = dlsym(a->lib, "cuCtxDestroy_v2");
+	memcpy(&a->ctx_free, &p, sizeof(a->ctx_free));
 	return NULL;
 }
 

@@ -271,6 +271,9 @@ struct cuda_api {
 			  const uint64_t *n, const uint64_t *strides,
 			  const uint32_t *box, const uint32_t *steps,
 			  int interleave, int swizzle, int l2, int fill);
+	/* cuCtxCreate_v2, current then, and cuCtxDestroy_v2; or NULL */
+	int (*ctx_new)(cuda_handle *out, unsigned int flags, int dev);
+	int (*ctx_free)(cuda_handle ctx);
 };
 #undef CUDA_FIELD
 

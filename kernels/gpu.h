@@ -88,8 +88,8 @@ int kern_gpu_attn(struct kern_gpu *g, enum kern_type type,
 		  const struct gpu_attn *a, cuda_stream st);
 /*
  * The same with tiles by TMA and wgmma, for Hopper (sm_90a): K and V must lie in a window,
- * token rows behind each other in a page. A numeric path of its own: whether a row that
- * was computed in a tile has the bits of one that was not, is not known.
+ * token rows behind each other in a page. Whether a row that was computed in a tile has the
+ * bits of one that was not, kern_gpu_wide_check() tells.
  */
 struct kern_gpu_window {
 	enum kern_type type;
@@ -112,6 +112,17 @@ int kern_gpu_in_window(const struct kern_gpu_window *w,
 /* All spans of the tiles are in w; the plan was made with GPU_WIDE_ROWS. */
 int kern_gpu_attn_wide(struct kern_gpu *g, const struct kern_gpu_window *w,
 		       const struct gpu_attn *a, cuda_stream st);
+/* A bit for each kind of KV that it knows; 0: others. */
+uint32_t kern_gpu_wide_kind(enum kern_type type, uint32_t head_dim);
+/*
+ * Does it give the bits of kern_gpu_attn() here? *same: of the kinds that do. Tried with a prompt of
+ * noise, in a context of its own; the caller sets its own again. Waits, ten seconds at most.
+ * image  as in kern_gpu_open()
+ * -ENOTSUP: no Hopper, as kern_gpu_window(); -ETIMEDOUT: a kernel hangs, the context is left as
+ * it is; those of the driver. Then *same is 0.
+ */
+int kern_gpu_wide_check(struct kern_gpu *g, int dev, const void *image,
+			uint32_t *same);
 /* Convert as kern_from_f32() and store; byte for byte the same. */
 int kern_gpu_append(struct kern_gpu *g, enum kern_type type,
 		    const struct gpu_append *a, cuda_stream st);

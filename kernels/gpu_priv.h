@@ -74,6 +74,8 @@ uint32_t gpu_times(uint32_t m, uint32_t n);
 /* Blocks for n things, one a thread; some do several. */
 struct gpu_grid gpu_grid_of(uint64_t n);
 
+/* 1: the device has sm_90a, and the image too. */
+int gpu_is_hopper(struct kern_gpu *g, int dev);
 /* Dynamic shared memory of a block of GK_WIDE_*. */
 uint32_t gpu_wide_shared(int kernel);
 

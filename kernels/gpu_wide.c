@@ -17,7 +17,7 @@ uint32_t gpu_wide_shared(int kernel)
 }
 
 /* An image without sm_90a has these kernels too, but they do nothing. */
-static int is_hopper(struct kern_gpu *g, int dev)
+int gpu_is_hopper(struct kern_gpu *g, int dev)
 {
 	int major = 0, minor = -1, ptx = 0;
 
@@ -39,7 +39,7 @@ int kern_gpu_window(struct kern_gpu *g, int dev, enum kern_type type,
 
 	if ((type != KERN_BF16 && type != KERN_F16) ||
 	    (head_dim != 64 && head_dim != 128) || !g->cu->tensor_map ||
-	    !is_hopper(g, dev))
+	    !gpu_is_hopper(g, dev))
 		return -ENOTSUP;
 	if (base % row || !n[1] || n[1] > ROWS_MAX)
 		return -EINVAL;
@@ -77,8 +77,8 @@ int kern_gpu_in_window(const struct kern_gpu_window *w,
 	if (!s->n_tokens)
 		return 1;
 	return (!s->row_bytes || s->row_bytes == row) &&
-	       s->head_bytes % row == 0 && s->page_bytes % row == 0 &&
-	       is_inside(w, s, s->k, n_kv_heads) &&
+	       s->page_tokens % GPU_TILE == 0 && s->head_bytes % row == 0 &&
+	       s->page_bytes % row == 0 && is_inside(w, s, s->k, n_kv_heads) &&
 	       is_inside(w, s, s->v, n_kv_heads);
 }
 

@@ -8,6 +8,7 @@
 #include "kvd/serve/gen.h"
 
 #define MAX_FACTOR 16.0f
+#define MAX_WAYS   16u /* each is a state of every row */
 
 /* The first parallel part; n_parts without one. */
 static uint32_t first_of(const struct gen *g)
@@ -34,9 +35,28 @@ static int number_ok(float x)
 	return x > 0 && x <= MAX_FACTOR; /* not if it is none */
 }
 
+/* In how many ways chunks are seen: pairs of temperature and scale. */
+static uint32_t n_ways(const struct gen *g)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < g->n_parts; i++) {
+		const struct seq_context *a = &g->parts[i].context;
+		uint32_t k = 0;
+
+		while (k < i &&
+		       (!g->parts[k].parallel ||
+			g->parts[k].context.temperature != a->temperature ||
+			g->parts[k].context.scale != a->scale))
+			k++;
+		n += g->parts[i].parallel && k == i;
+	}
+	return n;
+}
+
 static int parts_ok(const struct gen *g, uint32_t first, uint32_t end)
 {
-	if (g->req && (g->req->repair || g->edit))
+	if ((g->req && (g->req->repair || g->edit)) || n_ways(g) > MAX_WAYS)
 		return 0;
 	for (uint32_t i = 0; i < end; i++) {
 		const struct gen_part *p = &g->parts[i];

@@ -21,7 +21,7 @@ struct gen_part;
 /*
  * Check the parts and give parallel ones their ids. -EINVAL: they do not follow each other, a
  * chunk stands before them, repair or earlier versions are asked for too, a number is
- * out of range.
+ * out of range, there are more than 16 pairs of numbers.
  */
 int ape_plan(struct gen *g);
 /* How entries of the part are seen. */

@@ -63,6 +63,8 @@ int attn_gpu_new(struct attn_gpu **out, const struct attn_gpu_conf *c)
 	if (!g)
 		return -ENOMEM;
 	g->c = *c;
+	if (!g->c.query_bytes)
+		g->c.query_bytes = ATTN_GPU_QUERY_BYTES;
 	*out = g;
 	return 0;
 }
@@ -85,6 +87,11 @@ void attn_gpu_free(struct attn_gpu *g)
 	free(g->slice);
 	free(g->stages);
 	free(g);
+}
+
+uint64_t attn_gpu_n_wide(const struct attn_gpu *g)
+{
+	return g->n_wide;
 }
 
 int attn_gpu_use(const struct attn_gpu *g)
@@ -111,15 +118,18 @@ static int room_for_rows(struct attn_gpu *g, const struct gpu_stage *st)
 	const struct attn_shape *s = g->shape;
 	const size_t row = (size_t)s->n_heads * s->head_dim;
 	const size_t n = st->n_rows + st->n_more;
-	size_t most = 0;
+	size_t most = 0, rows = 0;
 	int ret;
 
-	for (uint32_t i = 0; i < st->n_turns; i++)
+	for (uint32_t i = 0; i < st->n_turns; i++) {
 		most = KV_MAX(most, (size_t)st->turns[i].n_parts);
+		rows = KV_MAX(rows, (size_t)st->turns[i].n_rows);
+	}
 	ret = gpu_buf_want(g, &g->q,
-			   st->n_variants * n * row * kern_type_bytes(s->type));
+			   st->n_variants * rows * row *
+				   kern_type_bytes(s->type));
 	if (!ret)
-		ret = gpu_buf_want(g, &g->tmp, n * row * sizeof(float));
+		ret = gpu_buf_want(g, &g->tmp, rows * row * sizeof(float));
 	if (!ret)
 		ret = gpu_buf_want(g, &g->ml,
 				   n * s->n_heads * 2 * sizeof(float));
@@ -244,59 +254,40 @@ static int store(struct attn_gpu *g, uint32_t layer,
 	return ret ? ret : kern_gpu_append(g->c.kern, s->type, &a, g->c.stream);
 }
 
-/* Queries [n] at q for variant v, typed: rows from row on of g->q. */
-static int rotate_rows(struct attn_gpu *g, cuda_ptr q, uint32_t v, uint32_t row,
-		       uint32_t n)
+/* Queries of the turn, f32 at q, for variant v, typed, into g->q. */
+static int rotate_turn(struct attn_gpu *g, const struct gpu_turn *t, cuda_ptr q,
+		       uint32_t v)
 {
 	const struct attn_shape *s = g->shape;
-	const size_t at = (size_t)v * (g->st->n_rows + g->st->n_more) + row;
-	const size_t elems = (size_t)s->n_heads * s->head_dim;
+	const size_t at = (size_t)v * (g->st->n_rows + g->st->n_more) + t->row;
+	const size_t n = (size_t)t->n_rows * s->n_heads * s->head_dim;
 	const int turns = s->rope.kind != KERN_ROPE_NONE;
-	const cuda_ptr to = g->q.at + at * elems * kern_type_bytes(s->type);
-	const cuda_ptr f = s->type == KERN_F32
-				   ? to
-				   : g->tmp.at + row * elems * sizeof(float);
-	const struct gpu_convert a = { turns ? f : q, to, n * elems };
+	const cuda_ptr to = g->q.at + v * n * kern_type_bytes(s->type);
+	const cuda_ptr f = s->type == KERN_F32 ? to : g->tmp.at;
+	const struct gpu_convert a = { turns ? f : q, to, n };
 	int ret = 0;
 
 	if (turns)
 		ret = attn_gpu_rotate(g, q, f,
-				      g->st->pos_at + at * sizeof(int64_t), n,
-				      s->n_heads);
+				      g->st->pos_at + at * sizeof(int64_t),
+				      t->n_rows, s->n_heads);
 	if (!ret && a.src != a.dst)
 		ret = kern_gpu_from_f32(g->c.kern, s->type, &a, g->c.stream);
 	return ret;
 }
 
-/* Queries for each variant, typed, into g->q. */
-static int rotate_queries(struct attn_gpu *g, cuda_ptr q)
-{
-	int ret = g->st->n_more ? attn_gpu_pick(g, q) : 0;
-
-	for (uint32_t i = 0; i < g->st->n_variants && !ret; i++) {
-		ret = rotate_rows(g, q, i, 0, g->st->n_rows);
-		if (!ret && g->st->n_more)
-			ret = rotate_rows(g, g->more.at, i, g->st->n_rows,
-					  g->st->n_more);
-	}
-	return ret;
-}
-
 static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
-		  cuda_ptr o)
+		  const struct attn_gpu_rows *rows)
 {
 	const struct attn_shape *s = g->shape;
 	const size_t row = (size_t)s->n_heads * s->head_dim;
 	const size_t ml = (size_t)t->row * s->n_heads * sizeof(float);
-	const uint32_t n = g->st->n_rows + g->st->n_more;
-	const cuda_ptr out =
-		t->row < g->st->n_rows
-			? o + t->row * row * sizeof(float)
-			: attn_gpu_more_o(g) + (t->row - g->st->n_rows) * row *
-						       sizeof(float);
+	const int more = t->row >= g->st->n_rows;
+	const size_t at =
+		(t->row - (more ? g->st->n_rows : 0)) * row * sizeof(float);
 	const struct gpu_attn a = {
-		.q = g->q.at + t->row * row * kern_type_bytes(s->type),
-		.q_variant_elems = n * row,
+		.q = g->q.at,
+		.q_variant_elems = t->n_rows * row,
 		.spans = spans_of(g, layer),
 		.parts = g->plan.at + g->st->parts_at +
 			 t->part * sizeof(struct gpu_part),
@@ -306,7 +297,7 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 			t->row * sizeof(struct gpu_row),
 		.part_o = g->part_o.at,
 		.part_ml = g->part_ml.at,
-		.o = out,
+		.o = (more ? attn_gpu_more_o(g) : rows->o) + at,
 		.m = g->ml.at + ml,
 		.l = g->ml.at + ml + attn_gpu_sums(g),
 		.n_heads = s->n_heads,
@@ -318,8 +309,15 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 		.flags = GPU_ATTN_FINISH,
 		.scale = s->scale,
 	};
+	int ret = 0;
 
-	return kern_gpu_attn(g->c.kern, s->type, &a, g->c.stream);
+	for (uint32_t v = 0; v < g->st->n_variants && !ret; v++)
+		ret = rotate_turn(g, t, (more ? g->more.at : rows->q) + at, v);
+	if (ret || !t->n_tiles || !g->st->has_window)
+		return ret ? ret
+			   : kern_gpu_attn(g->c.kern, s->type, &a, g->c.stream);
+	g->n_wide++;
+	return kern_gpu_attn_wide(g->c.kern, &g->st->window, &a, g->c.stream);
 }
 
 int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
@@ -333,10 +331,10 @@ int attn_gpu_layer(struct attn_gpu *g, uint32_t layer,
 	assert(layer >= g->st->layer && layer < g->st->layer + g->st->n_layers);
 	if (g->st->n_kv_rows)
 		ret = store(g, layer, rows);
-	if (!ret && g->st->n_turns)
-		ret = rotate_queries(g, rows->q);
+	if (!ret && g->st->n_more)
+		ret = attn_gpu_pick(g, rows->q);
 	for (uint32_t i = 0; i < g->st->n_turns && !ret; i++)
-		ret = attend(g, layer, &g->st->turns[i], rows->o);
+		ret = attend(g, layer, &g->st->turns[i], rows);
 	if (!ret && g->st->n_joined)
 		ret = attn_gpu_join(g, rows->o);
 	return ret;

@@ -24,11 +24,22 @@ struct attn_gpu_conf {
 	cuda_handle ctx;
 	struct kern_gpu *kern;
 	cuda_stream stream; /* its own */
+	size_t query_bytes; /* as ATTN_GPU_QUERY_BYTES; 0: that */
+	int dev; /* the context's device */
+	uint32_t
+		wide; /* kinds of KV whose prompts kern_gpu_attn_wide() may do */
 };
+/*
+ * Of queries that are there at once, rotated for every distance at which keys of the step
+ * lie: rows go in turns beyond it. A prompt of a thousand chunks has as many distances.
+ */
+#define ATTN_GPU_QUERY_BYTES (512u << 20)
 /* -ENOMEM. Memory of the device is taken when it is needed, and kept. */
 int attn_gpu_new(struct attn_gpu **out, const struct attn_gpu_conf *c);
 /* Nothing is queued. NULL is fine. */
 void attn_gpu_free(struct attn_gpu *g);
+/* Launches by kern_gpu_attn_wide() so far. */
+uint64_t attn_gpu_n_wide(const struct attn_gpu *g);
 /* The calling thread computes from now on. Errors of the driver. */
 int attn_gpu_use(const struct attn_gpu *g);
 

@@ -182,6 +182,15 @@ static size_t part_bytes(const struct attn_shape *s)
 	return ((size_t)s->head_dim + 2) * s->n_heads * sizeof(float);
 }
 
+/* Of n rows' queries for every distance. */
+static size_t query_bytes(const struct attn_gpu *g, uint32_t n)
+{
+	const struct attn_shape *s = g->shape;
+
+	return (size_t)g->st->n_variants * n * s->n_heads * s->head_dim *
+	       kern_type_bytes(s->type);
+}
+
 static size_t place(size_t *end, size_t n)
 {
 	const size_t at = (*end + 63) / 64 * 64;
@@ -394,8 +403,8 @@ static struct kern_gpu_list *row_lists(const struct gpu_lists *l)
 }
 
 /*
- * Rows [row, row + n) in one turn, if their parts have room, else in halves. How rows are
- * cut does not change their bits.
+ * Rows [row, row + n) in one turn, if their parts and queries have room, else in halves. How
+ * rows are cut does not change their bits.
  */
 static int plan_turns(const struct gpu_lists *l,
 		      const struct kern_gpu_list *lists, uint32_t row,
@@ -418,12 +427,14 @@ static int plan_turns(const struct gpu_lists *l,
 			row,
 		.max_parts = g->st->n_parts - part,
 		.max_tiles = g->st->n_rows + g->st->n_more - tile,
+		.tile_rows = g->st->has_window ? GPU_WIDE_ROWS : 0,
 	};
 	int ret = kern_gpu_plan_rows(&shape, attn_gpu_host(g, g->st->spans_at),
 				     lists + row, n, &p);
 
 	assert(!ret);
-	if (n > 1 && p.n_parts * part_bytes(s) > PART_BYTES) {
+	if (n > 1 && (p.n_parts * part_bytes(s) > PART_BYTES ||
+		      query_bytes(g, n) > g->c.query_bytes)) {
 		ret = plan_turns(l, lists, row, n / 2);
 		return ret ? ret : plan_turns(l, lists, row + n / 2, n - n / 2);
 	}
@@ -497,7 +508,8 @@ static int pad(struct gpu_lists *l)
 	for (uint32_t i = 0; i < l->step->n_items; i++)
 		if (l->step->items[i].n_rows != 1 || !l->step->items[i].k)
 			return 0;
-	if (bucket((uint32_t)l->n_parts, 16) * part_bytes(s) > PART_BYTES)
+	if (bucket((uint32_t)l->n_parts, 16) * part_bytes(s) > PART_BYTES ||
+	    query_bytes(g, rows) > g->c.query_bytes)
 		return 0;
 	g->st->padded = 1;
 	g->st->n_rows = g->st->n_kv_rows = rows;
@@ -536,5 +548,6 @@ int attn_gpu_write(struct gpu_lists *l)
 	write_spans(l);
 	write_padding(l);
 	write_layers(l);
+	attn_gpu_find_window(l);
 	return write_parts(l);
 }

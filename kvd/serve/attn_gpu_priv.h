@@ -33,6 +33,9 @@ struct gpu_stage {
 	uint32_t n_joined; /* rows that see tokens in several ways */
 	uint32_t n_parts; /* room for them in plan */
 	int padded;
+	/* of all spans, if there is one: tiles go by kern_gpu_attn_wide() */
+	struct kern_gpu_window window;
+	int has_window;
 	struct gpu_turn *turns; /* [n_turns] of the scratch */
 	uint32_t n_turns;
 	/* where they lie in plan */
@@ -45,15 +48,15 @@ struct attn_gpu {
 	struct gpu_buf plan; /* as host, copied */
 	struct pinned_buf host;
 	struct gpu_buf more; /* f32 queries, then o, of n_more rows */
-	struct gpu_buf
-		q; /* [n_variants][n_rows + n_more][n_heads][head_dim] typed */
-	struct gpu_buf tmp; /* f32 [n_rows][n_heads][head_dim] */
-	struct gpu_buf ml; /* f32 [2][n_rows][n_heads] */
+	/* of a turn: typed [n_variants][n_rows][n_heads][head_dim]; f32, one of them */
+	struct gpu_buf q, tmp;
+	struct gpu_buf ml; /* f32 [2][n_rows + n_more][n_heads] */
 	struct gpu_buf part_o, part_ml;
 	struct gpu_buf nowhere; /* K and V of padding */
 	/* of the step */
 	const struct attn_shape *shape;
 	uint32_t epoch; /* goes up when a buffer moves */
+	uint64_t n_wide;
 	struct gpu_stage *stages,
 		*st; /* [n_stages] ascending; the current one */
 	uint32_t n_stages, n_stage_room;
@@ -91,6 +94,9 @@ struct gpu_lists {
 int attn_gpu_prepare(struct gpu_lists *l, size_t *end);
 /* Into the pinned buffer, which has room. -ENOMEM. */
 int attn_gpu_write(struct gpu_lists *l);
+
+/* attn_gpu_window.c: the window of the current stage, whose spans are written. */
+void attn_gpu_find_window(const struct gpu_lists *l);
 
 /* What lies there in the plan. */
 static inline void *attn_gpu_host(const struct attn_gpu *g, size_t at)

@@ -206,6 +206,16 @@ static int blame_all(const struct batch *b)
 	return 1;
 }
 
+/* There was no memory for all of them at once: each alone. */
+static int goes_alone(struct batch *b)
+{
+	if ((b->ret != -ENOSPC && b->ret != -ENOMEM) || b->n_gens < 2 ||
+	    !blame_all(b))
+		return 0;
+	b->n_alone = b->n_gens;
+	return 1;
+}
+
 static void probe_done(struct batch *b)
 {
 	struct gen *g = b->probe;
@@ -251,7 +261,8 @@ static void step_done(struct engine_job *j)
 	struct batch *b = container_of(j, struct batch, job);
 	const uint32_t n_vocab = llama_shape(b->model->llama)->n_vocab;
 	const int failed = b->ret;
-	const int all = failed && blame_all(b);
+	const int again = failed && !b->probe && goes_alone(b);
+	const int all = failed && !again && blame_all(b);
 
 	b->running = 0;
 	if (b->probe) {
@@ -398,6 +409,20 @@ static void use_restore(struct batch *b, const struct gen *g)
 		b->restore->n_known = b->restore->n_in;
 }
 
+/* The first that has something to compute. */
+static void build_alone(struct batch *b)
+{
+	b->n_alone--;
+	list_for_each_safe(n, &b->ready) {
+		struct gen *g = list_entry(n, struct gen, node);
+
+		if (g->model == b->model &&
+		    take_gen(b, g,
+			     decoding(g) ? 1 : b->serve->conf->prefill_slice))
+			return;
+	}
+}
+
 static void build(struct batch *b)
 {
 	const struct conf *c = b->serve->conf;
@@ -409,6 +434,10 @@ static void build(struct batch *b)
 
 		use_restore(b, g);
 		take_gen(b, g, prefill);
+		return;
+	}
+	if (b->n_alone) {
+		build_alone(b);
 		return;
 	}
 	list_for_each_safe(n, &b->ready) {

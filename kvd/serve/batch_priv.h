@@ -45,6 +45,8 @@ struct batch {
 	struct pool *pool;
 	int ret;
 	int probed; /* the last step was a probe: others come first */
+	/* steps to come of one request each: one of several had too little memory */
+	uint32_t n_alone;
 	struct gen *probe; /* this step only looks at its next part */
 	struct repair_group *probe_group;
 	struct restore *restore; /* of the only one in the step */

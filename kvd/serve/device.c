@@ -107,6 +107,7 @@ int serve_open_gpu(struct serve *s, char *err, size_t err_len)
 		.cublas = c->cublas_library,
 		.max_rows = batch_max_rows(c),
 		.graphs = c->cuda_graphs,
+		.wide = c->wide_attention,
 	};
 	ret = serve_gpu_new(&s->gpu, &gc, err, err_len);
 	return ret ? ret : gpu_lane_new(&s->lanes[LANE_RESIDENT].gpu, s->gpu);

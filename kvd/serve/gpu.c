@@ -18,6 +18,7 @@ struct serve_gpu {
 	struct serve_gpu_conf c;
 	struct kern_gpu *kern;
 	struct cublas *blas; /* NULL: no model yet */
+	uint32_t wide; /* kern_gpu_wide_kind() of what wgmma may do */
 };
 
 struct gpu_lane {
@@ -30,8 +31,8 @@ struct gpu_lane {
 	uint32_t pad_to; /* rows */
 	uint32_t tokens[LLAMA_GPU_LOGIT_ROWS], logit_rows[LLAMA_GPU_LOGIT_ROWS];
 	struct gpu_sampler how[LLAMA_GPU_LOGIT_ROWS];
-	struct stat *st_graphs;
-	uint64_t n_graphs; /* told to it */
+	struct stat *st_graphs, *st_wide;
+	uint64_t n_graphs, n_wide; /* told to them */
 };
 
 /* ---- the image --------------------------------------------------------------- */
@@ -64,6 +65,32 @@ static int load_image(const char *path, char **out)
 	return ret;
 }
 
+/* Which prompts go by wgmma. A trial that fails is no reason not to start. */
+static int try_wide(struct serve_gpu *g, const void *image)
+{
+	int ret;
+
+	if (!g->c.wide)
+		return 0;
+	ret = kern_gpu_wide_check(g->kern, g->c.index, image, &g->wide);
+	if (ret == -ETIMEDOUT)
+		log_error("gpu",
+			  "prompts by wgmma: the trial hangs: the device "
+			  "may be slow until this ends; wide_attention = no "
+			  "does without it");
+	else if (ret && ret != -ENOTSUP)
+		log_warn("gpu", "prompts by wgmma: no: the trial: %s",
+			 strerror(-ret));
+	else if (!ret)
+		log_info(
+			"gpu",
+			"prompts by wgmma, where it has the bits of mma: f16 64 "
+			"%s, 128 %s; bf16 64 %s, 128 %s",
+			g->wide & 1 ? "yes" : "no", g->wide & 2 ? "yes" : "no",
+			g->wide & 4 ? "yes" : "no", g->wide & 8 ? "yes" : "no");
+	return kern_errno(g->c.api->ctx_set(g->c.ctx));
+}
+
 static int open_kernels(struct serve_gpu *g, char *err, size_t err_len)
 {
 	char *image = NULL;
@@ -84,6 +111,8 @@ static int open_kernels(struct serve_gpu *g, char *err, size_t err_len)
 			ret == -ENOTSUP && !image && !kern_gpu_image_bytes()
 				? "this was built without nvcc; cuda_image names a file"
 				: strerror(-ret));
+	else if ((ret = try_wide(g, image)))
+		(void)snprintf(err, err_len, "device: %s", strerror(-ret));
 	free(image);
 	return ret;
 }
@@ -167,7 +196,9 @@ int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
 	struct gpu_lane *l = calloc(1, sizeof(*l));
 	struct attn_gpu_conf c = { .api = g->c.api,
 				   .ctx = g->c.ctx,
-				   .kern = g->kern };
+				   .kern = g->kern,
+				   .dev = g->c.index,
+				   .wide = g->wide };
 	int ret;
 
 	if (!l)
@@ -177,6 +208,8 @@ int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
 	l->st_graphs = stat_get(STAT_COUNTER, "kvd_device_graph_steps_total",
 				"Steps of hosted models launched as one graph",
 				NULL, NULL, 1);
+	l->st_wide = stat_get(STAT_COUNTER, "kvd_device_wide_launches_total",
+			      "Launches of attention by wgmma", NULL, NULL, 1);
 	ret = kern_errno(
 		g->c.api->stream_new(&l->stream, CUDA_STREAM_NON_BLOCKING, 0));
 	c.stream = l->stream;
@@ -394,7 +427,7 @@ static int run(struct probe *p, uint32_t n_layers)
 	return ret;
 }
 
-static void count_graphs(struct gpu_lane *l)
+static void count_launches(struct gpu_lane *l)
 {
 	uint64_t n = 0;
 
@@ -403,6 +436,9 @@ static void count_graphs(struct gpu_lane *l)
 				   : 0;
 	stat_add(l->st_graphs, n - l->n_graphs);
 	l->n_graphs = n;
+	n = attn_gpu_n_wide(l->attn);
+	stat_add(l->st_wide, n - l->n_wide);
+	l->n_wide = n;
 }
 
 int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s)
@@ -410,7 +446,7 @@ int gpu_lane_step(struct gpu_lane *l, const struct gpu_step *s)
 	struct probe p = { .l = l, .s = s };
 	const int ret = run(&p, llama_gpu_layers(l->models[s->i_model]));
 
-	count_graphs(l);
+	count_launches(l);
 	return ret;
 }
 

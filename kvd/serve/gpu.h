@@ -26,6 +26,7 @@ struct serve_gpu_conf {
 	const char *cublas; /* library; "": as cublas_open() finds it */
 	uint32_t max_rows; /* of a step */
 	int graphs; /* steps of decodes become graphs */
+	int wide; /* prompts by wgmma where it has the bits of mma */
 };
 /* err: why not, in words. -ENOTSUP no image; -errno of the file; those of the driver. */
 int serve_gpu_new(struct serve_gpu **out, const struct serve_gpu_conf *c,

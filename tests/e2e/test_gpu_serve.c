@@ -21,6 +21,7 @@
 #define N_PARTS 4u /* system, two chunks, the question */
 
 #define N_QUESTIONS 8
+#define N_HOG	    64u /* parts */
 
 static struct rig_question questions[N_QUESTIONS];
 static char image[64], lost[80];
@@ -209,17 +210,18 @@ START_TEST(bf16_on_tensor_cores)
 }
 END_TEST
 
-static uint64_t graphs_of(struct kvc *c)
+static uint64_t metric_of(struct kvc *c, const char *name)
 {
-	static const char name[] = "\nkvd_device_graph_steps_total ";
+	char at_line[64];
 	const char *at;
 	char *text;
 	uint64_t n;
 
 	ck_assert_int_ge(kvc_query(c, "metrics", "", &text), 0);
-	at = strstr(text, name);
+	snprintf(at_line, sizeof(at_line), "\n%s ", name);
+	at = strstr(text, at_line);
 	ck_assert_ptr_nonnull(at);
-	n = strtoull(at + sizeof(name) - 1, NULL, 10);
+	n = strtoull(at + strlen(at_line), NULL, 10);
 	free(text);
 	return n;
 }
@@ -252,12 +254,45 @@ START_TEST(graphs_change_nothing)
 			kvc_generate_free(c, g[k]);
 		}
 		if (i)
-			ck_assert_uint_eq(graphs_of(c), 0);
+			ck_assert_uint_eq(
+				metric_of(c, "kvd_device_graph_steps_total"),
+				0);
 		else
-			ck_assert_uint_gt(graphs_of(c), 3);
+			ck_assert_uint_gt(
+				metric_of(c, "kvd_device_graph_steps_total"),
+				3);
 		stop(d, c);
 	}
 	ck_assert(!memcmp(logits[0], logits[1], sizeof(logits[0])));
+}
+END_TEST
+
+/* Prompts by wgmma, where the trial at start says so; by mma: the same bits. */
+START_TEST(wgmma_changes_nothing)
+{
+	static const char *const more[] = { "", "wide_attention = no\n", "" };
+	static struct answer x[3];
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r = request(p, 1, 0, 1);
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	for (int i = 0; i < 3; i++) {
+		uint64_t n;
+
+		if (i == 2) /* the device's wgmma rounds otherwise */
+			ck_assert_int_eq(setenv("FAKE_WGMMA", "other", 1), 0);
+		d = start(&c, (struct setup){ .on_device = 1,
+					      .math = "bf16",
+					      .more = more[i] });
+		ck_assert_int_eq(ask(c, &r, &x[i]), 4);
+		n = metric_of(c, "kvd_device_wide_launches_total");
+		ck_assert_int_eq(n > 0, i == 0);
+		stop(d, c);
+		ck_assert(
+			!memcmp(x[i].logits, x[0].logits, sizeof(x[0].logits)));
+	}
+	ck_assert_int_eq(unsetenv("FAKE_WGMMA"), 0);
 }
 END_TEST
 
@@ -366,6 +401,59 @@ START_TEST(what_is_not_done_there_is_refused)
 	r = request(p, 0, 0, 1);
 	ck_assert_int_eq(ask(c, &r, &x), 4);
 	stop(d, c);
+}
+END_TEST
+
+/* Of many chunks, each at its own distance: there is not as much memory beside the frames. */
+static struct kvc_generate hog(struct kvc_part p[N_HOG], uint32_t *t)
+{
+	for (uint32_t i = 0; i < N_HOG; i++) {
+		const int last = i + 1 == N_HOG;
+
+		p[i] = (struct kvc_part){ .kind = KV_PART_TOKENS,
+					  .tokens = t + 2 * i,
+					  .n_tokens = last ? 120 : 2,
+					  .flags = last ? 0 : KV_PART_REUSE };
+	}
+	for (uint32_t i = 0; i < 2 * N_HOG + 120; i++)
+		t[i] = 300 + i;
+	return (struct kvc_generate){ .parts = p,
+				      .n_parts = N_HOG,
+				      .flags = KV_GEN_LOGITS,
+				      .max_tokens = 1,
+				      .sqe_flags = KV_SQE_WAIT };
+}
+
+/* A step has no memory for all: who needs it fails, the others of the step do not. */
+START_TEST(too_much_for_one)
+{
+	static uint32_t tokens[2 * N_HOG + 120];
+	struct kvc_part p[N_PARTS], many[N_HOG];
+	struct kvc_gen *g[2];
+	struct kvc_generate r;
+	struct rig_daemon *d;
+	struct answer x;
+	struct kvc *c;
+
+	ck_assert_int_eq(setenv("FAKE_CUDA", "18,64", 1), 0);
+	d = start(&c, (struct setup){ .on_device = 1, .memory = "12M" });
+	r = hog(many, tokens);
+	ck_assert_int_eq(ask(c, &r, &x),
+			 -ENOSPC); /* its chunks are there now */
+	for (int i = 0; i < 3; i++) {
+		struct kvc_generate small = request(p, i, 0, 1);
+
+		small.max_tokens = 80;
+		ck_assert_int_eq(kvc_generate_start(c, &small, &g[0]), 0);
+		usleep(20000);
+		ck_assert_int_eq(kvc_generate_start(c, &r, &g[1]), 0);
+		ck_assert_int_eq(kvc_generate_wait(c, g[1], 60000), -ENOSPC);
+		ck_assert_int_eq(kvc_generate_wait(c, g[0], 60000), 80);
+		kvc_generate_free(c, g[0]);
+		kvc_generate_free(c, g[1]);
+	}
+	stop(d, c);
+	ck_assert_int_eq(unsetenv("FAKE_CUDA"), 0);
 }
 END_TEST
 
@@ -549,9 +637,11 @@ int main(void)
 	tcase_add_test(t, small_steps);
 	tcase_add_test(t, bf16_on_tensor_cores);
 	tcase_add_test(t, graphs_change_nothing);
+	tcase_add_test(t, wgmma_changes_nothing);
 	tcase_add_test(t, pages_that_move);
 	tcase_add_test(t, a_restart_here_and_there);
 	tcase_add_test(t, what_is_not_done_there_is_refused);
+	tcase_add_test(t, too_much_for_one);
 	tcase_add_test(t, a_lost_device);
 	tcase_add_test(t, attention_calls);
 	suite_add_tcase(s, t);

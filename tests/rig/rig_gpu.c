@@ -52,7 +52,6 @@ void rig_gpu_open(struct rig_gpu *g)
 
 void rig_gpu_open_with(struct rig_gpu *g, uint64_t total)
 {
-	cuda_handle ctx;
 	char why[256];
 	int dev, ret;
 
@@ -65,8 +64,8 @@ void rig_gpu_open_with(struct rig_gpu *g, uint64_t total)
 		g->api = rig_cuda_open(&g->ctl, total, 65536);
 	}
 	ck_assert_int_eq(g->api->device_get(&dev, 0), 0);
-	ck_assert_int_eq(g->api->ctx_retain(&ctx, dev), 0);
-	ck_assert_int_eq(g->api->ctx_set(ctx), 0);
+	ck_assert_int_eq(g->api->ctx_retain(&g->ctx, dev), 0);
+	ck_assert_int_eq(g->api->ctx_set(g->ctx), 0);
 	ck_assert_int_eq(
 		g->api->stream_new(&g->stream, CUDA_STREAM_NON_BLOCKING, 0), 0);
 	/* the fake takes any image */

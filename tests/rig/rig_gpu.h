@@ -19,6 +19,7 @@
 
 struct rig_gpu {
 	struct cuda_api *api;
+	cuda_handle ctx; /* current where it was opened */
 	struct kern_gpu *kern;
 	cuda_stream stream;
 	int is_real;

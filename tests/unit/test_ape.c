@@ -391,6 +391,40 @@ START_TEST(bad_requests_are_refused)
 }
 END_TEST
 
+/* Each way in which chunks are seen is a state of every row: there are not too many. */
+START_TEST(ways_are_counted)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
+	struct serve_part parts[20];
+	uint32_t *t = rig_ids(20, 9);
+
+	for (uint32_t n = 16; n < 18; n++) {
+		struct rig_gen *g = rig_gen_new();
+
+		for (uint32_t i = 0; i < 20; i++)
+			parts[i] = (struct serve_part){
+				.kind = SERVE_PART_TOKENS,
+				.flags = i && i < 19 ? 9 : 0,
+				.tokens = t + i,
+				.n_tokens = 1,
+				.temperature = 1 + 0.25f * (float)(i % n % 4),
+				.scale = 1 + 0.25f * (float)(i % n / 4)
+			};
+		g->gen.parts = parts;
+		g->gen.n_parts = 20;
+		g->gen.max_tokens = 1;
+		ck_assert_int_eq(rig_gen_start(g, r->session),
+				 n > 16 ? -EINVAL : 0);
+		if (n == 16)
+			ck_assert(rig_serve_until(r, &g->told));
+		ck_assert_int_eq(g->ret, n > 16 ? 0 : 1);
+		free(g);
+	}
+	free(t);
+	rig_serve_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("ape");
@@ -403,6 +437,7 @@ int main(void)
 	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);
 	tcase_add_test(t, the_same_bits_paged_sliced_and_from_the_cache);
 	tcase_add_test(t, bad_requests_are_refused);
+	tcase_add_test(t, ways_are_counted);
 	tcase_set_timeout(t, 120);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

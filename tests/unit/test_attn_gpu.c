@@ -300,6 +300,96 @@ START_TEST(seen_otherwise)
 }
 END_TEST
 
+/* _i: shape. Tiles by wgmma, where there is a kernel for it: the bits of mma. */
+START_TEST(tiles_by_wgmma)
+{
+	const struct attn_gpu_conf c = {
+		.api = g.api, .ctx = g.ctx, .kern = g.kern, .stream = g.stream
+	};
+	const int can =
+		kern_gpu_wide_kind(shapes[_i].type, shapes[_i].head_dim) != 0;
+	struct attn_gpu *plain;
+	struct attn_item it;
+	struct sample l;
+	float *o, *want;
+
+	ck_assert_int_eq(attn_gpu_new(&plain, &c), 0);
+	make(&l, &shapes[_i]);
+	o = malloc(N_TOKENS * l.nq * sizeof(*o));
+	want = malloc(N_TOKENS * l.nq * sizeof(*want));
+	l.seq.entries[1].context = (struct seq_context){ 0, 0.5f, 1.5f };
+	for (uint32_t k = 0; k < 2; k++) {
+		const uint64_t before = attn_gpu_n_wide(dev);
+
+		it = item(&l, k ? 5 : HEAD + 3, k ? 90 : 3, o);
+		ck_assert_int_eq(attn_gpu_items(dev, &scratch, &it, 1, k + 1),
+				 0);
+		it.o = want;
+		ck_assert_int_eq(attn_gpu_items(plain, &scratch, &it, 1, k + 1),
+				 0);
+		ck_assert(!memcmp(o, want, it.n_rows * l.nq * sizeof(*o)));
+		/* three rows are by parts */
+		ck_assert_int_eq(attn_gpu_n_wide(dev) > before, can && k);
+	}
+	ck_assert_uint_eq(attn_gpu_n_wide(plain), 0);
+	free(o);
+	free(want);
+	attn_gpu_free(plain);
+	drop(&l);
+}
+END_TEST
+
+static uint64_t used(void)
+{
+	struct fake_stats st;
+
+	g.ctl.stats(&st);
+	return st.used_bytes;
+}
+
+/* _i: shape. Queries of two rows at a time, rotated for all distances: the same bits, with less
+ * memory. */
+START_TEST(queries_in_turns)
+{
+	const size_t es = kern_type_bytes(shapes[_i].type);
+	struct attn_gpu_conf c = {
+		.api = g.api, .ctx = g.ctx, .kern = g.kern, .stream = g.stream
+	};
+	uint64_t few_bytes, all_bytes;
+	struct attn_gpu *few;
+	struct attn_item it;
+	struct sample l;
+	float *o, *want;
+
+	make(&l, &shapes[_i]);
+	c.query_bytes = 5 * l.nq * es; /* there is more than one distance */
+	ck_assert_int_eq(attn_gpu_new(&few, &c), 0);
+	o = malloc(N_TOKENS * l.nq * sizeof(*o));
+	want = malloc(N_TOKENS * l.nq * sizeof(*want));
+	l.seq.entries[1].context = (struct seq_context){ 0, 0.5f, 1.5f };
+	for (uint32_t k = 0; k < (RIG_SLOW > 1 ? 1 : 2); k++) {
+		const uint32_t at = k ? HEAD - 20 : TAIL_AT;
+		const uint32_t n = k ? 64 : TAIL;
+		uint64_t before = used();
+
+		it = item(&l, at, n, o);
+		ck_assert_int_eq(attn_gpu_items(few, &scratch, &it, 1, 2), 0);
+		few_bytes = used() - before;
+		before = used();
+		it.o = want;
+		ck_assert_int_eq(attn_gpu_items(dev, &scratch, &it, 1, 2), 0);
+		all_bytes = used() - before;
+		ck_assert(!memcmp(o, want, n * l.nq * sizeof(*o)));
+		if (!k && l.shape.rope.kind != KERN_ROPE_NONE)
+			ck_assert_uint_lt(few_bytes, all_bytes);
+	}
+	free(o);
+	free(want);
+	attn_gpu_free(few);
+	drop(&l);
+}
+END_TEST
+
 /* As a client's: rows in the pages' own type. */
 START_TEST(rows_of_the_type_of_the_pages)
 {
@@ -600,9 +690,13 @@ static void setup(void)
 	mem = rig_mem_open((struct rig_mem_options){ .memory_bytes = 64 << 20,
 						     .disk_bytes = 64 << 20 });
 	ck_assert_int_eq(segment_pool_new(&pool, mem->pager, 64 << 20), 0);
-	c = (struct attn_gpu_conf){ .api = g.api,
-				    .kern = g.kern,
-				    .stream = g.stream };
+	c = (struct attn_gpu_conf){
+		.api = g.api,
+		.ctx = g.ctx,
+		.kern = g.kern,
+		.stream = g.stream,
+		.wide = UINT32_MAX,
+	};
 	ck_assert_int_eq(attn_gpu_new(&dev, &c), 0);
 	attn_scratch_init(&scratch);
 }
@@ -632,6 +726,10 @@ int main(void)
 	tcase_add_loop_test(t, lists_of_every_kind, 0,
 			    sizeof(shapes) / sizeof(*shapes));
 	tcase_add_loop_test(t, seen_otherwise, 0,
+			    sizeof(shapes) / sizeof(*shapes));
+	tcase_add_loop_test(t, tiles_by_wgmma, 0,
+			    sizeof(shapes) / sizeof(*shapes));
+	tcase_add_loop_test(t, queries_in_turns, 0,
 			    sizeof(shapes) / sizeof(*shapes));
 	tcase_add_loop_test(t, sums_without_outputs, 0,
 			    sizeof(shapes) / sizeof(*shapes));

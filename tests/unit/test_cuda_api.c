@@ -320,13 +320,33 @@ START_TEST(mapping_is_real)
 }
 END_TEST
 
+/* Current on this thread; without one only addresses and frames are to be had. */
+static void open_context(void)
+{
+	cuda_stream st;
+	cuda_handle ctx;
+
+	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	ck_assert_int_eq(api->ctx_set(NULL), 0);
+	ck_assert_int_eq(api->stream_new(&st, CUDA_STREAM_NON_BLOCKING, 0),
+			 CUDA_INVALID_CONTEXT);
+	ck_assert_int_eq(api->ctx_retain(&ctx, 0), 0);
+	ck_assert_int_eq(api->ctx_set(ctx), 0);
+}
+
+static void close_context(void)
+{
+	ck_assert_int_eq(api->ctx_release(0), 0);
+	rig_cuda_close(api, &ctl);
+}
+
 START_TEST(memory_is_counted)
 {
 	cuda_mem mem[17], twin;
 	size_t n_free, total;
 	int fd;
 
-	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	open_context();
 	for (int i = 0; i < 16; i++)
 		ck_assert_int_eq(api->create(&mem[i], PAGE, &prop, 0), 0);
 	ck_assert_int_eq(api->create(&mem[16], PAGE, &prop, 0),
@@ -343,7 +363,7 @@ START_TEST(memory_is_counted)
 	ck_assert_int_eq(api->mem_info(&n_free, &total), 0);
 	ck_assert_uint_eq(n_free, (1 << 20) - PAGE);
 	ck_assert_int_eq(api->release(twin), 0);
-	rig_cuda_close(api, &ctl);
+	close_context();
 }
 END_TEST
 
@@ -355,7 +375,7 @@ START_TEST(plain_memory)
 	cuda_stream st;
 	cuda_mem mem;
 
-	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	open_context();
 	mapped = map_one(&mem);
 	ck_assert_int_eq(api->alloc(&at, 5000), 0);
 	ck_assert_uint_eq(((unsigned char *)at)[4999], 0xcd);
@@ -373,7 +393,7 @@ START_TEST(plain_memory)
 	ck_assert_int_eq(api->free(at), CUDA_INVALID_VALUE);
 	ck_assert_int_eq(api->stream_free(st), 0);
 	unmap_one(mapped, mem);
-	rig_cuda_close(api, &ctl);
+	close_context();
 }
 END_TEST
 
@@ -385,7 +405,7 @@ START_TEST(graphs_are_told_again)
 	cuda_stream st;
 	cuda_ptr at;
 
-	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	open_context();
 	ck_assert_int_eq(api->alloc(&at, 64), 0);
 	ck_assert_int_eq(api->stream_new(&st, CUDA_STREAM_NON_BLOCKING, 0), 0);
 	ck_assert_int_eq(api->event_new(&e, CUDA_EVENT_DISABLE_TIMING), 0);
@@ -418,7 +438,7 @@ START_TEST(graphs_are_told_again)
 	ck_assert_int_eq(api->event_free(e), 0);
 	ck_assert_int_eq(api->free(at), 0);
 	ck_assert_int_eq(api->stream_free(st), 0);
-	rig_cuda_close(api, &ctl);
+	close_context();
 }
 END_TEST
 
@@ -430,7 +450,7 @@ START_TEST(streams_are_late)
 	cuda_ptr at;
 	void *host;
 
-	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	open_context();
 	at = map_one(&mem);
 	ck_assert_int_eq(api->set_access(at, PAGE, &rw, 1), 0);
 	ck_assert_int_eq(api->host_alloc(&host, PAGE, 0), 0);
@@ -455,7 +475,7 @@ START_TEST(streams_are_late)
 	ck_assert_int_eq(api->stream_free(b), 0);
 	ck_assert_int_eq(api->host_free(host), 0);
 	unmap_one(at, mem);
-	rig_cuda_close(api, &ctl);
+	close_context();
 }
 END_TEST
 
@@ -467,7 +487,7 @@ START_TEST(unmapped_under_a_stream)
 	cuda_mem mem;
 	cuda_ptr at;
 
-	api = rig_cuda_open(&ctl, 1 << 20, PAGE);
+	open_context();
 	at = map_one(&mem);
 	ck_assert_int_eq(api->set_access(at, PAGE, &rw, 1), 0);
 	ck_assert_int_eq(api->stream_new(&a, CUDA_STREAM_NON_BLOCKING, 0), 0);

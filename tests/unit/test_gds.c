@@ -33,6 +33,7 @@ static void setup(void)
 		 (int)(strrchr(path, '/') - path), path);
 	api = rig_cuda_open(&ctl, 8 << 20, 65536);
 	ck_assert_int_eq(api->ctx_retain(&ctx, 0), 0);
+	ck_assert_int_eq(api->ctx_set(ctx), 0);
 	fd = memfd_create("store", MFD_CLOEXEC);
 	bytes = malloc(N);
 	for (uint32_t i = 0; i < N; i++)

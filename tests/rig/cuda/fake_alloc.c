@@ -2,7 +2,8 @@
  * fake_alloc.c - plain device memory of the fake driver; see fake_cuda.h
  *
  * An allocation is a reserved range that is one map, usable at once, whose bytes are
- * junk. It counts as used, as reserved and as a map, so leaks are seen. Its
+ * junk; behind its last page is one that is not there, and what is left of the last is
+ * poison for ASan. It counts as used, as reserved and as a map, so leaks are seen. Its
  * memory is a file, so that another process can open it (fake_share.c). Managed
  * memory is the same, but takes memory of the device only where it was prefetched to it; what
  * the host touches is not looked at.
@@ -11,12 +12,48 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <unistd.h>
 #include "tests/rig/cuda/fake_priv.h"
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n)	  ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#endif
+
+#define PAGE 4096u
+
+static size_t pages(size_t n)
+{
+	return (n + PAGE - 1) / PAGE * PAGE;
+}
+
+/* Where what lies at p ends with a page that is not there; NULL. */
+static char *with_guard(void *p, size_t n)
+{
+	char *to = mmap(NULL, pages(n) + PAGE, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (to == MAP_FAILED)
+		return NULL;
+	if (mremap(p, pages(n), pages(n), MREMAP_MAYMOVE | MREMAP_FIXED, to) ==
+	    MAP_FAILED) {
+		munmap(to, pages(n) + PAGE);
+		return NULL;
+	}
+	ASAN_POISON_MEMORY_REGION(to + n, pages(n) - n);
+	return to;
+}
+
+void fake_alloc_unmap(uint64_t at, size_t n)
+{
+	ASAN_UNPOISON_MEMORY_REGION((char *)at + n, pages(n) - n);
+	munmap((void *)at, pages(n) + PAGE);
+}
 
 static int alloc(cuda_ptr *out, size_t n, int kind)
 {
 	struct fake_range *map, *res;
+	char *at;
 	void *p;
 	int fd;
 
@@ -30,18 +67,21 @@ static int alloc(cuda_ptr *out, size_t n, int kind)
 		return CUDA_OUT_OF_MEMORY;
 	map = fake_range_new(fake.maps);
 	res = map ? fake_range_new(fake.reserved) : NULL;
-	if (!res) {
+	at = res ? with_guard(p, n) : NULL;
+	if (!at) {
 		if (map)
 			map->used = 0;
+		if (res)
+			res->used = 0;
 		munmap(p, n);
 		close(fd);
 		return CUDA_OUT_OF_MEMORY;
 	}
-	memset(p, FAKE_JUNK, n);
-	map->at = res->at = (uintptr_t)p;
+	memset(at, FAKE_JUNK, n);
+	map->at = res->at = (uintptr_t)at;
 	map->n = res->n = n;
 	map->readable = 1;
-	map->fd = fd;
+	map->fd = res->fd = fd;
 	map->kind = kind;
 	if (kind == FAKE_MANAGED)
 		map->there = calloc(n / FAKE_MOVE + 1, 1);
@@ -49,7 +89,7 @@ static int alloc(cuda_ptr *out, size_t n, int kind)
 		fake.used += n;
 	fake.st.n_maps++;
 	fake.st.n_reserved++;
-	*out = (uintptr_t)p;
+	*out = (uintptr_t)at;
 	return CUDA_OK;
 }
 
@@ -101,7 +141,7 @@ int cuMemFree_v2(cuda_ptr at)
 		res++;
 	if (fake_in_use(at, map->n))
 		fake.st.n_violations++;
-	munmap((void *)at, map->n);
+	fake_alloc_unmap(at, map->n);
 	close(map->fd);
 	fake.used -= map->kind == FAKE_MANAGED ? map->n_there : map->n;
 	free(map->there);

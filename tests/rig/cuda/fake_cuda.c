@@ -47,6 +47,8 @@ int fake_enter(const char *symbol)
 	if (fake_told_lost() && !fake.lost)
 		fake.lost = CUDA_LAUNCH_FAILED;
 	err = fake.lost;
+	if (!err && fake_lacks_context(symbol))
+		err = CUDA_INVALID_CONTEXT;
 	if (!err && fake.mode != FAKE_OFF &&
 	    !strncmp(symbol, fake.prefix, strlen(fake.prefix))) {
 		fake.count++;
@@ -240,53 +242,6 @@ int cuDeviceTotalMem_v2(size_t *out, int dev)
 	if (err)
 		return err;
 	*out = fake.total;
-	return fake_leave(CUDA_OK);
-}
-
-int cuDevicePrimaryCtxRetain(cuda_handle *out, int dev);
-int cuDevicePrimaryCtxRetain(cuda_handle *out, int dev)
-{
-	const int err = fake_enter("cuDevicePrimaryCtxRetain");
-
-	(void)dev;
-	if (err)
-		return err;
-	fake.st.ctx_refs++;
-	*out = &fake;
-	return fake_leave(CUDA_OK);
-}
-
-int cuDevicePrimaryCtxRelease_v2(int dev);
-int cuDevicePrimaryCtxRelease_v2(int dev)
-{
-	const int err = fake_enter("cuDevicePrimaryCtxRelease_v2");
-
-	(void)dev;
-	if (err)
-		return err;
-	fake.st.ctx_refs--;
-	return fake_leave(CUDA_OK);
-}
-
-int cuCtxSetCurrent(cuda_handle ctx);
-int cuCtxSetCurrent(cuda_handle ctx)
-{
-	const int err = fake_enter("cuCtxSetCurrent");
-
-	if (err)
-		return err;
-	return fake_leave(ctx && ctx != &fake ? CUDA_INVALID_CONTEXT : CUDA_OK);
-}
-
-int cuCtxGetStreamPriorityRange(int *least, int *most);
-int cuCtxGetStreamPriorityRange(int *least, int *most)
-{
-	const int err = fake_enter("cuCtxGetStreamPriorityRange");
-
-	if (err)
-		return err;
-	*least = 0;
-	*most = -5;
 	return fake_leave(CUDA_OK);
 }
 
@@ -774,7 +729,10 @@ void fake_reset(uint64_t total, size_t granularity)
 	for (int i = 0; i < FAKE_MAX; i++) {
 		if (fake.mem[i].used)
 			close(fake.mem[i].fd);
-		if (fake.reserved[i].used)
+		if (fake.reserved[i].used && fake.reserved[i].fd)
+			fake_alloc_unmap(fake.reserved[i].at,
+					 fake.reserved[i].n);
+		else if (fake.reserved[i].used)
 			munmap((void *)fake.reserved[i].at, fake.reserved[i].n);
 		fake.mem[i].used = 0;
 		fake.reserved[i].used = 0;

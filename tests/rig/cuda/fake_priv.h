@@ -31,7 +31,7 @@ struct fake_range { /* reserved, mapped or pinned */
 	size_t n;
 	struct fake_mem *mem;
 	int readable; /* access was set */
-	int fd; /* of cuMemAlloc(): its memory; else 0 */
+	int fd; /* of cuMemAlloc(): its memory, also in reserved; else 0 */
 	enum { FAKE_PLAIN, FAKE_MANAGED, FAKE_OPENED } kind;
 	unsigned char *
 		there; /* FAKE_MANAGED: of each FAKE_MOVE, is it on the device? */
@@ -117,6 +117,8 @@ extern struct fake fake;
 
 /* 1: the file of $FAKE_CUDA_LOST is there: the device of a daemon is to be lost. */
 int fake_told_lost(void);
+/* 1: the thread has no context, and the call wants one. */
+int fake_lacks_context(const char *symbol);
 /* Locks, counts the call and decides its fate: 0, or a CUresult; then it is not
  * locked. */
 int fake_enter(const char *symbol);
@@ -138,6 +140,8 @@ struct fake_event *fake_event_new(void);
 void fake_event_free(struct fake_event *e);
 /* Memory that another process can open: its descriptor > 0, mapped at *out. */
 int fake_share_new(size_t n, void **out);
+/* Of an allocation of n bytes, and what guards it. */
+void fake_alloc_unmap(uint64_t at, size_t n);
 /* Ends all streams, frees all events. */
 void fake_end_streams(void);
 

@@ -173,6 +173,12 @@ struct bench_daemon {
  */
 int bench_daemon_start(struct bench *b, struct bench_daemon *d, int with_model);
 void bench_daemon_stop(struct bench_daemon *d);
+/*
+ * Wait until it does nothing any more: what comes after an answer (statistics of
+ * chunks, keeping, writes) is done. 0; -ETIMEDOUT after a minute, -errno. Nothing to
+ * wait for with --socket: others may keep it busy.
+ */
+int bench_daemon_settle(const struct bench_daemon *d);
 /* In a child just forked: end when parent ends. */
 void bench_die_with_parent(pid_t parent);
 /* The daemon's program; 0 or -ENOENT. */

@@ -20,7 +20,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define START_S 120 /* a large model on a loaded machine */
+#define START_S	   120 /* a large model on a loaded machine */
+#define SETTLE_S   60
+/* idle: less than IDLE_NS of CPU time in each of IDLE_LOOKS times LOOK_NS */
+#define LOOK_NS	   5000000
+#define IDLE_NS	   250000
+#define IDLE_LOOKS 3
 
 static const char *const files[] = { "kvd.conf", "kvd.sock", "kvd.log",
 				     "state/kvd.store" };
@@ -236,6 +241,36 @@ static void look_alive(const struct bench_daemon *d)
 		   WIFSIGNALED(status) ? "signal" : "status",
 		   WIFSIGNALED(status) ? WTERMSIG(status)
 				       : WEXITSTATUS(status));
+}
+
+int bench_daemon_settle(const struct bench_daemon *d)
+{
+	const struct timespec look = { .tv_nsec = LOOK_NS };
+	const uint64_t end = clock_ns() + SETTLE_S * 1000000000ull;
+	uint64_t before = 0;
+	clockid_t cpu;
+	int err;
+
+	if (!d->pid)
+		return 0;
+	err = clock_getcpuclockid(d->pid, &cpu);
+	if (err)
+		return -err;
+	for (int n = 0, first = 1; clock_ns() < end; first = 0) {
+		struct timespec ts;
+		uint64_t now;
+
+		if (clock_gettime(cpu, &ts))
+			return -errno;
+		now = (uint64_t)ts.tv_sec * 1000000000ull +
+		      (uint64_t)ts.tv_nsec;
+		n = !first && now - before < IDLE_NS ? n + 1 : 0;
+		if (n == IDLE_LOOKS)
+			return 0;
+		before = now;
+		(void)nanosleep(&look, NULL);
+	}
+	return -ETIMEDOUT;
 }
 
 void bench_daemon_stop(struct bench_daemon *d)

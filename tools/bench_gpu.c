@@ -70,31 +70,37 @@ void gpu_block_free(const struct gpu *g, struct gpu_block *m)
 	m->at = 0;
 }
 
-/* n bytes of src, again and again. */
+/* n bytes of src to [0, end) of the block, again and again, from pinned memory. */
+static int block_copy(const struct gpu *g, const struct gpu_block *m,
+		      const void *src, size_t n, size_t end)
+{
+	void *pinned;
+	int r = g->cu->host_alloc(&pinned, n, CUDA_HOST_PORTABLE);
+
+	if (r)
+		return gpu_failed(g, "cuMemHostAlloc", r);
+	memcpy(pinned, src, n);
+	for (size_t off = 0; off < end && !r; off += n)
+		r = g->cu->h2d(m->at + off, pinned, KV_MIN(n, end - off),
+			       g->st);
+	if (!r)
+		r = g->cu->stream_sync(g->st);
+	(void)g->cu->host_free(pinned); /* it was ours */
+	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
+}
+
 int gpu_block_fill(const struct gpu *g, const struct gpu_block *m,
 		   const void *src, size_t n)
 {
-	int r = 0;
-
-	for (size_t off = 0; off < m->n && !r; off += n)
-		r = g->cu->h2d(m->at + off, src, KV_MIN(n, m->n - off), g->st);
-	if (!r)
-		r = g->cu->stream_sync(g->st);
-	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
+	return block_copy(g, m, src, n, m->n);
 }
 
 int gpu_upload(const struct gpu *g, struct gpu_block *m, const void *src,
 	       size_t n)
 {
-	int ret = gpu_block_new(g, m, n);
-	int r;
+	const int ret = gpu_block_new(g, m, n);
 
-	if (ret)
-		return ret;
-	r = g->cu->h2d(m->at, src, n, g->st);
-	if (!r)
-		r = g->cu->stream_sync(g->st);
-	return r ? gpu_failed(g, "cuMemcpyHtoD", r) : 0;
+	return ret ? ret : block_copy(g, m, src, n, n);
 }
 
 struct told {

@@ -39,6 +39,7 @@ static const struct {
 
 struct reuse {
 	double overhead[N_WAYS]; /* when nothing is cached, percent */
+	const struct bench_daemon *d;
 	struct kvc *c;
 	uint32_t n_vocab; /* ids below it are used */
 	uint32_t n_asked;
@@ -110,7 +111,9 @@ static double ask(struct reuse *r, enum how how, uint32_t repair)
 	if (ret < 0)
 		return ret;
 	/* what comes after the answer (statistics, keeping) is not the next one's */
-	usleep((useconds_t)(st.ttft_ns / 2000));
+	ret = bench_daemon_settle(r->d);
+	if (ret)
+		return ret;
 	if (how == CACHED && st.n_chunk < N_CHUNKS * N_CHUNK)
 		return -EILSEQ; /* not what is measured here */
 	return (double)st.ttft_ns * 1e-6;
@@ -134,11 +137,8 @@ static int prime(struct reuse *r, uint32_t repair)
 {
 	double ms = -EILSEQ;
 
-	for (int i = 0; i < 20 && ms == -EILSEQ; i++) {
+	for (int i = 0; i < 20 && ms == -EILSEQ; i++)
 		ms = ask(r, CACHED, repair);
-		if (ms == -EILSEQ)
-			usleep(200000);
-	}
 	return ms < 0 ? (int)ms : 0;
 }
 
@@ -157,7 +157,8 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 	for (size_t i = 0; i < KV_ARRAY_LEN(s); i++)
 		in[i] = (struct bench_side){ .run = side_run, .arg = &s[i] };
 	if (!ret)
-		ret = bench_rounds(in, KV_ARRAY_LEN(s), 3, b->quick ? 1 : 10);
+		ret = bench_rounds(in, KV_ARRAY_LEN(s), b->quick ? 3 : 7,
+				   b->quick ? 1 : 10);
 	if (ret)
 		return ret;
 	bench_put(b, bench_median(&in[0]), "ms", "reuse.%s.full_ms", name);
@@ -190,6 +191,7 @@ static int with_model(struct bench *b, const char *name, uint32_t n_vocab,
 		free(r);
 		return ret;
 	}
+	r->d = &d;
 	opt.socket = d.socket;
 	ret = kvc_open(&r->c, &opt);
 	if (!ret) {

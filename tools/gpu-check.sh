@@ -12,7 +12,9 @@
 # are measured, so that a run that is cut off still tells something; a table at the end.
 # Into BUILD_DIR/gpu, DIR/gpu or $GPU_CHECK_OUT: table, figures, logs.tar.gz, renewed after
 # each stage. 77: there is no GPU, or no nvcc. GPU_CHECK_STAGES="build kernels" runs these alone.
-tests='gpu_kern gpu_elem gpu_gemm gpu_sample llama_gpu'
+# GPU_CHECK_QUICK=1: less of everything, a smaller model: for the driver library of the tests.
+# GPU_CHECK_LIMIT: seconds of a stage, where that is slow.
+tests='gpu_kern gpu_same gpu_elem gpu_gemm gpu_sample gpu_keep llama_gpu'
 pack_limit_kib=65536
 skip() {
 	echo "gpu-check: skipped: $*"
@@ -26,7 +28,7 @@ targets() {
 	for t in $tests; do
 		echo "$b/tests/test_$t"
 	done
-	echo "$b/kvd" "$b/tests/kvbench-plain" "$b/demo"
+	echo "$b/kvd" "$kvbench" "$b/demo"
 }
 
 # ---- pack
@@ -38,13 +40,14 @@ libraries() {
 pack() {
 	d=$1
 	b=$2
+	kvbench=$b/tests/kvbench-plain
 	[ -n "$NVCC" ] || skip "no nvcc: the kernels cannot be compiled"
 	# shellcheck disable=SC2046 # a list
 	"${MAKE:-make}" $(targets) || exit
 	mkdir -p "$d/bin" "$d/tests" "$d/lib" "$d/data/models" "$d/data/eval" ||
 		die "$d: cannot be made"
 	cp "$b/kvd" "$b/demo" "$d/bin/"
-	cp "$b/tests/kvbench-plain" "$d/bin/kvbench"
+	cp "$kvbench" "$d/bin/kvbench"
 	for t in $tests; do
 		cp "$b/tests/test_$t" "$d/tests/"
 	done
@@ -83,7 +86,7 @@ case $1 in
 	[ $# = 1 ] || die "usage: gpu-check.sh BUILD_DIR | --pack DIR BUILD_DIR | --from DIR"
 	b=$1
 	bin=$b
-	kvbench=$b/tests/kvbench-plain
+	kvbench=$b/kvbench # beside kvd, which it starts
 	KVD_DATA=tests/data
 	sdpa=tools/sdpa.py
 	commit=$(git rev-parse --short HEAD 2>/dev/null)
@@ -135,7 +138,7 @@ stage() {
 	begin=$(date +%s)
 	echo "gpu-check: $name"
 	{
-		timeout -k 10 480 "$@" 2>&1
+		timeout -k 10 "${GPU_CHECK_LIMIT:-480}" "$@" 2>&1
 		echo $? >"$logs/rc"
 	} | tee "$logs/$name.log" | grep -a --line-buffered -E \
 		'^gpu\.|^demo|tokens/s|^== |^wide tiles|Failures: [1-9]|:[FE]:' |
@@ -161,13 +164,18 @@ echo "gpu-check: $gpu: $commit; cuBLASLt: ${cublas:-where the loader finds it}"
 # tests set limits of their own, for a machine that is slower than they know
 export KVD_GPU=1 CK_TIMEOUT_MULTIPLIER=4
 stage kernels "$b/tests/test_gpu_kern"
+stage wgmma "$b/tests/test_gpu_same"
 stage elements "$b/tests/test_gpu_elem"
 stage products "$b/tests/test_gpu_gemm"
 stage sampling "$b/tests/test_gpu_sample"
+stage queries "$b/tests/test_gpu_keep"
 stage model "$b/tests/test_llama_gpu"
 unset KVD_GPU
-stage kvbench "$kvbench" gpu
-stage pages "$kvbench" gpu --pages
+quick=${GPU_CHECK_QUICK:+--quick}
+# shellcheck disable=SC2086 # nothing, or one word
+stage kvbench "$kvbench" gpu $quick
+# shellcheck disable=SC2086
+stage pages "$kvbench" gpu --pages $quick
 if python3 -c 'import torch' 2>/dev/null; then
 	# its libraries are torch's own business
 	stage sdpa env LD_LIBRARY_PATH="$given" python3 "$sdpa"
@@ -175,10 +183,22 @@ elif wanted sdpa; then
 	printf '%-28s %-14s\n' sdpa 'no torch' | tee -a "$out/table"
 fi
 # the main job with all KV on the device, and a budget that pages
-stage main_job env KVD_DEMO_CONF='device = cuda' "$bin/demo" "$bin/kvd" \
-	"$KVD_DATA/models/rag-mini.gguf" "$KVD_DATA/eval/rag-zipf.jsonl" \
-	"$b/gpu-state" 100 192
-rm -rf "$b/gpu-state"
+if [ -n "$quick" ]; then
+	stage main_job env "KVD_DEMO_CONF=device = cuda
+[model rag-mini]
+gate = no" "$bin/demo" "$bin/kvd" "$KVD_DATA/models/rag-draft.gguf" \
+		"$KVD_DATA/eval/rag-zipf.jsonl" "$b/gpu-state" 12 40
+else
+	stage main_job env KVD_DEMO_CONF='device = cuda' "$bin/demo" \
+		"$bin/kvd" "$KVD_DATA/models/rag-mini.gguf" \
+		"$KVD_DATA/eval/rag-zipf.jsonl" "$b/gpu-state" 100 192
+fi
+# why it failed, if it did
+if [ -e "$b/gpu-state/kvd.log" ]; then
+	cp "$b/gpu-state/kvd.log" "$logs/main_job.kvd.log"
+	tar -czf "$out/logs.tar.gz" -C "$logs" .
+fi
+wanted main_job && rm -rf "$b/gpu-state"
 export KVD_GPU=1
 if command -v compute-sanitizer >/dev/null; then
 	# one process: Check's forks are not followed; of each kind what is small

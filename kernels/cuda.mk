@@ -2,7 +2,7 @@
 # kernels where nvcc is found (NVCC= builds without), gpu-check
 CUDA_HOME ?= /usr/local/cuda
 FAKE_CUDA := $(B)/tests/libfakecuda.so
-CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_same gpu_elem gpu_gemm gpu_sample gpu_plan)
+CUDA_TESTS := $(patsubst %,$(B)/tests/test_%,cuda_api cuda_share vmm_cuda copy gpu_kern gpu_same gpu_grid gpu_elem gpu_gemm gpu_sample gpu_plan)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,vmm_uvm gds device device_fault gpu_tier)
 CUDA_TESTS += $(patsubst %,$(B)/tests/test_%,llama_gpu attn_gpu gpu_keep gpu_serve gpu_chunks)
 

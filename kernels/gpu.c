@@ -38,7 +38,7 @@ static const char *const gpu_names[] = {
 	BY_TYPE("to_f32_from"),
 	BY_TYPE("deviation"),
 	"gemm_f32",
-	"attn_merge_v2", /* gpu_args.h */
+	"attn_merge_v3", /* gpu_args.h */
 	"attn_join",
 	"pick_rows",
 	"rmsnorm",
@@ -146,6 +146,33 @@ void kern_gpu_close(struct kern_gpu *g)
 
 /* ---- the plan ---------------------------------------------------------------- */
 
+/* Parts of row r from span *i on, and on in those it goes on in: *i is behind them. As
+ * kern_gpu_plan(). */
+static int64_t plan_grid(const struct gpu_span *spans,
+			 const struct kern_gpu_list *rows, uint32_t r,
+			 uint32_t *i, struct gpu_part *parts,
+			 uint32_t max_parts)
+{
+	uint64_t t = 0;
+	uint32_t n = 0;
+
+	for (;;) {
+		const struct gpu_span *s = &spans[*i];
+
+		if (t < s->n_tokens && s->pos + (int64_t)t <= rows[r].pos) {
+			if (n == max_parts)
+				return -ENOSPC;
+			parts[n++] = (struct gpu_part){ r, *i, (uint32_t)t };
+			t += GPU_SPLIT_TOKENS;
+			continue;
+		}
+		++*i;
+		if (!s->goes_on)
+			return n;
+		t = t < s->n_tokens ? 0 : t - s->n_tokens;
+	}
+}
+
 int64_t kern_gpu_plan(const struct gpu_span *spans,
 		      const struct kern_gpu_list *rows, uint32_t n_rows,
 		      struct gpu_part *parts, uint32_t max_parts,
@@ -157,18 +184,13 @@ int64_t kern_gpu_plan(const struct gpu_span *spans,
 		const uint32_t end = rows[r].first_span + rows[r].n_spans;
 
 		out[r] = (struct gpu_row){ rows[r].pos, n, 0 };
-		for (uint32_t i = rows[r].first_span; i < end; i++) {
-			const struct gpu_span *s = &spans[i];
+		for (uint32_t i = rows[r].first_span; i < end;) {
+			const int64_t more = plan_grid(
+				spans, rows, r, &i, parts + n, max_parts - n);
 
-			for (uint64_t t = 0; t < s->n_tokens;
-			     t += GPU_SPLIT_TOKENS) {
-				if (s->pos + (int64_t)t > rows[r].pos)
-					break;
-				if (n == max_parts)
-					return -ENOSPC;
-				parts[n++] =
-					(struct gpu_part){ r, i, (uint32_t)t };
-			}
+			if (more < 0)
+				return more;
+			n += (uint32_t)more;
 		}
 		out[r].n_parts = n - out[r].first_part;
 	}

@@ -95,6 +95,24 @@ static __device__ uint32_t tile_mask(const struct gpu_span *s, uint32_t t0,
 	return mask;
 }
 
+/* GPU_TILE tokens from token t of a span on. */
+struct gpu_half {
+	const struct gpu_span *s;
+	uint32_t t;
+};
+
+/* Token t of a span and those it goes on in: t is below n_tokens, or there is none. */
+static __device__ struct gpu_half half_at(const struct gpu_span *s, uint32_t t)
+{
+	struct gpu_half h = { s, t };
+
+	while (h.t >= h.s->n_tokens && h.s->goes_on) {
+		h.t -= h.s->n_tokens;
+		h.s++;
+	}
+	return h;
+}
+
 /* From token to token of a page. */
 static __device__ uint32_t span_row_bytes(const struct gpu_span *s,
 					  uint32_t head)
@@ -279,7 +297,7 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #include "kernels/gpu_attn.cuh"
 
 /* A block has a head of a row: its parts are added one by one. */
-KERNEL(attn_merge_v2, struct gpu_attn)
+KERNEL(attn_merge_v3, struct gpu_attn)
 {
 	const size_t at = (size_t)blockIdx.x * a.n_heads + blockIdx.y;
 	const struct gpu_row row = ((const struct gpu_row *)a.rows)[blockIdx.x];

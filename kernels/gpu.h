@@ -46,8 +46,8 @@ struct kern_gpu_list {
 	uint32_t first_span, n_spans;
 };
 /*
- * Cut the lists of rows into parts of GPU_SPLIT_TOKENS, from the start of each span on;
- * those that no token of is seen are left out. All memory is the host's.
+ * Cut the lists of rows into parts of GPU_SPLIT_TOKENS, from the start of each span on that
+ * none goes on in; those that no token of is seen are left out. All memory is the host's.
  *
  * parts  [max_parts] and out [n_rows] are written: to be copied to the device.
  * Returns the number of parts, -ENOSPC if there are more than max_parts.

@@ -3,7 +3,7 @@
  *
  * Every kernel takes one of these by value. Addresses are of the device, as
  * numbers. The layout is the same for both compilers: 8-byte fields first. Whoever
- * changes it renames attn_merge_v2, so that an image of before is refused (gpu.c).
+ * changes it renames attn_merge_v3, so that an image of before is refused (gpu.c).
  */
 #ifndef KERNELS_GPU_ARGS_H
 #define KERNELS_GPU_ARGS_H
@@ -36,9 +36,15 @@ struct gpu_span {
 	 * Otherwise every token may be a page of its own, as in a constant stride;
 	 * decode attention and what goes by row_offset() take it. */
 	uint32_t row_bytes;
+	/*
+	 * 1: tiles and parts go on in the next span, the last of a list never: n_tokens is a
+	 * multiple of GPU_TILE then, and both have the layout and q_variant of one part.
+	 */
+	uint32_t goes_on;
+	uint32_t pad;
 };
 
-/* Tokens [t0, t0 + GPU_SPLIT_TOKENS) of a span, for one row. */
+/* Tokens [t0, t0 + GPU_SPLIT_TOKENS) of a span and those it goes on in, for one row. */
 struct gpu_part {
 	uint32_t row, span, t0;
 };

@@ -31,12 +31,13 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 	const uint32_t sub = lane / LANES, at = lane % LANES, d0 = at * 8;
 	const struct gpu_part part =
 		((const struct gpu_part *)a.parts)[blockIdx.x];
-	const struct gpu_span *s = (const struct gpu_span *)a.spans + part.span;
+	const struct gpu_span *const first =
+		(const struct gpu_span *)a.spans + part.span;
 	const int64_t pos = ((const struct gpu_row *)a.rows)[part.row].pos;
 	const uint32_t group = a.n_heads / a.n_kv_heads;
 	const uint32_t h0 = blockIdx.y * group + blockIdx.z * GPU_HEADS;
 	const uint32_t left = group - blockIdx.z * GPU_HEADS;
-	const uint32_t row = span_row_bytes(s, HEAD_DIM * ELEM_BYTES);
+	const uint32_t row = span_row_bytes(first, HEAD_DIM * ELEM_BYTES);
 	const uint32_t n_h = left < GPU_HEADS ? left : GPU_HEADS;
 	const int active = d0 < HEAD_DIM;
 	float q[GPU_HEADS][8], o[GPU_HEADS][8], m[GPU_HEADS], l[GPU_HEADS];
@@ -50,22 +51,23 @@ KERNEL(ATTN_NAME, struct gpu_attn)
 			q[h][d] = o[h][d] = 0;
 		if (h < n_h && active)
 			LOAD8((const char *)a.q +
-				      ((size_t)s->q_variant *
+				      ((size_t)first->q_variant *
 					       a.q_variant_elems +
 				       ((size_t)part.row * a.n_heads + h0 + h) *
 					       HEAD_DIM +
 				       d0) * ELEM_BYTES,
 			      q[h]);
 	}
-	for (uint32_t t0 = part.t0 + warp * GPU_TILE;
-	     t0 < s->n_tokens && t0 < part.t0 + GPU_SPLIT_TOKENS;
-	     t0 += GPU_WARPS * GPU_TILE) {
-		const uint32_t mask = tile_mask(s, t0, pos);
-		const size_t off = tile_offset(s, t0, blockIdx.y) +
-				   (size_t)(t0 % s->page_tokens) * row +
-				   (size_t)d0 * ELEM_BYTES;
-		const char *k = (const char *)s->k + off;
-		const char *v = (const char *)s->v + off;
+	for (uint32_t j = warp * GPU_TILE; j < GPU_SPLIT_TOKENS;
+	     j += GPU_WARPS * GPU_TILE) {
+		const struct gpu_half tile = half_at(first, part.t0 + j);
+		const uint32_t mask = tile_mask(tile.s, tile.t, pos);
+		const size_t off =
+			tile_offset(tile.s, tile.t, blockIdx.y) +
+			(size_t)(tile.t % tile.s->page_tokens) * row +
+			(size_t)d0 * ELEM_BYTES;
+		const char *k = (const char *)tile.s->k + off;
+		const char *v = (const char *)tile.s->v + off;
 
 		if (!mask)
 			continue; /* the whole warp */

@@ -86,78 +86,128 @@ INLINE void rows_end(const struct gpu_attn *a, uint32_t n_rows,
 		}
 }
 
-/* Tokens t .. t + 63 of a span that a row at pos sees, t a multiple of 64. */
-INLINE uint64_t mask_64(const struct gpu_span *s, uint32_t t, int64_t pos)
-{
-	int64_t n = (int64_t)s->n_tokens - t, seen;
-	uint64_t mask;
-
-	n = n > 64 ? 64 : n;
-	seen = span_seen(s, t, n, pos);
-	if (seen < n)
-		n = seen;
-	if (n <= 0)
-		return 0;
-	mask = n >= 64 ? ~0ull : (1ull << n) - 1;
-	if (s->skip)
-		mask &= ~((const uint64_t *)s->skip)[t / 64];
-	return mask;
-}
-
-/* A tile of which a row of the block sees something: mask; s is NULL behind the last. */
+/*
+ * A tile of which a row of the block sees something: mask. Two halves, as the second may be
+ * the first of the span that it goes on in; half[0].s is NULL behind the last tile.
+ */
 struct flash_cursor {
-	const struct gpu_span *s;
-	uint32_t i, t; /* which span of the list, token in it */
+	struct gpu_half half[2];
 	uint64_t mask;
+	uint32_t i; /* half[0]: which span of the list */
+	uint32_t first; /* span that the grid of parts begins at */
+	uint32_t at; /* token of the grid */
 };
 
-/* The first tile of a list at or behind token t of its span i. */
+/* Tokens of the tile that a row at pos sees. */
+INLINE uint64_t tile_seen(const struct flash_cursor *c, int64_t pos)
+{
+	return tile_mask(c->half[0].s, c->half[0].t, pos) |
+	       (uint64_t)tile_mask(c->half[1].s, c->half[1].t, pos) << 32;
+}
+
+/* half[1] and mask of the tile at half[0]; is any of it seen? */
+INLINE int tile_found(struct flash_cursor *c, int64_t pos)
+{
+	c->half[1] = half_at(c->half[0].s, c->half[0].t + GPU_TILE);
+	c->mask = tile_seen(c, pos);
+	return c->mask != 0;
+}
+
+/* The first tile of a list that is seen, at or behind token t of span i of its. */
 INLINE struct flash_cursor cursor_from(const struct gpu_attn *a,
 				       const struct gpu_tile *tile,
-				       int64_t high, uint32_t i, uint32_t t)
+				       int64_t high, struct flash_cursor c,
+				       uint32_t t)
 {
-	struct flash_cursor c = { 0, 0, 0, 0 };
+	const struct gpu_span *const spans =
+		(const struct gpu_span *)a->spans + tile->first_span;
 
-	for (; i < tile->n_spans; i++, t = 0) {
-		const struct gpu_span *s = (const struct gpu_span *)a->spans +
-					   tile->first_span + i;
+	while (c.i < tile->n_spans) {
+		const struct gpu_span *const s = &spans[c.i];
 
-		for (; t < s->n_tokens && span_seen(s, t, 1, high) > 0;
-		     t += FLASH_TILE) {
-			c.mask = mask_64(s, t, high);
-			if (c.mask) {
-				c.s = s;
-				c.i = i;
-				c.t = t;
+		if (t < s->n_tokens && span_seen(s, t, 1, high) > 0) {
+			c.half[0].s = s;
+			c.half[0].t = t;
+			if (tile_found(&c, high))
 				return c;
-			}
+			t += FLASH_TILE;
+			c.at += FLASH_TILE;
+			continue;
+		}
+		c.i++;
+		t = s->goes_on && t >= s->n_tokens ? t - s->n_tokens : 0;
+		if (!s->goes_on) {
+			c.first = c.i;
+			c.at = 0;
 		}
 	}
+	c.half[0].s = 0;
 	return c;
+}
+
+INLINE struct flash_cursor cursor_first(const struct gpu_attn *a,
+					const struct gpu_tile *tile,
+					int64_t high)
+{
+	const struct flash_cursor c = { { { 0, 0 }, { 0, 0 } }, 0, 0, 0, 0 };
+
+	return cursor_from(a, tile, high, c, 0);
+}
+
+/* The one behind c, which is none behind the last. */
+INLINE struct flash_cursor cursor_next(const struct gpu_attn *a,
+				       const struct gpu_tile *tile,
+				       int64_t high,
+				       const struct flash_cursor *c)
+{
+	struct flash_cursor next = *c;
+
+	if (!c->half[0].s)
+		return next;
+	next.at += FLASH_TILE;
+	return cursor_from(a, tile, high, next, c->half[0].t + FLASH_TILE);
 }
 
 /* Are both tiles of one part? */
 INLINE int same_part(const struct flash_cursor *a, const struct flash_cursor *b)
 {
-	return b->s && a->i == b->i &&
-	       a->t / GPU_SPLIT_TOKENS == b->t / GPU_SPLIT_TOKENS;
+	return b->half[0].s && a->first == b->first &&
+	       a->at / GPU_SPLIT_TOKENS == b->at / GPU_SPLIT_TOKENS;
 }
 
-/* The first tile at or behind token t of the part that begins at t0. */
-INLINE struct flash_cursor part_from(const struct gpu_span *s, uint32_t t,
-				     uint32_t t0, int64_t pos)
+/* The first tile of the part c is in, at or behind c, that is seen. */
+INLINE struct flash_cursor part_from(struct flash_cursor c, int64_t pos)
 {
-	struct flash_cursor c = { 0, 0, 0, 0 };
-
-	for (; t < t0 + GPU_SPLIT_TOKENS && t < s->n_tokens; t += FLASH_TILE) {
-		c.mask = mask_64(s, t, pos);
-		if (c.mask) {
-			c.s = s;
-			c.t = t;
+	for (; c.at < GPU_SPLIT_TOKENS; c.at += FLASH_TILE) {
+		c.half[0] = half_at(c.half[0].s, c.half[0].t);
+		if (c.half[0].t >= c.half[0].s->n_tokens)
 			break;
-		}
+		if (tile_found(&c, pos))
+			return c;
+		c.half[0].t += FLASH_TILE;
 	}
+	c.half[0].s = 0;
 	return c;
+}
+
+INLINE struct flash_cursor part_first(const struct gpu_span *s, uint32_t t0,
+				      int64_t pos)
+{
+	const struct flash_cursor c = { { { s, t0 }, { 0, 0 } }, 0, 0, 0, 0 };
+
+	return part_from(c, pos);
+}
+
+/* The one behind c, which is none behind the last. */
+INLINE struct flash_cursor part_next(const struct flash_cursor *c, int64_t pos)
+{
+	struct flash_cursor next = *c;
+
+	if (!c->half[0].s)
+		return next;
+	next.half[0].t += FLASH_TILE;
+	next.at += FLASH_TILE;
+	return part_from(next, pos);
 }
 
 /* Bytes from a span's K or V to token t of kv head h. */
@@ -187,12 +237,12 @@ INLINE void scale_and_mask(float (*s)[4], float scale,
 #pragma unroll
 		for (uint32_t k = 0; k < 4; k++)
 			s[j][k] *= scale;
-	if (!~c->mask && span_seen(c->s, c->t + FLASH_TILE - 1, 1, low) > 0)
+	if (!~c->mask &&
+	    span_seen(c->half[1].s, c->half[1].t + GPU_TILE - 1, 1, low) > 0)
 		return;
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {
-		const uint64_t mask = c->mask &
-				      mask_64(c->s, c->t, row[8 * i].pos);
+		const uint64_t mask = c->mask & tile_seen(c, row[8 * i].pos);
 
 #pragma unroll
 		for (uint32_t j = 0; j < 8; j++)

@@ -5,8 +5,8 @@
  * Included by gpu.cu with HEAD_DIM, M_TILES, TILES_NAME, PARTS_NAME and ELEM (bf16 or
  * f16) set; with WIDE_NAME instead of the names, the kernel is that of gpu_wgmma.cuh.
  *
- * The arithmetic of a row, the same in both: its list in order, each span cut into
- * parts of GPU_SPLIT_TOKENS, a part into tiles of 64 tokens. In a part, from an empty
+ * The arithmetic of a row, the same in both: its list in order, each span, with those it
+ * goes on in, cut into parts of GPU_SPLIT_TOKENS, a part into tiles of 64 tokens. In a part, from an empty
  * state: scores by mma over ascending dimensions, maximum, probabilities rounded to the
  * type, their sum by column in quads of lanes, values by mma over ascending tokens.
  * Parts are merged in order, one by one (merge of kern.h). Tiles that a row does not see
@@ -36,27 +36,27 @@
 #define LOW	 CAT3(low, _, ELEM)
 #define HIGH	 CAT3(high, _, ELEM)
 
-/* K or V of a tile: tokens not in mask are zero. */
-INLINE void FN(load_tile)(unsigned char *to, const struct gpu_span *s,
-			  uint64_t base, uint32_t t0, uint64_t mask,
-			  uint32_t kv_head)
+/* K or V (v) of a tile that somebody sees: tokens not in its mask are zero. */
+INLINE void FN(load_tile)(unsigned char *to, const struct flash_cursor *c,
+			  int v)
 {
-	const uint32_t row = span_row_bytes(s, HEAD_DIM * 2);
+	const struct gpu_half *const h = c->half;
+	const uint32_t row = span_row_bytes(h[0].s, HEAD_DIM * 2);
+	const char *const base = (const char *)(v ? h[0].s->v : h[0].s->k);
 	const char *const low =
-		(const char *)base + half_offset(s, t0, kv_head, row);
-	const char *const high = (const char *)base +
-				 half_offset(s, t0 + GPU_TILE, kv_head, row);
+		base + half_offset(h[0].s, h[0].t, blockIdx.y, row);
+	const char *const high = (const char *)(v ? h[1].s->v : h[1].s->k) +
+				 half_offset(h[1].s, h[1].t, blockIdx.y, row);
 
 #pragma unroll
 	for (uint32_t i = 0; i < FLASH_TILE * CHUNKS / GPU_THREADS; i++) {
-		const uint32_t c = threadIdx.x + i * GPU_THREADS;
-		const uint32_t t = c / CHUNKS, d = c % CHUNKS * 16;
-		const int seen = mask >> t & 1;
+		const uint32_t n = threadIdx.x + i * GPU_THREADS;
+		const uint32_t t = n / CHUNKS, d = n % CHUNKS * 16;
+		const int seen = c->mask >> t & 1;
 		const char *from = (t < GPU_TILE ? low : high) +
 				   (size_t)(t % GPU_TILE) * row + d;
 
-		cp_async(to + t * PITCH + d, seen ? from : (const char *)base,
-			 seen ? 16 : 0);
+		cp_async(to + t * PITCH + d, seen ? from : base, seen ? 16 : 0);
 	}
 }
 
@@ -306,9 +306,9 @@ INLINE void FN(all_values)(struct FN(state) * st, float (*s)[8][4], float scale,
 /* Of a tile of tokens that somebody sees: K or V into shared memory. */
 INLINE void FN(load_at)(unsigned char *to, const struct flash_cursor *c, int v)
 {
-	if (c->s)
+	if (c->half[0].s)
 		FN(load_tile)
-	(to, c->s, v ? c->s->v : c->s->k, c->t, c->mask, blockIdx.y);
+	(to, c, v);
 	cp_commit();
 }
 
@@ -331,35 +331,34 @@ KERNEL(TILES_NAME, struct gpu_attn)
 	rows_begin(&a, tile, &hs, M_ROWS, rows);
 	if (!threadIdx.x) {
 		seen = range_of(&a, tile);
-		at[0] = cursor_from(&a, tile, seen.high, 0, 0);
+		at[0] = cursor_first(&a, tile, seen.high);
 	}
 	__syncthreads();
 	FN(clear)(&st);
-	if (!at[0].s) /* nothing is seen */
+	if (!at[0].half[0].s) /* nothing is seen */
 		FN(flush)(&st, &a, row, 1);
 	FN(load_at)(k_sh, &at[0], 0);
-	while (at[b].s) {
+	while (at[b].half[0].s) {
 		float s[M_TILES][8][4];
 
 		cp_wait(0);
 		__syncthreads(); /* K is there, V, Q and the cursor are free */
 		FN(load_at)(v_sh, &at[b], 1);
-		if (!has_q || at[b].s->q_variant != variant) {
+		if (!has_q || at[b].half[0].s->q_variant != variant) {
 			has_q = 1;
-			variant = at[b].s->q_variant;
+			variant = at[b].half[0].s->q_variant;
 			FN(load_q)(q_sh, &a, tile, variant, hs.first, hs.n);
 			__syncthreads();
 		}
 		if (!threadIdx.x)
-			at[b ^ 1] = cursor_from(&a, tile, seen.high, at[b].i,
-						at[b].t + FLASH_TILE);
+			at[b ^ 1] = cursor_next(&a, tile, seen.high, &at[b]);
 		FN(all_scores)(s, q_sh, k_sh);
 		cp_wait(0);
 		__syncthreads(); /* V and the cursor are there, K is free */
 		FN(load_at)(k_sh, &at[b ^ 1], 0);
 		FN(all_values)(&st, s, a.scale, &at[b], seen.low, row, v_sh);
 		if (!same_part(&at[b], &at[b ^ 1]))
-			FN(flush)(&st, &a, row, !at[b ^ 1].s);
+			FN(flush)(&st, &a, row, !at[b ^ 1].half[0].s);
 		b ^= 1;
 	}
 	__syncthreads();
@@ -430,6 +429,7 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 	DYN_SHARED(smem);
 	__shared__ float s_sh[16][FLASH_TILE + 4];
 	__shared__ struct flash_row rows[16];
+	__shared__ struct flash_cursor at[3]; /* this tile, two to come */
 	const struct gpu_part part =
 		((const struct gpu_part *)a.parts)[blockIdx.x];
 	const struct gpu_span *sp =
@@ -440,40 +440,44 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 	const uint32_t g = lane / 4, t = lane % 4, d0 = warp * (HEAD_DIM / 4);
 	float o[N_TILES / 4][4], m[2] = { -INFINITY, -INFINITY };
 	float l[2] = { 0, 0 };
-	uint32_t q[K_GROUPS][2][4], stage = 0;
-	struct flash_cursor c = part_from(sp, part.t0, part.t0, pos), next;
+	uint32_t q[K_GROUPS][2][4];
 
 	if (threadIdx.x < 16)
 		rows[threadIdx.x].pos = pos;
+	if (!threadIdx.x) {
+		at[0] = part_first(sp, part.t0, pos);
+		at[1] = part_next(&at[0], pos);
+	}
+	__syncthreads();
 	FN(load_heads)(&q[0][0], &a, part.row, sp->q_variant, &hs);
 #pragma unroll
 	for (uint32_t j = 0; j < N_TILES / 4; j++)
 #pragma unroll
 		for (uint32_t k = 0; k < 4; k++)
 			o[j][k] = 0;
-	if (c.s)
-		FN(load_tile)(smem, sp, sp->k, c.t, c.mask, blockIdx.y);
+	if (at[0].half[0].s)
+		FN(load_tile)(smem, &at[0], 0);
 	cp_commit();
-	if (c.s)
-		FN(load_tile)
-	(smem + TILE_BYTES, sp, sp->v, c.t, c.mask, blockIdx.y);
+	if (at[0].half[0].s)
+		FN(load_tile)(smem + TILE_BYTES, &at[0], 1);
 	cp_commit();
-	while (c.s) {
-		unsigned char *const here = smem + stage * 2 * TILE_BYTES;
+	for (uint32_t n = 0; at[n % 3].half[0].s; n++) {
+		const struct flash_cursor *const c = &at[n % 3];
+		const struct flash_cursor *const next = &at[(n + 1) % 3];
+		unsigned char *const here = smem + n % 2 * 2 * TILE_BYTES;
 		unsigned char *const there =
-			smem + (stage ^ 1) * 2 * TILE_BYTES;
+			smem + (n + 1) % 2 * 2 * TILE_BYTES;
 		float s[1][8][4], f[2];
 		uint32_t p[1][4][4];
 
-		next = part_from(sp, c.t + FLASH_TILE, part.t0, pos);
-		if (next.s)
-			FN(load_tile)
-		(there, sp, sp->k, next.t, next.mask, blockIdx.y);
+		if (next->half[0].s)
+			FN(load_tile)(there, next, 0);
 		cp_commit();
-		if (next.s)
-			FN(load_tile)
-		(there + TILE_BYTES, sp, sp->v, next.t, next.mask, blockIdx.y);
+		if (next->half[0].s)
+			FN(load_tile)(there + TILE_BYTES, next, 1);
 		cp_commit();
+		if (!threadIdx.x)
+			at[(n + 2) % 3] = part_next(next, pos);
 		cp_wait(3);
 		__syncthreads(); /* K of this tile */
 #pragma unroll
@@ -499,7 +503,7 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 			for (uint32_t k = 0; k < 4; k++)
 				s[0][j][k] = s_sh[g + k / 2 * 8]
 						 [8 * j + 2 * t + k % 2];
-		scale_and_mask(s[0], a.scale, &c, pos, rows);
+		scale_and_mask(s[0], a.scale, c, pos, rows);
 		FN(softmax)(s[0], p[0], m, l, f);
 #pragma unroll
 		for (uint32_t j = 0; j < N_TILES / 4; j++)
@@ -507,9 +511,7 @@ KERNEL(PARTS_NAME, struct gpu_attn)
 			for (uint32_t k = 0; k < 4; k++)
 				o[j][k] *= f[k / 2];
 		FN(values)(o, 1, N_TILES / 4, d0, p, here + TILE_BYTES);
-		__syncthreads(); /* tile and scores may be written */
-		stage ^= 1;
-		c = next;
+		__syncthreads(); /* tile and scores may be written, the cursor is there */
 	}
 	FN(put_part)(&a, &hs, o, m, l, d0);
 }

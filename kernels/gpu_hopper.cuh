@@ -126,17 +126,4 @@ INLINE unsigned char *align_1k(unsigned char *p)
 {
 	return p + (-shared_addr(p) & 1023);
 }
-
-/* The tile behind c of a list; c NULL: the first. */
-INLINE struct flash_cursor cursor_after(const struct gpu_attn *a,
-					const struct gpu_tile *tile,
-					int64_t high,
-					const struct flash_cursor *c)
-{
-	if (!c)
-		return cursor_from(a, tile, high, 0, 0);
-	if (!c->s)
-		return *c;
-	return cursor_from(a, tile, high, c->i, c->t + FLASH_TILE);
-}
 #endif

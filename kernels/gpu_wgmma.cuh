@@ -56,8 +56,9 @@ INLINE void FN(fetch)(const struct gpu_wide *w, const struct flash_cursor *c,
 	mbar_expect(k_bar, halves * 32 * HEAD_DIM * 2);
 	mbar_expect(v_bar, halves * 32 * HEAD_DIM * 2);
 	for (uint32_t i = 0; i < 2; i++) {
-		const size_t off = half_offset(c->s, c->t + 32 * i, blockIdx.y,
-					       HEAD_DIM * 2);
+		const struct gpu_span *const s = c->half[i].s;
+		const size_t off =
+			half_offset(s, c->half[i].t, blockIdx.y, HEAD_DIM * 2);
 
 		if (!(uint32_t)(c->mask >> (32 * i)))
 			continue;
@@ -65,11 +66,11 @@ INLINE void FN(fetch)(const struct gpu_wide *w, const struct flash_cursor *c,
 			const uint32_t to = d * SUB_BYTES + i * 32 * 128;
 
 			tma_load(k_sh + to, w->map, (int32_t)(64 * d),
-				 (int32_t)((c->s->k + off - w->base) /
+				 (int32_t)((s->k + off - w->base) /
 					   (HEAD_DIM * 2)),
 				 k_bar);
 			tma_load(v_sh + to, w->map, (int32_t)(64 * d),
-				 (int32_t)((c->s->v + off - w->base) /
+				 (int32_t)((s->v + off - w->base) /
 					   (HEAD_DIM * 2)),
 				 v_bar);
 		}
@@ -139,9 +140,9 @@ KERNEL_CONST(WIDE_NAME, struct gpu_wide)
 		proxy_fence();
 		seen = range_of(&w.a, tile);
 		for (uint32_t i = 0; i < 2; i++) {
-			at[i] = cursor_after(&w.a, tile, seen.high,
-					     i ? &at[0] : 0);
-			if (at[i].s)
+			at[i] = i ? cursor_next(&w.a, tile, seen.high, &at[0])
+				  : cursor_first(&w.a, tile, seen.high);
+			if (at[i].half[0].s)
 				FN(fetch)
 			(&w, &at[i], sh + i * 2 * STAGE_BYTES,
 			 sh + (i * 2 + 1) * STAGE_BYTES, &bars[i],
@@ -150,9 +151,9 @@ KERNEL_CONST(WIDE_NAME, struct gpu_wide)
 	}
 	__syncthreads();
 	FN(clear)(&st);
-	if (!at[0].s) /* nothing is seen */
+	if (!at[0].half[0].s) /* nothing is seen */
 		FN(flush)(&st, &w.a, row, 1);
-	for (uint32_t n = 0; at[n % 3].s; n++) {
+	for (uint32_t n = 0; at[n % 3].half[0].s; n++) {
 		const struct flash_cursor *const c = &at[n % 3];
 		struct flash_cursor *const next = &at[(n + 1) % 3];
 		struct flash_cursor *const then = &at[(n + 2) % 3];
@@ -162,9 +163,9 @@ KERNEL_CONST(WIDE_NAME, struct gpu_wide)
 		uint32_t p[4][4];
 
 		if (!threadIdx.x)
-			*then = cursor_after(&w.a, tile, seen.high, next);
-		if (!n || c->s->q_variant != variant) {
-			variant = c->s->q_variant;
+			*then = cursor_next(&w.a, tile, seen.high, next);
+		if (!n || c->half[0].s->q_variant != variant) {
+			variant = c->half[0].s->q_variant;
 			FN(load_rows)(q, &w.a, row, variant);
 		}
 		mbar_wait(&bars[n % 2], n / 2 % 2);
@@ -181,9 +182,9 @@ KERNEL_CONST(WIDE_NAME, struct gpu_wide)
 				st.o[j][k] *= f[k / 2];
 		FN(wide_values)(st.o, p, v_sh);
 		if (!same_part(c, next))
-			FN(flush)(&st, &w.a, row, !next->s);
+			FN(flush)(&st, &w.a, row, !next->half[0].s);
 		__syncthreads(); /* the stage is free, the cursor is there */
-		if (!threadIdx.x && then->s)
+		if (!threadIdx.x && then->half[0].s)
 			FN(fetch)
 		(&w, then, k_sh, v_sh, &bars[n % 2], &bars[2 + n % 2]);
 	}

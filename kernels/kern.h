@@ -132,6 +132,11 @@ struct kern_span {
 	/* token t is at pos + at[t], ascending; or NULL: at pos + t */
 	const uint32_t *at;
 	const uint64_t *skip; /* bit t set: token t is hidden; or NULL */
+	/*
+	 * 1: it goes on where the span before it ends, at a multiple of KERN_KV_BLOCK of the
+	 * same part. To kern_attn() the same; for those with larger tiles (gpu.h).
+	 */
+	uint32_t goes_on;
 };
 
 /*

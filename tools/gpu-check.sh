@@ -14,7 +14,7 @@
 # each stage. 77: there is no GPU, or no nvcc. GPU_CHECK_STAGES="build kernels" runs these alone.
 # GPU_CHECK_QUICK=1: less of everything, a smaller model: for the driver library of the tests.
 # GPU_CHECK_LIMIT: seconds of a stage, where that is slow.
-tests='gpu_kern gpu_same gpu_elem gpu_gemm gpu_sample gpu_keep llama_gpu'
+tests='gpu_kern gpu_same gpu_grid gpu_elem gpu_gemm gpu_sample gpu_keep llama_gpu'
 pack_limit_kib=65536
 skip() {
 	echo "gpu-check: skipped: $*"

@@ -79,6 +79,8 @@ static struct seq_entry *push(struct seq *q, struct segment *s, uint32_t from,
 	e->from = from;
 	e->n = n;
 	e->pos = (int64_t)q->n_tokens;
+	e->begins = q->part_begins || q->n_entries == 1;
+	q->part_begins = 0;
 	e->skip = NULL;
 	e->context = q->context;
 	e->patch = NULL;
@@ -135,6 +137,7 @@ static int take_head(struct seq *q, struct segment *s, uint32_t head,
 {
 	struct seq_entry *e = last(q);
 	const uint32_t keep = e->n - head;
+	const int begins = !keep && e->begins;
 	uint64_t *skip = NULL;
 
 	if (e->skip) {
@@ -154,7 +157,9 @@ static int take_head(struct seq *q, struct segment *s, uint32_t head,
 	q->n_tokens -= head;
 	if (!keep)
 		drop_last(q);
-	push(q, s, 0, head)->skip = skip;
+	e = push(q, s, 0, head);
+	e->skip = skip;
+	e->begins |= begins;
 	s->n_tokens = head;
 	return 0;
 }
@@ -241,7 +246,6 @@ int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 			seq_seal(q);
 			push(q, seg[i], 0, 0);
 		}
-		q->part_begins = 0;
 		take = KV_MIN(n, room_left(q));
 		use_open(q, take);
 		n -= take;
@@ -287,9 +291,8 @@ int seq_append(struct seq *q, struct segment *s, uint32_t from, uint32_t n)
 	int ret;
 
 	assert(s->sealed && from + n <= s->n_tokens && !seq_open_segment(q));
-	q->part_begins = 0;
-	if (e && e->seg == s && e->from + e->n == from && !e->skip &&
-	    !e->patch && same_context(&e->context, &q->context)) {
+	if (e && !q->part_begins && e->seg == s && e->from + e->n == from &&
+	    !e->skip && !e->patch && same_context(&e->context, &q->context)) {
 		e->n += n;
 		q->n_tokens += n;
 		segment_put(s);
@@ -324,7 +327,6 @@ int seq_append_patched(struct seq *q, struct segment *s, uint32_t from,
 	ret = room_for(q, 1);
 	if (ret)
 		return ret;
-	q->part_begins = 0;
 	segment_get(patch);
 	e = push(q, s, from, n);
 	e->patch = patch;
@@ -421,6 +423,7 @@ static int fork_entry(struct seq *dst, const struct seq_entry *e)
 	}
 	segment_get(e->seg);
 	to = push(dst, e->seg, e->from, e->n);
+	to->begins = e->begins;
 	to->skip = skip;
 	to->context = e->context;
 	to->stop_layer = e->stop_layer;
@@ -473,6 +476,7 @@ static int fork_rest(struct seq *dst, const struct seq_entry *e, uint32_t off)
 	}
 	segment_get(e->seg);
 	to = push(dst, e->seg, e->from + off, e->n - off);
+	to->begins = off || e->begins;
 	to->skip = skip;
 	to->context = e->context;
 	to->stop_layer = e->stop_layer;
@@ -503,6 +507,7 @@ static void join(struct seq *q, struct seq *tail)
 		const struct seq_entry *e = &tail->entries[i];
 		struct seq_entry *to = push(q, e->seg, e->from, e->n);
 
+		to->begins = !i || e->begins;
 		to->skip = e->skip;
 		to->context = e->context;
 	}

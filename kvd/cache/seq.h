@@ -33,6 +33,7 @@ struct seq_entry {
 	uint32_t from; /* first token of the segment */
 	uint32_t n; /* tokens */
 	int64_t pos; /* position of the first */
+	int begins; /* a part: its grid is new. 0: it goes on with that before */
 	uint64_t *skip; /* [(n_cap + 63) / 64] hidden tokens, or NULL */
 	struct seq_context context;
 	/*

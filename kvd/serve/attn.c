@@ -111,6 +111,14 @@ static struct seen *seen_as(struct prepared *p, const struct seq_context *c)
 	return &p->seen[i];
 }
 
+/* Does x go on with the tiles of the span before it, if it is of the same part? */
+static uint32_t goes_on(const struct kern_span *x, const struct kern_span *prev)
+{
+	return !prev->at && prev->n_tokens % KERN_KV_BLOCK == 0 &&
+	       prev->pos + prev->n_tokens == x->pos &&
+	       prev->q_variant == x->q_variant;
+}
+
 /* Spans of one entry's tokens [from, to), cut so that none begins inside a page. */
 static void add_spans(struct prepared *p, const struct seq_entry *e,
 		      uint32_t from, uint32_t to)
@@ -125,9 +133,10 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 			in_page ? KV_MIN(to - from, g->page_tokens - in_page)
 				: to - from;
 		const size_t skew = in_page * layout_row_bytes(g);
+		struct kern_span *x = &seen->spans[seen->n_spans++];
 
-		assert(seen->n_spans < p->n_spans_max);
-		seen->spans[seen->n_spans++] = (struct kern_span){
+		assert(seen->n_spans <= p->n_spans_max);
+		*x = (struct kern_span){
 			.k = segment_addr(e->seg, p->layer, 0, t) + skew,
 			.v = segment_addr(e->seg, p->layer, 1, t) + skew,
 			.head_bytes = layout_head_bytes(g),
@@ -138,6 +147,8 @@ static void add_spans(struct prepared *p, const struct seq_entry *e,
 			.pos = e->pos + from,
 			.skip = skip_bits(p, e, from, n),
 		};
+		if (x != seen->spans && !(from ? 0 : e->begins))
+			x->goes_on = goes_on(x, x - 1);
 		from += n;
 	}
 }
@@ -161,6 +172,7 @@ static void add_patch(struct prepared *p, const struct seq_entry *e,
 		seen->spans[k].q_variant = variant_of(p, patch_delta(p, e));
 		seen->spans[k].pos = e->pos;
 		seen->spans[k].at = e->patch_at + i;
+		seen->spans[k].goes_on = 0;
 		i += seen->spans[k].n_tokens;
 	}
 }

@@ -299,6 +299,7 @@ static void write_seen(const struct gpu_lists *l, const struct seen *s,
 			.n_tokens = x->n_tokens,
 			.q_variant = x->q_variant,
 			.row_bytes = (uint32_t)layout_row_bytes(y),
+			.goes_on = k + 1 < s->n_spans && x[1].goes_on,
 		};
 		if (x->skip) {
 			memcpy(to->skip, x->skip, n * sizeof(*to->skip));

@@ -210,6 +210,49 @@ START_TEST(bf16_on_tensor_cores)
 }
 END_TEST
 
+/* Prompts that begin like others, up to the middle of their part: what is found, in one
+ * segment or several, gives the bits of what is computed whole. */
+START_TEST(a_found_prefix_changes_nothing)
+{
+	enum { N = 660 };
+	static const char *const math[] = { "f32", "bf16" };
+	static const uint32_t shared[] = { 0, 100, 330, 609 };
+	static const uint32_t found[] = { 0, 96, 320, 608 };
+	static struct answer x[4], whole;
+	uint32_t tokens[N];
+	struct kvc_part p[2] = {
+		{ .kind = KV_PART_TOKENS, .tokens = tokens, .n_tokens = N },
+		questions[0].parts[questions[0].n_parts - 1]
+	};
+	struct kvc_generate r = { .parts = p,
+				  .n_parts = 2,
+				  .flags = KV_GEN_LOGITS | KV_GEN_IGNORE_EOS,
+				  .max_tokens = 4,
+				  .sqe_flags = KV_SQE_WAIT };
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	d = start(&c, (struct setup){ .on_device = 1, .math = math[_i] });
+	for (uint32_t i = 0; i < N; i++)
+		tokens[i] = 100 + i * 7919 % 1500;
+	for (uint32_t k = 0; k < 4; k++) {
+		for (uint32_t i = shared[k]; k && i < N; i++)
+			tokens[i] = 100 + (i * 7919 + k) % 1500;
+		r.flags = KV_GEN_LOGITS | KV_GEN_IGNORE_EOS;
+		ck_assert_int_eq(ask(c, &r, &x[k]), 4);
+		ck_assert_uint_eq(x[k].st.n_prefix, found[k]);
+		r.flags |= KV_GEN_NO_REUSE;
+		ck_assert_int_eq(ask(c, &r, &whole), 4);
+		ck_assert_uint_eq(whole.st.n_prefix, 0);
+		ck_assert_str_eq(whole.text, x[k].text);
+		ck_assert_msg(!memcmp(whole.logits, x[k].logits,
+				      sizeof(whole.logits)),
+			      "prompt %u", k);
+	}
+	stop(d, c);
+}
+END_TEST
+
 static uint64_t metric_of(struct kvc *c, const char *name)
 {
 	char at_line[64];
@@ -636,6 +679,7 @@ int main(void)
 	tcase_add_test(t, answers_are_those_of_the_cpu);
 	tcase_add_test(t, small_steps);
 	tcase_add_test(t, bf16_on_tensor_cores);
+	tcase_add_loop_test(t, a_found_prefix_changes_nothing, 0, 2);
 	tcase_add_test(t, graphs_change_nothing);
 	tcase_add_test(t, wgmma_changes_nothing);
 	tcase_add_test(t, pages_that_move);

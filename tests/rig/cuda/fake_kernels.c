@@ -34,7 +34,7 @@
 	X(gemm_many_bf16, gpu_gemm) \
 	X(gemm_many_f16, gpu_gemm) \
 	X(gemm_f32, gpu_gemm) \
-	X(attn_merge_v2, gpu_attn) \
+	X(attn_merge_v3, gpu_attn) \
 	X(attn_join, gpu_join) \
 	X(pick_rows, gpu_pick) \
 	X(append_bf16, gpu_append) \

@@ -157,7 +157,7 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 	for (size_t i = 0; i < KV_ARRAY_LEN(s); i++)
 		in[i] = (struct bench_side){ .run = side_run, .arg = &s[i] };
 	if (!ret)
-		ret = bench_rounds(in, KV_ARRAY_LEN(s), b->quick ? 3 : 7,
+		ret = bench_rounds(in, KV_ARRAY_LEN(s), b->quick ? 1 : 7,
 				   b->quick ? 1 : 10);
 	if (ret)
 		return ret;

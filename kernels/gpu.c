@@ -37,12 +37,12 @@ static const char *const gpu_names[] = {
 	BY_TYPE("from_f32_to"),
 	BY_TYPE("to_f32_from"),
 	BY_TYPE("deviation"),
+	BY_TYPE("rope"),
 	"gemm_f32",
-	"attn_merge_v3", /* gpu_args.h */
+	"attn_merge_v4", /* gpu_args.h */
 	"attn_join",
 	"pick_rows",
 	"rmsnorm",
-	"rope",
 	"swiglu",
 	"add",
 	"move_runs",

@@ -297,7 +297,7 @@ static __device__ void merge_warps(const struct gpu_attn *a, size_t to,
 #include "kernels/gpu_attn.cuh"
 
 /* A block has a head of a row: its parts are added one by one. */
-KERNEL(attn_merge_v3, struct gpu_attn)
+KERNEL(attn_merge_v4, struct gpu_attn)
 {
 	const size_t at = (size_t)blockIdx.x * a.n_heads + blockIdx.y;
 	const struct gpu_row row = ((const struct gpu_row *)a.rows)[blockIdx.x];

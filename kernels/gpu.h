@@ -129,9 +129,12 @@ int kern_gpu_append(struct kern_gpu *g, enum kern_type type,
 /* As kern_rmsnorm(); relative error 2e-6. */
 int kern_gpu_rmsnorm(struct kern_gpu *g, const struct gpu_rmsnorm *a,
 		     cuda_stream st);
-/* As kern_rope(), kind not NONE; error 1e-6 of the pair's length for positions below
- * 2^24. */
-int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st);
+/*
+ * As kern_rope(), kind not NONE, for one or several positions of each row, in one launch; error
+ * 1e-6 of the pair's length for positions below 2^24, then converted as kern_from_f32().
+ */
+int kern_gpu_rope(struct kern_gpu *g, enum kern_type to,
+		  const struct gpu_rope *a, cuda_stream st);
 /* As kern_swiglu(); relative error 2e-6. */
 int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,
 		    cuda_stream st);

@@ -3,7 +3,7 @@
  *
  * Every kernel takes one of these by value. Addresses are of the device, as
  * numbers. The layout is the same for both compilers: 8-byte fields first. Whoever
- * changes it renames attn_merge_v3, so that an image of before is refused (gpu.c).
+ * changes it renames attn_merge_v4, so that an image of before is refused (gpu.c).
  */
 #ifndef KERNELS_GPU_ARGS_H
 #define KERNELS_GPU_ARGS_H
@@ -187,12 +187,15 @@ struct gpu_rmsnorm {
 };
 
 struct gpu_rope {
-	uint64_t src, dst; /* f32 [n_rows][n_heads][head_dim]; may be equal */
-	uint64_t pos; /* int64_t [n_rows] */
-	uint32_t n_rows, n_heads, head_dim;
+	uint64_t src; /* f32 [n_rows][n_heads][head_dim] */
+	/* of the type [n_variants][n_rows][n_heads][head_dim]; F32, one variant: may be src */
+	uint64_t dst;
+	uint64_t
+		pos; /* int64_t [n_variants][pos_stride], the first n_rows of each */
+	uint64_t pos_stride;
+	uint32_t n_rows, n_variants, n_heads, head_dim;
 	uint32_t kind, n_rot; /* as struct kern_rope */
 	float theta, scale;
-	uint32_t pad;
 };
 
 /* As struct kern_sample, field by field. */

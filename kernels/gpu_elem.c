@@ -89,12 +89,16 @@ int kern_gpu_rmsnorm(struct kern_gpu *g, const struct gpu_rmsnorm *a,
 	return by_rows(g, GK_RMSNORM, a->n_rows, a, st);
 }
 
-int kern_gpu_rope(struct kern_gpu *g, const struct gpu_rope *a, cuda_stream st)
+int kern_gpu_rope(struct kern_gpu *g, enum kern_type to,
+		  const struct gpu_rope *a, cuda_stream st)
 {
+	const uint64_t n = (uint64_t)a->n_rows * a->n_variants;
+
 	if ((a->kind != KERN_ROPE_INTERLEAVED && a->kind != KERN_ROPE_HALVES) ||
-	    a->n_rot % 2 || a->n_rot > a->head_dim || !a->n_heads)
+	    a->n_rot % 2 || a->n_rot > a->head_dim || !a->n_heads ||
+	    n > INT32_MAX)
 		return -EINVAL;
-	return by_rows(g, GK_ROPE, a->n_rows, a, st);
+	return by_rows(g, gpu_of_type(GK_ROPE_F32, to), (uint32_t)n, a, st);
 }
 
 int kern_gpu_swiglu(struct kern_gpu *g, const struct gpu_swiglu *a,

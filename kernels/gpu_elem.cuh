@@ -69,37 +69,67 @@ KERNEL(rmsnorm, struct gpu_rmsnorm)
 		y[i] = x[i] * f * w[i];
 }
 
-/* A block has a row; a thread a pair of a head. Angles in f64: positions are long. */
-KERNEL(rope, struct gpu_rope)
+/* cos and sin of pair j of a row at pos. Angles in f64: positions are long. */
+static __device__ void rope_angle(const struct gpu_rope *a, double pos,
+				  uint32_t j, float *cs)
 {
-	const double pos =
-		(double)((const int64_t *)a.pos)[blockIdx.x] * (double)a.scale;
-	const size_t base = (size_t)blockIdx.x * a.n_heads * a.head_dim;
-	const float *src = (const float *)a.src + base;
-	float *dst = (float *)a.dst + base;
-	const uint32_t half = a.n_rot / 2;
-	const uint32_t n_rest = a.head_dim - a.n_rot;
+	const double angle = pos * pow((double)a->theta, -2.0 * j / a->n_rot);
 
-	for (uint32_t i = threadIdx.x; i < a.n_heads * half; i += GPU_THREADS) {
-		const uint32_t j = i % half, h = i / half * a.head_dim;
-		const uint32_t p = h + (a.kind == 1 ? 2 * j : j);
-		const uint32_t q = a.kind == 1 ? p + 1 : p + half;
-		const double angle =
-			pos * pow((double)a.theta, -2.0 * j / a.n_rot);
-		const float c = (float)cos(angle), s = (float)sin(angle);
-		const float x = src[p], y = src[q];
-
-		dst[p] = x * c - y * s;
-		dst[q] = x * s + y * c;
-	}
-	for (uint32_t i = threadIdx.x; i < a.n_heads * n_rest;
-	     i += GPU_THREADS) {
-		const uint32_t at =
-			i / n_rest * a.head_dim + a.n_rot + i % n_rest;
-
-		dst[at] = src[at];
-	}
+	cs[0] = (float)cos(angle);
+	cs[1] = (float)sin(angle);
 }
+
+/* A block has a row at one of its positions: angles first, then all heads. */
+#define ROPE(name, type, convert) \
+	KERNEL(name, struct gpu_rope) \
+	{ \
+		__shared__ float cs[GPU_THREADS][2]; \
+		const uint32_t row = blockIdx.x % a.n_rows; \
+		const uint64_t v = blockIdx.x / a.n_rows; \
+		const int64_t at = \
+			((const int64_t *)a.pos)[v * a.pos_stride + row]; \
+		const double pos = (double)at * (double)a.scale; \
+		const size_t n = (size_t)a.n_heads * a.head_dim; \
+		const float *src = (const float *)a.src + row * n; \
+		type *dst = (type *)a.dst + blockIdx.x * n; \
+		const uint32_t half = a.n_rot / 2; \
+		const uint32_t n_rest = a.head_dim - a.n_rot; \
+\
+		for (uint32_t j0 = 0; j0 < half; j0 += GPU_THREADS) { \
+			const uint32_t n_j = half - j0 < GPU_THREADS \
+						     ? half - j0 \
+						     : GPU_THREADS; \
+\
+			if (threadIdx.x < n_j) \
+				rope_angle(&a, pos, j0 + threadIdx.x, \
+					   cs[threadIdx.x]); \
+			__syncthreads(); \
+			for (uint32_t i = threadIdx.x; i < a.n_heads * n_j; \
+			     i += GPU_THREADS) { \
+				const uint32_t k = i % n_j, j = j0 + k; \
+				const uint32_t h = i / n_j * a.head_dim; \
+				const uint32_t p = \
+					h + (a.kind == 1 ? 2 * j : j); \
+				const uint32_t q = a.kind == 1 ? p + 1 \
+							       : p + half; \
+				const float x = src[p], y = src[q]; \
+\
+				dst[p] = convert(x * cs[k][0] - y * cs[k][1]); \
+				dst[q] = convert(x * cs[k][1] + y * cs[k][0]); \
+			} \
+			__syncthreads(); \
+		} \
+		for (uint32_t i = threadIdx.x; i < a.n_heads * n_rest; \
+		     i += GPU_THREADS) { \
+			const uint32_t k = i / n_rest * a.head_dim + a.n_rot + \
+					   i % n_rest; \
+\
+			dst[k] = convert(src[k]); \
+		} \
+	}
+ROPE(rope_f32, float, SAME)
+ROPE(rope_f16, uint16_t, to_f16)
+ROPE(rope_bf16, uint16_t, to_bf16)
 
 KERNEL(swiglu, struct gpu_swiglu)
 {

@@ -73,10 +73,10 @@ void attn_gpu_free(struct attn_gpu *g)
 {
 	if (!g)
 		return;
-	struct gpu_buf *const bufs[] = { &g->plan, &g->q,      &g->tmp,
-					 &g->ml,   &g->part_o, &g->part_ml,
-					 &g->in,   &g->f32,    &g->nowhere,
-					 &g->rows, &g->more };
+	struct gpu_buf *const bufs[] = { &g->plan,   &g->q,	  &g->ml,
+					 &g->part_o, &g->part_ml, &g->in,
+					 &g->f32,    &g->nowhere, &g->rows,
+					 &g->more };
 	for (size_t i = 0; i < KV_ARRAY_LEN(bufs); i++)
 		if (bufs[i]->n_bytes)
 			(void)g->c.api->free(bufs[i]->at);
@@ -128,8 +128,6 @@ static int room_for_rows(struct attn_gpu *g, const struct gpu_stage *st)
 	ret = gpu_buf_want(g, &g->q,
 			   st->n_variants * rows * row *
 				   kern_type_bytes(s->type));
-	if (!ret)
-		ret = gpu_buf_want(g, &g->tmp, rows * row * sizeof(float));
 	if (!ret)
 		ret = gpu_buf_want(g, &g->ml,
 				   n * s->n_heads * 2 * sizeof(float));
@@ -206,15 +204,15 @@ int attn_gpu_begin(struct attn_gpu *g, struct attn_scratch *s,
 
 /* ---- one layer --------------------------------------------------------------------------- */
 
-int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst,
-		    size_t pos_at, uint32_t n_rows, uint32_t n_heads)
+static struct gpu_rope rope_args(const struct attn_gpu *g, size_t pos_at,
+				 uint32_t n_rows, uint32_t n_heads)
 {
 	const struct kern_rope *r = &g->shape->rope;
-	const struct gpu_rope a = {
-		.src = src,
-		.dst = dst,
+
+	return (struct gpu_rope){
 		.pos = g->plan.at + pos_at,
 		.n_rows = n_rows,
+		.n_variants = 1,
 		.n_heads = n_heads,
 		.head_dim = g->shape->head_dim,
 		.kind = r->kind,
@@ -222,8 +220,15 @@ int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst,
 		.theta = r->theta,
 		.scale = r->scale,
 	};
+}
 
-	return kern_gpu_rope(g->c.kern, &a, g->c.stream);
+int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr k, size_t pos_at,
+		    uint32_t n_rows)
+{
+	struct gpu_rope a = rope_args(g, pos_at, n_rows, g->shape->n_kv_heads);
+
+	a.src = a.dst = k;
+	return kern_gpu_rope(g->c.kern, KERN_F32, &a, g->c.stream);
 }
 
 static cuda_ptr spans_of(const struct attn_gpu *g, uint32_t layer)
@@ -249,31 +254,29 @@ static int store(struct attn_gpu *g, uint32_t layer,
 	int ret = 0;
 
 	if (s->rope.kind != KERN_ROPE_NONE)
-		ret = attn_gpu_rotate(g, rows->k, rows->k, g->st->key_pos_at,
-				      g->st->n_kv_rows, s->n_kv_heads);
+		ret = attn_gpu_rotate(g, rows->k, g->st->key_pos_at,
+				      g->st->n_kv_rows);
 	return ret ? ret : kern_gpu_append(g->c.kern, s->type, &a, g->c.stream);
 }
 
-/* Queries of the turn, f32 at q, for variant v, typed, into g->q. */
-static int rotate_turn(struct attn_gpu *g, const struct gpu_turn *t, cuda_ptr q,
-		       uint32_t v)
+/* Queries of the turn, f32 at q, for all variants, typed, into g->q. */
+static int rotate_turn(struct attn_gpu *g, const struct gpu_turn *t, cuda_ptr q)
 {
 	const struct attn_shape *s = g->shape;
-	const size_t at = (size_t)v * (g->st->n_rows + g->st->n_more) + t->row;
-	const size_t n = (size_t)t->n_rows * s->n_heads * s->head_dim;
-	const int turns = s->rope.kind != KERN_ROPE_NONE;
-	const cuda_ptr to = g->q.at + v * n * kern_type_bytes(s->type);
-	const cuda_ptr f = s->type == KERN_F32 ? to : g->tmp.at;
-	const struct gpu_convert a = { turns ? f : q, to, n };
-	int ret = 0;
-
-	if (turns)
-		ret = attn_gpu_rotate(g, q, f,
-				      g->st->pos_at + at * sizeof(int64_t),
+	const struct gpu_convert c = {
+		q, g->q.at, (size_t)t->n_rows * s->n_heads * s->head_dim
+	};
+	struct gpu_rope a = rope_args(g,
+				      g->st->pos_at + t->row * sizeof(int64_t),
 				      t->n_rows, s->n_heads);
-	if (!ret && a.src != a.dst)
-		ret = kern_gpu_from_f32(g->c.kern, s->type, &a, g->c.stream);
-	return ret;
+
+	if (s->rope.kind == KERN_ROPE_NONE) /* one variant */
+		return kern_gpu_from_f32(g->c.kern, s->type, &c, g->c.stream);
+	a.src = q;
+	a.dst = g->q.at;
+	a.n_variants = g->st->n_variants;
+	a.pos_stride = (uint64_t)g->st->n_rows + g->st->n_more;
+	return kern_gpu_rope(g->c.kern, s->type, &a, g->c.stream);
 }
 
 static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
@@ -309,10 +312,8 @@ static int attend(struct attn_gpu *g, uint32_t layer, const struct gpu_turn *t,
 		.flags = GPU_ATTN_FINISH,
 		.scale = s->scale,
 	};
-	int ret = 0;
+	const int ret = rotate_turn(g, t, (more ? g->more.at : rows->q) + at);
 
-	for (uint32_t v = 0; v < g->st->n_variants && !ret; v++)
-		ret = rotate_turn(g, t, (more ? g->more.at : rows->q) + at, v);
 	if (ret || !t->n_tiles || !g->st->has_window)
 		return ret ? ret
 			   : kern_gpu_attn(g->c.kern, s->type, &a, g->c.stream);

@@ -490,8 +490,7 @@ int attn_gpu_deviation(struct attn_gpu *g, const struct attn_gpu_old *a)
 	write_old(g, a, &p);
 	ret = kern_errno(cu->h2d(g->plan.at, g->host.p, p.dev, g->c.stream));
 	if (!ret && a->shape->rope.kind != KERN_ROPE_NONE)
-		ret = attn_gpu_rotate(g, a->k, a->k, p.pos, a->n,
-				      a->shape->n_kv_heads);
+		ret = attn_gpu_rotate(g, a->k, p.pos, a->n);
 	for (uint32_t what = 0; what < 2 && !ret; what++)
 		ret = compare(g, a, &p, what);
 	if (!ret)

@@ -48,8 +48,8 @@ struct attn_gpu {
 	struct gpu_buf plan; /* as host, copied */
 	struct pinned_buf host;
 	struct gpu_buf more; /* f32 queries, then o, of n_more rows */
-	/* of a turn: typed [n_variants][n_rows][n_heads][head_dim]; f32, one of them */
-	struct gpu_buf q, tmp;
+	/* of a turn: typed [n_variants][n_rows][n_heads][head_dim] */
+	struct gpu_buf q;
 	struct gpu_buf ml; /* f32 [2][n_rows + n_more][n_heads] */
 	struct gpu_buf part_o, part_ml;
 	struct gpu_buf nowhere; /* K and V of padding */
@@ -135,9 +135,9 @@ int pinned_buf_want(struct attn_gpu *g, struct pinned_buf *b, size_t n);
 /* Row 0 of the segment as a span, for stores and comparisons. */
 struct gpu_span attn_gpu_target_span(const struct attn_target *to,
 				     uint32_t layer);
-/* Rows by the positions at pos_at of the plan. */
-int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr src, cuda_ptr dst,
-		    size_t pos_at, uint32_t n_rows, uint32_t n_heads);
+/* Keys, f32 in place, by the positions at pos_at of the plan. */
+int attn_gpu_rotate(struct attn_gpu *g, cuda_ptr k, size_t pos_at,
+		    uint32_t n_rows);
 int attn_gpu_same_shape(const struct attn_shape *a, const struct attn_shape *b);
 int attn_gpu_same_layout(const struct kv_layout *a, const struct kv_layout *b);
 

@@ -446,11 +446,12 @@ START_TEST(rmsnorm_near_the_twin)
 }
 END_TEST
 
-/* _i: kind. In place, partly rotated, far and negative positions. */
+/* _i: kind. In place, partly rotated, far and negative positions; wide heads. */
 START_TEST(rope_near_the_twin)
 {
-	enum { N = 4, HEADS = 3, DIM = 64 };
-	const struct kern_rope p = { (enum kern_rope_kind)_i, 48, 10000, 0.5f };
+	enum { N = 4, HEADS = 3, DIM = 256 };
+	const struct kern_rope p = { (enum kern_rope_kind)_i, 200, 10000,
+				     0.5f };
 	float *x = rig_gpu_alloc(&g, N * HEADS * DIM * 4);
 	int64_t *pos = rig_gpu_alloc(&g, N * 8);
 	static float want[N * HEADS * DIM];
@@ -458,6 +459,7 @@ START_TEST(rope_near_the_twin)
 				    .dst = (uintptr_t)x,
 				    .pos = (uintptr_t)pos,
 				    .n_rows = N,
+				    .n_variants = 1,
 				    .n_heads = HEADS,
 				    .head_dim = DIM,
 				    .kind = p.kind,
@@ -471,9 +473,50 @@ START_TEST(rope_near_the_twin)
 	pos[2] = 131071;
 	pos[3] = (1 << 24) - 1;
 	kern_rope(&p, x, want, pos, N, HEADS, DIM);
-	ck_assert_int_eq(kern_gpu_rope(g.kern, &a, g.stream), 0);
+	ck_assert_int_eq(kern_gpu_rope(g.kern, KERN_F32, &a, g.stream), 0);
 	rig_gpu_wait(&g);
 	near(x, want, N * HEADS * DIM, 0, 16e-6);
+}
+END_TEST
+
+/* _i: type. All positions of a row in one launch, rounded: the bits of one by one. */
+START_TEST(rope_at_several_positions)
+{
+	enum { N = 5, VARIANTS = 3, STRIDE = 7, HEADS = 2, DIM = 64 };
+	const enum kern_type type = types[_i];
+	const size_t es = kern_type_bytes(type), n = N * HEADS * DIM;
+	float *x = rig_gpu_alloc(&g, n * 4), *f = rig_gpu_alloc(&g, n * 4);
+	char *y = rig_gpu_alloc(&g, VARIANTS * n * es);
+	int64_t *pos = rig_gpu_alloc(&g, VARIANTS * STRIDE * 8);
+	char want[N * HEADS * DIM * 4];
+	struct gpu_rope a = { .src = (uintptr_t)x,
+			      .dst = (uintptr_t)y,
+			      .pos = (uintptr_t)pos,
+			      .pos_stride = STRIDE,
+			      .n_rows = N,
+			      .n_variants = VARIANTS,
+			      .n_heads = HEADS,
+			      .head_dim = DIM,
+			      .kind = KERN_ROPE_HALVES,
+			      .n_rot = DIM,
+			      .theta = 10000,
+			      .scale = 1 };
+
+	refill(x, n);
+	for (int i = 0; i < VARIANTS * STRIDE; i++)
+		pos[i] = i * i * 97 % 5000 - 300;
+	ck_assert_int_eq(kern_gpu_rope(g.kern, type, &a, g.stream), 0);
+	a.dst = (uintptr_t)f;
+	a.n_variants = 1;
+	for (size_t v = 0; v < VARIANTS; v++) {
+		a.pos = (uintptr_t)(pos + v * STRIDE);
+		ck_assert_int_eq(kern_gpu_rope(g.kern, KERN_F32, &a, g.stream),
+				 0);
+		rig_gpu_wait(&g);
+		kern_from_f32(type, f, want, n);
+		ck_assert(!memcmp(want, y + v * n * es, n * es));
+	}
+	ck_assert(memcmp(y, y + n * es, n * es));
 }
 END_TEST
 
@@ -561,6 +604,7 @@ int main(void)
 	tcase_add_loop_test(t, append_equals_the_twin, 0, 3);
 	tcase_add_test(t, rmsnorm_near_the_twin);
 	tcase_add_loop_test(t, rope_near_the_twin, 1, 3);
+	tcase_add_loop_test(t, rope_at_several_positions, 0, 3);
 	tcase_add_test(t, swiglu_near_the_twin);
 	tcase_add_test(t, reads_every_byte);
 	tcase_add_test(t, nothing_to_do_is_no_launch);

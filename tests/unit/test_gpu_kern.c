@@ -574,12 +574,12 @@ START_TEST(shapes_that_are_refused)
 	a.n_kv_heads = 0;
 	ck_assert_int_eq(kern_gpu_attn(g.kern, KERN_BF16, &a, g.stream),
 			 -EINVAL);
-	ck_assert_int_eq(kern_gpu_rope(g.kern, &ro, g.stream), -EINVAL);
-	ro.kind = KERN_ROPE_HALVES;
-	ro.n_rot = 7;
-	ck_assert_int_eq(kern_gpu_rope(g.kern, &ro, g.stream), -EINVAL);
-	ro.n_rot = 10;
-	ck_assert_int_eq(kern_gpu_rope(g.kern, &ro, g.stream), -EINVAL);
+	for (uint32_t i = 0; i < 3; i++) { /* kind, odd, longer than the head */
+		ck_assert_int_eq(kern_gpu_rope(g.kern, KERN_F32, &ro, g.stream),
+				 -EINVAL);
+		ro.kind = KERN_ROPE_HALVES;
+		ro.n_rot = i ? 10 : 7;
+	}
 }
 END_TEST
 

@@ -34,7 +34,7 @@
 	X(gemm_many_bf16, gpu_gemm) \
 	X(gemm_many_f16, gpu_gemm) \
 	X(gemm_f32, gpu_gemm) \
-	X(attn_merge_v3, gpu_attn) \
+	X(attn_merge_v4, gpu_attn) \
 	X(attn_join, gpu_join) \
 	X(pick_rows, gpu_pick) \
 	X(append_bf16, gpu_append) \
@@ -57,7 +57,9 @@
 	X(add, gpu_add) \
 	X(crc32c, gpu_crc) \
 	X(rmsnorm, gpu_rmsnorm) \
-	X(rope, gpu_rope) \
+	X(rope_bf16, gpu_rope) \
+	X(rope_f16, gpu_rope) \
+	X(rope_f32, gpu_rope) \
 	X(swiglu, gpu_swiglu) X(stream_read, gpu_read)
 
 #define CALL(name, type) \

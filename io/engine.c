@@ -285,6 +285,8 @@ static int start_uring(struct kio_engine *e)
 
 static int set_file(struct kio_engine *e, int i, int fd)
 {
+	if (kio_fault("uring.file"))
+		return -1;
 	return io_uring_register_files_update(&e->ring, (unsigned)i, &fd, 1) ==
 			       1
 		       ? 0
@@ -296,7 +298,7 @@ int kio_engine_add_file(struct kio_engine *e, int fd)
 	for (int i = 0; i < e->n_files; i++) {
 		if (e->used_files[i])
 			continue;
-		if (kio_fault("uring.file") || set_file(e, i, fd))
+		if (set_file(e, i, fd))
 			return -1;
 		e->used_files[i] = 1;
 		return i;
@@ -461,7 +463,7 @@ static void drain(struct kio_engine *e)
 	while (e->n_in_flight || e->queued.first || e->refused.first) {
 		kio_engine_submit(e);
 		/* the time limit is for safety only; see (3) */
-		(void)poll(&bell, 1, 10);
+		(void)kio_sys_poll(&bell, 1, 10);
 		(void)kio_engine_reap(e);
 	}
 }

@@ -101,8 +101,10 @@ static void last_close(struct kio_store *s)
 		return;
 	if (s->engine)
 		kio_engine_del_file(s->engine, s->i_fixed);
-	if (s->fd >= 0)
+	if (s->fd >= 0) {
+		kio_sys_unlock(s->fd);
 		(void)close(s->fd); /* what matters was flushed */
+	}
 	while ((slab = s->slabs)) {
 		s->slabs = slab->next;
 		free(slab);

@@ -171,7 +171,8 @@ static void scratch_on_device(struct finder *f, const char *path)
 {
 	struct stat st;
 
-	if (!f->store->scratch || stat(path, &st) || !S_ISBLK(st.st_mode))
+	if (!f->store->scratch || kio_sys_stat(path, &st) ||
+	    !S_ISBLK(st.st_mode))
 		return;
 	f->store->scratch = 0;
 	f->store->no_puts = 1;

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -136,6 +137,63 @@ int kio_sys_fstat(int fd, struct stat *out)
 	return fstat(fd, out) ? -errno : 0;
 }
 
+int kio_sys_stat(const char *path, struct stat *out)
+{
+	const int ret = kio_fault("sys.stat");
+
+	if (ret)
+		return ret;
+	return stat(path, out) ? -errno : 0;
+}
+
+int kio_sys_add_seals(int fd, int seals)
+{
+	const int ret = kio_fault("sys.add_seals");
+
+	if (ret)
+		return ret;
+	return fcntl(fd, F_ADD_SEALS, seals) ? -errno : 0;
+}
+
+int kio_sys_set_nonblock(int fd)
+{
+	const int ret = kio_fault("sys.set_nonblock");
+
+	if (ret)
+		return ret;
+	return fcntl(fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
+}
+
+int kio_sys_read_text(const char *path, char *buf, size_t n)
+{
+	int ret = kio_fault("sys.read_text");
+	ssize_t got;
+	int fd;
+
+	if (ret)
+		return ret;
+	RETRY(fd, open(path, O_RDONLY | O_CLOEXEC));
+	if (fd < 0)
+		return -errno;
+	RETRY(got, read(fd, buf, n - 1));
+	ret = got < 0 ? -errno : (int)got;
+	(void)close(fd); /* only read */
+	if (ret >= 0)
+		buf[ret] = '\0';
+	return ret;
+}
+
+int kio_sys_readlink(const char *path, char *buf, size_t n)
+{
+	const int fault = kio_fault("sys.readlink");
+	ssize_t ret;
+
+	if (fault)
+		return fault;
+	ret = readlink(path, buf, n);
+	return ret < 0 ? -errno : (int)ret;
+}
+
 int kio_sys_fchmod(int fd, mode_t mode)
 {
 	const int ret = kio_fault("sys.fchmod");
@@ -222,6 +280,14 @@ int kio_sys_lock(int fd)
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
 }
 
+void kio_sys_unlock(int fd)
+{
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+
+	/* fails only where there is none */
+	(void)fcntl(fd, F_OFD_SETLK, &l);
+}
+
 int kio_sys_device_bytes(int fd, uint64_t *out)
 {
 	const int ret = kio_fault("sys.device_bytes");
@@ -261,6 +327,26 @@ int kio_sys_epoll_ctl(int epoll, int op, int fd, struct epoll_event *e)
 	return epoll_ctl(epoll, op, fd, e) ? -errno : 0;
 }
 
+int kio_sys_epoll_wait(int epoll, struct epoll_event *e, int n, int timeout_ms)
+{
+	int ret = kio_fault("sys.epoll_wait");
+
+	if (ret)
+		return ret;
+	ret = epoll_wait(epoll, e, n, timeout_ms);
+	return ret < 0 ? -errno : ret;
+}
+
+int kio_sys_poll(struct pollfd *p, nfds_t n, int timeout_ms)
+{
+	int ret = kio_fault("sys.poll");
+
+	if (ret)
+		return ret;
+	RETRY(ret, poll(p, n, timeout_ms));
+	return ret < 0 ? -errno : ret;
+}
+
 int kio_sys_prefer_node(void *at, size_t n_bytes, const unsigned long *mask,
 			unsigned long max_node)
 {
@@ -281,6 +367,16 @@ int kio_sys_mlock_on_fault(void *at, size_t n_bytes)
 	if (ret)
 		return ret;
 	return mlock2(at, n_bytes, MLOCK_ONFAULT) ? -errno : 0;
+}
+
+int kio_sys_madvise(void *at, size_t n_bytes, int advice)
+{
+	int ret = kio_fault("sys.madvise");
+
+	if (ret)
+		return ret;
+	RETRY(ret, madvise(at, n_bytes, advice));
+	return ret ? -errno : 0;
 }
 
 ssize_t kio_sys_read_now(int fd, void *buf, size_t n)

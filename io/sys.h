@@ -4,18 +4,21 @@
  * Each returns what the call returns, or -errno; EINTR is retried. The fault
  * point is "sys." and the name behind kio_sys_, save that openat shares
  * "sys.open" and fallocate with a mode (hole punching) is "sys.punch". munmap
- * has none: nobody could do anything about it. Descriptors are close-on-exec.
+ * has none: nobody could do anything about it; nor have taking a descriptor out of an
+ * epoll set and the bells (reads and writes of an eventfd), which cannot fail but for
+ * being empty or full. Descriptors are close-on-exec.
  */
 #ifndef IO_SYS_H
 #define IO_SYS_H
 
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/stat.h>
 #include <sys/types.h>
 
 struct epoll_event;
+struct stat;
 struct statfs;
 
 int kio_sys_open(const char *path, int flags, mode_t mode);
@@ -33,7 +36,14 @@ int kio_sys_fdatasync(int fd);
  */
 int kio_sys_sync_dir(const char *path);
 int kio_sys_fstat(int fd, struct stat *out);
+int kio_sys_stat(const char *path, struct stat *out);
 int kio_sys_fchmod(int fd, mode_t mode);
+int kio_sys_add_seals(int fd, int seals);
+int kio_sys_set_nonblock(int fd);
+/* What a small file says, terminated: bytes or -errno. */
+int kio_sys_read_text(const char *path, char *buf, size_t n);
+/* Bytes, not terminated; n of them may be a part. */
+int kio_sys_readlink(const char *path, char *buf, size_t n);
 int kio_sys_mmap(void *at, size_t n_bytes, int prot, int flags, int fd,
 		 off_t off, void **out);
 int kio_sys_munmap(void *at, size_t n_bytes);
@@ -45,13 +55,19 @@ int kio_sys_fstatfs(int fd, struct statfs *out);
 int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg);
 /* The whole file, for this open file alone: -EBUSY somebody has it. */
 int kio_sys_lock(int fd);
+/* Closing it does not, as long as an io_uring has it as a registered file. */
+void kio_sys_unlock(int fd);
 int kio_sys_device_bytes(int fd, uint64_t *out);
 int kio_sys_random(void *buf, size_t n); /* n <= 256 */
 int kio_sys_epoll(void);
 int kio_sys_epoll_ctl(int epoll, int op, int fd, struct epoll_event *e);
+/* The one that is not retried: -EINTR. */
+int kio_sys_epoll_wait(int epoll, struct epoll_event *e, int n, int timeout_ms);
+int kio_sys_poll(struct pollfd *p, nfds_t n, int timeout_ms);
 int kio_sys_prefer_node(void *at, size_t n_bytes, const unsigned long *mask,
 			unsigned long max_node);
 int kio_sys_mlock_on_fault(void *at, size_t n_bytes);
+int kio_sys_madvise(void *at, size_t n_bytes, int advice);
 /* What is there, without waiting where the file can do that: bytes or -errno. */
 ssize_t kio_sys_read_now(int fd, void *buf, size_t n);
 /* userfaultfd(2); and its ioctls, "sys.uffd.continue", .copy, .poison, .wake, .api:

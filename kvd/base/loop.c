@@ -20,8 +20,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 
 #define MAX_EVENTS 64
@@ -80,21 +80,19 @@ int loop_new(struct loop **out)
 	pthread_mutex_init(&l->work_m, NULL);
 	pthread_cond_init(&l->work_more, NULL);
 	l->wake_fd = -1;
-	l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (l->epoll_fd < 0)
-		goto fail;
-	l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (l->wake_fd < 0)
-		goto fail;
+	ret = l->epoll_fd = kio_sys_epoll();
+	if (ret >= 0)
+		ret = l->wake_fd = kio_sys_eventfd();
 	ev.data.ptr = NULL;
-	if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, l->wake_fd, &ev))
-		goto fail;
+	if (ret >= 0)
+		ret = kio_sys_epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, l->wake_fd,
+					&ev);
+	if (ret) {
+		loop_free(l);
+		return ret;
+	}
 	*out = l;
 	return 0;
-fail:
-	ret = -errno;
-	loop_free(l);
-	return ret;
 }
 
 static void stop_workers(struct loop *l)
@@ -150,7 +148,7 @@ int loop_watch(struct loop *l, struct loop_fd *f)
 {
 	struct epoll_event ev = { .events = f->events, .data.ptr = f };
 
-	return epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, f->fd, &ev) ? -errno : 0;
+	return kio_sys_epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, f->fd, &ev);
 }
 
 void loop_unwatch(struct loop *l, struct loop_fd *f)
@@ -465,11 +463,11 @@ int loop_start_workers(struct loop *l, unsigned int n_threads)
 	if (!l->workers)
 		return -ENOMEM;
 	for (; l->n_workers < n_threads; l->n_workers++) {
-		int ret = pthread_create(&l->workers[l->n_workers], NULL,
-					 worker_main, l);
+		const int ret = kio_sys_thread(&l->workers[l->n_workers],
+					       worker_main, l);
 
 		if (ret)
-			return -ret;
+			return ret;
 	}
 	return 0;
 }

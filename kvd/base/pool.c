@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "io/base.h"
+#include "io/sys.h"
 
 #define SPIN_NS 10000u
 
@@ -128,12 +129,12 @@ int pool_new(struct pool **out, unsigned int n_threads)
 		return -ENOMEM;
 	}
 	for (p->n_threads = 1; p->n_threads < n_threads; p->n_threads++) {
-		int ret = pthread_create(&p->threads[p->n_threads - 1], NULL,
-					 thread_main, p);
+		const int ret = kio_sys_thread(&p->threads[p->n_threads - 1],
+					       thread_main, p);
 
 		if (ret) {
 			pool_free(p);
-			return -ret;
+			return ret;
 		}
 	}
 	*out = p;

@@ -20,7 +20,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include "io/fault.h"
+#include "io/sys.h"
 #include "kvd/base/log.h"
 
 #define IN_FLIGHT 16u /* chunks of a lane */
@@ -420,9 +420,7 @@ static int lane_open(struct lane *l, int stream_prio)
 					 CUDA_EVENT_DISABLE_TIMING |
 						 CUDA_EVENT_BLOCKING_SYNC));
 	if (!ret)
-		ret = kio_fault("sys.thread");
-	if (!ret)
-		ret = -pthread_create(&l->thread, NULL, lane_main, l);
+		ret = kio_sys_thread(&l->thread, lane_main, l);
 	l->has_thread = !ret;
 	return ret;
 }

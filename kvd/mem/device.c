@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/base/stat.h"
@@ -188,22 +189,17 @@ static int open_copier(struct device *d, char *err, size_t err_len)
 
 int device_pci_node(const char *root, const char *pci)
 {
-	char path[256], id[32];
+	char path[256], id[32], text[16];
 	int node = -1;
 	size_t i;
-	FILE *f;
 
 	for (i = 0; pci[i] && i < sizeof(id) - 1; i++)
 		id[i] = (char)tolower((unsigned char)pci[i]);
 	id[i] = '\0';
 	snprintf(path, sizeof(path), "%s/%s/numa_node", root, id);
-	f = strchr(id, '/') ? NULL : fopen(path, "re");
-	if (!f)
+	if (strchr(id, '/') || kio_sys_read_text(path, text, sizeof(text)) < 0)
 		return -1;
-	if (fscanf(f, "%d", &node) != 1)
-		node = -1;
-	(void)fclose(f); /* only read */
-	return node;
+	return sscanf(text, "%d", &node) == 1 ? node : -1;
 }
 
 static int near_node(const struct device *d)

@@ -21,9 +21,12 @@ int park_mem_map(size_t n, int numa_node, char **out)
 	if (ret)
 		return ret;
 	/* wishes: what cannot be had is done without */
-	(void)madvise(p, n, MADV_HUGEPAGE);
-	(void)madvise(p, n, MADV_DONTFORK);
-	(void)madvise(p, n, MADV_DONTDUMP);
+	(void)kio_sys_madvise(p, n, MADV_HUGEPAGE);
+	(void)kio_sys_madvise(p, n, MADV_DONTFORK);
+	ret = kio_sys_madvise(p, n, MADV_DONTDUMP);
+	if (ret)
+		log_warn("park", "a core would hold what tenants said: %s",
+			 strerror(-ret));
 	if (numa_node >= 0 && numa_available() >= 0) {
 		m = numa_allocate_nodemask();
 		numa_bitmask_setbit(m, (unsigned int)numa_node);

@@ -14,15 +14,14 @@
 #include "kvd/mem/uffd.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 #include "io/base.h"
 #include "io/sys.h"
@@ -44,6 +43,7 @@ struct uffdio_poison {
 #define N_MSGS	  16
 #define N_EVENTS  16
 #define N_RETRIES 100u
+#define NAP_NS	  1000000
 
 struct uffd {
 	struct loop *loop; /* (I) */
@@ -52,6 +52,7 @@ struct uffd {
 	int epoll, bell; /* (I) */
 	pthread_mutex_t lock;
 	struct list jobs; /* (lock) */
+	struct list peers; /* (lock) open ones */
 	int n_jobs; /* (A) written under the lock, read by who spins */
 	int stop; /* (lock) */
 };
@@ -147,13 +148,27 @@ static int resolve(const struct uffd_job *j, uint64_t from, uint64_t to,
 	return wake;
 }
 
+/* It may be there no more. */
+static void unwatch(struct uffd_peer *p)
+{
+	(void)epoll_ctl(p->u->epoll, EPOLL_CTL_DEL, p->fd, NULL);
+}
+
+static void forget(struct uffd_peer *p)
+{
+	unwatch(p);
+	lock(p->u);
+	list_del(&p->node);
+	unlock(p->u);
+}
+
 static void do_job(struct uffd *u, struct uffd_job *j)
 {
 	struct uffdio_range all = { j->addr, j->n_bytes };
 	int ret = j->kind == UFFD_WAKE;
 
 	if (j->kind == UFFD_CLOSE) {
-		(void)epoll_ctl(u->epoll, EPOLL_CTL_DEL, j->peer->fd, NULL);
+		forget(j->peer);
 		(void)close(j->peer->fd); /* nothing can be lost */
 	} else if (!ret) {
 		ret = resolve(j, 0, j->n_bytes, 1);
@@ -189,21 +204,21 @@ static void post_locked(struct uffd_peer *p)
 	loop_post(p->u->loop, &p->call);
 }
 
-static void watch(struct uffd_peer *p, uint32_t events)
+static int watch(struct uffd_peer *p, uint32_t events)
 {
 	struct epoll_event e = { .events = events, .data.ptr = p };
 
-	/* it is in the set */
-	(void)epoll_ctl(p->u->epoll, EPOLL_CTL_MOD, p->fd, &e);
+	return kio_sys_epoll_ctl(p->u->epoll, EPOLL_CTL_MOD, p->fd, &e);
 }
 
-static void set_broken(struct uffd_peer *p)
+/* Nothing more is heard of it, which must not leave its client waiting. */
+static void set_broken_locked(struct uffd_peer *p)
 {
-	(void)epoll_ctl(p->u->epoll, EPOLL_CTL_DEL, p->fd, NULL);
-	lock(p->u);
+	if (p->is_broken)
+		return;
+	unwatch(p);
 	p->is_broken = 1;
 	post_locked(p);
-	unlock(p->u);
 }
 
 /* At most n messages: how many, 0 for none now, or -errno. */
@@ -251,19 +266,33 @@ static void peer_ready(struct uffd_peer *p, uint32_t events)
 		post_locked(p);
 	if (p->n_pending + N_MSGS > UFFD_PENDING) {
 		p->muted = 1;
-		watch(p, 0);
+		bad |= watch(p, 0);
 	}
-	unlock(p->u);
 	if (bad || n < 0)
-		set_broken(p);
+		set_broken_locked(p);
+	unlock(p->u);
+}
+
+/* The kernel tells of no fault any more: who waits for one is to know. */
+static void break_all(struct uffd *u)
+{
+	const struct timespec nap = { .tv_nsec = NAP_NS };
+
+	lock(u);
+	list_for_each(n, &u->peers)
+		set_broken_locked(list_entry(n, struct uffd_peer, node));
+	unlock(u);
+	(void)nanosleep(&nap, NULL); /* jobs are looked for all the same */
 }
 
 static void wait_events(struct uffd *u, int timeout_ms)
 {
 	struct epoll_event ev[N_EVENTS];
 	uint64_t count;
-	int n = epoll_wait(u->epoll, ev, N_EVENTS, timeout_ms);
+	int n = kio_sys_epoll_wait(u->epoll, ev, N_EVENTS, timeout_ms);
 
+	if (n < 0 && n != -EINTR)
+		break_all(u);
 	for (int i = 0; i < n; i++) {
 		if (ev[i].data.ptr)
 			peer_ready(ev[i].data.ptr, ev[i].events);
@@ -311,14 +340,15 @@ static void tell(struct loop_call *c)
 	int is_broken;
 
 	lock(p->u);
-	p->posted = 0;
 	n = p->n_pending;
 	memcpy(events, p->pending, n * sizeof(events[0]));
 	p->n_pending = 0;
-	is_broken = p->is_broken;
-	if (p->muted && !p->closed && !is_broken)
-		watch(p, EPOLLIN);
+	if (p->muted && !p->closed && !p->is_broken && watch(p, EPOLLIN))
+		set_broken_locked(p);
+	p->posted = 0;
 	p->muted = 0;
+	is_broken = p->is_broken && !p->told;
+	p->told |= is_broken;
 	unlock(p->u);
 	for (uint32_t i = 0; i < n && !p->closed; i++)
 		p->fault(p, events[i].addr, events[i].ns);
@@ -326,36 +356,49 @@ static void tell(struct loop_call *c)
 		p->broken(p);
 }
 
-/* The kernel's name for it cannot be had by any other file. */
-static int is_userfaultfd(int fd)
+/* 0, or -EINVAL. The kernel's name for it cannot be had by any other file. */
+static int check_userfaultfd(int fd)
 {
 	static const char name[] = "anon_inode:[userfaultfd]";
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	char path[32], link[sizeof(name) + 1];
-	ssize_t n;
+	int ret;
 
 	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	n = readlink(path, link, sizeof(link));
-	if (n != (ssize_t)sizeof(name) - 1 || memcmp(link, name, (size_t)n))
-		return 0;
+	ret = kio_sys_readlink(path, link, sizeof(link));
+	if (ret < 0)
+		return ret;
+	if (ret != (int)sizeof(name) - 1 || memcmp(link, name, (size_t)ret))
+		return -EINVAL;
+	ret = kio_sys_set_nonblock(fd);
+	if (!ret)
+		ret = kio_sys_poll(&p, 1, 0);
+	if (ret < 0)
+		return ret;
 	/* one that is not set up is in error */
-	return fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && poll(&p, 1, 0) >= 0 &&
-	       !(p.revents & (POLLERR | POLLNVAL));
+	return p.revents & (POLLERR | POLLNVAL) ? -EINVAL : 0;
 }
 
 int uffd_open(struct uffd *u, struct uffd_peer *p, int fd)
 {
 	struct epoll_event e = { .events = EPOLLIN, .data.ptr = p };
+	int ret = check_userfaultfd(fd);
 
-	if (!is_userfaultfd(fd))
-		return -EINVAL;
+	if (ret)
+		return ret;
 	p->u = u;
 	p->fd = fd;
-	p->closed = p->posted = p->muted = p->is_broken = 0;
+	p->closed = p->posted = p->muted = p->is_broken = p->told = 0;
 	p->n_pending = 0;
 	p->call.run = tell;
 	list_init(&p->call.node);
-	return kio_sys_epoll_ctl(u->epoll, EPOLL_CTL_ADD, fd, &e);
+	list_init(&p->node);
+	lock(u);
+	ret = kio_sys_epoll_ctl(u->epoll, EPOLL_CTL_ADD, fd, &e);
+	if (!ret)
+		list_push(&u->peers, &p->node);
+	unlock(u);
+	return ret;
 }
 
 static void job_done(struct loop_call *c)
@@ -428,6 +471,7 @@ int uffd_new(struct uffd **out, struct loop *loop, uint64_t spin_ns)
 	u->spin_ns = spin_ns;
 	u->epoll = -1;
 	list_init(&u->jobs);
+	list_init(&u->peers);
 	(void)pthread_mutex_init(&u->lock, NULL); /* cannot fail: no attr */
 	ret = start(u);
 	if (ret) {

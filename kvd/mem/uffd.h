@@ -48,6 +48,8 @@ struct uffd_peer {
 	int posted; /* (lock) call is queued */
 	int muted; /* (lock) pending was full: not looked at */
 	int is_broken; /* (lock) */
+	int told; /* (L) that it is */
+	struct list node; /* (lock) */
 	uint32_t n_pending; /* (lock) */
 	struct uffd_event {
 		uint64_t addr, ns;

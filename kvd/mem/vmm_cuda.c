@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include "io/fault.h"
+#include "io/sys.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/vmm_priv.h"
 
@@ -742,9 +742,7 @@ int vmm_open(struct vmm **out, const struct vmm_conf *conf)
 						   CUDA_STREAM_NON_BLOCKING,
 						   0));
 	if (!ret)
-		ret = kio_fault("sys.thread");
-	if (!ret)
-		ret = -pthread_create(&v->thread, NULL, vmm_main, v);
+		ret = kio_sys_thread(&v->thread, vmm_main, v);
 	if (ret) {
 		fini(v);
 		return ret;

@@ -22,6 +22,7 @@
 #define HUGE_BYTES  (2ull << 20)
 #define SPACE_BYTES (1ull << 40) /* virtual; halved until it can be had */
 #define SPACE_LEAST (1ull << 30)
+#define KIND_MEMFD  "memfd"
 
 struct space {
 	int fd;
@@ -108,9 +109,17 @@ static int open_file(struct space *s, const struct space_conf *c)
 	}
 	if (s->fd < 0) {
 		s->fd = open_memfd(c->name);
-		s->kind = "memfd";
+		s->kind = KIND_MEMFD;
 	}
 	return s->fd < 0 ? s->fd : 0;
+}
+
+static void advise(const char *what, void *at, size_t n_bytes, int advice)
+{
+	const int ret = kio_sys_madvise(at, n_bytes, advice);
+
+	if (ret)
+		log_warn("space", "%s: %s", what, strerror(-ret));
 }
 
 /* The largest size that can be mapped. */
@@ -133,13 +142,12 @@ static int map_file(struct space *s)
 		return ret;
 	s->base = base;
 	s->n_pages = n / s->page_bytes;
-	/* sealing is not for every file system; then nobody else has it */
-	(void)fcntl(s->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
-	/* a child of a fork must not hold frames */
-	(void)madvise(base, n, MADV_DONTFORK);
-	/* nor must a core hold what tenants said */
-	(void)madvise(base, n, MADV_DONTDUMP);
-	return 0;
+	advise("a child of a fork would hold frames", base, n, MADV_DONTFORK);
+	advise("a core would hold what tenants said", base, n, MADV_DONTDUMP);
+	/* tmpfs has no seals; who may open it again could cut it off under us */
+	return strcmp(s->kind, KIND_MEMFD)
+		       ? 0
+		       : kio_sys_add_seals(s->fd, F_SEAL_SHRINK | F_SEAL_GROW);
 }
 
 /* While we may still open it: later the daemon may be another user. */
@@ -257,7 +265,7 @@ int space_map(struct space *s, uint64_t first, uint64_t n_pages)
 	 * store. Where the kernel cannot, they do.
 	 */
 	if (!ret)
-		(void)madvise(s->base + off, n, MADV_POPULATE_WRITE);
+		(void)kio_sys_madvise(s->base + off, n, MADV_POPULATE_WRITE);
 	return ret;
 }
 
@@ -288,6 +296,8 @@ static int map_states(struct space *s, int fd)
 	void *base;
 	int ret = kio_sys_ftruncate(fd, (off_t)s->n_pages);
 
+	if (!ret)
+		ret = kio_sys_add_seals(fd, F_SEAL_SHRINK | F_SEAL_GROW);
 	if (ret)
 		return ret;
 	s->states_fd = open_to_read(fd);
@@ -314,7 +324,8 @@ int space_states(struct space *s, uint8_t **bytes)
 		close(fd); /* the mapping keeps it */
 		if (ret)
 			return ret;
-		(void)madvise(s->states, s->n_pages, MADV_DONTFORK);
+		advise("a child of a fork would hold states", s->states,
+		       s->n_pages, MADV_DONTFORK);
 	}
 	*bytes = s->states;
 	return s->states_fd;

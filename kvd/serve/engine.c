@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 
 struct engine {
@@ -87,7 +88,7 @@ int engine_new(struct engine **out, struct loop *loop, unsigned int n_threads,
 	ret = pool_new(&e->pool, n_threads);
 	if (ret)
 		goto out_free;
-	ret = -pthread_create(&e->thread, NULL, thread_main, e);
+	ret = kio_sys_thread(&e->thread, thread_main, e);
 	if (ret)
 		goto out_pool;
 	(void)pthread_setname_np(e->thread, "kvd-engine"); /* only a name */

@@ -6,7 +6,9 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 #include "io/fault.h"
@@ -61,7 +63,7 @@ static int fd;
 static struct stat st;
 static struct statfs stfs;
 static void *map;
-static char byte;
+static char byte, text[8];
 
 static int try_open(void)
 {
@@ -141,24 +143,88 @@ static int try_lock(void)
 	return kio_sys_lock(fd);
 }
 
+static int try_stat(void)
+{
+	return kio_sys_stat("/dev/null", &st);
+}
+static int try_madvise(void)
+{
+	const int ret = kio_sys_mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &map);
+	const int said = kio_sys_madvise(map, 4096, MADV_DONTDUMP);
+
+	return ret ? ret : kio_sys_munmap(map, 4096) ? -EINVAL : said;
+}
+static int try_add_seals(void)
+{
+	return kio_sys_add_seals(fd, F_SEAL_GROW);
+}
+static int try_set_nonblock(void)
+{
+	return kio_sys_set_nonblock(fd);
+}
+static int try_read_text(void)
+{
+	const int ret = kio_sys_read_text("/proc/self/comm", text, 5);
+
+	return ret < 0 ? ret : ret == 4 && !text[4] ? 0 : -EINVAL;
+}
+static int try_readlink(void)
+{
+	const int ret = kio_sys_readlink("/proc/self/exe", text, 5);
+
+	return ret < 0 ? ret : ret == 5 ? 0 : -EINVAL;
+}
+static int try_poll(void)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	const int ret = kio_sys_poll(&p, 1, 0);
+
+	return ret < 0 ? ret : ret == 1 ? 0 : -EINVAL;
+}
+static int try_epoll_wait(void)
+{
+	struct epoll_event e;
+	const int at = kio_sys_epoll();
+	const int ret = kio_sys_epoll_wait(at, &e, 1, 0);
+
+	return at < 0 || close(at) ? -EINVAL : ret;
+}
+
 static const struct {
 	const char *point;
 	int (*call)(void);
 } calls[] = {
-	{ "sys.open", try_open },	    { "sys.memfd", try_memfd },
-	{ "sys.eventfd", try_eventfd },	    { "sys.unlink", try_unlink },
-	{ "sys.ftruncate", try_ftruncate }, { "sys.fallocate", try_fallocate },
-	{ "sys.punch", try_punch },	    { "sys.fstat", try_fstat },
-	{ "sys.fchmod", try_fchmod },	    { "sys.pread", try_pread },
-	{ "sys.pwrite", try_pwrite },	    { "sys.mmap", try_mmap },
-	{ "sys.sync_dir", try_sync_dir },   { "sys.fstatfs", try_fstatfs },
-	{ "sys.random", try_random },	    { "sys.lock", try_lock },
+	{ "sys.open", try_open },
+	{ "sys.memfd", try_memfd },
+	{ "sys.eventfd", try_eventfd },
+	{ "sys.unlink", try_unlink },
+	{ "sys.ftruncate", try_ftruncate },
+	{ "sys.fallocate", try_fallocate },
+	{ "sys.punch", try_punch },
+	{ "sys.fstat", try_fstat },
+	{ "sys.fchmod", try_fchmod },
+	{ "sys.pread", try_pread },
+	{ "sys.pwrite", try_pwrite },
+	{ "sys.mmap", try_mmap },
+	{ "sys.sync_dir", try_sync_dir },
+	{ "sys.fstatfs", try_fstatfs },
+	{ "sys.random", try_random },
+	{ "sys.lock", try_lock },
+	{ "sys.stat", try_stat },
+	{ "sys.madvise", try_madvise },
+	{ "sys.add_seals", try_add_seals },
+	{ "sys.set_nonblock", try_set_nonblock },
+	{ "sys.read_text", try_read_text },
+	{ "sys.readlink", try_readlink },
+	{ "sys.poll", try_poll },
+	{ "sys.epoll_wait", try_epoll_wait },
 };
 
 /* Works, fails when told to, works again. */
 START_TEST(each_call_has_its_point)
 {
-	fd = kio_sys_memfd("test", 0);
+	fd = kio_sys_memfd("test", MFD_ALLOW_SEALING);
 	ck_assert_int_ge(fd, 0);
 	ck_assert_int_eq(kio_sys_ftruncate(fd, 4096), 0);
 	ck_assert_int_eq(calls[_i].call(), 0);

@@ -206,13 +206,15 @@ static int blame_all(const struct batch *b)
 	return 1;
 }
 
-/* There was no memory for all of them at once: each alone. */
+/* There was no memory for all of them at once: each alone; for one, without what is kept
+ * for its chunks' statistics. */
 static int goes_alone(struct batch *b)
 {
-	if ((b->ret != -ENOSPC && b->ret != -ENOMEM) || b->n_gens < 2 ||
-	    !blame_all(b))
+	if ((b->ret != -ENOSPC && b->ret != -ENOMEM) || !blame_all(b))
 		return 0;
-	b->n_alone = b->n_gens;
+	if (b->n_gens == 1 && !craft_forget_queries(b->gens[0]))
+		return 0;
+	b->n_alone += b->n_gens;
 	return 1;
 }
 

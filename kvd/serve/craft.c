@@ -298,7 +298,7 @@ static int keep_queries(struct gen *g)
 	const uint32_t n_layers = g->model->layout.n_layers;
 	uint32_t n_rows = 0, row = 0;
 	size_t bytes;
-	int ret;
+	int ret = 0;
 
 	drop_queries(c);
 	for (uint32_t i = 0; i < g->n_parts; i++)
@@ -309,10 +309,9 @@ static int keep_queries(struct gen *g)
 	if (!n_rows || bytes + g->tenant->query_bytes > CRAFT_QUERY_BYTES ||
 	    g->req->flags & (SERVE_GEN_NO_REUSE | SERVE_GEN_FOCUS))
 		return 0;
-	ret = inter_new(&c->inter, &g->model->shape, n_layers, n_rows,
-			g->n_parts);
-	if (ret)
-		return ret;
+	if (inter_new(&c->inter, &g->model->shape, n_layers, n_rows,
+		      g->n_parts))
+		return 0; /* no memory for what is not needed */
 	g->tenant->query_bytes += c->inter->n_bytes;
 	for (uint32_t i = 0; i < g->n_parts && !ret; i++) {
 		const struct gen_part *p = &g->parts[i];
@@ -324,6 +323,15 @@ static int keep_queries(struct gen *g)
 				 kept ? &row : NULL);
 	}
 	return ret;
+}
+
+int craft_forget_queries(struct gen *g)
+{
+	const int any = g->craft && g->craft->inter;
+
+	if (any)
+		drop_queries(g->craft);
+	return any;
 }
 
 /* The part whose queries are kept that has position pos, or NULL. */

@@ -81,6 +81,8 @@ uint32_t craft_longest(const struct gen *g);
 /* Queries q [n][n_heads][head_dim] of the positions pos.. come by. Engine thread. */
 void craft_queries(const struct gen *g, uint32_t layer, uint32_t pos,
 		   uint32_t n, const float *q);
+/* None are kept any more; 0: none were. Loop thread, no step of g runs. */
+int craft_forget_queries(struct gen *g);
 /* Where they go, where somebody else brings them: as inter_at(); NULL: nowhere. */
 char *craft_queries_at(const struct gen *g, uint32_t pos, size_t *layer_bytes);
 

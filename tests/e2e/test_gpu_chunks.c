@@ -303,6 +303,32 @@ START_TEST(in_other_company)
 }
 END_TEST
 
+/* No pinned memory for the queries of fresh chunks (46 tokens, 2 layers, 128 f32): the
+ * answer is none the worse, statistics there are none. */
+START_TEST(queries_that_have_no_room)
+{
+	struct answer full, fresh;
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r = request(p, 0, in_order);
+	char size[16];
+
+	snprintf(size, sizeof(size), "%d", 46 * 2 * 128 * 4);
+	ck_assert_int_eq(setenv("FAKE_CUDA_NO_PINNED", size, 1), 0);
+	start(DEVICE);
+	ck_assert_int_eq(unsetenv("FAKE_CUDA_NO_PINNED"), 0);
+	r.repair = KV_REPAIR_CRAFT;
+	ask(c[DEVICE], &r, &fresh);
+	ck_assert_uint_eq(n_of(&fresh, KV_CHUNK_FRESH), 3);
+	r = request(p, 0, in_order);
+	r.flags |= KV_GEN_NO_REUSE;
+	for (uint32_t i = 1; i < 4; i++)
+		p[i].flags &= ~KV_PART_REUSE;
+	ask(c[DEVICE], &r, &full);
+	same_bits(&full, &fresh);
+	stop(DEVICE);
+}
+END_TEST
+
 /* ---- side by side ------------------------------------------------------------------ */
 
 static void side_by_side(struct kvc_generate *r, struct kvc_part *p,
@@ -481,6 +507,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
 	tcase_add_test(t, in_other_company);
+	tcase_add_test(t, queries_that_have_no_room);
 	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);
 	tcase_add_test(t, chunks_side_by_side);
 	tcase_add_test(t, where_the_question_looks);

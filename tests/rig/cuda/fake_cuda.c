@@ -683,6 +683,14 @@ int cuMemHostUnregister(void *p)
 	return fake_leave(unpin(p) ? CUDA_OK : CUDA_INVALID_VALUE);
 }
 
+/* FAKE_CUDA_NO_PINNED=BYTES: of so many there are none. */
+static int refused(size_t n)
+{
+	const char *env = getenv("FAKE_CUDA_NO_PINNED");
+
+	return env && strtoull(env, NULL, 10) == n;
+}
+
 int cuMemHostAlloc(void **out, size_t n, unsigned int flags);
 int cuMemHostAlloc(void **out, size_t n, unsigned int flags)
 {
@@ -693,6 +701,8 @@ int cuMemHostAlloc(void **out, size_t n, unsigned int flags)
 	(void)flags;
 	if (err)
 		return err;
+	if (refused(n))
+		return fake_leave(CUDA_OUT_OF_MEMORY);
 	p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 		 -1, 0);
 	if (p == MAP_FAILED)

@@ -15,7 +15,8 @@ $(FAKE_CUFILE): $(call obj,tests/rig/cufile/fake_cufile.c)
 	$(Q)$(CC) $(ALLC) -shared -o $@ $^
 $(B)/tests/test_gds check-built: | $(FAKE_CUFILE)
 # run time only: tests load it as the daemon loads the real one
-$(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_export $(B)/tests/test_client_event $(B)/tests/test_kvbench check-built: | $(FAKE_CUDA)
+$(CUDA_TESTS) $(B)/tests/test_gpu $(B)/tests/test_export $(B)/tests/test_client_event $(B)/tests/test_kvbench $(B)/tests/test_gpu_check check-built: | $(FAKE_CUDA)
+check-built: | $(B)/demo # test_gpu_check with KVD_LONG=1
 
 # the toolkit's declarations, where there are any, to compare ours with
 $(B)/obj/tests/unit/test_cuda_api.o $(B)/obj/tests/unit/test_gpu_gemm.o: ALLC += $(if $(wildcard \

@@ -165,6 +165,7 @@ echo "gpu-check: $gpu: $commit; cuBLASLt: ${cublas:-where the loader finds it}"
 export KVD_GPU=1 CK_TIMEOUT_MULTIPLIER=4
 stage kernels "$b/tests/test_gpu_kern"
 stage wgmma "$b/tests/test_gpu_same"
+stage grid "$b/tests/test_gpu_grid"
 stage elements "$b/tests/test_gpu_elem"
 stage products "$b/tests/test_gpu_gemm"
 stage sampling "$b/tests/test_gpu_sample"

@@ -188,15 +188,17 @@ END_TEST
 
 int main(void)
 {
-	Suite *s = suite_create("kern_amx");
-	TCase *t = tcase_create("kern_amx");
 	SRunner *r;
+	Suite *s;
+	TCase *t;
 	int n;
 
 	if (kern_init(KERN_ISA_AMX) < KERN_ISA_AVX512) {
 		puts("test_kern_amx: skipped: no AVX-512 here");
 		return 77;
 	}
+	s = suite_create("kern_amx");
+	t = tcase_create("kern_amx");
 	tcase_set_timeout(t, 60);
 	tcase_add_test(t, linear_equals_its_twin);
 	tcase_add_test(t, attention_equals_its_twin);

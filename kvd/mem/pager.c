@@ -149,15 +149,32 @@ uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n)
 			      bytes);
 }
 
-void range_disk_speed(const struct range *r, double *bytes_per_s,
+uint32_t range_disk(const struct range *r)
+{
+	return r->has_disk ? r->i_disk : 0;
+}
+
+uint32_t pager_n_disks(const struct pager *p)
+{
+	return p->conf.stores ? stores_n(p->conf.stores) : 1;
+}
+
+void pager_disk_speed(const struct pager *p, uint32_t i, double *bytes_per_s,
 		      uint64_t *queue_bytes)
 {
-	const struct stores *s = r->pager->conf.stores;
 	struct stores_speed v = { 1e9, 0 };
 
-	if (s)
-		v = stores_speed(s, r->has_disk ? r->i_disk : 0,
-				 &r->pager->flow);
+	if (p->conf.stores)
+		v = stores_speed(p->conf.stores, i, &p->flow);
+	*bytes_per_s = v.bytes_per_s;
+	*queue_bytes = v.queue_bytes;
+}
+
+void pager_disks_limit(const struct pager *p, double *bytes_per_s,
+		       uint64_t *queue_bytes)
+{
+	const struct stores_speed v = stores_limit(&p->flow);
+
 	*bytes_per_s = v.bytes_per_s;
 	*queue_bytes = v.queue_bytes;
 }

@@ -124,9 +124,15 @@ uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n);
 /* Bytes of these pages that are on their way up, or in line for that. */
 uint64_t range_coming_bytes(const struct range *r, uint32_t first, uint32_t n);
-/* The disk of r, or without one the first: bytes a second of late, bytes queued. */
-void range_disk_speed(const struct range *r, double *bytes_per_s,
+/* The disk that r lies on, or without one the first. */
+uint32_t range_disk(const struct range *r);
+uint32_t pager_n_disks(const struct pager *p);
+/* Of disk i for this pager: bytes a second of late, bytes queued. */
+void pager_disk_speed(const struct pager *p, uint32_t i, double *bytes_per_s,
 		      uint64_t *queue_bytes);
+/* Of all disks together, that its limit allows: bytes a second, 0 without one. */
+void pager_disks_limit(const struct pager *p, double *bytes_per_s,
+		       uint64_t *queue_bytes);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /*

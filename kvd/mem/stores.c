@@ -556,20 +556,32 @@ int stores_may_set_aside(struct stores *s, uint32_t i, uint64_t bytes)
 	return 1;
 }
 
+struct stores_speed stores_limit(const struct stores_flow *f)
+{
+	struct stores_speed v = { 0, 0 };
+	double behind;
+
+	if (!f->limit)
+		return v;
+	behind = (double)f->held_bytes - flow_tokens(f);
+	v.bytes_per_s = (double)f->limit;
+	v.queue_bytes = (uint64_t)KV_MAX(behind, 0.0);
+	return v;
+}
+
 struct stores_speed stores_speed(const struct stores *s, uint32_t i,
 				 const struct stores_flow *f)
 {
 	struct stores_speed v = { rate_per_s(&s->disks[i].rate, PRIOR_RATE),
 				  s->disks[i].busy_bytes };
-	double behind;
+	const struct stores_speed most = stores_limit(f);
 
-	if (!f->limit || (double)f->limit >= v.bytes_per_s)
+	if (!f->limit || most.bytes_per_s >= v.bytes_per_s)
 		return v;
-	behind = (double)f->held_bytes - flow_tokens(f);
 	v.queue_bytes = (uint64_t)KV_MAX(
-		(double)v.queue_bytes * (double)f->limit / v.bytes_per_s,
-		KV_MAX(behind, 0.0));
-	v.bytes_per_s = (double)f->limit;
+		(double)v.queue_bytes * most.bytes_per_s / v.bytes_per_s,
+		(double)most.queue_bytes);
+	v.bytes_per_s = most.bytes_per_s;
 	return v;
 }
 

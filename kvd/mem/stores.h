@@ -125,6 +125,8 @@ struct stores_speed {
 };
 struct stores_speed stores_speed(const struct stores *s, uint32_t i,
 				 const struct stores_flow *f);
+/* What its limit makes of it on all disks together; 0 bytes a second: it has none. */
+struct stores_speed stores_limit(const struct stores_flow *f);
 /* Submit and reap once; the loop does it too. */
 void stores_turn(struct stores *s);
 /* "io_uring" or "threads". */

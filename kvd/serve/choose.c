@@ -9,6 +9,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include "kvd/base/clock.h"
+#include "kvd/mem/stores.h"
+
+static_assert(COST_DISKS >= STORES_MAX, "one for each");
 
 #define PRIOR_PREFILL 1e4 /* rows a second, before any step */
 
@@ -17,32 +20,36 @@ static double rows_per_s(const struct gen *g)
 	return rate_per_s(&g->model->prefill, PRIOR_PREFILL);
 }
 
-struct cost_now gen_cost_now(const struct gen *g, const struct range *r)
+struct cost_now gen_cost_now(const struct gen *g, const struct pager *p)
 {
 	const uint64_t now = clock_ns();
 	struct cost_now c = { .rows_per_s = rows_per_s(g),
 			      .queue_rows = g->model->queued_rows,
 			      .left_ns = COST_NO_DEADLINE };
 
-	range_disk_speed(r, &c.bytes_per_s, &c.queue_bytes);
+	for (uint32_t i = 0; i < pager_n_disks(p); i++)
+		pager_disk_speed(p, i, &c.disks[i].bytes_per_s,
+				 &c.disks[i].queue_bytes);
+	pager_disks_limit(p, &c.all.bytes_per_s, &c.all.queue_bytes);
 	if (g->deadline_ns)
 		c.left_ns = g->deadline_ns > now ? g->deadline_ns - now : 0;
 	return c;
 }
 
-uint32_t gen_share_by_load(const struct gen *g, const struct range *r,
-			   uint64_t bytes, uint64_t n)
+uint32_t gen_share_by_load(const struct gen *g, const struct cost_bytes *bytes,
+			   uint64_t n)
 {
 	const double ns = (double)n * 1e9 / rows_per_s(g);
-	struct cost_now now;
-	double load = 0;
+	const struct cost_now now = gen_cost_now(g, g->tenant->pager);
 
-	if (bytes) {
-		now = gen_cost_now(g, r);
-		load = (double)(bytes + now.queue_bytes) * 1e9 /
-		       now.bytes_per_s;
-	}
-	return cost_share((uint64_t)load, (uint64_t)ns, REPAIR_LEAST);
+	return cost_share((uint64_t)cost_load_ns(&now, bytes), (uint64_t)ns,
+			  REPAIR_LEAST);
+}
+
+void gen_add_lower(struct cost_bytes *bytes, const struct page_run *run)
+{
+	bytes->on[range_disk(run->range)] +=
+		range_lower_bytes(run->range, run->first, run->n);
 }
 
 float gen_compute_cost(const struct gen *g)
@@ -90,6 +97,7 @@ static uint32_t weigh_hit(const struct prefix_hit *h, struct cost_item *items)
 
 		items[n].rows = KV_MIN(SEGMENT_BLOCK, h->n - at);
 		items[n].bytes = 0;
+		items[n].i_disk = range_disk(h->seg->range);
 		if (at && t % page)
 			continue;
 		segment_pages(h->seg, t, t + 1, &run);
@@ -146,7 +154,7 @@ static void cut_at(struct gen *g, uint32_t cut)
 int gen_choose_prefix(struct gen *g)
 {
 	const uint32_t room = g->n_prefix / SEGMENT_BLOCK + g->n_parts;
-	const struct range *r = NULL;
+	const struct pager *p = g->tenant->pager;
 	struct cost_item *items;
 	struct cost_now now;
 	uint32_t n = 0;
@@ -160,11 +168,11 @@ int gen_choose_prefix(struct gen *g)
 		for (uint32_t k = 0; k < g->parts[i].n_hits; k++) {
 			const struct prefix_hit *h = &g->parts[i].hits[k];
 
-			if (!r || range_n_lower(h->seg->range))
-				r = h->seg->range;
+			if (range_n_lower(h->seg->range))
+				p = range_pager(h->seg->range);
 			n += weigh_hit(h, items + n);
 		}
-	now = gen_cost_now(g, r);
+	now = gen_cost_now(g, p);
 	now.rest_rows = rest_rows(g);
 	cut_at(g, decide(g, &now, items, n));
 	free(items);
@@ -173,18 +181,23 @@ int gen_choose_prefix(struct gen *g)
 
 /* ---- chunks -------------------------------------------------------------------- */
 
-int gen_take_chunk(struct gen *g, const struct gen_part *part, uint64_t *bytes)
+int gen_take_chunk(struct gen *g, const struct gen_part *part,
+		   struct cost_bytes *bytes)
 {
 	const struct range *r = part->seg->range;
-	struct cost_now now = gen_cost_now(g, r);
-	struct cost_item item = { .rows = part->n };
+	const uint32_t i = range_disk(r);
+	struct cost_now now = gen_cost_now(g, range_pager(r));
+	struct cost_item item = { .rows = part->n, .i_disk = i };
 	struct page_run run;
 
 	segment_pages(part->seg, 0, part->n, &run);
 	item.bytes = range_lower_bytes(r, run.first, run.n);
-	now.queue_bytes += *bytes;
+	for (uint32_t k = 0; k < COST_DISKS; k++) {
+		now.disks[k].queue_bytes += bytes->on[k];
+		now.all.queue_bytes += bytes->on[k];
+	}
 	if (!decide(g, &now, &item, 1))
 		return 0;
-	*bytes += item.bytes;
+	bytes->on[i] += item.bytes;
 	return 1;
 }

@@ -3,16 +3,39 @@
  */
 #include "kvd/serve/cost.h"
 
+#include <string.h>
 #include "io/base.h"
 
 #define NS 1e9
 
-/* Reading goes on while the engine is busy with others. */
-static double total(const struct cost_now *now, double bytes, double rows)
+static double disk_ns(const struct cost_disk *d, double bytes)
 {
-	const double load = bytes > 0 ? (bytes + (double)now->queue_bytes) *
-						NS / now->bytes_per_s
-				      : 0;
+	return (bytes + (double)d->queue_bytes) * NS / d->bytes_per_s;
+}
+
+double cost_load_ns(const struct cost_now *now, const struct cost_bytes *bytes)
+{
+	double most = 0, sum = 0, ns;
+
+	for (uint32_t i = 0; i < COST_DISKS; i++) {
+		if (!bytes->on[i])
+			continue;
+		ns = disk_ns(&now->disks[i], (double)bytes->on[i]);
+		most = KV_MAX(most, ns);
+		sum += (double)bytes->on[i];
+	}
+	if (sum > 0 && now->all.bytes_per_s > 0) {
+		ns = disk_ns(&now->all, sum);
+		most = KV_MAX(most, ns);
+	}
+	return most;
+}
+
+/* Reading goes on while the engine is busy with others. */
+static double total(const struct cost_now *now, const struct cost_bytes *bytes,
+		    double rows)
+{
+	const double load = cost_load_ns(now, bytes);
 	const double turn = (double)now->queue_rows * NS / now->rows_per_s;
 
 	return (load > turn ? load : turn) +
@@ -31,11 +54,11 @@ static double all_rows(const struct cost_item *items, uint32_t n)
 double cost_ns(const struct cost_now *now, const struct cost_item *items,
 	       uint32_t n, uint32_t cut)
 {
-	double bytes = 0;
+	struct cost_bytes bytes = { 0 };
 
 	for (uint32_t i = 0; i < cut; i++)
-		bytes += (double)items[i].bytes;
-	return total(now, bytes, all_rows(items + cut, n - cut));
+		bytes.on[items[i].i_disk] += items[i].bytes;
+	return total(now, &bytes, all_rows(items + cut, n - cut));
 }
 
 /* How long it may take. */
@@ -52,21 +75,24 @@ uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,
 		  uint32_t n)
 {
 	const double rows = all_rows(items, n);
-	const double all = total(now, 0, rows);
-	double best = all, most, bytes = 0, before = 0;
+	struct cost_bytes bytes = { 0 };
+	const double all = total(now, &bytes, rows);
+	double best = all, most, before = 0, ns;
 	uint32_t cut = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		bytes += (double)items[i].bytes;
+		bytes.on[items[i].i_disk] += items[i].bytes;
 		before += (double)items[i].rows;
-		best = KV_MIN(best, total(now, bytes, rows - before));
+		ns = total(now, &bytes, rows - before);
+		best = KV_MIN(best, ns);
 	}
 	most = limit(now, best, all);
-	bytes = before = 0;
+	memset(&bytes, 0, sizeof(bytes));
+	before = 0;
 	for (uint32_t i = 0; i < n; i++) {
-		bytes += (double)items[i].bytes;
+		bytes.on[items[i].i_disk] += items[i].bytes;
 		before += (double)items[i].rows;
-		if (total(now, bytes, rows - before) <= most)
+		if (total(now, &bytes, rows - before) <= most)
 			cut = i + 1;
 	}
 	return cut;

@@ -15,10 +15,20 @@
 
 #define COST_NO_DEADLINE UINT64_MAX
 
+#define COST_DISKS 8u
+/* What has to come from each disk. */
+struct cost_bytes {
+	uint64_t on[COST_DISKS];
+};
+struct cost_disk {
+	double bytes_per_s; /* of late; > 0 where something is read from it */
+	uint64_t queue_bytes; /* before ours */
+};
 struct cost_now {
-	double bytes_per_s; /* the disk, of late; > 0 */
+	/* they are read side by side, so the slowest decides */
+	struct cost_disk disks[COST_DISKS];
+	struct cost_disk all; /* what they give us together; 0: no limit */
 	double rows_per_s; /* prefill, of late; > 0 */
-	uint64_t queue_bytes; /* on the disk before ours */
 	uint64_t queue_rows; /* at the engine before ours; read meanwhile */
 	uint64_t rest_rows; /* computed after ours in any case */
 	uint64_t left_ns; /* to the first token's deadline, or none */
@@ -27,7 +37,11 @@ struct cost_now {
 struct cost_item {
 	uint64_t bytes; /* on disk; 0: it is in memory */
 	uint64_t rows;
+	uint32_t i_disk; /* < COST_DISKS */
 };
+
+/* Time to read that, in ns. */
+double cost_load_ns(const struct cost_now *now, const struct cost_bytes *bytes);
 
 /* Time to the first token in ns when the items before cut are read, the others computed. */
 double cost_ns(const struct cost_now *now, const struct cost_item *items,

@@ -380,8 +380,9 @@ static const struct segment *peek(const struct gen *g, struct map_id chunk)
 /* As many as can be computed while the chunks are read (CacheBlend's controller). */
 static uint32_t share_by_load(const struct gen *g)
 {
-	const struct range *r = NULL;
-	uint64_t n = 0, bytes = 0;
+	struct cost_bytes bytes = { 0 };
+	struct page_run run;
+	uint64_t n = 0;
 
 	for (uint32_t i = 0; i < g->n_parts; i++) {
 		const struct craft_part *c = &g->craft->parts[i];
@@ -390,13 +391,12 @@ static uint32_t share_by_load(const struct gen *g)
 
 		if (!s)
 			continue;
-		if (!r || range_n_lower(s->range))
-			r = s->range;
-		bytes +=
-			range_lower_bytes(s->range, 0, range_n_pages(s->range));
+		run = (struct page_run){ s->range, 0, range_n_pages(s->range),
+					 0 };
+		gen_add_lower(&bytes, &run);
 		n += s->n_tokens;
 	}
-	return gen_share_by_load(g, r, bytes, n);
+	return gen_share_by_load(g, &bytes, n);
 }
 
 int craft_plan(struct gen *g)

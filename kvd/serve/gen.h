@@ -175,19 +175,22 @@ int gen_take_scores(struct gen *g, const float *logits);
 /* choose.c: keep of the prefix found what is to be read, if on disk. 0, -ENOMEM. */
 int gen_choose_prefix(struct gen *g);
 /*
- * Load a chunk that was found, behind *bytes of others of the request? If not, a copy
+ * Load a chunk that was found, beside bytes of others of the request? If not, a copy
  * is computed for who waits now, and the chunk, whose record may be acknowledged, stays
  * and comes up for the next.
  */
-int gen_take_chunk(struct gen *g, const struct gen_part *part, uint64_t *bytes);
-/* Rates and queues of now, and the deadline; rest_rows is left 0. */
-struct cost_now gen_cost_now(const struct gen *g, const struct range *r);
+int gen_take_chunk(struct gen *g, const struct gen_part *part,
+		   struct cost_bytes *bytes);
+/* Rates and queues of now as pages of p see them, and the deadline; rest_rows is left 0. */
+struct cost_now gen_cost_now(const struct gen *g, const struct pager *p);
 /*
- * Permille of n tokens that can be computed while bytes of r are read: REPAIR_LEAST at
- * least, not all.
+ * Permille of n tokens that can be computed while bytes are read: REPAIR_LEAST at least,
+ * not all.
  */
-uint32_t gen_share_by_load(const struct gen *g, const struct range *r,
-			   uint64_t bytes, uint64_t n);
+uint32_t gen_share_by_load(const struct gen *g, const struct cost_bytes *bytes,
+			   uint64_t n);
+/* Of these pages what is on disk only. */
+void gen_add_lower(struct cost_bytes *bytes, const struct page_run *run);
 /* What computing its KV again takes, ns per byte. */
 float gen_compute_cost(const struct gen *g);
 /* plan.c */

@@ -325,7 +325,7 @@ uint32_t gen_prefetch(struct gen *g, const struct segment *s)
 int gen_plan(struct gen *g)
 {
 	struct stat *miss = g->tenant->st_chunk_misses;
-	uint64_t bytes = 0;
+	struct cost_bytes bytes = { 0 };
 
 	if (g->craft)
 		return craft_plan(g);

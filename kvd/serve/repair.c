@@ -148,8 +148,8 @@ int repair_plan(struct gen *g)
 
 void repair_weigh(struct gen *g)
 {
-	const struct range *r = NULL;
-	uint64_t n = 0, bytes = 0;
+	struct cost_bytes bytes = { 0 };
+	uint64_t n = 0;
 
 	if (!g->n_groups || g->req->repair_permille != REPAIR_BY_LOAD)
 		return;
@@ -161,11 +161,9 @@ void repair_weigh(struct gen *g)
 			continue;
 		segment_pages(p->seg, p->from, p->from + p->n, &run);
 		n += p->n;
-		bytes += range_lower_bytes(run.range, run.first, run.n);
-		if (!r || range_n_lower(run.range))
-			r = run.range;
+		gen_add_lower(&bytes, &run);
 	}
-	g->permille = gen_share_by_load(g, r, bytes, n);
+	g->permille = gen_share_by_load(g, &bytes, n);
 	for (uint32_t i = 0; i < g->n_groups; i++)
 		g->groups[i].k = repair_count(g->groups[i].n, g->permille);
 }

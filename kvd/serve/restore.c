@@ -28,14 +28,17 @@ static uint32_t stage_groups(const struct kv_layout *l)
 	return KV_MAX(most, least);
 }
 
-static uint64_t lower_bytes(const struct page_run *runs, uint32_t n)
+/* How long what is on disk takes; 0: nothing is. */
+static uint64_t load_ns(const struct restore *r)
 {
-	uint64_t bytes = 0;
+	const struct cost_now now = gen_cost_now(r->g, pager_of(r));
+	struct cost_bytes bytes = { 0 };
+	double ns;
 
-	for (uint32_t i = 0; i < n; i++)
-		bytes += range_lower_bytes(runs[i].range, runs[i].first,
-					   runs[i].n);
-	return bytes;
+	for (uint32_t i = 0; i < r->n_runs; i++)
+		gen_add_lower(&bytes, &r->runs[i]);
+	ns = cost_load_ns(&now, &bytes);
+	return ns > 0 ? KV_MAX((uint64_t)ns, 1) : 0;
 }
 
 /* One step over the rows that are to compute, as far as a step goes. */
@@ -60,14 +63,6 @@ static uint64_t look_ns(const struct gen *g)
 	return rows ? rate_ns(&g->model->prefill, (double)rows, PRIOR_PREFILL) /
 			       g->model->layout.n_layers
 		    : 0;
-}
-
-static uint64_t load_ns(const struct restore *r, uint64_t bytes)
-{
-	const struct cost_now now = gen_cost_now(r->g, r->runs[0].range);
-
-	return (uint64_t)((double)(bytes + now.queue_bytes) * 1e9 /
-			  now.bytes_per_s);
 }
 
 /* ---- ends ---------------------------------------------------------------------- */
@@ -264,7 +259,7 @@ int restore_begin(struct gen *g, uint64_t to)
 {
 	const struct kv_layout *l = &g->model->layout;
 	struct restore *r;
-	uint64_t bytes;
+	uint64_t ns;
 	int ret;
 
 	if (!g->tenant->serve->conf->restore_layers || g->model->gpu ||
@@ -276,13 +271,13 @@ int restore_begin(struct gen *g, uint64_t to)
 		return -ENOMEM;
 	g->restore = r;
 	ret = list_runs(r, to);
-	bytes = ret ? 0 : lower_bytes(r->runs, r->n_runs);
-	if (bytes) {
-		r->n_start = cost_start(r->n, load_ns(r, bytes) / r->n,
+	ns = ret ? 0 : load_ns(r);
+	if (ns) {
+		r->n_start = cost_start(r->n, ns / r->n,
 					(look_ns(g) + step_ns(g)) / r->n);
 		ret = ask_all(r);
 	}
-	if (ret || !bytes) {
+	if (ret || !ns) {
 		restore_drop(r);
 		return ret;
 	}

@@ -77,6 +77,9 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 			persist[o->persist]);
 	if (o->share[1] && o->share[1][0])
 		fprintf(f, "share = %s\n", o->share[1]);
+	for (int i = 0; o->two_disks && i < 2; i++)
+		fprintf(f, "[store s%d]\npath = %s/%d.store\nsize = 64M\n", i,
+			r->dir, i);
 	ck_assert_int_eq(fclose(f), 0);
 	ck_assert_msg(!conf_load(path, &r->conf, err, sizeof(err)), "%s", err);
 	(void)unlink(path);
@@ -158,6 +161,8 @@ void rig_serve_close(struct rig_serve *r)
 		(void)unlink(r->conf.models[i].path);
 	snprintf(path, sizeof(path), "%s/kvd.store", r->dir);
 	(void)unlink(path); /* it may have none */
+	for (uint32_t i = 0; i < r->conf.n_stores; i++)
+		(void)unlink(r->conf.stores[i].path);
 	(void)rmdir(r->dir);
 	free(r);
 }

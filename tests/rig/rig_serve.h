@@ -29,6 +29,7 @@ struct rig_serve_options {
 	uint32_t page_tokens, page_layers; /* 0: chosen */
 	uint32_t max_requests; /* 0: 64 */
 	uint32_t prefill_slice, max_batch; /* 0: 128, 64 */
+	int two_disks; /* of 64 MiB; 0: the default store */
 	enum conf_persist persist;
 	const char *order; /* NULL: prefix */
 	/* Not NULL: tenants t0 and t1, with these names to share by ("": none). */

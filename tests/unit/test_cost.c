@@ -17,15 +17,28 @@ static uint64_t rnd(unsigned int *seed, unsigned int n)
 static double by_hand(const struct cost_now *c, const struct cost_item *items,
 		      uint32_t n, uint32_t cut)
 {
-	double bytes = 0, rows = (double)c->rest_rows, read = 0, turn;
+	double bytes[COST_DISKS] = { 0 }, all = 0, read = 0, turn;
+	double rows = (double)c->rest_rows;
 
 	for (uint32_t i = 0; i < n; i++)
 		if (i < cut)
-			bytes += (double)items[i].bytes;
+			bytes[items[i].i_disk] += (double)items[i].bytes;
 		else
 			rows += (double)items[i].rows;
-	if (bytes > 0)
-		read = (bytes + (double)c->queue_bytes) / c->bytes_per_s;
+	for (uint32_t i = 0; i < COST_DISKS; i++) {
+		const struct cost_disk *d = &c->disks[i];
+		const double s = bytes[i] > 0
+					 ? (bytes[i] + (double)d->queue_bytes) /
+						   d->bytes_per_s
+					 : 0;
+
+		read = s > read ? s : read;
+		all += bytes[i];
+	}
+	if (all > 0 && c->all.bytes_per_s > 0) {
+		all = (all + (double)c->all.queue_bytes) / c->all.bytes_per_s;
+		read = all > read ? all : read;
+	}
 	turn = (double)c->queue_rows / c->rows_per_s;
 	return ((read > turn ? read : turn) + rows / c->rows_per_s) * 1e9;
 }
@@ -80,6 +93,38 @@ static void check_cut(const struct cost_now *c, const struct cost_item *items,
 		ck_assert(by_hand(c, items, n, k) * MORE > most);
 }
 
+static struct cost_disk some_disk(unsigned int *seed)
+{
+	return (struct cost_disk){ 1 + (double)rnd(seed, 100),
+				   rnd(seed, 200) * rnd(seed, 2) };
+}
+
+/* Two disks are read side by side: the slower one decides, not what both have. */
+START_TEST(the_slowest_disk_decides)
+{
+	struct cost_now c = { .disks = { { 1e6, 0 }, { 1e6, 0 } },
+			      .rows_per_s = 1e6,
+			      .left_ns = COST_NO_DEADLINE };
+	/* a second of each disk, against 1.2 of computing */
+	const struct cost_item items[2] = { { 1000000, 600000, 0 },
+					    { 1000000, 600000, 1 } };
+	const struct cost_bytes both = { { 1000000, 1000000 } };
+
+	ck_assert(cost_load_ns(&c, &both) == 1e9);
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
+	c.disks[1].bytes_per_s = 5e5; /* however fast the first */
+	ck_assert(cost_load_ns(&c, &both) == 2e9);
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 0);
+	c.disks[1].bytes_per_s = 1e6;
+	c.disks[1].queue_bytes = 1000000;
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 0);
+	c.disks[1].queue_bytes = 0;
+	c.all.bytes_per_s = 1e6; /* a limit of both together */
+	ck_assert(cost_load_ns(&c, &both) == 2e9);
+	ck_assert_uint_eq(cost_cut(&c, items, 2), 0);
+}
+END_TEST
+
 START_TEST(no_cut_is_better)
 {
 	unsigned int seed = (unsigned int)time(NULL);
@@ -89,17 +134,23 @@ START_TEST(no_cut_is_better)
 		struct cost_item items[24];
 		const uint32_t n = (uint32_t)rnd(&seed, 24);
 		struct cost_now c = {
-			.bytes_per_s = 1 + (double)rnd(&seed, 100),
 			.rows_per_s = 1 + (double)rnd(&seed, 100),
-			.queue_bytes = rnd(&seed, 200) * rnd(&seed, 2),
 			.queue_rows = rnd(&seed, 200) * rnd(&seed, 2),
 			.rest_rows = rnd(&seed, 10),
 			.left_ns = COST_NO_DEADLINE,
 		};
 
+		const unsigned int n_disks =
+			1 + (unsigned int)rnd(&seed, COST_DISKS);
+
+		for (uint32_t i = 0; i < n_disks; i++)
+			c.disks[i] = some_disk(&seed);
+		if (rnd(&seed, 2))
+			c.all = some_disk(&seed);
 		for (uint32_t i = 0; i < n; i++)
 			items[i] = (struct cost_item){
-				rnd(&seed, 20) * rnd(&seed, 2), rnd(&seed, 20)
+				rnd(&seed, 20) * rnd(&seed, 2), rnd(&seed, 20),
+				(uint32_t)rnd(&seed, n_disks)
 			};
 		check_cut(&c, items, n);
 		c.left_ns = rnd(&seed, 10000) * 1000000;
@@ -111,22 +162,23 @@ END_TEST
 /* A second of reading against n seconds of computing. */
 static uint32_t one(double read_s, double compute_s, uint64_t left_ns)
 {
-	const struct cost_now c = { .bytes_per_s = 1e6,
+	const struct cost_now c = { .disks[0].bytes_per_s = 1e6,
 				    .rows_per_s = 1e6,
 				    .left_ns = left_ns };
 	const struct cost_item item = { (uint64_t)(read_s * 1e6),
-					(uint64_t)(compute_s * 1e6) };
+					(uint64_t)(compute_s * 1e6), 0 };
 
 	return cost_cut(&c, &item, 1);
 }
 
 START_TEST(what_is_there_is_taken)
 {
-	const struct cost_now c = { .bytes_per_s = 1,
+	const struct cost_now c = { .disks[0] = { 1, 1000 },
 				    .rows_per_s = 1,
-				    .queue_bytes = 1000,
 				    .left_ns = 0 };
-	const struct cost_item items[3] = { { 0, 5 }, { 0, 5 }, { 6, 5 } };
+	const struct cost_item items[3] = { { 0, 5, 0 },
+					    { 0, 5, 0 },
+					    { 6, 5, 0 } };
 
 	ck_assert_uint_eq(cost_cut(&c, items, 2), 2);
 	ck_assert_uint_eq(cost_cut(&c, items, 3), 2);
@@ -136,10 +188,10 @@ END_TEST
 
 START_TEST(a_deadline_decides)
 {
-	const struct cost_now slow = { .bytes_per_s = 1,
+	const struct cost_now slow = { .disks[0].bytes_per_s = 1,
 				       .rows_per_s = 1.05,
 				       .left_ns = COST_NO_DEADLINE };
-	const struct cost_item items[2] = { { 10, 10 }, { 10, 10 } };
+	const struct cost_item items[2] = { { 10, 10, 0 }, { 10, 10, 0 } };
 	struct cost_now c = slow;
 
 	/* reading takes a twentieth longer: time enough, or none */
@@ -224,6 +276,7 @@ int main(void)
 	int n;
 
 	tcase_add_test(t, no_cut_is_better);
+	tcase_add_test(t, the_slowest_disk_decides);
 	tcase_add_test(t, no_start_is_better);
 	tcase_add_test(t, a_deadline_decides);
 	tcase_add_test(t, what_is_there_is_taken);

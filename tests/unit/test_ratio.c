@@ -60,7 +60,8 @@ static uint32_t set_rate(struct rig_serve *r, const struct segment *s,
 	double bytes_per_s, load_s;
 	uint64_t queue;
 
-	range_disk_speed(s->range, &bytes_per_s, &queue);
+	pager_disk_speed(range_pager(s->range), range_disk(s->range),
+			 &bytes_per_s, &queue);
 	load_s = (double)(bytes + queue) / bytes_per_s;
 	m->prefill = (struct rate){ .units = N_CHUNK / load_s * want / 1000,
 				    .seconds = 1 };
@@ -137,6 +138,89 @@ START_TEST(the_same_bits_as_a_fixed_share)
 }
 END_TEST
 
+/* ---- two disks ----------------------------------------------------------------- */
+
+static struct rig_gen *ask_both(struct rig_serve *r, const uint64_t *seeds)
+{
+	uint32_t *text = rig_ids(10, 12), *chunks[2];
+	struct rig_gen *a = rig_gen_new();
+
+	rig_gen_part(a, text, 5, 0);
+	for (int i = 0; i < 2; i++) {
+		chunks[i] = rig_ids(N_CHUNK, seeds[i]);
+		rig_gen_part(a, chunks[i], N_CHUNK, SERVE_PART_REUSE);
+	}
+	rig_gen_part(a, text, 10, 0);
+	a->gen.repair = REPAIR_BLEND;
+	a->gen.repair_permille = REPAIR_BY_LOAD;
+	ck_assert_int_eq(rig_gen_start(a, r->session), 0);
+	ck_assert(rig_serve_until(r, &a->told));
+	ck_assert_int_ge(a->ret, 0);
+	free(chunks[0]);
+	free(chunks[1]);
+	free(text);
+	return a;
+}
+
+static uint64_t lower_of(struct rig_serve *r, uint64_t seed)
+{
+	struct segment *s = chunk_of(r, seed);
+
+	return s ? range_lower_bytes(s->range, 0, range_n_pages(s->range)) : 0;
+}
+
+/* Chunks come until one of each disk is wholly there, and nowhere else. */
+static void one_of_each(struct rig_serve *r, uint64_t *seeds)
+{
+	uint64_t have[2] = { 0 };
+
+	for (uint64_t seed = 1; !have[0] || !have[1]; seed++) {
+		ck_assert_uint_lt(seed, 100);
+		free(ask(r, seed, REPAIR_NONE, 0));
+		for (uint64_t k = 1; k <= seed; k++)
+			if (lower_of(r, k) &&
+			    lower_of(r, k) ==
+				    range_n_pages(chunk_of(r, k)->range) *
+					    range_page_bytes(
+						    chunk_of(r, k)->range))
+				have[range_disk(chunk_of(r, k)->range)] = k;
+	}
+	memcpy(seeds, have, sizeof(have));
+}
+
+/* Both are read at once: as long as the slower of them takes. */
+START_TEST(two_disks_are_read_side_by_side)
+{
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .memory_bytes = 3 << 20,
+					    .two_disks = 1,
+					    .persist = CONF_PERSIST_REQUEST });
+	const uint32_t want = 400;
+	double bytes_per_s, load_s = 0, s;
+	uint64_t seeds[2], queue;
+	struct rig_gen *a;
+
+	r->conf.recompute = 0;
+	one_of_each(r, seeds);
+	ck_assert_uint_eq(pager_n_disks(r->tenant->pager), 2);
+	for (uint32_t i = 0; i < 2; i++) {
+		pager_disk_speed(r->tenant->pager, i, &bytes_per_s, &queue);
+		s = (double)(lower_of(r, seeds[i]) + queue) / bytes_per_s;
+		load_s = KV_MAX(load_s, s);
+	}
+	r->serve->models[0].prefill =
+		(struct rate){ .units = 2 * N_CHUNK / load_s * want / 1000,
+			       .seconds = 1 };
+	a = ask_both(r, seeds);
+	ck_assert_uint_eq(a->gen.stats.n_chunk, 2 * N_CHUNK);
+	ck_assert_msg(a->gen.how.permille + 2 >= want &&
+			      a->gen.how.permille <= want + 2,
+		      "%u, not %u", a->gen.how.permille, want);
+	free(a);
+	rig_serve_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("ratio");
@@ -148,6 +232,7 @@ int main(void)
 	tcase_add_test(t, blend_follows_disk_and_prefill);
 	tcase_add_test(t, craft_does_too);
 	tcase_add_test(t, the_same_bits_as_a_fixed_share);
+	tcase_add_test(t, two_disks_are_read_side_by_side);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

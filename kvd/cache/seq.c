@@ -375,13 +375,16 @@ void seq_truncate(struct seq *q, uint64_t n)
 {
 	struct seq_entry *e;
 
-	if (q->n_tokens > n)
+	if (q->n_tokens > n) {
 		segment_ahead_drop(&q->ahead);
+		q->part_begins = 0;
+	}
 	while ((e = last(q)) && q->n_tokens > n) {
 		const uint64_t over = q->n_tokens - n;
 
 		if (over >= e->n) {
 			q->n_tokens -= e->n;
+			q->part_begins = over == e->n && e->begins;
 			drop_last(q);
 			continue;
 		}

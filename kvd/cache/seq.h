@@ -112,7 +112,7 @@ int seq_patch(struct seq *q, uint32_t i, uint32_t from, uint32_t *at,
 	      uint32_t n);
 /* Where in the patch token off of the entry is, or -1. */
 int64_t seq_patch_index(const struct seq_entry *e, uint32_t off);
-/* Keep n tokens. */
+/* Keep n tokens. Where a part began there, one begins again; before that, none does. */
 void seq_truncate(struct seq *q, uint64_t n);
 /*
  * Replace tokens [at, at + n_removed) by n_new whose K and V the caller writes, in

@@ -20,7 +20,7 @@
  * Part of every id of a model on a device: goes up when this file, the kernels or the way
  * an algorithm is chosen give other bits.
  */
-#define LLAMA_GPU_PATH 2u
+#define LLAMA_GPU_PATH 3u
 
 struct llama_gpu;
 

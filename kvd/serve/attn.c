@@ -172,7 +172,9 @@ static void add_patch(struct prepared *p, const struct seq_entry *e,
 		seen->spans[k].q_variant = variant_of(p, patch_delta(p, e));
 		seen->spans[k].pos = e->pos;
 		seen->spans[k].at = e->patch_at + i;
-		seen->spans[k].goes_on = 0;
+		seen->spans[k].goes_on =
+			k > first &&
+			seen->spans[k - 1].n_tokens % KERN_KV_BLOCK == 0;
 		i += seen->spans[k].n_tokens;
 	}
 }

@@ -23,6 +23,7 @@
 static uint32_t tokens[N][6][64];
 static char image[64], deep[80];
 static const char *model; /* NULL: rag-draft */
+static uint32_t page_tokens = 32;
 
 enum { CPU, DEVICE, SLICED, N_DAEMONS };
 static struct rig_daemon *d[N_DAEMONS];
@@ -49,12 +50,12 @@ static void start(int i)
 			 rig_cuda_path(), rig_cuda_path(), image);
 	snprintf(conf, sizeof(conf),
 		 "%s%s[model m]\npath = %s%s\nmath = f32\n"
-		 "gate = no\npage_tokens = 32\npage_layers = 2\n"
+		 "gate = no\npage_tokens = %u\npage_layers = 2\n"
 		 "[tenant t]\nuid = %u\nmemory = %s\ndisk = 64M\n",
 		 device, i == SLICED ? "prefill_slice = 20\n" : "",
 		 model ? "" : rig_data_dir(),
-		 model ? model : "/models/rag-draft.gguf", getuid(),
-		 i == SLICED ? "2M" : "8M");
+		 model ? model : "/models/rag-draft.gguf", page_tokens,
+		 getuid(), i == SLICED ? "2M" : "8M");
 	d[i] = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d[i]);
 	c[i] = rig_join(d[i]->socket);
@@ -235,6 +236,42 @@ START_TEST(all_of_it_is_a_full_prefill)
 	ck_assert_uint_eq(n_of(&exact, KV_CHUNK_EXACT), 3);
 	ck_assert_uint_eq(exact.st.n_repaired, 0);
 	stop(CPU);
+	stop(DEVICE);
+}
+END_TEST
+
+/* All of several chunks again: the patch of the second begins in a page of the first's, and
+ * lies in several; its grid is one. _i: pages of 64 tokens, of 128. */
+START_TEST(all_of_several_is_a_full_prefill)
+{
+	static uint32_t more[2][330];
+	struct kvc_part p[N_PARTS];
+	struct kvc_generate r;
+	struct answer full, x;
+
+	page_tokens = _i ? 128 : 64;
+	for (uint32_t i = 0; i < 660; i++)
+		more[i / 330][i % 330] = 300 + i * 7919 % 1500;
+	start(DEVICE);
+	r = request(p, 0, in_order);
+	for (uint32_t i = 0; i < 2; i++) {
+		p[1 + i].tokens = more[i];
+		p[1 + i].n_tokens = i ? 330 : 20;
+	}
+	r.flags |= KV_GEN_NO_REUSE;
+	for (uint32_t i = 1; i < 4; i++)
+		p[i].flags &= ~KV_PART_REUSE;
+	ask(c[DEVICE], &r, &full);
+	for (uint32_t i = 1; i < 4; i++)
+		p[i].flags |= KV_PART_REUSE;
+	r.flags &= ~KV_GEN_NO_REUSE;
+	r.repair_permille = 999; /* of less than a thousand: all */
+	for (r.repair = KV_REPAIR_FIRST; r.repair <= KV_REPAIR_BLEND;
+	     r.repair++) {
+		ask(c[DEVICE], &r, &x);
+		ck_assert_uint_eq(x.st.n_repaired, 20 + 330 + p[3].n_tokens);
+		same_bits(&full, &x);
+	}
 	stop(DEVICE);
 }
 END_TEST
@@ -506,6 +543,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, all_of_it_is_a_full_prefill);
+	tcase_add_loop_test(t, all_of_several_is_a_full_prefill, 0, 2);
 	tcase_add_test(t, in_other_company);
 	tcase_add_test(t, queries_that_have_no_room);
 	tcase_add_test(t, one_chunk_as_it_is_is_a_full_prefill);

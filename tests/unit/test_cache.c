@@ -278,6 +278,62 @@ START_TEST(forks_cuts_and_appends_keep_their_tokens)
 }
 END_TEST
 
+/* n more, as an append that is done and undone before: copied, entries, the last of them. */
+static void grow_again(struct seq *q, uint32_t n)
+{
+	const uint64_t old = q->n_tokens;
+	struct seq_entry first;
+	struct seq_copy c;
+	uint32_t n_entries, copied;
+
+	ck_assert_int_eq(seq_grow(q, n, 0, &c), 0);
+	copied = c.n;
+	seq_copy_done(&c);
+	first = q->entries[q->n_entries - 1];
+	n_entries = q->n_entries;
+	seq_truncate(q, old);
+	ck_assert_int_eq(seq_grow(q, n, 0, &c), 0);
+	ck_assert_uint_eq(copied, c.n);
+	seq_copy_done(&c);
+	ck_assert_uint_eq(q->n_entries, n_entries);
+	ck_assert_int_eq(q->entries[n_entries - 1].begins, first.begins);
+	ck_assert_int_eq(q->entries[n_entries - 1].pos, first.pos);
+}
+
+/* A grid that is new behind an edit is so after an append that failed; a list that is cut
+ * before the edit knows nothing of it. */
+START_TEST(cuts_keep_where_a_part_begins)
+{
+	struct seq q;
+	struct seq_copy c;
+	const struct seq_entry *e;
+
+	seq_init(&q, pool, &layout, 1024);
+	ck_assert_int_eq(seq_grow(&q, 100, 0, &c), 0);
+	ck_assert_int_eq(seq_edit(&q, 32, 32, 32), 0); /* nothing moves */
+	ck_assert_uint_eq(q.n_entries, 3);
+	ck_assert(q.entries[0].begins && !q.entries[1].begins);
+	grow_again(&q, 10);
+	e = &q.entries[q.n_entries - 1];
+	ck_assert(e->begins && e->pos == 100 && e->n == 10);
+	seq_truncate(&q, 50);
+	ck_assert_int_eq(seq_grow(&q, 10, 0, &c), 0);
+	ck_assert_uint_eq(c.n, 50 % SEGMENT_BLOCK);
+	seq_copy_done(&c);
+	for (uint32_t i = 0; i < q.n_entries; i++)
+		ck_assert_int_eq(q.entries[i].begins, !i);
+	ck_assert_uint_eq(q.n_tokens, 60);
+	ck_assert_int_eq(seq_edit(&q, 20, 1, 0), 0);
+	ck_assert_int_eq(seq_edit(&q, 5, 0, 32),
+			 0); /* as if it were the only one */
+	ck_assert_int_eq(q.entries[1].pos, 5);
+	ck_assert_int_eq(q.entries[1].begins, 0);
+	seq_check(&q);
+	seq_fini(&q);
+	ck_assert_uint_eq(segment_pool_n(pool), 0);
+}
+END_TEST
+
 START_TEST(capacity_is_an_answer)
 {
 	struct seq q;
@@ -537,6 +593,7 @@ int main(void)
 	tcase_add_test(t, pages_of_a_device_waste_little);
 	tcase_add_test(t, pages_by_token_have_one_stride);
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
+	tcase_add_test(t, cuts_keep_where_a_part_begins);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
 	tcase_add_test(t, pages_have_the_kind_of_their_use);

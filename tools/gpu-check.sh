@@ -202,10 +202,10 @@ fi
 wanted main_job && rm -rf "$b/gpu-state"
 export KVD_GPU=1
 if command -v compute-sanitizer >/dev/null; then
-	# one process: Check's forks are not followed; of each kind what is small
+	# one process: Check's forks are not followed; all kernels of kvd
 	export CK_FORK=no
 	for tool in memcheck racecheck; do
-		for t in gpu_kern gpu_elem; do
+		for t in gpu_kern gpu_grid gpu_elem gpu_gemm gpu_sample; do
 			stage "${t}_$tool" compute-sanitizer --tool "$tool" \
 				--error-exitcode 1 "$b/tests/test_$t"
 		done

@@ -131,6 +131,34 @@ START_TEST(stages_figures_and_a_table)
 }
 END_TEST
 
+/* Every tool has every kernel that there is: attention, elements, products, sampling. */
+START_TEST(the_sanitizer_has_all_kernels)
+{
+	static const char *const tests[] = { "kern", "grid", "elem", "gemm",
+					     "sample" };
+	char line[64], stages[512];
+	size_t end = 0;
+
+	put("compute-sanitizer",
+	    "#!/bin/sh\n[ $CK_FORK = no ] && [ -x \"$5\" ] &&\n"
+	    "echo \"100%: Checks: of $2 $(basename $5)\"\n",
+	    0755);
+	for (size_t i = 0; i < sizeof(tests) / sizeof(*tests); i++)
+		end += (size_t)snprintf(stages + end, sizeof(stages) - end,
+					"gpu_%s_memcheck gpu_%s_racecheck ",
+					tests[i], tests[i]);
+	ck_assert_msg(!on_fake(NULL, stages), "%s", out);
+	for (size_t i = 0; i < sizeof(tests) / sizeof(*tests); i++) {
+		snprintf(line, sizeof(line), "Checks: of memcheck test_gpu_%s",
+			 tests[i]);
+		has(line);
+		snprintf(line, sizeof(line), "Checks: of racecheck test_gpu_%s",
+			 tests[i]);
+		has(line);
+	}
+}
+END_TEST
+
 /* A card that is too small: the stage fails, the others are told, and so is that. */
 START_TEST(a_stage_that_fails_is_told)
 {
@@ -157,6 +185,7 @@ int main(void)
 	if (kern_gpu_image_bytes()) {
 		tcase_add_test(t, stages_figures_and_a_table);
 		tcase_add_test(t, a_stage_that_fails_is_told);
+		tcase_add_test(t, the_sanitizer_has_all_kernels);
 	} else {
 		printf("stages: skipped: built without nvcc\n");
 	}

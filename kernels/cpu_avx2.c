@@ -3,6 +3,7 @@
  */
 #define MM_R 3u /* rows and panels of the innermost block */
 #define MM_P 1u
+#define MM_FEW_REGISTERS
 #include "kernels/vec_avx2.h"
 #include "kernels/mm_fma.h"
 #include "kernels/cpu_linear.h"

@@ -21,6 +21,9 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE static inline __attribute__((always_inline))
 
+/* Rows of a block of f32 products, with one sum where bf16 has two. */
+#define MM_R_F32 6u
+
 /* Lines to be fetched, a few at each step of the work, evenly. */
 struct fetch {
 	const char *at[2];
@@ -121,7 +124,7 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 {
 	const float *x = (const float *)m->x + row * m->x_stride;
 	const float *w = (const float *)m->w + panel * m->panel_words;
-	struct vec a[MM_R * MM_P];
+	struct vec a[MM_R_F32 * MM_P];
 
 	mm_get(m, a, row, panel, R, P);
 	for (uint32_t k = 0; k < m->n_k; k++) {
@@ -131,7 +134,7 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 		{
 			const float *at = w + p * m->panel_words + k * LANES;
 
-			if (R < MM_R && m->stream)
+			if (R < MM_R_F32 && m->stream)
 				__builtin_prefetch(at + AHEAD);
 			wv[p] = vec_load(at);
 		}
@@ -146,9 +149,17 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 	mm_put(m, a, row, panel, R, P);
 }
 
-/* Instantiate name(m, row, n_rows, panel, n_panels) over block(). */
-#if MM_R == 6
-#define MM_ROWS(block, P) \
+/* Instantiate name(m, row, n_rows, panel) over block(), of at most 3 or 6 rows. */
+#define MM_ROWS_3(block, P) \
+	switch (n_rows) { \
+	case 1: \
+		return block(m, row, panel, 1, P); \
+	case 2: \
+		return block(m, row, panel, 2, P); \
+	default: \
+		return block(m, row, panel, 3, P); \
+	}
+#define MM_ROWS_6(block, P) \
 	switch (n_rows) { \
 	case 1: \
 		return block(m, row, panel, 1, P); \
@@ -163,28 +174,22 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 	default: \
 		return block(m, row, panel, 6, P); \
 	}
+#if MM_R == 6
+#define MM_ROWS_BF16 MM_ROWS_6
 #else
-#define MM_ROWS(block, P) \
-	switch (n_rows) { \
-	case 1: \
-		return block(m, row, panel, 1, P); \
-	case 2: \
-		return block(m, row, panel, 2, P); \
-	default: \
-		return block(m, row, panel, 3, P); \
-	}
+#define MM_ROWS_BF16 MM_ROWS_3
 #endif
 
-#define MM_DEFINE(name, block) \
+#define MM_DEFINE(name, block, rows, n_most) \
 	static void name##_1(const struct mm *m, uint32_t row, \
 			     uint32_t n_rows, uint32_t panel) \
 	{ \
-		MM_ROWS(block, 1) \
+		rows(block, 1) \
 	} \
 	static void name##_p(const struct mm *m, uint32_t row, \
 			     uint32_t n_rows, uint32_t panel) \
 	{ \
-		MM_ROWS(block, MM_P) \
+		rows(block, MM_P) \
 	} \
 	static void name(const struct mm *m) \
 	{ \
@@ -192,7 +197,7 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 			for (uint32_t r = 0, n; r < m->n_rows; r += n) { \
 				if (m->fetch) \
 					fetch_some(m->fetch); \
-				n = mm_take(m->n_rows - r, MM_R); \
+				n = mm_take(m->n_rows - r, n_most); \
 				if (m->n_panels - p < MM_P) \
 					name##_1(m, r, n, p); \
 				else \
@@ -200,6 +205,6 @@ INLINE void f32_block(const struct mm *m, uint32_t row, uint32_t panel,
 			} \
 	}
 
-MM_DEFINE(mm_f32, f32_block)
+MM_DEFINE(mm_f32, f32_block, MM_ROWS_6, MM_R_F32)
 
 #endif

@@ -120,7 +120,7 @@ INLINE void dp_block(const struct mm *m, uint32_t row, uint32_t panel,
 	mm_put(m, sum, row, panel, R, P);
 }
 
-MM_DEFINE(mm_bf16, dp_block)
+MM_DEFINE(mm_bf16, dp_block, MM_ROWS_BF16, MM_R)
 
 static inline void mm_begin(void)
 {

@@ -34,6 +34,40 @@ static inline struct vec mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
 	return vec_add(p0, p1);
 }
 
+/*
+ * The same address, but the compiler does not know: with sixteen registers words are
+ * read twice, as those of the even half have no place to stay beside twelve sums.
+ */
+INLINE const uint32_t *fma_again(const uint32_t *at)
+{
+#ifdef MM_FEW_REGISTERS
+	__asm__("" : "+r"(at));
+#endif
+	return at;
+}
+
+/* The even or odd k of a word of P panels, with R rows of x. */
+INLINE void fma_half(const uint32_t *at, size_t panel_words, const int odd,
+		     const float *x, size_t x_stride, struct vec *sum,
+		     const uint32_t R, const uint32_t P)
+{
+	struct vec w[MM_P];
+
+	UNROLL for (uint32_t p = 0; p < P; p++)
+	{
+		const struct veci v = veci_loadu(at + p * panel_words);
+
+		w[p] = odd ? vec_odd(v) : vec_even(v);
+	}
+	UNROLL for (uint32_t r = 0; r < R; r++)
+	{
+		const struct vec xv = vec_set(x[r * x_stride]);
+
+		UNROLL for (uint32_t p = 0; p < P; p++)
+			sum[r * P + p] = vec_fma(xv, w[p], sum[r * P + p]);
+	}
+}
+
 INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 		      const uint32_t R, const uint32_t P)
 {
@@ -49,33 +83,18 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 		UNROLL for (uint32_t i = 0; i < R * P; i++)
 			even[i] = odd[i] = vec_zero();
 		for (uint32_t j = g; j < g + GROUP; j++) {
-			struct vec we[MM_P], wo[MM_P];
+			const uint32_t *at = w + j * LANES;
+			const float *xj = x + 2 * j;
 
-			UNROLL for (uint32_t p = 0; p < P; p++)
-			{
-				const uint32_t *at =
-					w + p * m->panel_words + j * LANES;
-				const struct veci v = veci_loadu(at);
-
-				if (R < MM_R && m->stream)
-					__builtin_prefetch(at + AHEAD);
-				we[p] = vec_even(v);
-				wo[p] = vec_odd(v);
-			}
-			UNROLL for (uint32_t r = 0; r < R; r++)
-			{
-				const float *xr = x + r * m->x_stride + 2 * j;
-				const struct vec xe = vec_set(xr[0]);
-				const struct vec xo = vec_set(xr[1]);
-
+			if (R < MM_R && m->stream)
 				UNROLL for (uint32_t p = 0; p < P; p++)
-				{
-					const uint32_t i = r * P + p;
-
-					even[i] = vec_fma(xe, we[p], even[i]);
-					odd[i] = vec_fma(xo, wo[p], odd[i]);
-				}
-			}
+					__builtin_prefetch(at +
+							   p * m->panel_words +
+							   AHEAD);
+			fma_half(at, m->panel_words, 0, xj, m->x_stride, even,
+				 R, P);
+			fma_half(fma_again(at), m->panel_words, 1, xj + 1,
+				 m->x_stride, odd, R, P);
 		}
 		UNROLL for (uint32_t i = 0; i < R * P; i++)
 			sum[i] = vec_add(sum[i], vec_add(even[i], odd[i]));
@@ -83,7 +102,7 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 	mm_put(m, sum, row, panel, R, P);
 }
 
-MM_DEFINE(mm_bf16, fma_block)
+MM_DEFINE(mm_bf16, fma_block, MM_ROWS_BF16, MM_R)
 
 static inline void mm_begin(void)
 {

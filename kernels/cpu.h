@@ -98,6 +98,19 @@ static inline float kern_log_ge1(float x)
 	return 2 * s * sum + (float)e * 0.69314718f;
 }
 
+/* a if so, else b, both computed: loops without branches become vectors. */
+static inline float kern_pick(int so, float a, float b)
+{
+	const uint32_t mask = 0 - (uint32_t)so;
+	uint32_t ia, ib;
+
+	memcpy(&ia, &a, sizeof(ia));
+	memcpy(&ib, &b, sizeof(ib));
+	ib = (ia & mask) | (ib & ~mask);
+	memcpy(&b, &ib, sizeof(b));
+	return b;
+}
+
 /*
  * exp(x) for x <= 0: 2^n p(f), n = x log2 e to an integer, |f| <= ln 2 / 2, p
  * the Taylor polynomial of degree 6, all FMAs; 0 below -87. Rel. error 3e-7.
@@ -121,7 +134,7 @@ static inline float kern_exp(float x)
 	memcpy(&im, &magic, sizeof(im));
 	it = (it - im + 127) << 23;
 	memcpy(&pow2, &it, sizeof(pow2));
-	return x < EXP_LOWEST ? 0.0f : p * pow2;
+	return kern_pick(x < EXP_LOWEST, 0.0f, p * pow2);
 }
 
 /* Nearest even; NaN stays NaN. */

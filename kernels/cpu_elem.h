@@ -38,13 +38,34 @@ static void elem_rmsnorm(const float *x, const float *w, float *y,
 }
 
 /* silu(g) = g / (1 + exp(-g)), with exp of a number <= 0 on either side. */
+static inline float elem_silu(float g)
+{
+	const float e = kern_exp(-__builtin_fabsf(g));
+
+	return kern_pick(g > 0, g, g * e) / (1.0f + e);
+}
+
+/* y may be gate or up: so a few at a time, in places of their own. */
 static void elem_swiglu(const float *gate, const float *up, float *y, size_t n)
 {
-	for (size_t i = 0; i < n; i++) {
-		const float g = gate[i];
-		const float e = kern_exp(g > 0 ? -g : g);
+	float g[ELEM_LANES] = { 0 }, u[ELEM_LANES] = { 0 };
 
-		y[i] = (g > 0 ? g : g * e) / (1.0f + e) * up[i];
+	for (size_t i = 0; i < n; i += ELEM_LANES) {
+		const size_t left = n - i < ELEM_LANES ? n - i : ELEM_LANES;
+
+		if (left < ELEM_LANES) {
+			memcpy(g, gate + i, left * sizeof(*g));
+			memcpy(u, up + i, left * sizeof(*u));
+		} else {
+			memcpy(g, gate + i, sizeof(g));
+			memcpy(u, up + i, sizeof(u));
+		}
+		for (uint32_t k = 0; k < ELEM_LANES; k++)
+			g[k] = elem_silu(g[k]) * u[k];
+		if (left < ELEM_LANES)
+			memcpy(y + i, g, left * sizeof(*g));
+		else
+			memcpy(y + i, g, sizeof(g));
 	}
 }
 

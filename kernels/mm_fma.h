@@ -82,7 +82,8 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 
 		UNROLL for (uint32_t i = 0; i < R * P; i++)
 			even[i] = odd[i] = vec_zero();
-		for (uint32_t j = g; j < g + GROUP; j++) {
+		_Pragma("GCC unroll 4") for (uint32_t j = 0; j < GROUP; j++)
+		{
 			const uint32_t *at = w + j * LANES;
 			const float *xj = x + 2 * j;
 
@@ -96,6 +97,8 @@ INLINE void fma_block(const struct mm *m, uint32_t row, uint32_t panel,
 			fma_half(fma_again(at), m->panel_words, 1, xj + 1,
 				 m->x_stride, odd, R, P);
 		}
+		w += GROUP * LANES;
+		x += GROUP * MM_X_WORDS;
 		UNROLL for (uint32_t i = 0; i < R * P; i++)
 			sum[i] = vec_add(sum[i], vec_add(even[i], odd[i]));
 	}

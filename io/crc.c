@@ -14,6 +14,7 @@
 
 #define POLY   0x82f63b78u /* reflected Castagnoli */
 #define STREAM 1024u /* bytes of one of the three streams */
+#define AHEAD  (6 * STREAM) /* they are too short for the CPU to foresee */
 
 static uint32_t table[256];
 static uint32_t shift1[4][256]; /* advance a crc by STREAM zero bytes */
@@ -85,10 +86,14 @@ crc_sse42(uint32_t crc, const void *buf, size_t n)
 	while (n >= 3 * STREAM) {
 		uint64_t b = 0, c = 0;
 
-		for (size_t i = 0; i < STREAM; i += 8) {
-			a = _mm_crc32_u64(a, load(p + i));
-			b = _mm_crc32_u64(b, load(p + STREAM + i));
-			c = _mm_crc32_u64(c, load(p + 2 * STREAM + i));
+		for (size_t i = 0; i < STREAM; i += 64) {
+			for (size_t k = 0; k < 3; k++)
+				__builtin_prefetch(p + k * STREAM + i + AHEAD);
+			for (size_t k = i; k < i + 64; k += 8) {
+				a = _mm_crc32_u64(a, load(p + k));
+				b = _mm_crc32_u64(b, load(p + STREAM + k));
+				c = _mm_crc32_u64(c, load(p + 2 * STREAM + k));
+			}
 		}
 		a = shift(shift2, (uint32_t)a) ^ shift(shift1, (uint32_t)b) ^ c;
 		p += 3 * STREAM;

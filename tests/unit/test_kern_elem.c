@@ -164,6 +164,39 @@ START_TEST(elementwise_is_one)
 }
 END_TEST
 
+/* The result may take the place of either input; what is no number stays none. */
+START_TEST(swiglu_in_place)
+{
+	enum { N = 1003 };
+	float gate[N], up[N], y[N], z[N];
+
+	kern_init(_i ? KERN_ISA_AMX
+		     : KERN_ISA_SCALAR); /* or the best there is */
+	for (int i = 0; i < N; i++) {
+		gate[i] = i % 7 ? 30 * rnf() : -0.0f;
+		up[i] = rnf();
+	}
+	gate[500] = NAN;
+	kern_swiglu(gate, up, y, N);
+	for (int i = 0; i < N; i++) {
+		const double g = (double)gate[i], u = (double)up[i];
+		const double want = g / (1 + exp(-g)) * u;
+
+		if (i == 500)
+			ck_assert(isnan(y[i]));
+		else
+			ck_assert_double_le(fabs((double)y[i] - want),
+					    1e-6 * fabs(want) + 1e-12);
+	}
+	memcpy(z, gate, sizeof(z));
+	kern_swiglu(z, up, z, N);
+	ck_assert(!memcmp(y, z, sizeof(y)));
+	memcpy(z, up, sizeof(z));
+	kern_swiglu(gate, z, z, N);
+	ck_assert(!memcmp(y, z, sizeof(y)));
+}
+END_TEST
+
 /* Whatever positions and kinds came before: sines are kept, and replaced. */
 START_TEST(rotation_has_no_history)
 {
@@ -271,6 +304,7 @@ int main(void)
 	tcase_add_test(t, rotation_is_relative);
 	tcase_add_test(t, rotation_has_no_history);
 	tcase_add_loop_test(t, elementwise_is_one, 0, 4);
+	tcase_add_loop_test(t, swiglu_in_place, 0, 2);
 	tcase_add_loop_test(t, sampling_equals_the_naive_one, 0, 6);
 	tcase_add_test(t, rotation_is_near_the_truth);
 	tcase_add_test(t, halves_of_f16_survive);

@@ -144,7 +144,7 @@ static int prime(struct reuse *r, uint32_t repair)
 
 static int measure(struct bench *b, struct reuse *r, const char *name)
 {
-	struct side s[1 + 2 * N_WAYS] = { { r, PLAIN, 0 } };
+	struct side s[2 + 2 * N_WAYS] = { { r, PLAIN, 0 } };
 	struct bench_side in[KV_ARRAY_LEN(s)];
 	double ms = ask(r, COLD, 0); /* whatever the first one has to do */
 	int ret = ms < 0 ? (int)ms : 0;
@@ -154,6 +154,7 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 		s[1 + N_WAYS + i] = (struct side){ r, COLD, ways[i].repair };
 		ret = prime(r, ways[i].repair);
 	}
+	s[1 + 2 * N_WAYS] = s[0]; /* what such a ratio is worth today */
 	for (size_t i = 0; i < KV_ARRAY_LEN(s); i++)
 		in[i] = (struct bench_side){ .run = side_run, .arg = &s[i] };
 	if (!ret)
@@ -172,6 +173,8 @@ static int measure(struct bench *b, struct reuse *r, const char *name)
 		bench_put(b, r->overhead[i], "%", "reuse.%s.cold.%soverhead",
 			  name, ways[i].cold);
 	}
+	bench_put(b, (bench_ratio(&in[1 + 2 * N_WAYS], &in[0]) - 1) * 100, "%",
+		  "reuse.%s.again.overhead", name);
 	return 0;
 }
 

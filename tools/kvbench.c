@@ -130,6 +130,8 @@ static const struct command {
 	  "                                repair; with other ones\n"
 	  "reuse.{mini,1b}.cold.overhead   nothing cached, over a plain prompt\n"
 	  "reuse.cold.overhead             the larger of the two\n"
+	  "reuse.{mini,1b}.again.overhead  a plain prompt over a plain prompt:\n"
+	  "                                what such a percentage is worth\n"
 	  "reuse.{,mini.,1b.}cold.{blend,craft,craft_blend}.overhead  with 15 %\n"
 	  "                                repaired; blend computes chunks alone,\n"
 	  "                                then repairs, the others in place\n"

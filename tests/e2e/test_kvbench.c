@@ -229,6 +229,7 @@ START_TEST(cached_chunks_are_measured)
 	lines(names);
 	ck_assert_ptr_nonnull(strstr(out, "reuse.mini.cold.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.overhead "));
+	ck_assert_ptr_nonnull(strstr(out, "reuse.mini.again.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.blend.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.craft.overhead "));
 	ck_assert_ptr_nonnull(strstr(out, "reuse.cold.craft_blend.overhead "));

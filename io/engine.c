@@ -527,6 +527,7 @@ int kio_engine_reap(struct kio_engine *e)
 		reap_uring(e, &done);
 	else
 		reap_threads(e, &done);
+	kio_engine_submit(e); /* the disk does not wait for callbacks */
 	for (; (r = fifo_pop(&done)); n++)
 		r->done(r);
 	kio_engine_submit(e);

@@ -30,8 +30,8 @@ const char *kio_engine_name(const struct kio_engine *e);
 /* Start what was queued: one system call. */
 void kio_engine_submit(struct kio_engine *e);
 /*
- * Run done() of everything completed, then start what waited for room and what
- * is to be continued. Returns how many were done.
+ * Start what waited for room and what is to be continued, run done() of everything
+ * completed, then start what those queued. Returns how many were done.
  */
 int kio_engine_reap(struct kio_engine *e);
 

@@ -17,14 +17,16 @@
 #define BURST_PART   8 /* of a second: what a limit may be ahead */
 #define HELD_NS	     1000000u /* the least between two looks */
 #define WINDOW_BYTES (16u << 20) /* in the engine at once: some ms of work */
-#define QUANTUM	     (1u << 20) /* for a turn of weight 100 */
-#define LEAST_EVERY  8u /* this often the least urgent goes first */
-#define PRIOR_RATE   1e9 /* bytes a second, before anything was measured */
-#define MANY_DELAYS  10u /* of a tenth of a second each */
-#define ASIDE_MOST   8u /* slots, without a write that ended well */
-#define ASIDE_PART   64u
-#define BUSY_TRIES   100
-#define BUSY_US	     20000u
+#define NEXT \
+	2u /* beyond its depth: there when one ends, before anybody is told */
+#define QUANTUM	    (1u << 20) /* for a turn of weight 100 */
+#define LEAST_EVERY 8u /* this often the least urgent goes first */
+#define PRIOR_RATE  1e9 /* bytes a second, before anything was measured */
+#define MANY_DELAYS 10u /* of a tenth of a second each */
+#define ASIDE_MOST  8u /* slots, without a write that ended well */
+#define ASIDE_PART  64u
+#define BUSY_TRIES  100
+#define BUSY_US	    20000u
 
 struct disk {
 	struct stores *stores;
@@ -127,7 +129,8 @@ static void pump(struct stores *s, struct disk *d)
 {
 	struct list *n;
 
-	while (d->sent_bytes < s->window_bytes && d->n_sent < s->conf.depth &&
+	while (d->sent_bytes < s->window_bytes &&
+	       d->n_sent < s->conf.depth + NEXT &&
 	       (n = list_first(&d->lanes))) {
 		struct stores_lane *l = list_entry(n, struct stores_lane, node);
 		const uint32_t prio = lane_next(l);

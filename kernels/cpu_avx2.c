@@ -1,9 +1,9 @@
 /*
  * cpu_avx2.c - the operations on AVX2 and FMA
  */
-#define MM_R 3u /* rows and panels of the innermost block */
-#define MM_P 1u
-#define MM_FEW_REGISTERS
+#define MM_R	 3u /* rows and panels of the innermost block */
+#define MM_P	 1u
+#define MM_TIGHT /* sixteen registers: see fma_again() */
 #include "kernels/vec_avx2.h"
 #include "kernels/mm_fma.h"
 #include "kernels/cpu_linear.h"

@@ -40,7 +40,7 @@ static inline struct vec mm_pack_p(struct vec p0, struct vec p1, uint32_t *dst)
  */
 INLINE const uint32_t *fma_again(const uint32_t *at)
 {
-#ifdef MM_FEW_REGISTERS
+#ifdef MM_TIGHT
 	__asm__("" : "+r"(at));
 #endif
 	return at;

@@ -22,7 +22,9 @@
 #define HUGE_BYTES  (2ull << 20)
 #define SPACE_BYTES (1ull << 40) /* virtual; halved until it can be had */
 #define SPACE_LEAST (1ull << 30)
-#define KIND_MEMFD  "memfd"
+#define SPACE_PART \
+	8 /* of what there is, when it is less: the others need theirs */
+#define KIND_MEMFD "memfd"
 
 struct space {
 	int fd;
@@ -122,21 +124,33 @@ static void advise(const char *what, void *at, size_t n_bytes, int advice)
 		log_warn("space", "%s: %s", what, strerror(-ret));
 }
 
-/* The largest size that can be mapped. */
+static int map_bytes(struct space *s, uint64_t n, void **base)
+{
+	const int ret = kio_sys_ftruncate(s->fd, (off_t)n);
+
+	return ret ? ret
+		   : kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
+				  MAP_SHARED | MAP_NORESERVE, s->fd, 0, base);
+}
+
+/* The largest size that can be mapped; a part of it where addresses are few. */
 static int map_file(struct space *s)
 {
-	uint64_t n = SPACE_BYTES / s->page_bytes * s->page_bytes;
+	const uint64_t most = SPACE_BYTES / s->page_bytes * s->page_bytes;
+	uint64_t n = most, part;
 	void *base = NULL;
 	int ret = -ENOMEM;
 
 	for (; n >= SPACE_LEAST; n = n / 2 / s->page_bytes * s->page_bytes) {
-		ret = kio_sys_ftruncate(s->fd, (off_t)n);
-		if (!ret)
-			ret = kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
-					   MAP_SHARED | MAP_NORESERVE, s->fd, 0,
-					   &base);
+		ret = map_bytes(s, n, &base);
 		if (!ret)
 			break;
+	}
+	part = n / SPACE_PART / s->page_bytes * s->page_bytes;
+	if (!ret && n < most && part >= SPACE_LEAST) {
+		(void)kio_sys_munmap(base, n);
+		n = part;
+		ret = map_bytes(s, n, &base);
 	}
 	if (ret)
 		return ret;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "io/fault.h"
@@ -673,6 +674,44 @@ START_TEST(page_sizes_are_few)
 }
 END_TEST
 
+static uint64_t mapped_bytes(void)
+{
+	unsigned long n_pages = 0;
+	FILE *f = fopen("/proc/self/statm", "r");
+
+	ck_assert_ptr_nonnull(f);
+	ck_assert_int_eq(fscanf(f, "%lu", &n_pages), 1);
+	(void)fclose(f);
+	return n_pages * 4096ull;
+}
+
+/* With addresses for one space and a half each page size has its own. */
+START_TEST(page_sizes_share_few_addresses)
+{
+	const uint64_t all = mapped_bytes() + (3ull << 39);
+	const struct rlimit few = { all, all };
+	struct rig_mem *r;
+	struct range *ranges[PAGER_PAGE_SIZES];
+
+	ck_assert_int_eq(setrlimit(RLIMIT_AS, &few), 0);
+	r = rig_mem_open((struct rig_mem_options){ .memory_bytes = 1 << 20,
+						   .disk_bytes = 1 << 20 });
+	for (uint32_t i = 0; i < PAGER_PAGE_SIZES; i++) {
+		struct page_run run = { .n = 1, .flags = PAGE_WRITE };
+
+		ck_assert_int_eq(
+			range_new(r->pager, (i + 1) * 4096, 2, &ranges[i]), 0);
+		run.range = ranges[i];
+		ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+		rig_mem_fill(&run, i);
+		page_unpin(r->pager, &run, 1);
+	}
+	for (uint32_t i = 0; i < PAGER_PAGE_SIZES; i++)
+		range_free(ranges[i]);
+	rig_mem_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("pager");
@@ -685,6 +724,7 @@ int main(void)
 		n_policies++;
 	tcase_add_loop_test(t, bytes_survive_a_tiny_budget, 0, 2 * n_policies);
 	tcase_add_test(t, page_sizes_are_few);
+	tcase_add_test(t, page_sizes_share_few_addresses);
 	tcase_add_test(t, what_a_use_saves_decides);
 	tcase_add_test(t, a_flipped_bit_is_never_served);
 	tcase_add_test(t, scrubbing_keeps_what_is_in_memory);

@@ -215,7 +215,7 @@ static int start_threads(struct kio_engine *e)
 	e->kind = KIO_ENGINE_THREADS;
 	for (; e->n_threads < N_THREADS; e->n_threads++) {
 		int ret = kio_sys_thread(&e->threads[e->n_threads], thread_main,
-					 e);
+					 e, "kvd-io");
 
 		if (ret)
 			return ret;

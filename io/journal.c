@@ -590,7 +590,7 @@ int journal_start(struct journal *j, int fd, const struct sb *sb,
 		return ret;
 	j->event_fd = ret;
 	show(j);
-	ret = kio_sys_thread(&j->thread, journal_main, j);
+	ret = kio_sys_thread(&j->thread, journal_main, j, "kvd-journal");
 	j->started = !ret;
 	return ret;
 }

@@ -261,11 +261,16 @@ int kio_sys_fstatfs(int fd, struct statfs *out)
 	return ret ? -errno : 0;
 }
 
-int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg)
+int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg,
+		   const char *name)
 {
-	const int ret = kio_fault("sys.thread");
+	int ret = kio_fault("sys.thread");
 
-	return ret ? ret : -pthread_create(out, NULL, run, arg);
+	if (!ret)
+		ret = -pthread_create(out, NULL, run, arg);
+	if (!ret)
+		(void)pthread_setname_np(*out, name); /* for those who look */
+	return ret;
 }
 
 int kio_sys_lock(int fd)

@@ -52,7 +52,9 @@ int kio_sys_fsopen(const char *type);
 int kio_sys_fsconfig(int fs, const char *key, const char *value);
 int kio_sys_fsmount(int fs); /* as configured */
 int kio_sys_fstatfs(int fd, struct statfs *out);
-int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg);
+/* name: what top -H shows, 15 characters at most. */
+int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg,
+		   const char *name);
 /* The whole file, for this open file alone: -EBUSY somebody has it. */
 int kio_sys_lock(int fd);
 /* Closing it does not, as long as an io_uring has it as a registered file. */

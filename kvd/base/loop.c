@@ -464,7 +464,7 @@ int loop_start_workers(struct loop *l, unsigned int n_threads)
 		return -ENOMEM;
 	for (; l->n_workers < n_threads; l->n_workers++) {
 		const int ret = kio_sys_thread(&l->workers[l->n_workers],
-					       worker_main, l);
+					       worker_main, l, "kvd-worker");
 
 		if (ret)
 			return ret;

@@ -130,7 +130,7 @@ int pool_new(struct pool **out, unsigned int n_threads)
 	}
 	for (p->n_threads = 1; p->n_threads < n_threads; p->n_threads++) {
 		const int ret = kio_sys_thread(&p->threads[p->n_threads - 1],
-					       thread_main, p);
+					       thread_main, p, "kvd-compute");
 
 		if (ret) {
 			pool_free(p);

@@ -420,7 +420,7 @@ static int lane_open(struct lane *l, int stream_prio)
 					 CUDA_EVENT_DISABLE_TIMING |
 						 CUDA_EVENT_BLOCKING_SYNC));
 	if (!ret)
-		ret = kio_sys_thread(&l->thread, lane_main, l);
+		ret = kio_sys_thread(&l->thread, lane_main, l, "kvd-copy");
 	l->has_thread = !ret;
 	return ret;
 }

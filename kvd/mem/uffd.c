@@ -451,7 +451,7 @@ static int start(struct uffd *u)
 	if (ret >= 0)
 		ret = kio_sys_epoll_ctl(u->epoll, EPOLL_CTL_ADD, u->bell, &e);
 	if (!ret)
-		ret = kio_sys_thread(&u->thread, thread_main, u);
+		ret = kio_sys_thread(&u->thread, thread_main, u, "kvd-uffd");
 	if (!ret)
 		return 0;
 	(void)close(u->bell); /* nobody rang */

@@ -742,7 +742,7 @@ int vmm_open(struct vmm **out, const struct vmm_conf *conf)
 						   CUDA_STREAM_NON_BLOCKING,
 						   0));
 	if (!ret)
-		ret = kio_sys_thread(&v->thread, vmm_main, v);
+		ret = kio_sys_thread(&v->thread, vmm_main, v, "kvd-vmm");
 	if (ret) {
 		fini(v);
 		return ret;

@@ -88,10 +88,9 @@ int engine_new(struct engine **out, struct loop *loop, unsigned int n_threads,
 	ret = pool_new(&e->pool, n_threads);
 	if (ret)
 		goto out_free;
-	ret = kio_sys_thread(&e->thread, thread_main, e);
+	ret = kio_sys_thread(&e->thread, thread_main, e, "kvd-engine");
 	if (ret)
 		goto out_pool;
-	(void)pthread_setname_np(e->thread, "kvd-engine"); /* only a name */
 	*out = e;
 	return 0;
 

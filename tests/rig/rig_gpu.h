@@ -9,13 +9,6 @@
 #include "tests/rig/cuda/fake_cuda.h"
 
 #define RIG_GPU_ALLOCS 256
-/* Of so many cases one: where a sanitizer follows each switch of emulated threads,
- * they are 20 times slower. */
-#ifdef __SANITIZE_ADDRESS__
-#define RIG_SLOW 6
-#else
-#define RIG_SLOW 1
-#endif
 
 struct rig_gpu {
 	struct cuda_api *api;

@@ -241,7 +241,7 @@ static void compare(struct problem *p)
 
 	lay(p, N_TOKENS, 0);
 	whole = run(p);
-	for (uint32_t i = 0; i<5; i += RIG_SLOW> 1 ? 2 : 1) {
+	for (uint32_t i = 0; i < 5; i++) {
 		struct kern_gpu_list rows[MAX_ROWS];
 
 		memcpy(rows, p->lists, sizeof(rows));
@@ -355,9 +355,9 @@ int main(void)
 	}
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
-	tcase_add_loop_test(t, decodes, 0, 12 / (RIG_SLOW > 1 ? 4 : 1));
-	tcase_add_loop_test(t, prompts, 0, 4 / (RIG_SLOW > 1 ? 4 : 1));
-	tcase_add_loop_test(t, wide_prompts, 0, 4 / (RIG_SLOW > 1 ? 4 : 1));
+	tcase_add_loop_test(t, decodes, 0, 12);
+	tcase_add_loop_test(t, prompts, 0, 4);
+	tcase_add_loop_test(t, wide_prompts, 0, 4);
 	tcase_add_test(t, plans);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

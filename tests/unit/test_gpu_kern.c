@@ -780,15 +780,13 @@ int main(void)
 	}
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 60);
-	tcase_add_loop_test(t, equals_exact_sums_and_the_twin, 0,
-			    12 / RIG_SLOW);
+	tcase_add_loop_test(t, equals_exact_sums_and_the_twin, 0, 12);
 	tcase_add_test(t, a_row_does_not_know_its_batch);
 	tcase_add_test(t, a_list_in_two_calls);
 	tcase_add_test(t, shapes_that_are_refused);
-	tcase_add_loop_test(t, tiles_equal_exact_sums_and_parts, 0,
-			    32 / RIG_SLOW);
+	tcase_add_loop_test(t, tiles_equal_exact_sums_and_parts, 0, 32);
 	tcase_add_test(t, tiles_add_to_a_state);
-	tcase_add_loop_test(t, wide_tiles_equal_exact_sums, 0, 12 / RIG_SLOW);
+	tcase_add_loop_test(t, wide_tiles_equal_exact_sums, 0, 12);
 	tcase_add_test(t, a_device_with_small_blocks);
 	tcase_add_test(t, what_nvcc_built_is_an_image);
 	suite_add_tcase(s, t);

@@ -74,7 +74,7 @@ int main(void)
 	}
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 60);
-	tcase_add_loop_test(t, the_trial_of_wgmma, 0, 2 + (RIG_SLOW == 1));
+	tcase_add_loop_test(t, the_trial_of_wgmma, 0, 3);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -6,9 +6,11 @@
  *      +--+
  *
  *  (1) range.persist is set while a range_persist() runs: the end of each write of
- *      the range comes here (durable_page_written()).
+ *      the range comes here (durable_page_let_go()).
  *  (2) rp->call is queued at most once: CLEANING, to go on after the writes that ended
  *      in this turn, or TELLING.
+ *  (3) A place may go bad while the record that names it is on its way (a read or the
+ *      scrubber had the page before): then the record goes, and all begins anew.
  */
 #include "kvd/mem/durable.h"
 
@@ -26,10 +28,17 @@ enum { CLEANING, COMMITTING, TELLING };
 #define ROOM_NS	       2000000u /* a zone is being emptied, a deletion written */
 #define MAX_WAITS      2500u /* of that time each */
 
+static void clean(struct range_persist *rp);
+
 static void tell_turn(struct loop_call *c)
 {
 	struct range_persist *rp = container_of(c, struct range_persist, call);
 
+	if (!rp->ret && !rp->range->durable) { /* spoilt: see (3) */
+		rp->state = CLEANING;
+		clean(rp);
+		return;
+	}
 	rp->range->persist = NULL;
 	free(rp->places);
 	rp->places = NULL;
@@ -46,6 +55,18 @@ static void tell(struct range_persist *rp, int ret)
 	loop_defer(rp->range->pager->conf.loop, &rp->call);
 }
 
+/* Is every page still where the record says? */
+static int is_true(const struct range_persist *rp)
+{
+	const struct range *r = rp->range;
+	uint32_t i = 0;
+
+	while (i < r->n_pages &&
+	       r->pages[i].slot == (int64_t)rp->places[i].block)
+		i++;
+	return i == r->n_pages;
+}
+
 static void committed(struct kio_commit *c)
 {
 	struct range_persist *rp =
@@ -54,6 +75,8 @@ static void committed(struct kio_commit *c)
 	if (!c->ret) {
 		rp->range->durable = 1;
 		rp->range->record = c->handle;
+		if (!is_true(rp))
+			durable_spoilt(rp->range);
 	}
 	tell(rp, c->ret);
 }
@@ -180,7 +203,7 @@ static void clean_turn(struct loop_call *c)
 }
 
 /* The pages of a run end one by one, and fail so: looked at once, all together. */
-void durable_page_written(struct page *pg, int ret)
+void durable_page_let_go(struct page *pg, int ret)
 {
 	struct range_persist *rp = pg->range->persist;
 

@@ -104,8 +104,8 @@ void pager_send(struct pager *p);
 void page_discard(struct page *pg);
 /* Write a dirty page that nobody changes; it stays where it is. -errno. */
 int page_write_back(struct page *pg);
-/* durable.c: a write of the page has ended. */
-void durable_page_written(struct page *pg, int ret);
+/* durable.c: an operation that kept the page from being written has ended; ret: of a write. */
+void durable_page_let_go(struct page *pg, int ret);
 /* durable.c: the range is freed: so is its record. */
 void durable_forget(struct range *r);
 /* One of its places went bad, the bytes did not: its record goes, the rest stays. */

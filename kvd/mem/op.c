@@ -267,8 +267,9 @@ void page_end(struct page *pg, enum op_kind kind, int err)
 	pg->busy = 0;
 	pg->range->pager->n_ops--;
 	settle(pg, kind, err);
-	if (kind == OP_WRITE)
-		durable_page_written(pg, err);
+	/* dirty again while it was scrubbed or moved: it can be written now */
+	if (kind == OP_WRITE || kind == OP_SCRUB || kind == OP_CLEAN)
+		durable_page_let_go(pg, kind == OP_WRITE ? err : 0);
 }
 
 void op_release(struct move *op)

@@ -114,7 +114,7 @@ void park_read_end(struct page *pg);
  * is given back to the store when that has ended; 0: the slot is the caller's.
  */
 int park_forget(struct page *pg);
-/* pg->parked is dirty: have its slot written; durable_page_written() tells. 0: that is
+/* pg->parked is dirty: have its slot written; durable_page_let_go() tells. 0: that is
  * under way already. */
 int park_flush(struct page *pg);
 /* Is pg's slot not written yet? */

@@ -97,7 +97,7 @@ static void flush_end(struct parked *h)
 	}
 	park_kick(k);
 	if (pg)
-		durable_page_written(pg, ret);
+		durable_page_let_go(pg, ret);
 	pager_make_room(p);
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "io/fault.h"
+#include "io/sys.h"
 #include "kvd/mem/durable.h"
 #include "kvd/mem/op.h"
 #include "tests/rig/bad_block.h"
@@ -23,6 +24,7 @@ static char path[64];
 static struct rig_mem *m;
 static struct range *found[MOST]; /* by key */
 static uint32_t n_found;
+static _Atomic int held; /* flushes wait */
 
 static int adopt(void *ctx, uint32_t i_disk, const struct kio_record *r)
 {
@@ -66,6 +68,7 @@ static void setup(void)
 
 static void teardown(void)
 {
+	held = 0;
 	(void)bad_block_end();
 	(void)unlink(path);
 }
@@ -226,6 +229,139 @@ START_TEST(what_the_scrubber_repairs_on_a_dead_disk_is_an_error)
 }
 END_TEST
 
+/* ---- while it becomes durable ------------------------------------------------ */
+
+static int held_fdatasync(int fd)
+{
+	while (held)
+		(void)usleep(1000);
+	return fdatasync(fd);
+}
+
+static const struct kio_disk slow = { .pread = pread,
+				      .pwrite = pwrite,
+				      .fdatasync = held_fdatasync };
+
+static void written_back(struct range *r)
+{
+	for (uint32_t i = 0; i < range_n_pages(r); i++)
+		ck_assert_int_eq(page_write_back(&r->pages[i]), 0);
+	rig_mem_settle(m);
+}
+
+static struct range_persist persist_begin(struct range *r, uint64_t key)
+{
+	return (struct range_persist){ .wait.done = on_told,
+				       .range = r,
+				       .key = { key, key },
+				       .meta = "x",
+				       .meta_bytes = 1 };
+}
+
+static int persist_end(void)
+{
+	for (uint64_t t0 = clock_ns(); !told && rig_mem_patient(t0);)
+		rig_mem_turn(m);
+	ck_assert_int_eq(told, 1);
+	return told_ret;
+}
+
+static int n_scrubbed, scrub_ret;
+
+static void on_scrubbed_too(struct page_scrub *s, int ret)
+{
+	(void)s;
+	n_scrubbed++;
+	scrub_ret = ret;
+}
+
+/* The scrubber has the page, which is written anew and is to be durable at once. */
+START_TEST(what_is_scrubbed_and_changed_becomes_durable)
+{
+	struct page_scrub s = { .n_bytes = PAGE, .done = on_scrubbed_too };
+	struct range *r = written(1, 7);
+	struct page_run run = { r, 0, 1, PAGE_WRITE };
+
+	written_back(r);
+	ck_assert(!posix_memalign(&s.buf, 4096, PAGE));
+	n_scrubbed = 0;
+	ck_assert_int_eq(page_scrub_start(&r->pages[0], &s), 0);
+	ck_assert_int_eq(rig_mem_want(m, &run, 1), 0);
+	rig_mem_fill(&run, 8);
+	page_unpin(m->pager, &run, 1);
+	ck_assert_int_eq(persist(r, 1), 0);
+	ck_assert_int_eq(n_scrubbed, 1);
+	free(s.buf);
+	close_keeping(&r, 1);
+	open_again();
+	holds(found[1], 1, 8);
+	range_free(found[1]);
+	rig_mem_close(m);
+}
+END_TEST
+
+/* The scrubber finds a bad place when the record that names it is on its way. */
+START_TEST(what_goes_bad_while_it_is_recorded_is_recorded_again)
+{
+	struct page_scrub s = { .n_bytes = PAGE, .done = on_scrubbed_too };
+	struct range *r = written(4, 7);
+	struct range_persist p = persist_begin(r, 1);
+
+	written_back(r);
+	damage(&r->pages[1]);
+	ck_assert(!posix_memalign(&s.buf, 4096, PAGE));
+	kio_sys_disk = &slow;
+	held = 1;
+	n_scrubbed = told = 0;
+	ck_assert_int_eq(page_scrub_start(&r->pages[1], &s), 0);
+	ck_assert_int_eq(range_persist(&p), 0);
+	for (uint64_t t0 = clock_ns(); !n_scrubbed && rig_mem_patient(t0);)
+		rig_mem_turn(m);
+	ck_assert_int_eq(scrub_ret, -EBADMSG);
+	ck_assert_int_eq(told, 0);
+	held = 0;
+	ck_assert_int_eq(persist_end(), 0);
+	ck_assert(range_durable(r));
+	free(s.buf);
+	close_keeping(&r, 1);
+	open_again();
+	ck_assert_uint_eq(n_found, 1);
+	holds(found[1], 4, 7);
+	range_free(found[1]);
+	rig_mem_close(m);
+}
+END_TEST
+
+/* The same, of a page that is on disk only: it cannot be told to be durable. */
+START_TEST(what_is_lost_while_it_is_recorded_is_an_error)
+{
+	struct page_scrub s = { .n_bytes = PAGE, .done = on_scrubbed_too };
+	struct range *r = written(4, 7);
+	struct range_persist p = persist_begin(r, 1);
+
+	written_back(r);
+	page_drop(&r->pages[1]);
+	rig_mem_settle(m);
+	damage(&r->pages[1]);
+	ck_assert(!posix_memalign(&s.buf, 4096, PAGE));
+	kio_sys_disk = &slow;
+	held = 1;
+	n_scrubbed = told = 0;
+	ck_assert_int_eq(page_scrub_start(&r->pages[1], &s), 0);
+	ck_assert_int_eq(range_persist(&p), 0);
+	for (uint64_t t0 = clock_ns(); !n_scrubbed && rig_mem_patient(t0);)
+		rig_mem_turn(m);
+	held = 0;
+	ck_assert_int_eq(persist_end(), -EBADMSG);
+	ck_assert(!range_durable(r));
+	free(s.buf);
+	close_keeping(&r, 1);
+	open_again();
+	ck_assert_uint_eq(n_found, 0);
+	rig_mem_close(m);
+}
+END_TEST
+
 /* ---- places that cannot be written ------------------------------------------ */
 
 /* The next n places to be given out are bad. */
@@ -302,6 +438,9 @@ int main(void)
 	tcase_add_test(t, what_the_scrubber_repairs_is_durable_again);
 	tcase_add_test(t, what_the_scrubber_repairs_can_be_freed);
 	tcase_add_test(t, what_the_scrubber_repairs_on_a_dead_disk_is_an_error);
+	tcase_add_test(t, what_is_scrubbed_and_changed_becomes_durable);
+	tcase_add_test(t, what_goes_bad_while_it_is_recorded_is_recorded_again);
+	tcase_add_test(t, what_is_lost_while_it_is_recorded_is_an_error);
 	tcase_add_test(t, places_that_cannot_be_written_stop_nobody);
 	tcase_add_test(t, a_disk_that_takes_no_writes_keeps_its_places);
 	suite_add_tcase(s, t);

@@ -296,7 +296,17 @@ void kio_store_release(struct kio_store *s, uint64_t block, size_t page_bytes)
 
 void kio_store_keep(struct kio_store *s, uint64_t block, size_t page_bytes)
 {
-	slots_keep(&s->slots, block, (uint32_t)page_bytes, s->turn);
+	const uint32_t n = (uint32_t)page_bytes;
+	uint64_t durable;
+	int failed;
+
+	if (!slots_named(&s->slots, block, n))
+		return; /* a later record may name it */
+	durable = journal_durable(&s->journal, &failed);
+	if (!failed && durable >= s->turn)
+		slots_unname(&s->slots, block, n);
+	else
+		slots_keep(&s->slots, block, n, failed ? UINT64_MAX : s->turn);
 }
 
 int kio_store_waits(struct kio_store *s, uint64_t block, size_t page_bytes)
@@ -432,7 +442,8 @@ int kio_store_event_fd(const struct kio_store *s)
 
 /*
  * Moves that have ended: who names which slots. Before any slot ripens and is given out
- * to somebody else, who may name it.
+ * to somebody else, who may name it. Those that were left keep their name until they
+ * are released: one may wait for a deletion that was queued behind the move.
  */
 static void end_moves(struct kio_store *s, const struct kio_commit *c)
 {
@@ -441,8 +452,6 @@ static void end_moves(struct kio_store *s, const struct kio_commit *c)
 			continue;
 		if (c->ret && c->ret != -EIO)
 			unname(s, c, c->n_pages);
-		for (uint32_t i = 0; !c->ret && i < c->n_pages; i++)
-			slots_unname(&s->slots, c->was[i], c->page_bytes);
 	}
 }
 

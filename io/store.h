@@ -159,7 +159,7 @@ void kio_store_put(struct kio_store *s, struct kio_commit *c);
  * one frame of the index the record is deleted and put again with the new places; the
  * handle stays. key and meta are not looked at. One move of a record at a time; it may
  * be deleted meanwhile.
- * ret 0: on stable media; the slots at was[] are named by nobody, and the caller's to
+ * ret 0: on stable media; the slots at was[] are the caller's to
  * release. Else the record is as it was and those at places[] are to be released:
  * -ENOENT it is deleted, or lost; -EINVAL was[] is not what it says; -EBADMSG it could not
  * be read back; -ENOMEM; -ENOSPC no room even for that; -ENOTSUP. With -EIO both may be

@@ -88,6 +88,14 @@ static void again(struct cleaner *c, uint64_t at_ns)
 
 /* ---- the end of a job ------------------------------------------------------- */
 
+/* Has the range still the record of the begin? */
+static int is_record(const struct job *j)
+{
+	const struct range *r = j->range;
+
+	return r->durable && r->record == j->record && !r->freed;
+}
+
 /* The page lies there now, or does not: one of the two slots is nobody's. */
 static void settle(struct job *j, uint32_t i, int moved)
 {
@@ -101,6 +109,8 @@ static void settle(struct job *j, uint32_t i, int moved)
 	}
 	pg->slot = (int64_t)j->to[i].block;
 	kio_store_own(s, j->to[i].block, bytes, pg);
+	if (j->durable && !is_record(j)) /* deleted behind the move */
+		kio_store_keep(s, j->to[i].block, bytes);
 	kio_store_release(s, j->was[i], bytes);
 	j->cleaner->info.n_pages++;
 	j->cleaner->info.n_bytes += bytes;
@@ -140,9 +150,7 @@ static void committed(struct kio_commit *k)
 /* Is the record that of the begin, and are the pages where it says? */
 static int record_holds(const struct job *j)
 {
-	const struct range *r = j->range;
-
-	if (!r->durable || r->record != j->record || r->freed)
+	if (!is_record(j))
 		return 0;
 	for (uint32_t i = 0; i < j->n; i++)
 		if (j->pages[i]->slot != (int64_t)j->was[i])

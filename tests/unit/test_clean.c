@@ -14,9 +14,11 @@
 #include <time.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "io/sys.h"
+#include "kvd/base/clock.h"
 #include "kvd/mem/clean.h"
 #include "kvd/mem/durable.h"
-#include "kvd/mem/page.h"
+#include "kvd/mem/move.h"
 #include "tests/rig/rig_mem.h"
 #include "tests/rig/simdisk.h"
 
@@ -419,6 +421,73 @@ START_TEST(what_moves_becomes_durable)
 }
 END_TEST
 
+static _Atomic int held, n_held; /* flushes wait */
+
+static int held_fdatasync(int fd)
+{
+	n_held++;
+	while (held)
+		(void)usleep(1000);
+	return fdatasync(fd);
+}
+
+static const struct kio_disk slow = { .pread = pread,
+				      .pwrite = pwrite,
+				      .fdatasync = held_fdatasync };
+
+/* Turn until moves of records wait for the disk; how many of the ranges move. */
+static uint32_t spoil_what_moves(void)
+{
+	uint32_t n = 0;
+
+	for (uint64_t t0 = clock_ns(); !n_held && rig_mem_patient(t0);)
+		rig_mem_turn(r);
+	ck_assert_int_gt(n_held, 0);
+	for (uint32_t i = 0; i < n_small; i++)
+		if (small[i].range && small[i].range->n_busy) {
+			durable_spoilt(small[i].range);
+			n++;
+		}
+	return n;
+}
+
+/* Its record goes while a move of it is on its way: its new places have no name for long. */
+START_TEST(what_moves_and_is_spoilt_becomes_durable_again)
+{
+	static int64_t at[N_MOST];
+	uint32_t n;
+
+	strcpy(path, "/var/tmp/kvd-clean-XXXXXX");
+	close(mkstemp(path));
+	unlink(path);
+	begin(path);
+	n_small = fill(small, SMALL, 4, 110);
+	thin_out(n_small, 4);
+	while (info().pending_bytes)
+		rig_mem_turn(r);
+	kio_sys_disk = &slow;
+	held = 1;
+	n = take_all(at);
+	ck_assert_uint_gt(spoil_what_moves(), 0);
+	held = 0;
+	rig_mem_settle(r);
+	while (n--)
+		kio_store_release(stores_disk(r->stores, 0), (uint64_t)at[n],
+				  BIG);
+	for (uint32_t i = 0; i < n_small; i++) {
+		if (!small[i].range)
+			continue;
+		if (!range_durable(small[i].range))
+			ck_assert_int_eq(save(&small[i]), 0);
+		small[i].durable = 1;
+	}
+	kio_sys_disk = NULL;
+	start_again();
+	end();
+	unlink(path);
+}
+END_TEST
+
 /* ---- at random ----------------------------------------------------------------- */
 
 /* Its bytes are others from now on. */
@@ -560,6 +629,7 @@ int main(void)
 	tcase_add_test(t, records_move_and_stay);
 	tcase_add_test(t, one_size_is_never_cleaned);
 	tcase_add_test(t, what_moves_becomes_durable);
+	tcase_add_test(t, what_moves_and_is_spoilt_becomes_durable_again);
 	tcase_add_loop_test(t, anything_may_happen_meanwhile, 0, 2);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

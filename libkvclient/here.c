@@ -10,6 +10,8 @@
  *      the daemon has the argument.
  *  (4) A door's page that cannot be had raises SIGBUS inside the handler, which then leaves
  *      the touch; the signal goes to whoever had it before.
+ *  (5) A child of fork() begins with an empty table: none of the entries is its own, and its
+ *      own maps may come to lie at the same addresses.
  */
 #include "libkvclient/here.h"
 
@@ -290,6 +292,25 @@ static void on_sigbus(int sig, siginfo_t *si, void *context)
 
 static int begun;
 
+static void before_fork(void)
+{
+	(void)pthread_mutex_lock(&lock); /* cannot fail: plain mutex */
+}
+
+static void in_parent(void)
+{
+	(void)pthread_mutex_unlock(&lock);
+}
+
+/* (5). Sections of threads that are not here will not end. */
+static void in_child(void)
+{
+	free(table);
+	table = NULL;
+	n_inside[0] = n_inside[1] = 0;
+	(void)pthread_mutex_unlock(&lock);
+}
+
 static void begin(void)
 {
 	struct sigaction a = { .sa_sigaction = on_sigbus,
@@ -297,7 +318,9 @@ static void begin(void)
 					   SA_ONSTACK };
 
 	(void)sigemptyset(&a.sa_mask); /* cannot fail */
-	begun = sigaction(SIGBUS, &a, &before) ? -errno : 0;
+	begun = -pthread_atfork(before_fork, in_parent, in_child);
+	if (!begun)
+		begun = sigaction(SIGBUS, &a, &before) ? -errno : 0;
 }
 
 int kvc_here_begin(void)

@@ -239,6 +239,35 @@ START_TEST(a_child_does_not_inherit)
 }
 END_TEST
 
+/* Its maps come to lie where the parent's lie in the parent. */
+START_TEST(a_child_maps_its_own)
+{
+	struct rig_daemon *d = start("");
+	struct kvc *c = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, rig_sequence(c, 4, 300));
+	pid_t pid;
+	int status;
+
+	rig_check_map(m, 4, 300);
+	pid = fork();
+	ck_assert_int_ge(pid, 0);
+	if (!pid) {
+		struct kvc *own = rig_join(d->socket);
+
+		kvc_close(c);
+		for (uint32_t n = 32; n < 600; n += 96)
+			rig_check_map(rig_map(own, rig_sequence(own, 5, n)), 5,
+				      n);
+		kvc_close(own);
+		_exit(0);
+	}
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(status, 0);
+	rig_check_map(m, 4, 300);
+	stop(d, c);
+}
+END_TEST
+
 static void lying_disk(const char *more)
 {
 	struct rig_daemon *d = start(more);
@@ -655,6 +684,7 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, entries_tell_positions_and_skips);
 	tcase_add_test(t, half_appended_is_busy);
 	tcase_add_test(t, a_child_does_not_inherit);
+	tcase_add_test(t, a_child_maps_its_own);
 	tcase_add_test(t, what_cannot_be_read_is_sigbus);
 	tcase_add_test(t, what_cannot_be_copied_is_sigbus);
 	tcase_add_test(t, a_system_call_gets_it_or_efault);

@@ -18,6 +18,8 @@
 #include "kvd/serve/keeper.h"
 #include "kvd/serve/tenant.h"
 
+#define HUGE_SLACK (2u << 20) /* of a mount, beyond what is accounted for */
+
 /* ---- tenants ---------------------------------------------------------------- */
 
 static int tenant_reclaim(void *ctx)
@@ -99,10 +101,32 @@ static void tenant_stats(struct serve_tenant *t)
 			      "Submission to first token", "tenant", v, 1e-9);
 }
 
+/*
+ * A mount for each tenant, of its own size: who has a file of it may fill the holes of
+ * that file, which is then the tenant's own loss. 0, -errno.
+ */
+static int tenant_huge(struct serve_tenant *t)
+{
+	const struct serve *s = t->serve;
+	int fd;
+
+	if (!s->mounts_huge)
+		return 0;
+	fd = space_huge_dir(NULL, t->conf->memory_bytes + HUGE_SLACK);
+	if (fd > 0)
+		t->huge_dir = fd;
+	else if (!strcmp(s->conf->huge, "always"))
+		return fd;
+	else
+		log_warn("serve", "tenant %s: a tmpfs: %s", t->conf->name,
+			 strerror(-fd));
+	return 0;
+}
+
 static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		       struct accounts *accounts, struct serve_tenant *t)
 {
-	const struct pager_conf pc = {
+	struct pager_conf pc = {
 		.name = c->name,
 		.memory_bytes = c->memory_bytes,
 		.disk_bytes = serve_disk_bytes(s, c),
@@ -142,7 +166,11 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		t->chunks.max = t->variants.max_chunks = c->max_chunks;
 	tenant_open_maps(t);
 	tenant_open_exports(t);
-	ret = pager_new(&t->pager, &pc);
+	ret = tenant_huge(t);
+	if (t->huge_dir)
+		pc.huge_dir = t->huge_dir;
+	if (!ret)
+		ret = pager_new(&t->pager, &pc);
 	if (ret)
 		return ret;
 	ret = segment_pool_new(&t->pool, t->pager,
@@ -164,6 +192,8 @@ void serve_tenant_free(struct serve_tenant *t)
 	prefix_fini(&t->prefix);
 	chunk_fini(&t->chunks);
 	variant_table_fini(&t->variants);
+	if (t->huge_dir)
+		(void)close(t->huge_dir); /* its files are */
 	free(t);
 }
 
@@ -273,21 +303,21 @@ static int open_huge(struct serve *s, char *err, size_t err_len)
 {
 	const struct conf *c = s->conf;
 	const char *path = c->huge_dir[0] ? c->huge_dir : NULL;
-	uint64_t n_bytes = 0;
 	int fd;
 
 	if (!strcmp(c->huge, "never"))
 		return 0;
-	for (uint32_t i = 0; i < c->n_tenants; i++)
-		n_bytes += c->tenants[i].memory_bytes;
-	n_bytes += 2u << 20;
 	fd = path ? space_huge_dir(path, 0) : -ENOENT;
 	if (path && fd < 0)
 		log_warn("serve", "huge_dir %s: %s", path, strerror(-fd));
-	if (fd < 0)
-		fd = space_huge_dir(NULL, n_bytes);
 	if (fd > 0) {
 		s->huge_dir = fd;
+		return 0;
+	}
+	fd = space_huge_dir(NULL, HUGE_SLACK); /* can it be had? */
+	if (fd > 0) {
+		(void)close(fd); /* nothing is in it */
+		s->mounts_huge = 1;
 		return 0;
 	}
 	if (!strcmp(c->huge, "always")) {

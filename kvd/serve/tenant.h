@@ -50,6 +50,7 @@ struct serve_model {
 struct serve_tenant {
 	struct serve *serve;
 	const struct conf_tenant *conf;
+	int huge_dir; /* its own; 0: none */
 	struct pager *pager;
 	struct segment_pool *pool;
 	struct prefix_tree prefix;
@@ -153,7 +154,8 @@ struct serve {
 	int text_running;
 	struct list free_attends; /* attend.c: of earlier calls */
 	uint32_t n_free_attends;
-	int huge_dir; /* a tmpfs with huge pages; 0: none */
+	int huge_dir; /* of all tenants: a tmpfs with huge pages; 0: none */
+	int mounts_huge; /* 1: each tenant has one of its own */
 	struct loop_timer check_timer; /* check.c: debug builds */
 };
 

@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -339,6 +340,68 @@ START_TEST(a_client_may_close_its_own_end)
 }
 END_TEST
 
+/* ---- memory that is nobody's ------------------------------------------------------- */
+
+/* The file with pages that c has maps of. */
+static int page_file(struct kvc *c)
+{
+	struct stat st;
+
+	for (int fd = 3; fd < 64; fd++)
+		if (fd != c->doorbell && !fstat(fd, &st) &&
+		    S_ISREG(st.st_mode) && st.st_size >= 1ll << 30)
+			return fd;
+	ck_abort_msg("no file of pages");
+}
+
+/*
+ * Holes of the file are touched as they are, until there are no more or n bytes. In a
+ * child: at the limit of the file system it is killed.
+ */
+static void fill_holes(int fd, uint64_t from, uint64_t n)
+{
+	const pid_t pid = fork();
+	int status;
+
+	ck_assert_int_ge(pid, 0);
+	if (!pid) {
+		volatile char *p;
+
+		signal(SIGBUS, SIG_DFL);
+		p = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, (off_t)from);
+		for (uint64_t i = 0; p != MAP_FAILED && i < n; i += 4096)
+			(void)p[i];
+		_exit(0);
+	}
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+}
+
+START_TEST(holes_that_are_filled_are_the_tenants_own)
+{
+	char conf[512], socket_b[64];
+	struct rig_daemon *d;
+	struct kvc *a, *b;
+
+	snprintf(socket_b, sizeof(socket_b), "/tmp/kvd-holes-%d.sock",
+		 getpid());
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 8M\ndisk = 256M\n"
+		 "[tenant b]\nsocket = %s\nmemory = 8M\ndisk = 256M\n",
+		 getuid(), socket_b);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	a = rig_join(d->socket);
+	rig_map_page_tokens = 1024;
+	rig_check_map(rig_map(a, rig_sequence(a, 5, 1024)), 5, 1024);
+	fill_holes(page_file(a), 1ull << 29, 64ull << 20);
+	b = rig_join(socket_b);
+	rig_check_map(rig_map(b, rig_sequence(b, 6, 3000)), 6, 3000);
+	rig_map_page_tokens = 0;
+	kvc_close(b);
+	stop(d, a);
+}
+END_TEST
+
 /* ---- a kernel that fails --------------------------------------------------------- */
 
 static struct rig_daemon *faulty(const char *more)
@@ -409,6 +472,7 @@ int main(void)
 	tcase_add_test(t, a_fork_event_leaves_no_descriptor);
 	tcase_add_test(t, arguments_are_checked);
 	tcase_add_test(t, a_client_may_close_its_own_end);
+	tcase_add_test(t, holes_that_are_filled_are_the_tenants_own);
 	tcase_add_test(t, an_old_kernel_gives_sigbus_too);
 	tcase_add_test(t, each_call_may_fail);
 	suite_add_tcase(s, t);

@@ -120,10 +120,24 @@ static int later(struct range_persist *rp)
 	return 1;
 }
 
-/* There is no slot now, but there will be: 1. */
+/* Of pages that have no place yet. */
+static uint64_t bytes_to_place(const struct range *r)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		n += r->pages[i].slot < 0;
+	return n * range_page_bytes(r);
+}
+
+/* There is no slot now, but there will be: 1. What is lent is called back then. */
 static int wait_for_room(struct range_persist *rp)
 {
-	return stores_pending(rp->range->pager->conf.stores) && later(rp);
+	const struct pager *p = rp->range->pager;
+
+	return (stores_pending(p->conf.stores) ||
+		pager_disk_lent(p, bytes_to_place(rp->range))) &&
+	       later(rp);
 }
 
 /* A record that is being deleted names one of the places. */
@@ -184,8 +198,10 @@ static void clean_again(struct loop_timer *t)
 {
 	struct range_persist *rp = container_of(t, struct range_persist, timer);
 
-	if (rp->state == CLEANING)
-		clean(rp);
+	if (rp->state != CLEANING)
+		return;
+	(void)pager_call_disk_back(rp->range->pager, bytes_to_place(rp->range));
+	clean(rp);
 }
 
 static void clean_turn(struct loop_call *c)

@@ -118,6 +118,13 @@ void page_fetch(struct page *pg, enum want_prio prio);
 void page_unstarve(struct page *pg);
 /* The device had no frames for bytes that are charged: others must go first. */
 void pager_missing(struct pager *p, uint64_t bytes);
+/*
+ * Of bytes of disk that p lacks, those that its share has and others have borrowed: if there
+ * is no room for them, else 0. And have what these keep for reuse given up, until
+ * there is: how many times that was done. From a turn of its own, as reclaim() is.
+ */
+uint64_t pager_disk_lent(const struct pager *p, uint64_t bytes);
+int pager_call_disk_back(struct pager *p, uint64_t bytes);
 /* 1: a page that was written to make room is still asked to go. */
 int pager_should_drop(const struct pager *p);
 void pager_make_room(struct pager *p);

@@ -317,6 +317,35 @@ static int reclaim_of(struct accounts *as, enum account_tier t)
 	return -ENOSPC;
 }
 
+uint64_t pager_disk_lent(const struct pager *p, uint64_t bytes)
+{
+	const struct account_side *s = &p->account.side[ACCOUNT_DISK];
+	const uint64_t own = s->share > s->used ? s->share - s->used : 0;
+
+	bytes = KV_MIN(bytes, own);
+	return account_room(&p->account, ACCOUNT_DISK) < bytes ? bytes : 0;
+}
+
+int pager_call_disk_back(struct pager *p, uint64_t bytes)
+{
+	struct accounts *as = p->account.accounts;
+	struct account *a;
+	int n = 0;
+
+	bytes = pager_disk_lent(p, bytes);
+	account_round(as);
+	while (account_room(&p->account, ACCOUNT_DISK) < bytes &&
+	       (a = account_victim(as, ACCOUNT_DISK))) {
+		const struct account_side *s = &a->side[ACCOUNT_DISK];
+
+		if (s->used > s->share && !reclaim(pager_of(a)))
+			n++;
+		else
+			a->passed = as->round;
+	}
+	return n;
+}
+
 static void retry(struct loop_timer *t)
 {
 	struct accounts *as = container_of(t, struct accounts, room_timer);
@@ -334,10 +363,22 @@ static void tell_first(struct pager *p, int err)
 	page_failed(pg, err == -EIO ? -EIO : -ENOSPC);
 }
 
+static size_t largest_page(const struct pager *p)
+{
+	size_t most = 0;
+
+	for (const struct tier *t = p->tiers; t; t = t->next)
+		most = KV_MAX(most, t->page_bytes);
+	return most;
+}
+
 /* Nothing of p can go and nothing of it is on its way. */
 static void give_up_own(struct pager *p, int err)
 {
-	if (reclaim(p))
+	const int is_back = err == -ENOSPC &&
+			    pager_call_disk_back(p, largest_page(p));
+
+	if (!is_back && reclaim(p))
 		tell_first(p, err);
 	pager_make_room(p);
 }
@@ -384,11 +425,8 @@ static int passes(struct pager *p, int err)
 static uint64_t free_mark(const struct pager *p, uint64_t budget)
 {
 	const uint64_t mark = KV_MIN(budget / FREE_PART, FREE_MOST);
-	size_t most = 0;
 
-	for (const struct tier *t = p->tiers; t; t = t->next)
-		most = KV_MAX(most, t->page_bytes);
-	return mark >= most ? mark : 0;
+	return mark >= largest_page(p) ? mark : 0;
 }
 
 /* The next to go is clean: if it is not, write it. It stays where it is. 1: done. */

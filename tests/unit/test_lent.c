@@ -1,0 +1,275 @@
+/*
+ * test_lent.c - disk that was lent comes back when its owner needs it
+ *
+ * Two tenants, one disk: one fills all of it with what it keeps for reuse, then the
+ * other pages out, or makes durable, what fits into its share.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "kvd/base/clock.h"
+#include "kvd/mem/account.h"
+#include "kvd/mem/durable.h"
+#include "tests/rig/rig_mem.h"
+
+#define PAGE	 8192u
+#define MEMORY	 (4 * PAGE) /* of each */
+#define DISK	 (16 * PAGE) /* of both */
+#define FLOOR	 (8 * PAGE) /* of the owner; its share is 12 */
+#define N_RANGES 40u
+
+static struct loop *loop;
+static struct stores *stores;
+static struct accounts accounts;
+static char path[64];
+
+static struct tenant {
+	struct pager *pager;
+	struct range *ranges[N_RANGES];
+	uint32_t n, n_gone; /* made; of them, given up: the first ones */
+	int keeps; /* they are kept for reuse: may be given up */
+} borrower, owner;
+
+static int reclaim(void *ctx)
+{
+	struct tenant *t = ctx;
+
+	if (!t->keeps || t->n_gone == t->n)
+		return -ENOSPC;
+	range_free(t->ranges[t->n_gone++]);
+	return 0;
+}
+
+static void open_tenant(struct tenant *t, const char *name, uint64_t floor,
+			int keeps)
+{
+	const struct pager_conf c = { .name = name,
+				      .memory_bytes = MEMORY,
+				      .disk_bytes = DISK,
+				      .disk_floor = floor,
+				      .accounts = &accounts,
+				      .numa_node = -1,
+				      .policy = "clock",
+				      .loop = loop,
+				      .stores = stores,
+				      .reclaim = reclaim,
+				      .ctx = t };
+
+	memset(t, 0, sizeof(*t));
+	t->keeps = keeps;
+	ck_assert_int_eq(pager_new(&t->pager, &c), 0);
+}
+
+static void turn(void)
+{
+	stores_turn(stores);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	accounts_check(&accounts);
+}
+
+static void setup(void)
+{
+	struct stores_conf sc = { .depth = 16, .n = 1 };
+	char err[256] = "";
+
+	strcpy(path, "/var/tmp/kvd-lent-XXXXXX");
+	ck_assert_int_ge(close(mkstemp(path)), 0);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(loop_new(&loop), 0);
+	ck_assert_int_eq(loop_start_workers(loop, 2), 0);
+	sc.loop = loop;
+	sc.disks[0].path = path;
+	sc.disks[0].bytes = 64u << 20;
+	ck_assert_int_eq(stores_new(&stores, &sc), 0);
+	accounts_init(&accounts, 2 * MEMORY, DISK);
+	open_tenant(&borrower, "borrower", 0, 1);
+	open_tenant(&owner, "owner", FLOOR, 0);
+	ck_assert_msg(!stores_open(stores, NULL, NULL, err, sizeof(err)), "%s",
+		      err);
+}
+
+static void close_tenant(struct tenant *t)
+{
+	while (t->n_gone < t->n)
+		range_free(t->ranges[t->n_gone++]);
+	pager_free(t->pager);
+}
+
+static void teardown(void)
+{
+	close_tenant(&borrower);
+	close_tenant(&owner);
+	stores_free(stores);
+	loop_free(loop);
+	(void)unlink(path);
+}
+
+/* ---- pages ------------------------------------------------------------------- */
+
+static int told, told_ret;
+
+static void on_told(struct wait *w, int ret)
+{
+	(void)w;
+	told = 1;
+	told_ret = ret;
+}
+
+static int wait_told(void)
+{
+	for (uint64_t t0 = clock_ns(); !told && rig_mem_patient(t0);)
+		turn();
+	ck_assert_int_eq(told, 1);
+	return told_ret;
+}
+
+static int want(struct tenant *t, struct page_run *run)
+{
+	struct page_want w = { .wait.done = on_told, .runs = run, .n_runs = 1 };
+	int ret;
+
+	told = 0;
+	ret = page_want(t->pager, &w);
+	return ret ? (ret > 0 ? 0 : ret) : wait_told();
+}
+
+/* One more range of a page. */
+static int make(struct tenant *t)
+{
+	struct page_run run = { .n = 1, .flags = PAGE_WRITE };
+	int ret;
+
+	ck_assert_uint_lt(t->n, N_RANGES);
+	ck_assert_int_eq(range_new(t->pager, PAGE, 1, &run.range), 0);
+	ret = want(t, &run);
+	if (ret) {
+		range_free(run.range);
+		return ret;
+	}
+	rig_mem_fill(&run, t->n);
+	page_unpin(t->pager, &run, 1);
+	t->ranges[t->n++] = run.range;
+	return 0;
+}
+
+static void all_hold(struct tenant *t)
+{
+	for (uint32_t i = t->n_gone; i < t->n; i++) {
+		struct page_run run = { t->ranges[i], 0, 1, 0 };
+
+		ck_assert_int_eq(want(t, &run), 0);
+		ck_assert(rig_mem_holds(&run, i));
+		page_unpin(t->pager, &run, 1);
+	}
+}
+
+static uint64_t slots(struct tenant *t)
+{
+	struct pager_info i;
+
+	pager_info(t->pager, &i);
+	return i.slot_bytes;
+}
+
+static void borrow_all(void)
+{
+	while (slots(&borrower) < DISK)
+		ck_assert_int_eq(make(&borrower), 0);
+	ck_assert_uint_eq(borrower.n_gone, 0);
+}
+
+/* What is left to the borrower is its share, and perhaps what was freed at once. */
+static void only_loans_went(void)
+{
+	struct pager_usage u;
+
+	pager_usage(borrower.pager, &u);
+	ck_assert_uint_gt(borrower.n_gone, 0);
+	ck_assert_uint_ge(u.tiers[1].used, u.tiers[1].share);
+	all_hold(&borrower);
+}
+
+/* More than its memory, within its share of the disk; nothing of it may go. */
+START_TEST(a_share_comes_back_to_who_pages_out)
+{
+	borrow_all();
+	while (owner.n < (MEMORY + FLOOR) / PAGE)
+		ck_assert_int_eq(make(&owner), 0);
+	all_hold(&owner);
+	ck_assert_uint_eq(owner.n_gone, 0);
+	ck_assert_uint_ge(slots(&owner), FLOOR);
+	only_loans_went();
+}
+END_TEST
+
+static int persist(struct range *r, uint64_t key)
+{
+	struct range_persist p = { .wait.done = on_told,
+				   .range = r,
+				   .key = { key, key },
+				   .meta = "x",
+				   .meta_bytes = 1 };
+
+	told = 0;
+	ck_assert_int_eq(range_persist(&p), 0);
+	return wait_told();
+}
+
+START_TEST(a_share_comes_back_to_who_makes_durable)
+{
+	borrow_all();
+	while (owner.n < FLOOR / PAGE) {
+		ck_assert_int_eq(make(&owner), 0);
+		ck_assert_int_eq(persist(owner.ranges[owner.n - 1], owner.n),
+				 0);
+	}
+	all_hold(&owner);
+	only_loans_went();
+}
+END_TEST
+
+/* Beyond its share it takes nothing from anybody. */
+START_TEST(a_loan_is_not_called_back_for_a_loan)
+{
+	uint32_t n_gone;
+
+	borrow_all();
+	for (int ret = 0; !ret;) {
+		ret = make(&owner);
+		ck_assert(!ret || ret == -ENOSPC);
+		if (!ret)
+			ret = persist(owner.ranges[owner.n - 1], owner.n);
+		ck_assert(!ret || ret == -ENOSPC);
+		if (ret)
+			break;
+	}
+	n_gone = borrower.n_gone;
+	ck_assert_uint_eq(slots(&owner), 12 * PAGE);
+	ck_assert_int_eq(make(&owner), 0);
+	ck_assert_int_eq(persist(owner.ranges[owner.n - 1], owner.n), -ENOSPC);
+	ck_assert_uint_eq(borrower.n_gone, n_gone);
+	only_loans_went();
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("lent");
+	TCase *t = tcase_create("lent");
+	SRunner *sr;
+	int n;
+
+	tcase_set_timeout(t, 60);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_test(t, a_share_comes_back_to_who_pages_out);
+	tcase_add_test(t, a_share_comes_back_to_who_makes_durable);
+	tcase_add_test(t, a_loan_is_not_called_back_for_a_loan);
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_NORMAL);
+	n = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return n != 0;
+}

@@ -59,17 +59,28 @@ static struct kio_store *disk_of(const struct page *pg)
 	return stores_disk(pg->range->pager->conf.stores, pg->range->i_disk);
 }
 
-/* The disk of the range: chosen with its first slot. */
-static int pick_disk(struct range *r)
+/* No page of it lies on its disk, or is on the way: it may go to another. */
+static int may_leave(const struct range *r)
 {
+	uint32_t i = 0;
+
+	while (i < r->n_virtual && r->pages[i].slot < 0)
+		i++;
+	return i == r->n_virtual && !r->n_busy && !r->pager->conf.device;
+}
+
+/* The disk of the range: chosen with its first slot. */
+static int pick_disk(struct range *r, uint32_t not_those)
+{
+	struct stores *s = r->pager->conf.stores;
 	int i;
 
-	if (r->has_disk)
+	if (r->has_disk && (!stores_is_bad(s, r->i_disk) || !may_leave(r)))
 		return 0;
-	i = stores_pick(r->pager->conf.stores,
-			(uint64_t)r->n_pages * r->tier->page_bytes);
+	i = stores_pick(s, (uint64_t)r->n_pages * r->tier->page_bytes,
+			not_those);
 	if (i < 0) /* not the whole range: then as much as there is */
-		i = stores_pick(r->pager->conf.stores, r->tier->page_bytes);
+		i = stores_pick(s, r->tier->page_bytes, not_those);
 	if (i < 0)
 		return i;
 	r->i_disk = (uint32_t)i;
@@ -77,12 +88,33 @@ static int pick_disk(struct range *r)
 	return 0;
 }
 
+/* What is free of a disk may be of no use for pages of that size: then of the next. */
+static int64_t alloc_slot(struct range *r)
+{
+	const size_t bytes = r->tier->page_bytes;
+	uint32_t tried = 0;
+	int64_t slot;
+	int ret;
+
+	while (!(ret = pick_disk(r, tried))) {
+		struct kio_store *s =
+			stores_disk(r->pager->conf.stores, r->i_disk);
+
+		slot = r->persist ? kio_store_alloc_kept(s, bytes)
+				  : kio_store_alloc(s, bytes);
+		if (slot != -ENOSPC || tried >> r->i_disk & 1 || !may_leave(r))
+			return slot;
+		tried |= 1u << r->i_disk;
+		r->has_disk = 0;
+	}
+	return ret;
+}
+
 int page_take_slot(struct page *pg)
 {
 	const size_t bytes = pg->range->tier->page_bytes;
 	struct pager *p = pg->range->pager;
 	int64_t slot;
-	int ret;
 
 	if (!pager_has_lower(p) ||
 	    account_room(&p->account, ACCOUNT_DISK) < bytes)
@@ -92,11 +124,7 @@ int page_take_slot(struct page *pg)
 		pager_charge_slots(p, bytes);
 		return 0;
 	}
-	ret = pick_disk(pg->range);
-	if (ret)
-		return ret;
-	slot = pg->range->persist ? kio_store_alloc_kept(disk_of(pg), bytes)
-				  : kio_store_alloc(disk_of(pg), bytes);
+	slot = alloc_slot(pg->range);
 	if (slot < 0)
 		return (int)slot;
 	pg->slot = slot;

@@ -371,24 +371,32 @@ static uint64_t free_bytes(const struct kio_store_info *i)
 	return i->failed ? n : KV_MIN(n + i->orphan_bytes, i->bytes);
 }
 
-int stores_pick(struct stores *s, uint64_t bytes)
+int stores_is_bad(const struct stores *s, uint32_t i)
+{
+	struct kio_store_info info;
+
+	kio_store_info(s->disks[i].store, &info);
+	return info.failed || s->disks[i].n_aside >= ASIDE_MOST;
+}
+
+int stores_pick(struct stores *s, uint64_t bytes, uint32_t not_those)
 {
 	uint64_t best_free = 0;
-	int best = -ENOSPC, best_failed = 1;
+	int best = -ENOSPC, best_bad = 1;
 
 	for (uint32_t i = 0; i < s->conf.n; i++) {
+		const int bad = stores_is_bad(s, i);
 		struct kio_store_info info;
 		uint64_t n_free;
 
 		kio_store_info(s->disks[i].store, &info);
 		n_free = free_bytes(&info);
-		if (n_free < bytes || info.failed > best_failed)
+		if (n_free < bytes || bad > best_bad || not_those >> i & 1)
 			continue;
 		n_free /= 1 + s->disks[i].n_busy;
-		if (best < 0 || info.failed < best_failed ||
-		    n_free > best_free) {
+		if (best < 0 || bad < best_bad || n_free > best_free) {
 			best_free = n_free;
-			best_failed = info.failed;
+			best_bad = bad;
 			best = (int)i;
 		}
 	}

@@ -56,9 +56,11 @@ uint32_t stores_n_busy(const struct stores *s, uint32_t i);
 int stores_scratch(const struct stores *s);
 /*
  * The disk for a new range: most free bytes by queue length, orphans being free; one
- * that has failed only if no other has the room. -ENOSPC.
+ * that is bad only if no other has the room. Not those (a bit each). -ENOSPC.
  */
-int stores_pick(struct stores *s, uint64_t bytes);
+int stores_pick(struct stores *s, uint64_t bytes, uint32_t not_those);
+/* 1: its index has failed, or no write ended well since many slots refused theirs. */
+int stores_is_bad(const struct stores *s, uint32_t i);
 /* Bytes of slots that come back: when a deletion is durable, a zone is emptied. */
 uint64_t stores_pending(const struct stores *s);
 /*

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "io/fault.h"
+#include "io/sys.h"
 #include "kvd/mem/durable.h"
 #include "kvd/mem/page.h"
 #include "kvd/mem/stores.h"
@@ -234,10 +235,11 @@ static struct loop *loop;
 static struct stores *stores;
 static char paths[2][64];
 static uint32_t n_done;
+static enum kio_engine_kind two_kind = KIO_ENGINE_AUTO;
 
 static void open_two(uint64_t first, uint64_t second)
 {
-	struct stores_conf c = { .depth = 4, .n = 2 };
+	struct stores_conf c = { .kind = two_kind, .depth = 4, .n = 2 };
 	char err[256] = "";
 
 	n_done = 0;
@@ -275,22 +277,22 @@ START_TEST(a_range_goes_where_room_is)
 {
 	open_two(DISK, 2 * DISK);
 	while (n_free(1) > n_free(0)) {
-		ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+		ck_assert_int_eq(stores_pick(stores, LARGE, 0), 1);
 		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE),
 				 0);
 	}
 	ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE), 0);
-	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
-	ck_assert_int_eq(stores_pick(stores, n_free(0)), 0);
-	ck_assert_int_eq(stores_pick(stores, n_free(0) + 1), -ENOSPC);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 0);
+	ck_assert_int_eq(stores_pick(stores, n_free(0), 0), 0);
+	ck_assert_int_eq(stores_pick(stores, n_free(0) + 1, 0), -ENOSPC);
 	while (n_free(0))
 		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 0), LARGE),
 				 0);
-	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 1);
 	while (n_free(1))
 		ck_assert_int_ge(kio_store_alloc(stores_disk(stores, 1), LARGE),
 				 0);
-	ck_assert_int_eq(stores_pick(stores, 1), -ENOSPC);
+	ck_assert_int_eq(stores_pick(stores, 1, 0), -ENOSPC);
 	close_two();
 }
 END_TEST
@@ -310,7 +312,7 @@ START_TEST(a_range_goes_where_it_is_served_soon)
 	void *buf;
 
 	open_two(3 * DISK, DISK);
-	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 0);
 	ck_assert(!posix_memalign(&buf, 4096, LARGE));
 	memset(buf, 1, LARGE);
 	stores_flow_init(&f, 100, 0);
@@ -323,17 +325,17 @@ START_TEST(a_range_goes_where_it_is_served_soon)
 					    .n_bytes = LARGE,
 					    .done = written };
 		ck_assert_int_ge(at, 0);
-		ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+		ck_assert_int_eq(stores_pick(stores, LARGE, 0), 0);
 		stores_write(stores, 0, &f, 0, &reqs[i]);
 		ck_assert_uint_eq(stores_n_busy(stores, 0), i + 1);
 	}
-	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 1);
 	while (n_done < 3) {
 		stores_turn(stores);
 		ck_assert_int_eq(loop_turn(loop, 1), 0);
 	}
 	ck_assert_uint_eq(stores_n_busy(stores, 0), 0);
-	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 0);
 	free(buf);
 	close_two();
 }
@@ -490,7 +492,7 @@ START_TEST(a_range_goes_where_it_can_be_kept)
 
 	open_two(2 * DISK, DISK);
 	place.block = (uint64_t)kio_store_alloc(stores_disk(stores, 0), LARGE);
-	ck_assert_int_eq(stores_pick(stores, LARGE), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 0);
 	kio_fault_arm(KIO_FAULT_ONCE, "sys.fdatasync", 1, EIO);
 	kio_store_put(stores_disk(stores, 0), &c);
 	while (!n_done) {
@@ -498,9 +500,119 @@ START_TEST(a_range_goes_where_it_can_be_kept)
 		ck_assert_int_eq(loop_turn(loop, 1), 0);
 	}
 	kio_fault_disarm();
-	ck_assert_int_eq(stores_pick(stores, LARGE), 1);
-	ck_assert_int_eq(stores_pick(stores, n_free(1) + 1), 0);
+	ck_assert_int_eq(stores_pick(stores, LARGE, 0), 1);
+	ck_assert_int_eq(stores_pick(stores, n_free(1) + 1, 0), 0);
 	close_two();
+}
+END_TEST
+
+/* ---- a pager on two disks --------------------------------------------------- */
+
+static struct pager *pager;
+
+static void open_pager(void)
+{
+	const struct pager_conf c = { .name = "t",
+				      .memory_bytes = 16 * PAGE,
+				      .disk_bytes = DISK,
+				      .numa_node = -1,
+				      .policy = "clock",
+				      .loop = loop,
+				      .stores = stores };
+
+	ck_assert_int_eq(loop_start_workers(loop, 2), 0);
+	ck_assert_int_eq(pager_new(&pager, &c), 0);
+}
+
+static struct range *kept(uint64_t key, int *ret)
+{
+	struct rig_mem m = { .loop = loop, .stores = stores, .pager = pager };
+	struct range *r = filled(&m, 2);
+
+	*ret = persist(&m, r, key);
+	return r;
+}
+
+static void is_held(struct range *r)
+{
+	struct rig_mem m = { .loop = loop, .stores = stores, .pager = pager };
+	struct page_run run = { r, 0, 2, 0 };
+
+	ck_assert_int_eq(rig_mem_want(&m, &run, 1), 0);
+	ck_assert(rig_mem_holds(&run, 2));
+	page_unpin(pager, &run, 1);
+}
+
+/* The room of the first is in zones of another size, whose pages nobody can move. */
+START_TEST(a_range_goes_where_its_pages_fit)
+{
+	const uint32_t n = 4 * DISK / 65536;
+	int64_t *at = calloc(n, sizeof(*at));
+	struct range *r[30];
+	uint32_t i = 0;
+	int ret;
+
+	ck_assert_ptr_nonnull(at);
+	open_two(4 * DISK, DISK);
+	open_pager();
+	while ((at[i] = kio_store_alloc(stores_disk(stores, 0), 65536)) >= 0)
+		i++;
+	while (i--)
+		if (i % 8)
+			kio_store_release(stores_disk(stores, 0),
+					  (uint64_t)at[i], 65536);
+	ck_assert_uint_gt(n_free(0), 2 * n_free(1));
+	for (i = 0; i < KV_ARRAY_LEN(r); i++) {
+		r[i] = kept(i + 1, &ret);
+		ck_assert_int_eq(ret, 0);
+		ck_assert_uint_eq(range_disk(r[i]), 1);
+	}
+	for (i = 0; i < KV_ARRAY_LEN(r); i++) {
+		is_held(r[i]);
+		range_free(r[i]);
+	}
+	pager_free(pager);
+	free(at);
+	close_two();
+}
+END_TEST
+
+static int bad_fd;
+
+static ssize_t bad_pwrite(int fd, const void *buf, size_t n, off_t at)
+{
+	if (fd != bad_fd)
+		return pwrite(fd, buf, n, at);
+	errno = EIO;
+	return -1;
+}
+
+/* What has more room has it because it takes nothing. */
+START_TEST(a_range_goes_where_it_can_be_written)
+{
+	static const struct kio_disk bad = { .pread = pread,
+					     .pwrite = bad_pwrite,
+					     .fdatasync = fdatasync };
+	struct range *r[30];
+	int ret;
+
+	two_kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	open_two(4 * DISK, DISK);
+	open_pager();
+	bad_fd = kio_store_fd(stores_disk(stores, 0));
+	kio_sys_disk = &bad;
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(r); i++) {
+		r[i] = kept(i + 1, &ret);
+		ck_assert_int_eq(ret, 0);
+		ck_assert_uint_eq(range_disk(r[i]), 1);
+	}
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(r); i++) {
+		is_held(r[i]);
+		range_free(r[i]);
+	}
+	pager_free(pager);
+	close_two();
+	kio_sys_disk = NULL;
 }
 END_TEST
 
@@ -518,6 +630,8 @@ static Suite *suite(void)
 	tcase_add_test(tc, who_weighs_three_times_as_much_is_served_so);
 	tcase_add_test(tc, a_limit_holds_reads_of_its_own_only);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
+	tcase_add_test(tc, a_range_goes_where_its_pages_fit);
+	tcase_add_test(tc, a_range_goes_where_it_can_be_written);
 	suite_add_tcase(s, tc);
 	return s;
 }

@@ -11,6 +11,8 @@
  *  (2) There is one fault on its way per page. Who touches the page meanwhile is
  *      woken with it; if it is told after the job began, the fault runs again.
  *  (3) A fault on its way is a request of the session, so the session outlives it.
+ *  (4) A session with more of them than a process has threads does not wait for its pages:
+ *      it leaves its faults (by a signal, say), and ends.
  *
  * Loop thread. The calls into the client's memory are made by uffd.c's thread.
  */
@@ -26,9 +28,11 @@
 #define RETRY_NS     10000000u
 #define N_RETRIES    500u /* five seconds without room: as good as lost */
 #define OVERTAKE_MAX 64u /* faults that go before a request in line */
+#define FAULTS_MAX   4096u /* on their way, of a session: (4) */
 
 struct fault {
 	struct list node; /* of the session's */
+	struct list of_map;
 	struct segmap *map;
 	struct waiter waiter;
 	struct page_want want;
@@ -55,6 +59,7 @@ static void fault_free(struct fault *f)
 	struct serve_session *ss = sm->ss;
 
 	list_del(&f->node);
+	list_del(&f->of_map);
 	free(f);
 	m->n_faults--;
 	sm->n_faults--;
@@ -358,13 +363,12 @@ static void fault_begin(struct fault *f)
 }
 
 /* The fault that is on its way for this page, or NULL. */
-static struct fault *on_its_way(struct session_maps *sm, const struct segmap *m,
-				uint32_t page)
+static struct fault *on_its_way(struct segmap *m, uint32_t page)
 {
-	list_for_each(n, &sm->faults) {
-		struct fault *f = list_entry(n, struct fault, node);
+	list_for_each(n, &m->faults) {
+		struct fault *f = list_entry(n, struct fault, of_map);
 
-		if (f->map == m && page - f->run.first < KV_MAX(f->run.n, 1u))
+		if (page - f->run.first < KV_MAX(f->run.n, 1u))
 			return f;
 	}
 	return NULL;
@@ -380,15 +384,17 @@ void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns)
 	if (!m)
 		return; /* not ours, or unmapped meanwhile */
 	page = (uint32_t)((addr - m->addr) / m->seg->layout.page_bytes);
-	f = on_its_way(sm, m, page);
+	f = on_its_way(m, page);
 	if (f) {
 		f->again |= f->state == FAULT_JOB && page == f->run.first;
 		if (f->state != FAULT_JOB || page == f->run.first)
 			return;
 	}
-	f = calloc(1, sizeof(*f));
+	f = sm->n_faults < FAULTS_MAX ? calloc(1, sizeof(*f)) : NULL;
 	if (!f) {
-		log_warn("map", "no memory for a fault");
+		log_warn("map", "session %u: %s", sm->ss->id,
+			 sm->n_faults < FAULTS_MAX ? "no memory for a fault"
+						   : "too many faults");
 		sm->events->broken(sm->events);
 		return;
 	}
@@ -400,6 +406,7 @@ void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns)
 	list_init(&f->waiter.node);
 	list_init(&f->node);
 	list_push(&sm->faults, &f->node);
+	list_push(&m->faults, &f->of_map);
 	m->n_faults++;
 	sm->n_faults++;
 	session_request_begin(sm->ss);
@@ -410,12 +417,8 @@ void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns)
 void fault_cancel_map(struct segmap *m)
 {
 	m->n_faults++; /* ours, so that the last fault's end does not free it */
-	list_for_each_safe(n, &m->of->faults) {
-		struct fault *f = list_entry(n, struct fault, node);
-
-		if (f->map == m)
-			fault_cancel(f);
-	}
+	list_for_each_safe(n, &m->faults)
+		fault_cancel(list_entry(n, struct fault, of_map));
 	m->n_faults--;
 }
 

@@ -177,6 +177,7 @@ static int segmap_new(struct session_maps *sm, struct segment *seg, int copy,
 	m->copy = copy;
 	m->n_bytes = seg->bytes;
 	m->window = 1;
+	list_init(&m->faults);
 	segment_get(seg);
 	sm->all[sm->n_all++] = m;
 	count(t, 1);

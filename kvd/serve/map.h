@@ -17,6 +17,7 @@ struct segmap {
 	struct wait *told; /* gone: who asked, or NULL */
 	uint64_t addr, n_bytes;
 	uint32_t n_faults;
+	struct list faults; /* on their way: fault.of_map */
 	uint32_t next; /* page after the last one brought in */
 	uint32_t window; /* pages that a fault at next brings in */
 };
@@ -30,8 +31,8 @@ struct session_maps {
 	struct segmap **placed; /* [n_placed] by address; the same room */
 	uint32_t n_all, n_placed, n_room;
 	uint32_t next_id;
-	uint32_t n_faults; /* what closing waits for */
-	struct list faults;
+	uint32_t n_faults; /* of all maps: what closing waits for */
+	struct list faults; /* of all maps, those that are gone too */
 	int closing, close_started;
 	const uint64_t *holds; /* the client's, or NULL */
 	struct segmap_hold { /* a word that stands in the way */

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "libkvclient/kvc.h"
@@ -454,6 +456,95 @@ START_TEST(each_call_may_fail)
 }
 END_TEST
 
+/* ---- who does not wait ----------------------------------------------------------------- */
+
+#define LAYERS 64u /* a page of 8 KiB each */
+#define TOKENS 2560u
+
+static int many_pages(struct kvc *c)
+{
+	const struct kv_geometry g = { .n_layers = LAYERS,
+				       .n_heads = 1,
+				       .n_kv_heads = 1,
+				       .head_dim = 32,
+				       .type = KV_F32,
+				       .page_tokens = 32,
+				       .page_layers = 1 };
+	const int seq = kvc_seq_new(c, kvc_geometry(c, &g), 0);
+	struct kv_attend_item *it = kvc_alloc(c, sizeof(*it));
+	float *kv = kvc_alloc(c, 256 * 32 * sizeof(float));
+
+	ck_assert(seq > 0 && it && kv);
+	for (uint32_t t = 0; t < TOKENS; t += 256)
+		for (uint32_t l = 0; l < LAYERS; l++) {
+			*it = (struct kv_attend_item){ .seq = (uint32_t)seq,
+						       .n_tokens = 256,
+						       .pos = t,
+						       .q_off = KV_NO_OFF,
+						       .k_off = kvc_off(c, kv),
+						       .v_off = kvc_off(c, kv),
+						       .o_off = KV_NO_OFF };
+			ck_assert_int_eq(kvc_append(c, it, 1, l, KV_SQE_WAIT),
+					 0);
+		}
+	kvc_free(c, it);
+	kvc_free(c, kv);
+	ck_assert_int_eq(kvc_seq_seal(c, seq), 0);
+	return seq;
+}
+
+static sigjmp_buf out;
+static volatile sig_atomic_t touching;
+
+static void leave(int sig)
+{
+	(void)sig;
+	if (touching)
+		siglongjmp(out, 1);
+}
+
+/* A touch, which a timer ends if the daemon does not. */
+static void look_in(const char *p)
+{
+	const struct itimerval soon = { .it_value.tv_usec = 300 };
+
+	touching = 1;
+	if (!sigsetjmp(out, 1)) {
+		(void)setitimer(ITIMER_REAL, &soon, NULL);
+		(void)*(const volatile char *)p;
+	}
+	touching = 0;
+}
+
+static void look_in_all(const struct kvc_map *m, const struct kvc_map_entry *e)
+{
+	const uint64_t n = (uint64_t)LAYERS * (e->n_tokens / 32);
+
+	for (uint64_t i = 0; i < n; i++)
+		look_in((const char *)e->addr + i * m->page_bytes);
+}
+
+/* Its pages do not come: memory of the client cannot be had. */
+START_TEST(who_leaves_its_faults_is_ended)
+{
+	struct rig_daemon *d = faulty("");
+	struct kvc *c = rig_join(d->socket), *o = rig_join(d->socket);
+	struct kvc_map *m = rig_map(c, many_pages(c));
+
+	ck_assert(signal(SIGALRM, leave) != SIG_ERR);
+	ck_assert(signal(SIGSEGV, leave) != SIG_ERR); /* once it is ended */
+	ck_assert(signal(SIGBUS, leave) != SIG_ERR); /* after seconds */
+	rig_fault("forever sys.uffd.continue 1 %d", ENOMEM);
+	while (!__atomic_load_n(&c->cq.ring->closed, __ATOMIC_ACQUIRE))
+		for (uint32_t i = 0; i < m->n_entries; i++)
+			look_in_all(m, &m->entries[i]);
+	ends(c);
+	rig_fault("off");
+	rig_check_map(rig_map(o, rig_sequence(o, 7, 100)), 7, 100);
+	stop(d, o);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("map_hostile");
@@ -475,6 +566,7 @@ int main(void)
 	tcase_add_test(t, holes_that_are_filled_are_the_tenants_own);
 	tcase_add_test(t, an_old_kernel_gives_sigbus_too);
 	tcase_add_test(t, each_call_may_fail);
+	tcase_add_test(t, who_leaves_its_faults_is_ended);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -382,8 +382,9 @@ int serve_export(struct serve_session *ss, struct serve_export *x)
 	c->want.runs = c->runs;
 	c->want.n_runs = x->n_entries;
 	c->want.prio = WANT_STEP;
-	if (page_want(ss->tenant->pager, &c->want))
-		tell_later(c, 0);
+	ret = page_want(ss->tenant->pager, &c->want);
+	if (ret)
+		tell_later(c, KV_MIN(ret, 0));
 	return 0;
 }
 

@@ -194,6 +194,9 @@ void *kio_store_victim_slot(const struct kio_store *s, uint32_t i,
 			    uint64_t *block);
 /* Where a page of it goes: a slot of an open zone of its size; -ENOSPC. */
 int64_t kio_store_alloc_moved(struct kio_store *s);
+/* Give it back: no page went there. */
+void kio_store_not_moved(struct kio_store *s, uint64_t block,
+			 size_t page_bytes);
 /* So many bytes were written to such slots. */
 void kio_store_moved(struct kio_store *s, uint64_t n_bytes);
 /* It cannot be emptied now: slots of it are given out again. */

@@ -170,6 +170,14 @@ int64_t kio_store_alloc_moved(struct kio_store *s)
 	return m->dest == NO_ZONE ? -ENOSPC : slots_alloc_in(m, m->dest);
 }
 
+void kio_store_not_moved(struct kio_store *s, uint64_t block, size_t page_bytes)
+{
+	const uint64_t n = s->slots.n_released;
+
+	kio_store_release(s, block, page_bytes);
+	s->slots.n_released = n; /* nothing came free: zones that rest go on */
+}
+
 void kio_store_moved(struct kio_store *s, uint64_t n_bytes)
 {
 	s->slots.moved_bytes += n_bytes;

@@ -10,7 +10,8 @@
  *  (2) One job of a range at a time, so one move of a record.
  *  (3) What became of the range is looked at when the job ends: a scratch page is
  *      moved only if no record names it, nor is about to.
- *  (4) Every slot taken for a page is, at the end, either its place or released.
+ *  (4) Every slot taken for a page is, at the end, either its place, or released, or set
+ *      aside as it refused its bytes.
  */
 #include "kvd/mem/clean.h"
 
@@ -40,6 +41,7 @@ struct job {
 	uint64_t was[JOB_PAGES];
 	struct kio_place to[JOB_PAGES];
 	uint8_t ok[JOB_PAGES]; /* its bytes are there */
+	uint8_t refused[JOB_PAGES]; /* that slot is set aside */
 	uint32_t crc;
 	void *buf;
 	struct kio_req req;
@@ -104,7 +106,8 @@ static void settle(struct job *j, uint32_t i, int moved)
 	const size_t bytes = bytes_of(j);
 
 	if (!moved || pg->slot != (int64_t)j->was[i]) {
-		kio_store_release(s, j->to[i].block, bytes);
+		if (!j->refused[i])
+			kio_store_not_moved(s, j->to[i].block, bytes);
 		return;
 	}
 	pg->slot = (int64_t)j->to[i].block;
@@ -185,11 +188,22 @@ static void job_commit(struct job *j)
 
 static void job_next(struct job *j);
 
+/* It would be the next one given out, for each zone that is to be emptied. */
+static void leave_place(struct job *j, int err)
+{
+	if (!move_is_medium(err) ||
+	    !stores_may_set_aside(j->cleaner->stores, j->disk->i, bytes_of(j)))
+		return;
+	kio_store_set_aside(store_of(j->disk), j->to[j->i].block, bytes_of(j));
+	j->refused[j->i] = 1;
+}
+
 static void written(struct kio_req *q)
 {
 	struct job *j = container_of(q, struct job, req);
 
 	stores_end(j->cleaner->stores, j->disk->i, q);
+	leave_place(j, q->ret);
 	j->ok[j->i] = !q->ret;
 	if (!q->ret) {
 		kio_store_moved(store_of(j->disk), q->n_bytes);
@@ -284,7 +298,7 @@ static int add_page(struct job *j, struct page *pg, uint64_t block)
 		return -ENOSPC;
 	j->pages[j->n] = pg;
 	j->was[j->n] = block;
-	j->ok[j->n] = 0;
+	j->ok[j->n] = j->refused[j->n] = 0;
 	j->to[j->n++] =
 		(struct kio_place){ .block = (uint64_t)to, .crc = pg->crc };
 	return 0;
@@ -320,8 +334,8 @@ static int gather(struct job *j, uint32_t n_slots, size_t page_bytes)
 static void drop_all(struct job *j, size_t page_bytes)
 {
 	while (j->n)
-		kio_store_release(store_of(j->disk), j->to[--j->n].block,
-				  page_bytes);
+		kio_store_not_moved(store_of(j->disk), j->to[--j->n].block,
+				    page_bytes);
 	j->disk = NULL;
 }
 

@@ -43,6 +43,7 @@ static struct cleaner *cleaner;
 static struct one small[N_MOST], big[N_MOST];
 static uint32_t n_small, n_big, next_id;
 static char path[64];
+static enum kio_engine_kind kind = KIO_ENGINE_AUTO;
 static uint64_t seed;
 
 static uint32_t rnd(uint32_t n)
@@ -172,6 +173,7 @@ static void begin(const char *store)
 		.memory_bytes = MEMORY,
 		.disk_bytes = STORE,
 		.store_bytes = STORE,
+		.kind = kind,
 		.store = store,
 		.found = on_record,
 	});
@@ -291,6 +293,80 @@ START_TEST(another_size_finds_room)
 	ck_assert_uint_le(i.moved_bytes, 2 * (n_small / 64 + 1) * SMALL);
 	all_hold(small, n_small);
 	all_hold(big, n_big);
+	end();
+}
+END_TEST
+
+/* The second slot of each zone takes nothing. */
+static ssize_t second_is_bad(int fd, const void *buf, size_t n, off_t at)
+{
+	if (n != SMALL || at % (off_t)ZONE != SMALL)
+		return pwrite(fd, buf, n, at);
+	errno = EIO;
+	return -1;
+}
+
+/* That is where pages go first that make room: it stops no more than that zone. */
+START_TEST(a_bad_place_does_not_stop_it)
+{
+	static const struct kio_disk bad = { .pread = pread,
+					     .pwrite = second_is_bad,
+					     .fdatasync = fdatasync };
+
+	kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	begin(NULL);
+	n_small = fill(small, SMALL, 1, 500);
+	ck_assert_uint_eq(n_small, 500);
+	thin_out(n_small, ZONE / SMALL);
+	kio_sys_disk = &bad;
+	n_big = fill(big, BIG, 1, 96);
+	ck_assert_uint_eq(n_big, 96);
+	ck_assert_uint_gt(info().bad_bytes, 0);
+	ck_assert_uint_le(info().bad_bytes, 2 * SMALL);
+	all_hold(small, n_small);
+	all_hold(big, n_big);
+	kio_sys_disk = NULL;
+	end();
+}
+END_TEST
+
+static ssize_t small_is_bad(int fd, const void *buf, size_t n, off_t at)
+{
+	if (n != SMALL)
+		return pwrite(fd, buf, n, at);
+	errno = EIO;
+	return -1;
+}
+
+/* No page can be moved: who lacks room is told, and nothing goes on for ever. */
+START_TEST(what_cannot_be_moved_is_not_waited_for)
+{
+	static const struct kio_disk bad = { .pread = pread,
+					     .pwrite = small_is_bad,
+					     .fdatasync = fdatasync };
+	struct cleaner_info c;
+	uint64_t n_failed;
+
+	kind = KIO_ENGINE_THREADS;
+	begin(NULL);
+	n_small = fill(small, SMALL, 1, 500);
+	ck_assert_uint_eq(n_small, 500);
+	thin_out(n_small, ZONE / SMALL);
+	kio_sys_disk = &bad;
+	n_big = fill(big, BIG, 1, 96);
+	ck_assert_uint_lt(n_big, 96);
+	ck_assert_uint_eq(info().cleaning_bytes, 0);
+	cleaner_info(cleaner, &c);
+	n_failed = c.n_failed;
+	ck_assert_uint_gt(n_failed, 0);
+	rig_mem_settle(r);
+	cleaner_info(cleaner, &c);
+	ck_assert_uint_eq(c.n_failed, n_failed);
+	kio_sys_disk = NULL;
+	for (uint32_t i = 0; i < n_big; i++)
+		let_go(&big[i]);
+	rig_mem_settle(r);
+	all_hold(small, n_small);
 	end();
 }
 END_TEST
@@ -626,6 +702,8 @@ int main(void)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	tcase_set_timeout(t, 600);
 	tcase_add_test(t, another_size_finds_room);
+	tcase_add_test(t, a_bad_place_does_not_stop_it);
+	tcase_add_test(t, what_cannot_be_moved_is_not_waited_for);
 	tcase_add_test(t, records_move_and_stay);
 	tcase_add_test(t, one_size_is_never_cleaned);
 	tcase_add_test(t, what_moves_becomes_durable);

@@ -18,7 +18,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/mem/clean.h"
 #include "kvd/mem/durable.h"
-#include "kvd/mem/move.h"
+#include "kvd/mem/op.h"
 #include "tests/rig/rig_mem.h"
 #include "tests/rig/simdisk.h"
 
@@ -225,7 +225,8 @@ static void all_hold(const struct one *all, uint32_t n)
 			ck_assert_int_eq(look(&all[i]), 0);
 }
 
-static uint64_t n_cleaned, n_given_up, moved_bytes, n_saved, n_full;
+static uint64_t n_cleaned, n_given_up, moved_bytes, n_saved, n_full, n_scrubbed,
+	n_spoilt;
 
 static void count(void)
 {
@@ -247,11 +248,12 @@ static void start_again(void)
 	count();
 	cleaner_free(cleaner);
 	cleaner = NULL;
+	rig_mem_settle(r); /* what is scrubbed may be durable no more */
 	pager_keep_records(r->pager);
 	found = calloc(N_MOST, sizeof(*found));
 	n_found = 0;
 	for (uint32_t i = 0; i < N_MOST; i++)
-		if (small[i].range && small[i].durable)
+		if (small[i].range && range_durable(small[i].range))
 			small[n++].id = small[i].id; /* n <= i */
 		else
 			k++;
@@ -590,11 +592,72 @@ static void not_now(int ret)
 		let_go(&small[rnd(N_RANDOM)]);
 }
 
+struct scrubbing {
+	struct page_scrub op;
+	int spoilt;
+};
+
+static uint32_t n_harmed;
+
+static void scrubbed(struct page_scrub *op, int ret)
+{
+	struct scrubbing *s = container_of(op, struct scrubbing, op);
+
+	n_scrubbed++;
+	n_spoilt += ret == -EBADMSG;
+	ck_assert(!ret || (ret == -EBADMSG && s->spoilt));
+	free(op->buf);
+	free(s);
+}
+
+/* One that is in memory, too; NULL. */
+static struct page *clean_page(void)
+{
+	const uint32_t from = rnd(N_RANDOM);
+
+	for (uint32_t i = 0; i < N_RANDOM; i++) {
+		const struct one *o = &small[(from + i) % N_RANDOM];
+		struct page *pg = o->range ? &o->range->pages[rnd(o->n_pages)]
+					   : NULL;
+
+		if (pg && page_can_scrub(pg) && pg->state == PAGE_CLEAN)
+			return pg;
+	}
+	return NULL;
+}
+
+/* The scrubber takes a page; perhaps its place went bad. */
+static void scrub(void)
+{
+	struct page *pg = clean_page();
+	struct scrubbing *s;
+
+	if (!pg)
+		return;
+	s = calloc(1, sizeof(*s));
+	s->spoilt = n_harmed < 3 && !rnd(20); /* such a zone is not emptied */
+	n_harmed += (uint32_t)s->spoilt;
+	s->op.n_bytes = range_page_bytes(pg->range);
+	s->op.done = scrubbed;
+	ck_assert(!posix_memalign(&s->op.buf, 4096, s->op.n_bytes));
+	if (s->spoilt) {
+		memset(s->op.buf, 0xa5, 4096);
+		ck_assert_int_eq(pwrite(kio_store_fd(stores_disk(r->stores, 0)),
+					s->op.buf, 4096, pg->slot * 4096),
+				 4096);
+	}
+	ck_assert_int_eq(page_scrub_start(pg, &s->op), 0);
+}
+
 static void one_step(uint32_t page_bytes)
 {
 	struct one *o = &small[rnd(N_RANDOM)];
 	const uint32_t what = rnd(100);
 
+	if (o->range)
+		o->durable = range_durable(o->range);
+	if (!rnd(8))
+		scrub();
 	if (!rnd(20))
 		kio_fault_arm(KIO_FAULT_ONCE,
 			      rnd(2) ? "uring.read" : "uring.write",
@@ -682,11 +745,12 @@ START_TEST(anything_may_happen_meanwhile)
 	all_hold_with_room();
 	count();
 	printf("%llu zones emptied, %llu given up, %.1f MiB moved, %llu ranges "
-	       "saved, %llu times full\n",
+	       "saved, %llu times full, %llu scrubbed, %llu bad\n",
 	       (unsigned long long)n_cleaned, (unsigned long long)n_given_up,
 	       (double)moved_bytes / MIB, (unsigned long long)n_saved,
-	       (unsigned long long)n_full);
-	ck_assert_uint_gt(n_cleaned, 0);
+	       (unsigned long long)n_full, (unsigned long long)n_scrubbed,
+	       (unsigned long long)n_spoilt);
+	ck_assert_uint_gt(n_scrubbed, 0);
 	end();
 	(void)unlink(path);
 }

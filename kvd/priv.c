@@ -134,16 +134,19 @@ static void give(const char *path, uid_t uid, gid_t gid)
 static void give_state(const struct conf *c, uid_t uid, gid_t gid)
 {
 	char path[sizeof(c->state_dir) + 16];
+	static const char *const files[] = { "kvd.gates", "kvd.uses",
+					     "kvd.store" };
 
 	for (uint32_t i = 0; i < c->n_stores; i++)
 		give(c->stores[i].path, uid, gid);
-	if (c->n_stores || !c->state_dir[0])
+	if (!c->state_dir[0])
 		return;
 	give(c->state_dir, uid, gid);
-	(void)snprintf(path, sizeof(path), "%s/kvd.store", c->state_dir);
-	give(path, uid, gid);
-	(void)snprintf(path, sizeof(path), "%s/kvd.gates", c->state_dir);
-	give(path, uid, gid);
+	for (size_t i = 0; i < KV_ARRAY_LEN(files) - !!c->n_stores; i++) {
+		(void)snprintf(path, sizeof(path), "%s/%s", c->state_dir,
+			       files[i]);
+		give(path, uid, gid);
+	}
 }
 
 static int change_user(const struct conf *conf)

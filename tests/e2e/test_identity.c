@@ -339,6 +339,35 @@ START_TEST(links_in_the_state_folder_are_not_given_away)
 }
 END_TEST
 
+/* The store lies elsewhere; what is known of chunks and models does not. */
+START_TEST(its_folder_is_its_own_beside_stores_too)
+{
+	char conf[1024], dir[] = "/var/tmp/kvd-user-XXXXXX", path[64];
+	struct kvc *c;
+	uint64_t id[2];
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(path, sizeof(path), "%s/one", dir);
+	snprintf(conf, sizeof(conf),
+		 "user = %u\n[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[store one]\npath = %s\nsize = 64M\n"
+		 "[tenant a]\nuid = 0\nmemory = 8M\ndisk = 32M\n",
+		 UID_KVD, rig_data_dir(), path);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c = rig_join(d->socket);
+	ck_assert_int_gt(kvc_chunk_put(c, NULL, "a chunk", 7, id), 0);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	owned_by_the_user("state");
+	owned_by_the_user("state/kvd.uses");
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 /* ---- notification, metrics over TCP ------------------------------------------- */
 
 static int notify_socket(struct sockaddr_un *a, socklen_t len)
@@ -462,6 +491,7 @@ static Suite *suite(void)
 	tcase_add_test(own_user,
 		       the_daemon_becomes_its_user_and_works_behind_the_filter);
 	tcase_add_test(own_user, links_in_the_state_folder_are_not_given_away);
+	tcase_add_test(own_user, its_folder_is_its_own_beside_stores_too);
 	tcase_add_test(plain, the_service_manager_is_told);
 	tcase_add_test(plain, metrics_on_a_loopback_port);
 	if (getuid() == 0) {

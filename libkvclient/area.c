@@ -91,12 +91,15 @@ void kvc_area_lose(struct kvc_maps *ms, uint64_t addr, uint64_t n)
 	(void)ioctl(ms->uffd, UFFDIO_WAKE, &r);
 }
 
-/* The file's bytes (fd < 0: memory), stopping whoever touches what is not there. */
+/*
+ * The file's bytes (fd < 0: memory), stopping whoever touches what is not there. Out of
+ * reach until it does: after mlockall(MCL_FUTURE) it would be filled with zeros at once.
+ */
 static int map_trapped(int uffd, int fd, uint64_t off, uint64_t n, char **out)
 {
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	void *p =
-		mmap(NULL, n, PROT_READ,
+		mmap(NULL, n, PROT_NONE,
 		     MAP_PRIVATE | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0),
 		     fd, (off_t)off);
 
@@ -107,7 +110,7 @@ static int map_trapped(int uffd, int fd, uint64_t off, uint64_t n, char **out)
 	if (fd >= 0)
 		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
 	if (madvise(p, n, MADV_DONTFORK) || madvise(p, n, MADV_DONTDUMP) ||
-	    ioctl(uffd, UFFDIO_REGISTER, &reg)) {
+	    ioctl(uffd, UFFDIO_REGISTER, &reg) || mprotect(p, n, PROT_READ)) {
 		const int err = -errno;
 
 		(void)munmap(p, n); /* nobody knows of it */

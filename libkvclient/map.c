@@ -104,10 +104,15 @@ static void take_states_locked(struct kvc_maps *ms, uint32_t space, int fd)
 
 	if (s->bytes || fstat(fd, &st) || st.st_size <= 0)
 		return;
-	p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	/* as an area (area.c): locked memory would be filled, and this is large */
+	p = mmap(NULL, (size_t)st.st_size, PROT_NONE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		return;
 	(void)madvise(p, (size_t)st.st_size, MADV_DONTFORK); /* a wish */
+	if (mprotect(p, (size_t)st.st_size, PROT_READ)) {
+		(void)munmap(p, (size_t)st.st_size); /* nobody knows of it */
+		return;
+	}
 	s->bytes = p;
 	s->n = (size_t)st.st_size;
 }

@@ -268,6 +268,30 @@ START_TEST(a_child_maps_its_own)
 }
 END_TEST
 
+/* Memory that is mapped from now on is locked, which fills it at once. */
+static void locked(const char *more)
+{
+	struct rig_daemon *d = start(more);
+	struct kvc *c = rig_join(d->socket);
+	const int seq = rig_sequence(c, 23, 2000);
+	struct kvc_map *m;
+
+	if (!mlockall(MCL_FUTURE)) { /* else: RLIMIT_MEMLOCK */
+		m = rig_map(c, seq);
+		rig_check_map(m, 23, 2000);
+		ck_assert_int_eq(kvc_unmap(c, m), 0);
+		ck_assert_int_eq(munlockall(), 0);
+	}
+	stop(d, c);
+}
+
+START_TEST(locked_memory_is_not_zeros)
+{
+	locked("");
+	locked("map = copy\n");
+}
+END_TEST
+
 static void lying_disk(const char *more)
 {
 	struct rig_daemon *d = start(more);
@@ -685,6 +709,7 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, half_appended_is_busy);
 	tcase_add_test(t, a_child_does_not_inherit);
 	tcase_add_test(t, a_child_maps_its_own);
+	tcase_add_test(t, locked_memory_is_not_zeros);
 	tcase_add_test(t, what_cannot_be_read_is_sigbus);
 	tcase_add_test(t, what_cannot_be_copied_is_sigbus);
 	tcase_add_test(t, a_system_call_gets_it_or_efault);

@@ -388,6 +388,83 @@ START_TEST(a_mistake_in_the_configuration_costs_nothing)
 }
 END_TEST
 
+/* ---- another configuration ------------------------------------------------------------ */
+
+/* Whatever was found, the answers are the same; what was found or not is found now. */
+static void restart_and_ask(struct rig_daemon *d, int is_warm)
+{
+	uint64_t n_prompt, n;
+	struct kvc *c;
+
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	c = rig_join(d->socket);
+	n = ask_again(c, &n_prompt);
+	if (is_warm)
+		ck_assert_uint_le(n, n_prompt / 4);
+	else
+		ck_assert_uint_gt(n, n_prompt / 4);
+	ck_assert_uint_le(ask_again(c, &n_prompt), n_prompt / 4);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	rig_daemon_kill(d);
+}
+
+START_TEST(changes_of_the_configuration_cost_no_answer)
+{
+	char conf[1024], dir[] = "/var/tmp/kvd-stores-XXXXXX", path[64];
+	char with[160], without[160];
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(with, sizeof(with),
+		 "[store two]\npath = %s/two\nsize = 128M\n", dir);
+	snprintf(without, sizeof(without),
+		 "#store two]\n#ath = %s/two\n#ize = 128M\n", dir);
+	snprintf(conf, sizeof(conf),
+		 "recompute = no\n"
+		 "[model m]\npath = %s/models/rag-mini.gguf\ngate = no\n"
+		 "page_tokens = 32\n"
+		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 128M\n"
+		 "[store one]\npath = %s/one\nsize = 128M\n%s",
+		 rig_data_dir(), getuid(), dir, with);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c = rig_join(d->socket);
+	ask_all(c);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	rig_daemon_kill(d);
+	/* the disks in another order */
+	rewrite(d, "/one\nsize", "/xxx\nsize");
+	rewrite(d, "/two\nsize", "/one\nsize");
+	rewrite(d, "/xxx\nsize", "/two\nsize");
+	restart_and_ask(d, 1);
+	rewrite(d, "/two\nsize", "/xxx\nsize");
+	rewrite(d, "/one\nsize", "/two\nsize");
+	rewrite(d, "/xxx\nsize", "/one\nsize");
+	/* pages of another size, and back */
+	rewrite(d, "page_tokens = 32", "page_tokens = 64");
+	restart_and_ask(d, 0);
+	restart_and_ask(d, 1);
+	rewrite(d, "page_tokens = 64", "page_tokens = 32");
+	restart_and_ask(d, 0);
+	/* a disk is not there for a while; then much is there twice */
+	rewrite(d, with, without);
+	restart_and_ask(d, 0);
+	restart_and_ask(d, 1);
+	rewrite(d, without, with);
+	restart_and_ask(d, 1);
+	restart_and_ask(d, 1);
+	rig_daemon_free(d);
+	snprintf(path, sizeof(path), "%s/two", dir);
+	ck_assert_int_eq(unlink(path), 0);
+	snprintf(path, sizeof(path), "%s/one", dir);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 /* What is beyond it stays: nothing here needs the room. */
 START_TEST(a_smaller_disk_costs_nothing)
 {
@@ -567,6 +644,7 @@ int main(void)
 	tcase_add_test(tc, a_damaged_superblock_is_refused_and_kept);
 	tcase_add_test(tc, a_file_of_others_is_not_touched);
 	tcase_add_test(tc, a_mistake_in_the_configuration_costs_nothing);
+	tcase_add_test(tc, changes_of_the_configuration_cost_no_answer);
 	tcase_add_test(tc, a_smaller_disk_costs_nothing);
 	tcase_add_test(tc, a_lost_disk_costs_what_was_on_it);
 	tcase_add_loop_test(tc, kill_under_load, 0, 2);

@@ -159,16 +159,23 @@ static uint32_t most_writes(const struct range *r)
 	return (uint32_t)KV_MAX(n, (size_t)WRITES_AT_ONCE);
 }
 
+static uint32_t n_writing_of(const struct range *r)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < r->n_pages; i++)
+		n += r->pages[i].state == PAGE_WRITING;
+	return n;
+}
+
 /* Start what may start; go on when all is there. */
 static void clean(struct range_persist *rp)
 {
 	struct range *r = rp->range;
 	const uint32_t most = most_writes(r);
-	uint32_t n_missing = 0, n_writing = 0;
+	uint32_t n_missing = 0, n_writing = n_writing_of(r);
 	int ret = 0;
 
-	for (uint32_t i = 0; i < r->n_pages; i++)
-		n_writing += r->pages[i].state == PAGE_WRITING;
 	for (uint32_t i = 0; i < r->n_pages && !ret; i++) {
 		struct page *pg = &r->pages[i];
 
@@ -211,6 +218,8 @@ static void clean_turn(struct loop_call *c)
 
 	if (rp->state != CLEANING)
 		return; /* the timer was first */
+	if (ret && n_writing_of(rp->range))
+		return; /* their end comes here: perhaps to another disk then */
 	rp->ret = 0;
 	if (ret && rp->n_retries++ >= MAX_RETRIES)
 		tell(rp, ret);

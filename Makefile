@@ -84,11 +84,6 @@ $(B)/libkvclient.so: $(call obj,$(CLIENT)) libkvclient/kvclient.map
 	-Wl,--version-script=libkvclient/kvclient.map -o $@ $(filter %.o,$^)
 $(B)/kvd: $(call obj,kvd/main.c) $(B)/libcore.a $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
-# the same with a hook that lets tests fail its system calls
-$(B)/tests/kvd-faulty: $(call obj,kvd/main.c tests/rig/kvd/faulty.c) \
-		       $(B)/libcore.a $(B)/libkvclient.a
-	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
 $(B)/kvctl: $(call obj,$(KVCTL)) $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/kvbench: $(call obj,$(KVBENCH)) $(B)/libcore.a $(B)/libkvclient.a
@@ -104,28 +99,7 @@ $(B)/kvsim: $(call obj,$(KVSIM)) $(B)/libcore.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ -ljansson -lm -pthread
 $(B)/librig.a: $(call obj,$(RIG))
 	@rm -f $@; $(AR) rcs $@ $^
-define TEST_RULE
-$(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
-	@mkdir -p $$(@D)
-	$(Q)$(CC) $(ALLC) -o $$@ $$(filter %.o,$$^) $$(FIRST) $$(filter %.a,$$^) \
-	-lcheck -lsubunit -lrt $(LIBS)
-endef
-# the real serve, not the rig's fake one
-$(addprefix $(B)/tests/test_,serve calls steps edit restore share ape relay relay_lists order line preload ratio private zero_copy): FIRST := $(B)/libcore.a
-$(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
-
-# ---- fuzzing: libFuzzer where clang has it; else, and in make check, with a small
-# driver of our own (seeded mutations of the corpus)
-FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_MAIN := $(if $(filter fuzz,$(SAN)),,$(B)/obj/tests/fuzz/driver.o)
-$(B)/fuzz/%: $(B)/obj/tests/fuzz/fuzz_%.o $(FUZZ_MAIN) \
-	     $(B)/librig.a $(B)/libcore.a $(B)/libkvclient.a
-	@mkdir -p $(@D)
-	$(Q)$(CC) $(ALLC) $(if $(filter fuzz,$(SAN)),-fsanitize=fuzzer) -o $@ $^ \
-	$(LIBS) -lcheck -lsubunit -lrt
-fuzz-built: $(FUZZ)
-fuzz:
-	@CLANG="$(CLANG)" MAKE="$(MAKE)" tools/fuzz.sh $(FUZZ_SECONDS)
+include tests/tests.mk
 
 # ---- what people call
 deps:

@@ -168,11 +168,28 @@ static uint32_t line_run(struct list *line, size_t most_bytes,
 	return n;
 }
 
-/* No memory for the operation: they stay in line. */
+/* They stay in line. */
 static void line_undo(struct list *line, struct page *pg, uint32_t n)
 {
 	while (n--)
 		list_push_front(line, &pg[n].starved);
+}
+
+/* Over the n pages, or the first alone; NULL: no memory, they wait in line for it. */
+static struct move *line_op(struct list *line, struct page *pg, uint32_t n,
+			    enum op_kind kind)
+{
+	struct move *op = op_new(pg, n, kind);
+
+	if (op)
+		return op;
+	line_undo(line, pg + 1, n - 1);
+	op = n > 1 ? op_new(pg, 1, kind) : NULL;
+	if (!op) {
+		line_undo(line, pg, 1);
+		pager_look_again(pg->range->pager);
+	}
+	return op;
 }
 
 static void rest_over(struct loop_timer *t)
@@ -242,12 +259,10 @@ static void send_drops(struct pager *p)
 	uint32_t n;
 
 	while ((n = line_run(&p->drops, DROP_BYTES, always, &pg))) {
-		struct move *op = op_new(pg, n, OP_DROP);
+		struct move *op = line_op(&p->drops, pg, n, OP_DROP);
 
-		if (!op) {
-			line_undo(&p->drops, pg, n);
+		if (!op)
 			return;
-		}
 		if (op->dev)
 			dev_drop(op);
 		else
@@ -360,12 +375,10 @@ static void send_writes(struct pager *p)
 
 	while ((n = line_run(&p->writes, write_run_bytes(p), writes_along,
 			     &pg))) {
-		struct move *op = op_new(pg, n, OP_WRITE);
+		struct move *op = line_op(&p->writes, pg, n, OP_WRITE);
 
-		if (!op) {
-			line_undo(&p->writes, pg, n);
+		if (!op)
 			return;
-		}
 		op->prio = pg->to_go ? WANT_NEXT : WANT_BACKGROUND;
 		if (op->dev)
 			dev_write(op);

@@ -47,6 +47,7 @@ struct pager {
 	uint32_t n_ops; /* pages in operations */
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
+	struct move *spare; /* op_new(); NULL while it is in use */
 	struct list resting; /* page.starved: frames that could not be taken */
 	struct loop_timer rest_timer;
 	int closing; /* frames go with their spaces */
@@ -128,6 +129,8 @@ int pager_call_disk_back(struct pager *p, uint64_t bytes);
 /* 1: a page that was written to make room is still asked to go. */
 int pager_should_drop(const struct pager *p);
 void pager_make_room(struct pager *p);
+/* The same a little later: something passes by itself. */
+void pager_look_again(struct pager *p);
 void accounts_make_room(struct accounts *as);
 void pager_stat_usage(struct pager *p, uint64_t now_ns);
 uint64_t pager_used(const struct pager *p, enum account_tier t);

@@ -201,9 +201,33 @@ void page_begin(struct page *pg)
 	pg->range->pager->n_ops++;
 }
 
+static size_t op_bytes(uint32_t n)
+{
+	return sizeof(struct move) + n * sizeof(uint32_t);
+}
+
+int op_spare_new(struct pager *p)
+{
+	p->spare = calloc(1, op_bytes(1));
+	return p->spare ? 0 : -ENOMEM;
+}
+
+static struct move *op_alloc(struct pager *p, uint32_t n)
+{
+	struct move *op = calloc(1, op_bytes(n));
+
+	if (op || n > 1 || !p->spare || p->conf.device)
+		return op;
+	op = p->spare;
+	p->spare = NULL;
+	memset(op, 0, op_bytes(1));
+	op->spare_of = p;
+	return op;
+}
+
 struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind)
 {
-	struct move *op = calloc(1, sizeof(*op) + n * sizeof(op->crc[0]));
+	struct move *op = op_alloc(pg->range->pager, n);
 
 	if (!op)
 		return NULL;
@@ -303,7 +327,10 @@ void page_end(struct page *pg, enum op_kind kind, int err)
 void op_release(struct move *op)
 {
 	dev_op_free(op->dev);
-	free(op);
+	if (op->spare_of)
+		op->spare_of->spare = op;
+	else
+		free(op);
 }
 
 void op_free(struct move *op)

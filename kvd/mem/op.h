@@ -42,13 +42,19 @@ struct move {
 	uint64_t start_ns;
 	struct page_scrub *scrub; /* SCRUB */
 	struct dev_op *dev; /* with a device */
+	struct pager *spare_of; /* it is that one's spare operation */
 	uint32_t crc[]; /* [n] */
 };
 
 /* From now on the page belongs to an operation. */
 void page_begin(struct page *pg);
-/* An operation over n pages that have begun; NULL: no memory. */
+/*
+ * An operation over n pages that have begun; NULL: no memory. One page can nearly
+ * always have one: each pager keeps a spare, so that room is made when there is no
+ * memory (not with a device).
+ */
 struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind);
+int op_spare_new(struct pager *p);
 void op_work(struct move *op, void (*run)(struct loop_work *w),
 	     void (*done)(struct loop_work *w));
 /* Read or write the run; done() calls op_io_end(), which sets op->ret. */

@@ -400,7 +400,7 @@ static void give_up_pool(struct accounts *as, int err)
 	accounts_make_room(as);
 }
 
-static void look_again(struct pager *p)
+void pager_look_again(struct pager *p)
 {
 	struct accounts *as = p->account.accounts;
 
@@ -415,7 +415,7 @@ static int passes(struct pager *p, int err)
 	if (err != -EBUSY &&
 	    (!p->conf.stores || !stores_pending(p->conf.stores)))
 		return 0;
-	look_again(p);
+	pager_look_again(p);
 	return 1;
 }
 

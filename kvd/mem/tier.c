@@ -8,7 +8,7 @@
 #include "kvd/base/log.h"
 #include "kvd/mem/dev_op.h"
 #include "kvd/mem/device.h"
-#include "kvd/mem/move.h"
+#include "kvd/mem/op.h"
 #include "kvd/mem/stores.h"
 
 /*
@@ -176,8 +176,11 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	for (int i = 0; i < WANT_PRIOS; i++)
 		list_init(&p->starved[i]);
 	p->policy = evict_find(conf->policy);
-	ret = p->policy ? p->policy->open(&p->policy_state) : -EINVAL;
+	ret = p->policy ? op_spare_new(p) : -EINVAL;
+	if (!ret)
+		ret = p->policy->open(&p->policy_state);
 	if (ret) {
+		free(p->spare);
 		free(p);
 		return ret;
 	}
@@ -252,5 +255,6 @@ void pager_free(struct pager *p)
 	if (p->conf.device)
 		park_close_part(device_park(p->conf.device), &p->part);
 	p->policy->close(p->policy_state);
+	free(p->spare);
 	free(p);
 }

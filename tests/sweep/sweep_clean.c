@@ -25,6 +25,7 @@
 #include "kvd/mem/durable.h"
 #include "kvd/mem/page.h"
 #include "kvd/mem/scrub.h"
+#include "tests/rig/rig_alloc.h"
 #include "tests/rig/rig_mem.h"
 
 #define STORE	  (22ull << 20) /* 5 zones of 4 MiB and an index */
@@ -179,6 +180,8 @@ static uint32_t take(int64_t *slots, uint32_t n, uint32_t page_bytes, int most)
 
 	while (k < n) {
 		slots[k] = kio_store_alloc(store(), page_bytes);
+		if (slots[k] == -ENOMEM && rig_alloc_fails)
+			continue; /* once */
 		if (slots[k] < 0)
 			break;
 		k++;
@@ -215,6 +218,7 @@ static void fill(uint32_t n)
 
 static int64_t wanted[N_SLOTS];
 static uint32_t n_wanted;
+static int of_allocations;
 
 /* rig_mem_turn() asks how large files are, as often as it is called. */
 static void turn(void)
@@ -235,6 +239,7 @@ static void clean(void)
 
 	ck_assert_int_eq(cleaner_new(&c, r->loop, r->stores, 1u << 30), 0);
 	cleaner_adopt(r->pager);
+	rig_alloc_fails = of_allocations;
 	n_wanted = 0;
 	do {
 		n = take(wanted + n_wanted, N_SLOTS - n_wanted, BIG, 1);
@@ -243,6 +248,7 @@ static void clean(void)
 			turn();
 		ck_assert(rig_mem_patient(t0));
 	} while (n);
+	rig_alloc_fails = 0;
 	cleaner_info(c, &i);
 	kio_store_info(store(), &k);
 	n_cleaned += (int)k.n_zones_cleaned;
@@ -259,10 +265,12 @@ static void scrub(void)
 	const uint64_t t0 = clock_ns();
 
 	ck_assert_int_eq(scrub_new(&s, r->pager, 1u << 30), 0);
+	rig_alloc_fails = of_allocations;
 	do {
 		turn();
 		scrub_info(s, &i);
 	} while (!i.n_passes && rig_mem_patient(t0));
+	rig_alloc_fails = 0;
 	ck_assert_uint_gt(i.n_passes, 0);
 	ck_assert_uint_gt(i.n_pages, 0);
 	n_bad = (int)i.n_bad;
@@ -276,13 +284,16 @@ static const struct sweep {
 	enum kio_fault_mode mode;
 	int err;
 	int may_lose; /* what the disk does not give for good */
+	int alloc; /* of allocations alone */
 } sweeps[] = {
-	{ clean, N_SMALL, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO, 0 },
-	{ clean, N_SMALL, KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOSPC, 0 },
-	{ clean, N_SMALL, KIO_ENGINE_THREADS, KIO_FAULT_ONCE, ENOSPC, 0 },
-	{ scrub, 4, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO, 0 },
-	{ scrub, 4, KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOMEM, 0 },
-	{ scrub, 4, KIO_ENGINE_THREADS, KIO_FAULT_FOREVER, EIO, 1 },
+	{ clean, N_SMALL, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO, 0, 0 },
+	{ clean, N_SMALL, KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOSPC, 0, 0 },
+	{ clean, N_SMALL, KIO_ENGINE_THREADS, KIO_FAULT_ONCE, ENOSPC, 0, 0 },
+	{ scrub, 4, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO, 0, 0 },
+	{ scrub, 4, KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOMEM, 0, 0 },
+	{ scrub, 4, KIO_ENGINE_THREADS, KIO_FAULT_FOREVER, EIO, 1, 0 },
+	{ clean, N_SMALL, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, ENOMEM, 0, 1 },
+	{ scrub, 4, KIO_ENGINE_AUTO, KIO_FAULT_ONCE, ENOMEM, 0, 1 },
 };
 
 /* Nothing fails now. */
@@ -313,7 +324,8 @@ static uint64_t run(const struct sweep *s, uint64_t nth)
 	ck_assert_int_eq(truncate(path, 0), 0);
 	begin(s->kind);
 	fill(s->n);
-	kio_fault_arm(s->mode, "", nth, s->err);
+	of_allocations = s->alloc;
+	kio_fault_arm(s->mode, s->alloc ? "mem." : "", nth, s->err);
 	s->scenario();
 	met = kio_fault_count();
 	kio_fault_disarm();
@@ -363,7 +375,7 @@ START_TEST(every_point)
 	ck_assert_int_ge(close(mkstemp(path)), 0);
 	before = n_open();
 	met = run(s, UINT64_MAX);
-	ck_assert_uint_gt(met, 10);
+	ck_assert_uint_gt(met, s->alloc ? 3 : 10);
 	ck_assert(s->scenario != clean || n_cleaned >= 2);
 	ck_assert_int_eq(n_failed, 0);
 	do {
@@ -374,7 +386,7 @@ START_TEST(every_point)
 		ck_assert_int_eq(n_open(), before);
 		ck_assert_uint_lt(nth, MAX_STEPS);
 	} while (nth <= met);
-	ck_assert(s->scenario != clean || n_failed);
+	ck_assert(s->scenario != clean || s->alloc || n_failed);
 	printf("sweep %d: %d points, %d zones emptied, %d failed moves\n", _i,
 	       (int)nth - 1, n_cleaned, n_failed);
 	(void)unlink(path);

@@ -30,6 +30,7 @@
 #include "kvd/mem/park_mem.h"
 #include "kvd/mem/space.h"
 #include "kvd/mem/uffd.h"
+#include "tests/rig/rig_alloc.h"
 
 #define HUGE	  (2ull << 20)
 #define MOUNT	  (16ull << 20)
@@ -390,6 +391,8 @@ static const struct sweep {
 	{ waiting, KIO_FAULT_FOREVER, ENOMEM, "" },
 	/* how often it waits and reads is chance: these alone are always met */
 	{ waiting, KIO_FAULT_ONCE, EIO, "sys.epoll_ctl" },
+	{ frames, KIO_FAULT_FOREVER, ENOMEM, "mem." },
+	{ faults, KIO_FAULT_FOREVER, ENOMEM, "mem." },
 };
 
 START_TEST(every_point)
@@ -411,6 +414,7 @@ START_TEST(every_point)
 		(void)close(dir);
 	before = n_open();
 	maps = n_lines("/proc/self/maps", "memfd:");
+	rig_alloc_fails = !strcmp(s->points, "mem.");
 	kio_fault_arm(KIO_FAULT_ONCE, "", UINT64_MAX, EIO);
 	s->scenario();
 	ck_assert_uint_ge(kio_fault_count(), 4);

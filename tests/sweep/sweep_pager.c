@@ -3,7 +3,8 @@
  *
  * The scenario (spaces, frames, more ranges than memory holds, written back, read
  * again, made durable, cut, freed, closed, opened again and adopted) is run with the 1st,
- * 2nd, 3rd... point failing, once and for good, until a run meets none. In each run:
+ * 2nd, 3rd... point failing, once and for good, until a run meets none; then each of
+ * its allocations. In each run:
  *
  *  (1) every want and every persist is told: success, or a documented error;
  *  (2) a want that succeeds finds the bytes that were written, or zeros where none were;
@@ -23,6 +24,7 @@
 #include "kvd/base/clock.h"
 #include "io/fault.h"
 #include "kvd/mem/durable.h"
+#include "tests/rig/rig_alloc.h"
 #include "tests/rig/rig_mem.h"
 
 #define N_RANGES  8u
@@ -197,13 +199,17 @@ static void persist_one(uint32_t i)
 	l.n_acked += !told_ret;
 }
 
-/* Until nothing is in flight; what failed may be tried again for ever. */
+/*
+ * Until nothing is in flight; what failed may be tried again for ever. What waits
+ * for memory for its operation goes on when there is some again.
+ */
 static void settle(void)
 {
 	struct pager_info i;
 	const uint64_t t0 = clock_ns();
 	int calm = 0;
 
+	rig_alloc_fails = 0;
 	while (calm < 20 && rig_mem_patient(t0)) {
 		rig_mem_turn(&l.m);
 		pager_info(l.m.pager, &i);
@@ -297,12 +303,15 @@ static const struct sweep {
 	enum kio_engine_kind kind;
 	enum kio_fault_mode mode;
 	int err;
+	int alloc; /* of allocations alone */
 } sweeps[] = {
-	{ KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO },
-	{ KIO_ENGINE_AUTO, KIO_FAULT_ONCE, ENOMEM },
-	{ KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOSPC },
-	{ KIO_ENGINE_THREADS, KIO_FAULT_ONCE, EIO },
-	{ KIO_ENGINE_THREADS, KIO_FAULT_FOREVER, EIO },
+	{ KIO_ENGINE_AUTO, KIO_FAULT_ONCE, EIO, 0 },
+	{ KIO_ENGINE_AUTO, KIO_FAULT_ONCE, ENOMEM, 0 },
+	{ KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOSPC, 0 },
+	{ KIO_ENGINE_THREADS, KIO_FAULT_ONCE, EIO, 0 },
+	{ KIO_ENGINE_THREADS, KIO_FAULT_FOREVER, EIO, 0 },
+	{ KIO_ENGINE_AUTO, KIO_FAULT_ONCE, ENOMEM, 1 },
+	{ KIO_ENGINE_AUTO, KIO_FAULT_FOREVER, ENOMEM, 1 },
 };
 
 static uint64_t sweep_once(const struct sweep *s, uint64_t nth, int *refused)
@@ -310,7 +319,8 @@ static uint64_t sweep_once(const struct sweep *s, uint64_t nth, int *refused)
 	uint64_t met;
 	int ret;
 
-	kio_fault_arm(s->mode, "", nth, s->err);
+	rig_alloc_fails = s->alloc;
+	kio_fault_arm(s->mode, s->alloc ? "mem." : "", nth, s->err);
 	l.nth = nth;
 	l.forever = s->mode == KIO_FAULT_FOREVER;
 	ret = scenario(s->err);

@@ -17,6 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "tests/rig/rig_alloc.h"
 
 static void arm(const char *text)
 {
@@ -70,6 +71,7 @@ __attribute__((constructor)) static void faulty(void)
 	pthread_t t;
 	int fd;
 
+	rig_alloc_fails = 1; /* where "mem." is armed */
 	if (start)
 		arm(start);
 	if (!path)

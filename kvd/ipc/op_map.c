@@ -99,6 +99,30 @@ static int is_faults(const struct kv_ctl *c, ssize_t n)
 	       !c->n_bytes;
 }
 
+/* 0: it is in use, or waits until op_map() tries again. */
+static int take_faults(struct sess *s, int fd)
+{
+	const int ret = s->faults_fd >= 0
+				? -EALREADY
+				: serve_map_faults(s->ss, fd, &s->map_events);
+
+	if (ret != -ENOMEM && ret != -EMFILE && ret != -ENFILE)
+		return ret;
+	s->faults_fd = fd;
+	return 0;
+}
+
+static int retry_faults(struct sess *s)
+{
+	int ret = 0;
+
+	if (s->faults_fd >= 0)
+		ret = serve_map_faults(s->ss, s->faults_fd, &s->map_events);
+	if (!ret)
+		s->faults_fd = -1;
+	return ret;
+}
+
 int sess_read_ctl(struct sess *s)
 {
 	struct kv_ctl c;
@@ -122,7 +146,7 @@ int sess_read_ctl(struct sess *s)
 	s->map_events.lost = on_lost;
 	if (is_faults(&c, n) && fd >= 0 && s->ss &&
 	    !(msg.msg_flags & MSG_CTRUNC))
-		ret = serve_map_faults(s->ss, fd, &s->map_events);
+		ret = take_faults(s, fd);
 	if (!ret)
 		return 1;
 	if (fd >= 0)
@@ -277,6 +301,9 @@ int op_map(struct sess *s, const struct kv_sqe *e)
 		sess_close(s, ret);
 		return ret;
 	}
+	ret = retry_faults(s);
+	if (ret)
+		return ret;
 	m.holds = to.holds;
 	m.n_room = in.n_entries;
 	m.n_skip_room = to.skip ? in.n_skip : MAX_SKIP;

@@ -205,6 +205,8 @@ static void pidfd_ready(struct loop_fd *f, uint32_t events)
 static void sess_free(struct sess *s)
 {
 	chan_close(&s->ch);
+	if (s->faults_fd >= 0)
+		(void)close(s->faults_fd); /* it was never used */
 	free(s->reqs);
 	free(s);
 }
@@ -338,6 +340,7 @@ static void describe(struct sess *s, const struct sess_args *a)
 	s->closed.done = serve_closed;
 	s->stall.run = stall_over;
 	s->free_call.run = free_later;
+	s->faults_fd = -1;
 	list_init(&s->node);
 	list_init(&s->stall.node);
 }

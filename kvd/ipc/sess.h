@@ -113,6 +113,7 @@ struct sess {
 	struct loop_call free_call;
 	int closing, serve_closed;
 	struct serve_map_events map_events;
+	int faults_fd; /* it came, and there is no memory to use it yet; or -1 */
 	uint64_t spaces_sent; /* bit i: the client has file i */
 	uint64_t states_sent; /* and its states */
 	struct wait closed;

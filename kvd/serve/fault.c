@@ -44,6 +44,7 @@ struct fault {
 	uint32_t n_retries;
 	enum { FAULT_LINE, FAULT_WANT, FAULT_JOB, FAULT_REST } state;
 	int again; /* (2) */
+	int is_spare;
 };
 
 static void fault_begin(struct fault *f);
@@ -60,7 +61,10 @@ static void fault_free(struct fault *f)
 
 	list_del(&f->node);
 	list_del(&f->of_map);
-	free(f);
+	if (f->is_spare)
+		sm->spare = f;
+	else
+		free(f);
 	m->n_faults--;
 	sm->n_faults--;
 	segmap_look_gone(m);
@@ -374,6 +378,24 @@ static struct fault *on_its_way(struct segmap *m, uint32_t page)
 	return NULL;
 }
 
+struct fault *fault_new(void)
+{
+	return calloc(1, sizeof(struct fault));
+}
+
+/* One of a session can be had without memory. */
+static struct fault *fault_get(struct session_maps *sm)
+{
+	struct fault *f = fault_new();
+
+	if (f || !sm->spare)
+		return f;
+	f = sm->spare;
+	sm->spare = NULL;
+	*f = (struct fault){ .is_spare = 1 };
+	return f;
+}
+
 void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns)
 {
 	struct session_maps *sm = container_of(p, struct session_maps, peer);
@@ -390,7 +412,7 @@ void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns)
 		if (f->state != FAULT_JOB || page == f->run.first)
 			return;
 	}
-	f = sm->n_faults < FAULTS_MAX ? calloc(1, sizeof(*f)) : NULL;
+	f = sm->n_faults < FAULTS_MAX ? fault_get(sm) : NULL;
 	if (!f) {
 		log_warn("map", "session %u: %s", sm->ss->id,
 			 sm->n_faults < FAULTS_MAX ? "no memory for a fault"

@@ -278,6 +278,11 @@ int serve_map_faults(struct serve_session *ss, int fd,
 	sm = calloc(1, sizeof(*sm));
 	if (!sm)
 		return -ENOMEM;
+	sm->spare = fault_new();
+	if (!sm->spare) {
+		free(sm);
+		return -ENOMEM;
+	}
 	sm->ss = ss;
 	sm->events = e;
 	sm->peer.fault = fault_told;
@@ -287,6 +292,7 @@ int serve_map_faults(struct serve_session *ss, int fd,
 	sm->overdue.run = end_overdue;
 	ret = uffd_open(t->maps.uffd, &sm->peer, fd);
 	if (ret) {
+		free(sm->spare);
 		free(sm);
 		return ret;
 	}
@@ -523,6 +529,7 @@ static void peer_closed(struct uffd_job *j)
 	list_del(&sm->overdue.node);
 	free(sm->all);
 	free(sm->placed);
+	free(sm->spare);
 	free(sm);
 	session_request_end(ss);
 }

@@ -33,6 +33,8 @@ struct session_maps {
 	uint32_t next_id;
 	uint32_t n_faults; /* of all maps: what closing waits for */
 	struct list faults; /* of all maps, those that are gone too */
+	struct fault
+		*spare; /* for a fault when there is no memory; or in use */
 	int closing, close_started;
 	const uint64_t *holds; /* the client's, or NULL */
 	struct segmap_hold { /* a word that stands in the way */
@@ -49,6 +51,7 @@ void segmap_look_gone(struct segmap *m);
 void maps_look_closed(struct session_maps *sm);
 /* fault.c: uffd_peer.fault */
 void fault_told(struct uffd_peer *p, uint64_t addr, uint64_t read_ns);
+struct fault *fault_new(void); /* for session_maps.spare, to be free()d; NULL */
 /* Nobody waits for the faults of m any more; those at work end by themselves. */
 void fault_cancel_map(struct segmap *m);
 /* map_check()'s part. */

@@ -487,18 +487,26 @@ static int start_with_fault(const char *point, int nth, int err)
 	return 1;
 }
 
+/* Of allocations, of which there are thousands, all the first and then some. */
+static const struct at_start {
+	const char *points;
+	int err, each, step;
+} at_start[] = { { "sys.", EIO, MOST_AT_START, 1 },
+		 { "mem.", ENOMEM, 60, 41 } };
+
 START_TEST(a_call_that_fails_at_start_ends_it_with_a_reason_or_is_done_without)
 {
+	const struct at_start *at = &at_start[_i];
 	char *log, *crash;
-	int n = 0, nth = 1, ret = 0;
+	int n = 0, n_starts = 0, nth = 1, ret = 0;
 
 	d = rig_daemon_start(NULL);
 	ck_assert_ptr_nonnull(d);
 	ck_assert_int_eq(rig_daemon_stop(d), 0);
 	(void)!freopen("/dev/null", "w", stderr); /* the rig shows each log */
-	for (; ret >= 0; nth++) {
-		ck_assert_int_lt(nth, MOST_AT_START);
-		ret = start_with_fault("sys.", nth, EIO);
+	for (; ret >= 0; nth += nth < at->each ? 1 : at->step) {
+		ck_assert_int_lt(n_starts++, MOST_AT_START);
+		ret = start_with_fault(at->points, nth, at->err);
 		n += ret > 0;
 	}
 	n += start_with_fault("uring.setup", 1, EIO);
@@ -507,7 +515,7 @@ START_TEST(a_call_that_fails_at_start_ends_it_with_a_reason_or_is_done_without)
 	if (!crash)
 		crash = strstr(log, "Sanitizer");
 	ck_assert_msg(!crash, "%s", crash);
-	printf("%d of %d starts refused\n", n, nth);
+	printf("%s: %d of %d starts refused\n", at->points, n, n_starts);
 	ck_assert_int_gt(n, 0);
 	ck_assert_ptr_nonnull(strstr(log, "storage threads"));
 	free(log);
@@ -536,9 +544,10 @@ static Suite *suite(void)
 			    0, 2);
 	tcase_add_test(t, a_sequence_that_cannot_be_read_fails_alone);
 	tcase_add_test(u, a_full_file_system);
-	tcase_add_test(
+	tcase_add_loop_test(
 		u,
-		a_call_that_fails_at_start_ends_it_with_a_reason_or_is_done_without);
+		a_call_that_fails_at_start_ends_it_with_a_reason_or_is_done_without,
+		0, (int)(sizeof(at_start) / sizeof(at_start[0])));
 	suite_add_tcase(s, t);
 	suite_add_tcase(s, u);
 	return s;

@@ -62,7 +62,8 @@ int sockfile_open(const char *path, int type, mode_t mode)
 	ret = bind_private(fd, &addr);
 	if (ret)
 		goto out;
-	if (!listen(fd, BACKLOG) && !chmod(path, mode))
+	/* in this order: nobody who may connect is told that he may not */
+	if (!chmod(path, mode) && !listen(fd, BACKLOG))
 		return fd;
 	ret = -errno;
 	(void)unlink(path); /* ours */

@@ -279,7 +279,7 @@ static void next_line(FILE *f, char *line, int room)
 
 START_TEST(a_recording_is_a_trace)
 {
-	char path[] = "/tmp/kvd-trace-XXXXXX", line[4096];
+	char path[] = "/tmp/kvd-trace-XXXXXX", line[4096], cmd[128];
 	unsigned int in, out_tokens, n_ids = 0;
 	const int fd = mkstemp(path);
 	FILE *f = fdopen(fd, "r");
@@ -308,8 +308,8 @@ START_TEST(a_recording_is_a_trace)
 	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
 	ck_assert(WIFEXITED(status) && !WEXITSTATUS(status));
 	fclose(f);
-	snprintf(line, sizeof(line), "trace record %s --seconds 0.01", path);
-	ck_assert_int_eq(run(line), 0); /* by itself */
+	snprintf(cmd, sizeof(cmd), "trace record %s --seconds 0.01", path);
+	ck_assert_int_eq(run(cmd), 0); /* by itself */
 	ck_assert_int_eq(run("trace record"), 2);
 	unlink(path);
 }

@@ -245,10 +245,34 @@ struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind)
 	return op;
 }
 
+/* While it is in an operation, in no line, prio says who waits for it. */
+void page_hurry(struct page *pg, enum want_prio prio)
+{
+	struct pager *p = pg->range->pager;
+
+	if ((pg->state != PAGE_READING && pg->state != PAGE_WRITING) ||
+	    !list_empty(&pg->starved) || prio >= pg->prio || p->conf.device)
+		return;
+	pg->prio = (uint8_t)prio;
+	(void)stores_hurry(p->conf.stores, pg->range->i_disk, &p->flow, prio,
+			   (uint64_t)pg->slot);
+}
+
+/* Of those who wait for one of its pages, the most urgent. */
+static uint32_t op_prio(const struct move *op)
+{
+	uint32_t prio = op->prio;
+
+	for (uint32_t i = 0; i < op->n && op->kind != OP_SCRUB; i++)
+		prio = KV_MIN(prio, op->page[i].prio);
+	return prio;
+}
+
 void op_io(struct move *op, void (*done)(struct kio_req *r))
 {
 	struct page *pg = op->page;
 	struct pager *p = pg->range->pager;
+	const uint32_t prio = op_prio(op);
 
 	op->req = (struct kio_req){
 		.buf = op->kind == OP_SCRUB ? op->scrub->buf : page_addr(pg),
@@ -257,11 +281,11 @@ void op_io(struct move *op, void (*done)(struct kio_req *r))
 		.done = done,
 	};
 	if (op->kind != OP_WRITE)
-		stores_read(p->conf.stores, pg->range->i_disk, &p->flow,
-			    op->prio, &op->req);
+		stores_read(p->conf.stores, pg->range->i_disk, &p->flow, prio,
+			    &op->req);
 	else
-		stores_write(p->conf.stores, pg->range->i_disk, &p->flow,
-			     op->prio, &op->req);
+		stores_write(p->conf.stores, pg->range->i_disk, &p->flow, prio,
+			     &op->req);
 }
 
 void op_io_end(struct move *op)

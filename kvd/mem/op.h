@@ -60,6 +60,8 @@ void op_work(struct move *op, void (*run)(struct loop_work *w),
 /* Read or write the run; done() calls op_io_end(), which sets op->ret. */
 void op_io(struct move *op, void (*done)(struct kio_req *r));
 void op_io_end(struct move *op);
+/* A want of prio waits for a page that is being read or written. */
+void page_hurry(struct page *pg, enum want_prio prio);
 /*
  * A page of kind's operation has let go; err: why it failed. Whoever waits is
  * told. The range stays until op_free().

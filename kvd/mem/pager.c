@@ -384,6 +384,16 @@ static int add_wait(struct page *pg, struct page_want *w)
 	return 0;
 }
 
+/* In a line for room page_fetch() sees to it; on its way the disk's line is next. */
+static int wait_for(struct page *pg, struct page_want *w)
+{
+	const int ret = add_wait(pg, w);
+
+	if (!ret)
+		page_hurry(pg, w->prio);
+	return ret;
+}
+
 /* Nobody writes into a page while its bytes are read for the lower tier. */
 static int must_wait(const struct page *pg, uint32_t flags)
 {
@@ -412,7 +422,7 @@ int page_want(struct pager *p, struct page_want *w)
 		else if (pg->resting)
 			ret = -EIO;
 		else if (must_wait(pg, w->runs[pg_r].flags))
-			ret = add_wait(pg, w);
+			ret = wait_for(pg, w);
 		else if (w->runs[pg_r].flags & PAGE_WRITE)
 			begin_write(pg);
 	}

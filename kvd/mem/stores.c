@@ -532,6 +532,44 @@ void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
 	begin(s, i, f, prio, r);
 }
 
+/* The request of the queue that has the block, out of it; or NULL. */
+static struct kio_req *queue_take(struct stores_queue *q, uint64_t block)
+{
+	struct kio_req **at = &q->first, *before = NULL, *r;
+
+	for (; (r = *at); before = r, at = &r->next) {
+		if (block - r->block >= r->n_bytes / KIO_BLOCK_BYTES)
+			continue;
+		*at = r->next;
+		if (!r->next)
+			q->last = before;
+		return r;
+	}
+	return NULL;
+}
+
+int stores_hurry(struct stores *s, uint32_t i, struct stores_flow *f,
+		 uint32_t prio, uint64_t block)
+{
+	struct stores_lane *l = &f->lanes[i];
+
+	assert(i < s->conf.n);
+	for (uint32_t k = prio + 1; k < STORES_PRIOS; k++) {
+		struct stores_queue *to = &l->queue[prio];
+		struct kio_req *r = queue_take(&l->queue[k], block);
+
+		if (!r) {
+			to = &l->held[prio];
+			r = queue_take(&l->held[k], block);
+		}
+		if (!r)
+			continue;
+		queue_push(to, r);
+		return 1;
+	}
+	return 0;
+}
+
 void stores_end(struct stores *s, uint32_t i, const struct kio_req *r)
 {
 	struct disk *d = &s->disks[i];

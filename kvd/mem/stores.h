@@ -109,6 +109,12 @@ void stores_write(struct stores *s, uint32_t i, struct stores_flow *f,
 		  uint32_t prio, struct kio_req *r);
 void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
 /*
+ * Somebody more urgent waits for the block now: its request, if it waits here at less
+ * than prio, goes to the end of those of prio. 1: it was found.
+ */
+int stores_hurry(struct stores *s, uint32_t i, struct stores_flow *f,
+		 uint32_t prio, uint64_t block);
+/*
  * A slot could not be written, by itself: 1, set it aside (kio_store_set_aside()).
  * 0: not one more. A disk that takes no writes at all loses eight so, one that takes
  * some a 64th.

@@ -54,6 +54,7 @@ struct rig_mem *rig_mem_open(struct rig_mem_options o)
 		c.policy = o.policy;
 	c.memory_bytes = o.memory_bytes;
 	c.disk_bytes = o.disk_bytes;
+	c.io_limit = o.io_limit;
 	c.loop = r->loop;
 	c.reclaim = o.reclaim;
 	c.ctx = o.ctx;

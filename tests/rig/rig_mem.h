@@ -20,6 +20,7 @@ struct rig_mem_options {
 	uint64_t store_bytes; /* 0: twice disk_bytes and some */
 	enum kio_engine_kind kind;
 	const char *policy; /* NULL: clock */
+	uint64_t io_limit; /* pager_conf's */
 	const char *store; /* NULL: a file that nothing survives in */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	int (*reclaim)(void *ctx);

@@ -539,6 +539,38 @@ START_TEST(pages_mapped_ahead_make_no_want_wait)
 }
 END_TEST
 
+/* The limit holds all reads of a while: then the order is that of who waits. */
+START_TEST(a_step_goes_before_what_is_prefetched)
+{
+	struct rig_mem *r = rig_mem_open(
+		(struct rig_mem_options){ .memory_bytes = 40 * PAGE,
+					  .disk_bytes = 400 * PAGE,
+					  .io_limit = 64 * PAGE });
+	struct range *range = written(r, 32);
+	struct page_run run = { range, 0, 1, 0 };
+	struct pager_info before, after;
+
+	range_free(written(r, 120));
+	rig_mem_settle(r);
+	pager_info(r->pager, &before);
+	for (uint32_t i = 0; i < 32; i++) {
+		run.first = i * 7 % 32;
+		ck_assert_int_eq(range->pages[run.first].state, PAGE_LOWER);
+		page_prefetch(r->pager, &run, 1);
+	}
+	while (range->pages[run.first].state == PAGE_LOWER)
+		rig_mem_turn(r);
+	ck_assert_int_eq(rig_mem_want(r, &run, 1), 0);
+	pager_info(r->pager, &after);
+	ck_assert_uint_le(after.n_read_total, before.n_read_total + 3);
+	ck_assert(rig_mem_holds(&run, run.first + 1));
+	page_unpin(r->pager, &run, 1);
+	range_free(range);
+	rig_mem_settle(r);
+	rig_mem_close(r);
+}
+END_TEST
+
 static int durable_ret;
 static int is_durable;
 
@@ -739,6 +771,7 @@ int main(void)
 	tcase_add_test(t, a_cancelled_want_holds_nothing);
 	tcase_add_test(t, a_writer_waits_for_the_end_of_the_write);
 	tcase_add_test(t, pages_mapped_ahead_make_no_want_wait);
+	tcase_add_test(t, a_step_goes_before_what_is_prefetched);
 	tcase_add_loop_test(t, what_nobody_waits_for_goes_in_large_writes, 0,
 			    4);
 	suite_add_tcase(s, t);

@@ -430,6 +430,43 @@ START_TEST(who_weighs_three_times_as_much_is_served_so)
 }
 END_TEST
 
+START_TEST(what_is_waited_for_goes_first)
+{
+	struct flood *a = flood_new(100, 0), *b = flood_new(100, 0);
+	struct kio_req *last = &a->reqs[N_REQS - 1].req;
+	struct flood_req more = { .flood = a };
+	void *buf = large_buf();
+
+	open_two(4 * DISK, DISK);
+	stores_set_window(stores, 1);
+	flood_start(a, buf, 2, 0);
+	flood_start(b, buf, 1, 0); /* another's queues are its own */
+	ck_assert(!stores_hurry(stores, 0, &b->flow, 0, last->block));
+	ck_assert(stores_hurry(stores, 0, &a->flow, 0,
+			       last->block + LARGE / 4096 - 1));
+	ck_assert(!stores_hurry(stores, 0, &a->flow, 0, last->block));
+	last->ret = 1; /* none yet */
+	while (last->ret == 1)
+		turn();
+	ck_assert_uint_le(a->n_done, 2);
+	/* those that were there still are: the new last one, too */
+	ck_assert(stores_hurry(stores, 0, &a->flow, 1,
+			       a->reqs[N_REQS - 2].req.block));
+	more.req = (struct kio_req){ .buf = buf,
+				     .block = a->reqs[0].req.block,
+				     .n_bytes = LARGE,
+				     .done = flood_done };
+	stores_read(stores, 0, &a->flow, 2, &more.req);
+	while (a->n_done < N_REQS + 1 || b->n_done < N_REQS)
+		turn();
+	ck_assert_uint_eq(stores_n_busy(stores, 0), 0);
+	free(a);
+	free(b);
+	free(buf);
+	close_two();
+}
+END_TEST
+
 /* 48 MiB at 64 MiB a second, of which 8 may be ahead: more than half a second. */
 START_TEST(a_limit_holds_reads_of_its_own_only)
 {
@@ -628,6 +665,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_range_goes_where_room_is);
 	tcase_add_test(tc, a_range_goes_where_it_is_served_soon);
 	tcase_add_test(tc, who_weighs_three_times_as_much_is_served_so);
+	tcase_add_test(tc, what_is_waited_for_goes_first);
 	tcase_add_test(tc, a_limit_holds_reads_of_its_own_only);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
 	tcase_add_test(tc, a_range_goes_where_its_pages_fit);

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,16 +82,23 @@ static int read_histogram(struct kvc *c, struct histogram *h)
 	return h->n ? 0 : -EPROTO;
 }
 
-/* The end of the bucket in which the quantile of what came in between lies. */
+/* Of what came in between: as if spread evenly in its bucket, as Prometheus has it. */
 static double quantile_us(const struct histogram *from,
 			  const struct histogram *to, double q)
 {
 	const double all = to->count[to->n - 1] - from->count[to->n - 1];
+	double n = 0, below = 0, le = 0;
 	uint32_t i = 0;
 
-	while (i + 1 < to->n && to->count[i] - from->count[i] < q * all)
-		i++;
-	return to->le[i] * 1e6;
+	for (; i < to->n; i++) {
+		n = to->count[i] - from->count[i];
+		if (n >= q * all || i + 1 == to->n || isinf(to->le[i + 1]))
+			break;
+		below = n;
+		le = to->le[i];
+	}
+	return 1e6 * (le + (to->le[i] - le) *
+				   KV_MIN((q * all - below) / (n - below), 1));
 }
 
 /* A number of a JSON answer, the first of that name. */

@@ -29,7 +29,7 @@
 #define RETRY_NS   1000000000u /* a page whose write failed rests so long */
 #define LOG_NS	   1000000000u
 #define RUN_BYTES  (2u << 20) /* of a read or write */
-#define LAZY_BYTES (4u << 20) /* of a write that nobody waits for */
+#define LAZY_BYTES (8u << 20) /* of a write that nobody waits for */
 #define DROP_BYTES (16u << 20)
 
 /* ---- steps on workers ---------------------------------------------------------- */

@@ -58,10 +58,13 @@ $(B)/obj/kernels/%.o: override CC := gcc
 $(B)/obj/kernels/%.o: ALLC := $(CFLAGS) $(OPT)
 endif
 # kern.c says what they read and write; the emulator switches stacks by hand
+ISA_OBJ := $(patsubst kernels/%.c,$(B)/obj/kernels/%.o,$(wildcard kernels/cpu_*.c) kernels/ref.c)
+ifeq ($(SAN),asan)
+$(ISA_OBJ): ALLC := $(filter-out -fsanitize=address,$(ALLC))
+endif
 ifeq ($(SAN),tsan)
 export TSAN_OPTIONS ?= suppressions=tests/tsan.supp history_size=4 die_after_fork=0
-$(B)/obj/kernels/cpu_%.o $(B)/obj/kernels/ref.o \
-$(call obj,$(addprefix tests/rig/cuda/,gpu_emu.c emu_mma.c emu_hopper.c fake_kernels.c)): \
+$(ISA_OBJ) $(call obj,$(addprefix tests/rig/cuda/,gpu_emu.c emu_mma.c emu_hopper.c fake_kernels.c)): \
 	ALLC := $(filter-out -fsanitize=thread,$(ALLC))
 endif
 $(patsubst %,$(B)/obj/%.o,kvd/main kvd/serve/query kvd/ipc/admin libkvclient/client): private ALLC += -DKV_VERSION='"$(VERSION)"'

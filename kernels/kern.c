@@ -422,16 +422,49 @@ size_t kern_weight_bytes(const struct kern_weight *w)
 	return w->n_panels * w->panel_words * 4;
 }
 
-/* ---- what ThreadSanitizer is told --------------------------------------- */
+/* ---- what the sanitizers are told ---------------------------------------- */
 
 /*
- * The files of the instruction sets are not instrumented (it takes 20 times as long): what
- * a call reads and writes of what other threads may touch is said here, in ranges.
+ * The files of the instruction sets are not instrumented by ThreadSanitizer (it takes 20
+ * times as long), nor, in the daemon, by AddressSanitizer (8 times): what a call reads and
+ * writes is said here, in ranges. Tests of kernels have instrumented ones (tests.mk).
  */
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_THREAD__)
 void __tsan_read_range(void *at, long n);
 void __tsan_write_range(void *at, long n);
 
+static void tell_read(const void *at, size_t n)
+{
+	__tsan_read_range((void *)(uintptr_t)at, (long)n);
+}
+
+static void tell_write(void *at, size_t n)
+{
+	__tsan_write_range(at, (long)n);
+}
+#elif defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+
+/* Touches the first byte that must not be: that is reported. */
+static void tell_read(const void *at, size_t n)
+{
+	volatile const char *bad =
+		__asan_region_is_poisoned((void *)(uintptr_t)at, n);
+
+	if (bad)
+		(void)*bad;
+}
+
+static void tell_write(void *at, size_t n)
+{
+	volatile char *bad = __asan_region_is_poisoned(at, n);
+
+	if (bad)
+		*bad = 0;
+}
+#endif
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 static void tell_tokens(const struct kern_attn *a, const struct kern_span *s,
 			const void *base)
 {
@@ -444,11 +477,9 @@ static void tell_tokens(const struct kern_attn *a, const struct kern_span *s,
 					 t / s->page_tokens * s->page_bytes +
 					 h * s->head_bytes;
 
-			__tsan_read_range(
-				(void *)(uintptr_t)at,
-				(long)(row * (left < s->page_tokens
-						      ? left
-						      : s->page_tokens)));
+			tell_read(at, row * (left < s->page_tokens
+						     ? left
+						     : s->page_tokens));
 		}
 }
 
@@ -467,11 +498,9 @@ static void tell_linear(const struct kern_linear *a)
 	for (uint32_t r = 0; r < a->n_rows; r++) {
 		const char *x = (const char *)a->x + r * a->x_stride * es;
 
-		__tsan_read_range((void *)(uintptr_t)x,
-				  (long)(a->w->n_in * es));
-		__tsan_write_range(
-			a->y + r * a->y_stride + a->out_from,
-			(long)((a->out_to - a->out_from) * sizeof(float)));
+		tell_read(x, a->w->n_in * es);
+		tell_write(a->y + r * a->y_stride + a->out_from,
+			   (a->out_to - a->out_from) * sizeof(float));
 	}
 }
 #else

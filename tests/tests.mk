@@ -9,6 +9,15 @@ endef
 $(addprefix $(B)/tests/test_,serve calls steps edit restore share ape relay relay_lists order line preload ratio private zero_copy): FIRST := $(B)/libcore.a
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
+# the kernels that the daemon has uninstrumented (Makefile), instrumented
+ifeq ($(SAN),asan)
+INST := $(patsubst $(B)/obj/%,$(B)/obj/inst/%,$(ISA_OBJ))
+$(B)/obj/inst/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALLC) $(ISA_$(notdir $*)) -MMD -MP -c -o $@ $<
+$(addprefix $(B)/tests/test_,kern kern_elem kern_amx attn narrow): $(INST)
+endif
+
 # sweeps let what the core allocates fail too: tests/rig/rig_alloc.h
 ALLOCS := malloc calloc realloc strdup posix_memalign
 $(B)/tests/libcore-alloc.a: $(B)/libcore.a

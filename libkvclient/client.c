@@ -102,7 +102,9 @@ static int greet(int sock, const struct kv_hello *hello, struct answer *a)
 		return a->welcome.err < 0 ? a->welcome.err : -EPROTO;
 	if (a->welcome.major != KV_ABI_MAJOR)
 		return -EPROTONOSUPPORT;
-	return a->fds[0] < 0 || a->fds[1] < 0 ? -EPROTO : 0;
+	if (a->fds[0] >= 0 && a->fds[1] >= 0)
+		return 0;
+	return msg.msg_flags & MSG_CTRUNC ? -EMFILE : -EPROTO;
 }
 
 static int power_of_two(uint32_t n)

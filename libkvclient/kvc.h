@@ -79,7 +79,8 @@ void kvc_maps_lost(struct kvc *c);
 void kvc_maps_free(struct kvc *c);
 /*
  * map.c: the descriptors of a KV_CTL_FRAMES that was sent before a completion that was read;
- * at most KV_FRAMES_MAX, the caller's. How many; -EPROTO there is none, -ECONNRESET.
+ * at most KV_FRAMES_MAX, the caller's. How many; -EPROTO there is none, -EMFILE, -ENFILE,
+ * -ENOMEM they could not be kept, -ECONNRESET.
  */
 int kvc_frames_take(struct kvc *c, uint32_t id, uint64_t first, int *fds);
 /* arena.c: the whole arena becomes one free block. */

@@ -40,7 +40,8 @@ struct kvc_options {
 };
 
 /* Connect; opt may be NULL. The caller owns *out until kvc_close(). -ENOENT or
- * -ECONNREFUSED no daemon, -EACCES unknown uid, -EPROTONOSUPPORT, -EDQUOT. */
+ * -ECONNREFUSED no daemon, -EACCES unknown uid, -EPROTONOSUPPORT, -EDQUOT, -EMFILE no
+ * descriptors left (it takes three). */
 int kvc_open(struct kvc **out, const struct kvc_options *opt);
 /* Ends the session; requests in flight are cancelled. NULL is fine. */
 void kvc_close(struct kvc *c);
@@ -153,7 +154,8 @@ struct kvc_map { /* read only; the library's until kvc_unmap() */
  *
  * -ENOTSUP the daemon, the tenant, or this process may not use userfaultfd; -EDQUOT
  * the tenant's maps are used up; -EBUSY a call that uses seq is in flight, or not
- * all layers hold the same tokens; -ENOENT.
+ * all layers hold the same tokens; -ENOENT; -EMFILE, -ENFILE no descriptor left: the next
+ * call finds what did not come.
  *
  * A touch waits for the page. It is SIGBUS when the page cannot be read (its bytes
  * fail their check), and SIGSEGV when the session has ended (daemon lost, or
@@ -248,7 +250,8 @@ struct kvc_export_args {
  * -ENOTSUP the daemon's KV is not on a device, the tenant has no device_share, there is no
  * driver here or it does not show that device; -EDQUOT more than half of the tenant's
  * share of memory would be exported; -EAGAIN not now; -EBUSY as kvc_map(); -EOPNOTSUPP
- * tokens are hidden; -ENODEV the device is lost; -ENOENT; -ENOMEM.
+ * tokens are hidden; -ENODEV the device is lost; -ENOENT; -ENOMEM; -EMFILE no descriptors
+ * left for its frames.
  *
  * When the daemon is gone the memory stays as it was.
  */

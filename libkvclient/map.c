@@ -9,7 +9,9 @@
  *  (1) No area is ever plain: it is registered before its address is told, and when
  *      the daemon is lost it is made PROT_NONE before it is unregistered, which wakes
  *      who waits. So nobody reads zeros and nobody waits for ever.
- *  (2) A thread of the library watches the control socket from the first map on.
+ *  (2) A thread of the library watches the control socket from the first map on. A message
+ *      is taken off it when what came with it is kept; a process without a free
+ *      descriptor finds it there again when it has one.
  *  (3) Areas are not inherited by fork() (MADV_DONTFORK), nor part of a core.
  *  (4) With kvc_map_by_signal() an area's faults are resolved where they happen (here.h),
  *      and what the daemon knows of is its door.
@@ -44,6 +46,8 @@
 #define SKIP_FIRST  1024u /* words: 64K tokens */
 #define NAPS_MAX    5000u
 #define WATCH_STACK (64u << 10)
+#define AGAIN_MS    20 /* a message that cannot be taken yet is looked at again */
+#define LOOKS_MAX   16u /* then its descriptor will never come */
 
 static void lock(struct kvc_maps *ms)
 {
@@ -79,13 +83,15 @@ static void close_fds(const int *fds, uint32_t n)
 		(void)close(fds[i]); /* nothing can be lost */
 }
 
+/* Frames that are not kept are asked for again. */
 static void keep_frames_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 			       const int *fds, uint32_t n)
 {
 	struct frames *f = malloc(sizeof(*f) + n * sizeof(f->fds[0]));
 
 	if (!f) {
-		close_fds(fds, n); /* who asked for them finds none */
+		close_fds(fds, n);
+		ms->frames_err = -ENOMEM;
 		return;
 	}
 	f->id = c->id;
@@ -96,118 +102,168 @@ static void keep_frames_locked(struct kvc_maps *ms, const struct kv_ctl *c,
 	ms->frames = f;
 }
 
-static void take_states_locked(struct kvc_maps *ms, uint32_t space, int fd)
+/* 0, or -ENOMEM and it is as before. The descriptor is not kept. */
+static int take_states_locked(struct kvc_maps *ms, uint32_t space, int fd)
 {
 	struct states *s = &ms->states[space];
 	struct stat st;
 	void *p;
 
 	if (s->bytes || fstat(fd, &st) || st.st_size <= 0)
-		return;
+		return 0;
 	/* as an area (area.c): locked memory would be filled, and this is large */
 	p = mmap(NULL, (size_t)st.st_size, PROT_NONE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
-		return;
+		return errno == ENOMEM || errno == EAGAIN ? -ENOMEM : 0;
 	(void)madvise(p, (size_t)st.st_size, MADV_DONTFORK); /* a wish */
 	if (mprotect(p, (size_t)st.st_size, PROT_READ)) {
 		(void)munmap(p, (size_t)st.st_size); /* nobody knows of it */
-		return;
+		return -ENOMEM;
 	}
 	s->bytes = p;
 	s->n = (size_t)st.st_size;
+	return 0;
 }
 
-static void take_message_locked(struct kvc_maps *ms, const struct kv_ctl *c,
-				int fd)
+/* A message with one descriptor, or none (-1): 0, or why it cannot be taken yet. */
+static int take_one_locked(struct kvc_maps *ms, const struct kv_ctl *c, int fd)
 {
+	int ret = 0;
+
 	if (c->kind == KV_CTL_SPACE && fd >= 0 && c->id < KVC_MAX_SPACES &&
 	    ms->spaces[c->id] < 0) {
 		ms->spaces[c->id] = fd;
-		return;
+		return 0;
 	}
 	if (c->kind == KV_CTL_STATES && fd >= 0 && c->id < KVC_MAX_SPACES)
-		take_states_locked(ms, c->id, fd);
+		ret = take_states_locked(ms, c->id, fd);
 	if (fd >= 0)
 		(void)close(fd); /* mapped, or not asked for */
 	if (c->kind == KV_CTL_LOST)
 		kvc_area_lose(ms, c->addr, c->n_bytes);
+	return ret;
 }
 
-/* One message, with its descriptors: bytes, 0 at the end, -EAGAIN, -errno. */
-static ssize_t recv_ctl(int sock, struct kv_ctl *c, int *fds, uint32_t *n_fds)
+struct message {
+	struct kv_ctl c;
+	ssize_t n_bytes;
+	int fds[KV_FRAMES_MAX];
+	uint32_t n_fds;
+	int is_cut; /* descriptors are missing */
+};
+
+/* The first message, which stays: 1, 0 at the end, -EAGAIN, -errno. */
+static int look_at_ctl(int sock, struct message *m)
 {
 	union {
 		char buf[CMSG_SPACE(KV_FRAMES_MAX * sizeof(int))];
 		struct cmsghdr align;
 	} ctl;
-	struct iovec iov = { c, sizeof(*c) };
+	struct iovec iov = { &m->c, sizeof(m->c) };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = ctl.buf,
 			      .msg_controllen = sizeof(ctl.buf) };
-	struct cmsghdr *m;
-	ssize_t n;
+	struct cmsghdr *h;
 
-	*n_fds = 0;
 	do
-		n = recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return -errno;
-	m = CMSG_FIRSTHDR(&msg);
-	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS) {
-		*n_fds = (uint32_t)((m->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fds, CMSG_DATA(m), *n_fds * sizeof(int));
+		m->n_bytes = recvmsg(
+			sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (m->n_bytes < 0 && errno == EINTR);
+	if (m->n_bytes <= 0)
+		return m->n_bytes ? -errno : 0;
+	m->n_fds = 0;
+	m->is_cut = msg.msg_flags & MSG_CTRUNC ? 1 : 0;
+	h = CMSG_FIRSTHDR(&msg);
+	if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS) {
+		m->n_fds =
+			(uint32_t)((h->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(m->fds, CMSG_DATA(h), m->n_fds * sizeof(int));
 	}
-	return n;
+	return 1;
 }
 
-/* Read what is there: 0, or -ECONNRESET. */
+/* Why a descriptor is missing: -EAGAIN it was not to be had, and is now. */
+static int why_cut(int sock)
+{
+	const int fd = fcntl(sock, F_DUPFD_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	(void)close(fd); /* it was free */
+	return -EAGAIN;
+}
+
+/* 0: it can go; else why not yet. Its descriptors are kept or closed. */
+static int take_locked(struct kvc_maps *ms, const struct message *m)
+{
+	const int known = m->n_bytes == (ssize_t)sizeof(m->c) &&
+			  m->c.magic == KV_MAGIC;
+	int ret = 0;
+
+	if (known && m->c.kind == KV_CTL_FRAMES && !m->is_cut) {
+		keep_frames_locked(ms, &m->c, m->fds, m->n_fds);
+		return 0;
+	}
+	if (known && m->n_fds <= 1 && !m->is_cut)
+		return take_one_locked(ms, &m->c, m->n_fds ? m->fds[0] : -1);
+	if (known && m->c.kind == KV_CTL_FRAMES) /* they are asked for again */
+		ms->frames_err = -EMFILE;
+	else if (known && !m->n_fds)
+		ret = why_cut(ms->sock);
+	close_fds(m->fds, m->n_fds);
+	return ret;
+}
+
+/*
+ * Read what is there: 0, -ECONNRESET, or why the rest cannot be taken now (-EMFILE, -ENFILE,
+ * -ENOMEM): it is still there then.
+ */
 static int read_ctl_locked(struct kvc_maps *ms)
 {
-	int fds[KV_FRAMES_MAX];
-	struct kv_ctl c;
-	uint32_t n_fds;
-	ssize_t n;
+	uint32_t n_looks = 0;
+	struct message m;
+	char byte;
+	int ret;
 
 	for (;;) {
-		n = recv_ctl(ms->sock, &c, fds, &n_fds);
-		if (n < 0)
-			return n == -EAGAIN ? 0 : -ECONNRESET;
-		if (n == 0)
-			return -ECONNRESET;
-		if (n != (ssize_t)sizeof(c) || c.magic != KV_MAGIC)
-			close_fds(fds, n_fds); /* we do not know it */
-		else if (c.kind == KV_CTL_FRAMES)
-			keep_frames_locked(ms, &c, fds, n_fds);
-		else if (n_fds > 1)
-			close_fds(fds, n_fds);
-		else
-			take_message_locked(ms, &c, n_fds ? fds[0] : -1);
+		ret = look_at_ctl(ms->sock, &m);
+		if (ret <= 0)
+			return ret == -EAGAIN ? 0 : -ECONNRESET;
+		ret = take_locked(ms, &m);
+		if (ret == -EAGAIN && ++n_looks < LOOKS_MAX)
+			continue;
+		if (ret && ret != -EAGAIN)
+			return ret;
+		/* what came of it is kept: the message goes */
+		(void)recv(ms->sock, &byte, sizeof(byte), MSG_DONTWAIT);
+		n_looks = 0;
 	}
 }
 
 static void *watch(void *arg)
 {
 	struct kvc_maps *ms = arg;
-	struct pollfd p[2] = { { .fd = ms->sock, .events = POLLIN | POLLRDHUP },
+	struct pollfd p[2] = { { .fd = ms->sock },
 			       { .fd = ms->stop, .events = POLLIN } };
 	int ret = 0;
 
-	while (!ret) {
-		if (poll(p, 2, -1) < 0 && errno != EINTR)
-			ret = -errno;
+	while (ret != -ECONNRESET) {
+		/* a message that stays is no event */
+		p[0].events = (short)(POLLRDHUP | (ret ? 0 : POLLIN));
+		if (poll(p, 2, ret ? AGAIN_MS : -1) < 0 && errno != EINTR)
+			break;
 		if (p[1].revents)
 			return NULL;
 		lock(ms);
-		if (p[0].revents & POLLIN)
-			ret = read_ctl_locked(ms);
+		ret = read_ctl_locked(ms);
 		if (p[0].revents & (POLLHUP | POLLRDHUP | POLLERR))
 			ret = -ECONNRESET;
-		if (ret)
-			shut_all_locked(ms);
 		unlock(ms);
 	}
+	lock(ms);
+	shut_all_locked(ms);
+	unlock(ms);
 	return NULL;
 }
 
@@ -304,17 +360,17 @@ static int begin_locked(struct kvc *c, struct kvc_maps *ms)
 	ret = open_uffd(&ms->uffd);
 	if (ret)
 		return ret;
-	ret = send_uffd(ms);
-	if (!ret)
-		ret = start_watcher(ms);
-	if (ret) {
-		/* the daemon has it: only a new session gets another */
+	ret = start_watcher(ms);
+	if (ret) { /* the daemon knows nothing of it */
 		close_fd(&ms->stop);
 		close_fd(&ms->uffd);
-		ms->lost = 1;
-	} else {
-		begin_here_locked(c, ms);
+		return ret;
 	}
+	ret = send_uffd(ms);
+	if (ret)
+		ms->lost = 1; /* the watcher ends as well */
+	else
+		begin_here_locked(c, ms);
 	return ret;
 }
 
@@ -355,15 +411,16 @@ int kvc_frames_take(struct kvc *c, uint32_t id, uint64_t first, int *fds)
 {
 	struct kvc_maps *ms = maps_of(c);
 	struct frames **at, *f;
-	int n = -EPROTO;
+	int n;
 
 	if (!ms)
 		return -ENOMEM;
 	lock(ms);
 	if (!ms->watching)
 		ms->sock = c->sock;
-	if (read_ctl_locked(ms))
-		n = -ECONNRESET;
+	n = read_ctl_locked(ms);
+	if (!n)
+		n = ms->frames_err ? ms->frames_err : -EPROTO;
 	for (at = &ms->frames; (f = *at); at = &f->next)
 		if (f->id == id && f->first == first) {
 			n = (int)f->n;
@@ -405,6 +462,7 @@ void kvc_maps_lost(struct kvc *c)
 		unlock(ms);
 	}
 	frames_drop(ms);
+	ms->frames_err = 0;
 	close_fd(&ms->stop);
 	close_fd(&ms->uffd);
 	close_fd(&ms->uffd_here);
@@ -563,8 +621,12 @@ static int add_area(struct kvc *c, struct kvc_maps *ms, struct mapping *m,
 	a->epoch = c->epoch;
 	lock(ms);
 	ret = ms->lost ? -ECONNRESET : read_ctl_locked(ms);
-	if (!ret)
-		ret = kvc_area_map(ms, a, e, k);
+	if (ret != -ECONNRESET) {
+		const int err = kvc_area_map(ms, a, e, k);
+
+		/* its file did not come: what stands in the way */
+		ret = err == -EPROTO && ret ? ret : err;
+	}
 	if (!ret)
 		m->n_areas++; /* from here on it is shut with the others */
 	unlock(ms);

@@ -48,6 +48,7 @@ struct kvc_maps {
 		size_t n;
 	} states[KVC_MAX_SPACES];
 	struct frames *frames; /* received, not yet taken; (lock) */
+	int frames_err; /* why some were not kept; (lock) */
 	int stop; /* eventfd: ends the watcher */
 	int watching;
 	pthread_t watcher;

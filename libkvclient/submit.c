@@ -12,9 +12,9 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -216,12 +216,12 @@ void kvc_slots_fail(struct kvc *c, int err)
 	fail_all(c, err);
 }
 
+/* Messages that nobody has read yet (map.c) tell nothing of it. */
 static int peer_gone(struct kvc *c)
 {
-	char byte;
-	ssize_t n = recv(c->sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+	struct pollfd p = { .fd = c->sock, .events = POLLRDHUP };
 
-	return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+	return poll(&p, 1, 0) > 0;
 }
 
 /* ---- waiting ----------------------------------------------------------- */

@@ -15,6 +15,7 @@
 #include <check.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,6 +197,23 @@ static void give(const int64_t *slots, uint32_t n, uint32_t page_bytes)
 		kio_store_release(store(), (uint64_t)slots[n], page_bytes);
 }
 
+/* Other bytes into all that the store says is nobody's. */
+static void scribble(uint32_t page_bytes)
+{
+	static char junk[BIG];
+	static int64_t slots[N_SLOTS];
+	const uint32_t n = take(slots, N_SLOTS, page_bytes, 1);
+	const int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	memset(junk, 0xa5, sizeof(junk));
+	for (uint32_t i = 0; i < n; i++)
+		ck_assert_int_eq(pwrite(fd, junk, page_bytes,
+					slots[i] * KIO_BLOCK_BYTES),
+				 page_bytes);
+	ck_assert_int_eq(close(fd), 0);
+	give(slots, n, page_bytes);
+}
+
 /* Two ranges in each zone, of which every second is durable. */
 static void fill(uint32_t n)
 {
@@ -333,7 +351,9 @@ static uint64_t run(const struct sweep *s, uint64_t nth)
 	bad = n_bad;
 	n_bad = 0; /* nothing more is */
 	give(wanted, n_wanted, BIG);
-	/* over what is nobody's now */
+	scribble(BIG);
+	scribble(SMALL);
+	compare(s);
 	for (uint32_t i = 0; i < N_BIG; i++)
 		make(&big[i], N_SMALL + 1 + i, BIG);
 	for (uint32_t i = 0; i < N_BIG; i++)

@@ -107,7 +107,7 @@ int frame_write(struct journal *j)
 	ret = kio_sys_pwrite(j->fd, j->buf, all,
 			     (off_t)(area_off(&j->sb) + j->pos));
 	if (ret)
-		return ret;
+		return ret == -EDQUOT ? -ENOSPC : ret;
 	j->pos += all;
 	j->seq++;
 	j->prev_crc = f->crc;
@@ -126,13 +126,11 @@ int journal_flush(struct journal *j)
 
 /* ---- superblocks ---------------------------------------------------------- */
 
-int sb_write_both(int fd, struct sb *sb)
+/* buf: aligned. */
+static int write_both(int fd, struct sb *sb, struct sb *buf)
 {
-	struct sb *buf;
 	int ret = 0;
 
-	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, sizeof(*buf)))
-		return -ENOMEM;
 	for (int i = 0; i < 2 && !ret; i++) {
 		sb->generation++;
 		sb_seal(sb);
@@ -143,6 +141,17 @@ int sb_write_both(int fd, struct sb *sb)
 		if (!ret)
 			ret = kio_sys_fdatasync(fd);
 	}
+	return ret;
+}
+
+int sb_write_both(int fd, struct sb *sb)
+{
+	struct sb *buf;
+	int ret;
+
+	if (posix_memalign((void **)&buf, KIO_BLOCK_BYTES, sizeof(*buf)))
+		return -ENOMEM;
+	ret = write_both(fd, sb, buf);
 	free(buf);
 	return ret;
 }
@@ -272,7 +281,9 @@ static int fill_other(struct journal *j, uint64_t *offs)
 	j->pos = j->seq = 0;
 	j->prev_crc = 0;
 	ret = copy_live(j, &w, offs);
-	if (!ret)
+	if (ret) /* one that cannot be read or written harms nobody here */
+		ret = ret == -ENOMEM ? ret : -ENOSPC;
+	else
 		ret = journal_flush(j);
 	free(w.buf);
 	if (!ret)
@@ -297,7 +308,8 @@ int journal_compact(struct journal *j)
 		free(offs);
 		return ret;
 	}
-	ret = sb_write_both(j->fd, &j->sb) ? -EIO : 0;
+	/* its frames are written: the buffer, of a block at least, is free */
+	ret = write_both(j->fd, &j->sb, (struct sb *)j->buf) ? -EIO : 0;
 	for (struct entry *e = j->live.next, *next; e != &j->live; e = next) {
 		next = e->next;
 		e->off = offs[i++];

@@ -28,6 +28,7 @@
 #include "io/sys.h"
 
 #define COMPACT_SLACK (4ull << 20) /* an index below is never worth it */
+#define COMPACT_AGAIN 16u /* of an area later, when it failed */
 #define RETRY_NS      100000000 /* deletions that could not be written */
 
 struct batch {
@@ -276,7 +277,8 @@ static void unbuild(struct batch *b)
 
 static int wants_compaction(const struct journal *j)
 {
-	return j->must_compact || j->pos > 2 * j->live_bytes + COMPACT_SLACK;
+	return j->pos >= j->compact_from &&
+	       (j->must_compact || j->pos > 2 * j->live_bytes + COMPACT_SLACK);
 }
 
 /*
@@ -291,20 +293,36 @@ static void left_out(struct journal *j, const struct batch *b)
 		e->is_gone = 1;
 }
 
-/* The frame of b, and room for it; a compaction leaves the deleted records out. */
+/* A compaction leaves the deleted records out. One that fails leaves all as it was. */
+static int compact(struct journal *j, const struct batch *b)
+{
+	const int ret = journal_compact(j);
+
+	if (ret) {
+		j->n_not_compacted++;
+		j->compact_from = j->pos + j->sb.index_bytes / COMPACT_AGAIN;
+		return ret;
+	}
+	j->must_compact = 0;
+	j->compact_from = 0;
+	left_out(j, b);
+	return 0;
+}
+
+/* The frame of b, and room for it: where the log is, if need be. */
 static int make_room(struct journal *j, struct batch *b)
 {
-	int ret = build(j, b);
+	int ret = build(j, b), fits;
 
-	if (ret || (!wants_compaction(j) &&
-		    j->pos + frame_room(j) <= j->sb.index_bytes))
-		return ret;
-	unbuild(b);
-	ret = journal_compact(j);
 	if (ret)
 		return ret;
-	j->must_compact = 0;
-	left_out(j, b);
+	fits = j->pos + frame_room(j) <= j->sb.index_bytes;
+	if (fits && !wants_compaction(j))
+		return 0;
+	unbuild(b);
+	ret = compact(j, b);
+	if (ret == -EIO || (ret && !fits))
+		return ret;
 	return build(j, b);
 }
 
@@ -458,6 +476,7 @@ static void show(struct journal *j)
 		.live_bytes = j->live_bytes,
 		.written = j->index_written,
 		.n_compactions = j->n_compactions,
+		.n_not_compacted = j->n_not_compacted,
 		.n_lost = j->n_lost,
 		.room = j->sb.index_bytes,
 	};

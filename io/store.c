@@ -517,6 +517,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 	out->n_puts = j->n_puts;
 	out->n_groups = j->n_groups;
 	out->n_compactions = j->shown.n_compactions;
+	out->n_not_compacted = j->shown.n_not_compacted;
 	out->n_lost_records = j->shown.n_lost;
 	out->n_delayed = j->n_delayed;
 	out->failed = j->failed;

@@ -219,6 +219,7 @@ struct kio_store_info {
 	uint64_t n_zones_cleaned;
 	uint64_t cleaning_bytes; /* to be moved yet, out of the victim */
 	uint64_t n_puts, n_groups, n_compactions;
+	uint64_t n_not_compacted; /* it was tried, and failed */
 	uint64_t
 		n_lost_records; /* damaged in the index, so left out of a copy */
 	uint32_t n_delayed; /* times in a row that deletions found no room */

@@ -290,12 +290,13 @@ struct journal {
 	uint64_t serial;
 	char *buf; /* frame under construction, aligned */
 	size_t buf_room;
-	uint64_t index_written, n_compactions, n_live;
+	uint64_t index_written, n_compactions, n_not_compacted, n_live;
 	uint64_t n_lost; /* records that did not match when copied */
 	/* deletions taken: not durable, in order */
 	struct entry *dels_now, **dels_now_end;
 	int again; /* there is more to do */
 	int must_compact; /* the log is damaged: away from there */
+	uint64_t compact_from; /* pos; not before: it failed */
 
 	pthread_t thread;
 	int started;
@@ -314,7 +315,7 @@ struct journal {
 	uint64_t n_puts, n_groups;
 	struct journal_shown { /* copies of what the thread counts */
 		uint64_t pos, live_bytes, written, n_compactions, n_lost;
-		uint64_t room;
+		uint64_t n_not_compacted, room;
 	} shown;
 };
 /* A quarantined slot to be noted. */
@@ -354,7 +355,7 @@ int frame_begin(struct journal *j);
 void *frame_add(struct journal *j, size_t n, uint64_t *off);
 uint64_t frame_bytes(const struct journal *j); /* so far, with its header */
 uint64_t frame_room(const struct journal *j); /* and on disk */
-/* 0, -ENOSPC, -errno. One without records is not written. */
+/* 0, -ENOSPC (also of a quota), -errno. One without records is not written. */
 int frame_write(struct journal *j);
 /* The record of e, as it was written: *out lies in *buf, to be freed. -errno. */
 int entry_read(struct journal *j, const struct entry *e, char **buf,
@@ -362,9 +363,9 @@ int entry_read(struct journal *j, const struct entry *e, char **buf,
 /* 0 or -EIO. */
 int journal_flush(struct journal *j);
 /*
- * Live records to the other area. 0; -ENOSPC, -ENOMEM: the old area goes on; else the
- * journal has failed (it may be that a superblock names the new area, so nothing may
- * follow in the old one).
+ * Live records to the other area. 0; -ENOSPC, -ENOMEM: the old area goes on; -EIO: the
+ * journal has failed (a flush did; or it may be that a superblock names the new area, so
+ * nothing may follow in the old one).
  */
 int journal_compact(struct journal *j);
 /* Two generations on, both copies, each flushed before the other. */

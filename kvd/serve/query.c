@@ -355,6 +355,8 @@ static json_t *stores(struct serve *s)
 		set_int(o, "commits", k.n_puts);
 		set_int(o, "groups", k.n_groups);
 		set_int(o, "compactions", k.n_compactions);
+		set_int(o, "compactions_failed", k.n_not_compacted);
+		set_int(o, "lost_records", k.n_lost_records);
 		set_int(o, "queue", stores_n_busy(s->stores, i));
 		json_object_set_new(o, "direct", json_boolean(k.direct));
 		json_object_set_new(o, "failed", json_boolean(k.failed));

@@ -13,6 +13,7 @@
 #include "io/crc.h"
 #include "io/fault.h"
 #include "io/store_priv.h"
+#include "tests/rig/bad_block.h"
 #include "tests/rig/rig_store.h"
 
 #define SMALL (34ull << 20) /* 7 zones of 4 MiB, index areas of 1 MiB */
@@ -319,6 +320,85 @@ START_TEST(the_index_is_compacted)
 }
 END_TEST
 
+#define LARGE	    (4ull << 30)
+#define LARGE_INDEX (16ull << 20) /* each area; compacted from 4 MiB on */
+#define LARGE_META  (256u << 10)
+
+/* Until the index is full: how many there were. */
+static uint32_t fill_index(int *ret)
+{
+	uint32_t n = 1;
+
+	for (*ret = 0; !*ret && n < KV_ARRAY_LEN(x); n++) {
+		ck_assert_int_eq(rig_store_take(&r, &x[n], n + 1, RIG_PAGE, 1,
+						LARGE_META),
+				 0);
+		ck_assert_int_eq(rig_store_write(&r, &x[n]), 0);
+		*ret = rig_store_commit(&r, &x[n]);
+		if (!*ret)
+			rig_store_del(&r, &x[n]);
+		else
+			rig_store_release(&r, &x[n]);
+	}
+	return n - 1;
+}
+
+/*
+ * The other area takes nothing, or this one cannot be read: it goes on where it is, as
+ * long as there is room, is not tried all the time, and nothing has failed for good.
+ */
+START_TEST(what_cannot_be_compacted_goes_on)
+{
+	int ret;
+
+	init(1);
+	open_ok(LARGE, 0);
+	rig_store_add(&r, &x[0], 1, 2, 100);
+	if (_i)
+		kio_fault_arm(KIO_FAULT_FOREVER, "sys.pread", 1, EIO);
+	else
+		bad_block_begin(INDEX_OFF + LARGE_INDEX,
+				INDEX_OFF + 2 * LARGE_INDEX);
+	ck_assert_uint_gt(fill_index(&ret), 50);
+	ck_assert_int_eq(ret, -ENOSPC);
+	ck_assert(!info().failed);
+	ck_assert_uint_eq(info().n_compactions, 0);
+	ck_assert_uint_gt(info().n_not_compacted, 0);
+	ck_assert_uint_lt(info().n_not_compacted, 20);
+	if (_i)
+		kio_fault_disarm();
+	else
+		ck_assert_uint_gt(bad_block_end(), 0);
+	rig_store_add(&r, &x[1], 2, 1, LARGE_META); /* there is no room here */
+	ck_assert_uint_eq(info().n_compactions, 1);
+	rig_store_settle(&r);
+	rig_store_close(&r);
+	r.verdict = KIO_RECORD_KEEP;
+	open_ok(LARGE, 0);
+	ck_assert_uint_eq(r.n_found, 2);
+	ck_assert_int_eq(rig_store_read(&r, rig_store_find(&r, 1)), 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* Where the file system could not reserve the index. */
+START_TEST(a_quota_refuses_and_recovers)
+{
+	init(0);
+	open_ok(SMALL, 0);
+	ck_assert_int_eq(rig_store_take(&r, &x[0], 1, RIG_PAGE, 2, 0), 0);
+	ck_assert_int_eq(rig_store_write(&r, &x[0]), 0);
+	kio_fault_arm(KIO_FAULT_ONCE, "sys.pwrite", 1, EDQUOT);
+	ck_assert_int_eq(rig_store_commit(&r, &x[0]), -ENOSPC);
+	kio_fault_disarm();
+	ck_assert(!info().failed);
+	ck_assert_int_eq(rig_store_commit(&r, &x[0]), 0);
+	reopen();
+	ck_assert_uint_eq(r.n_found, 1);
+	rig_store_fini(&r);
+}
+END_TEST
+
 /* More deletions than a frame may hold: they go in several. */
 START_TEST(any_number_of_deletions)
 {
@@ -531,6 +611,8 @@ static Suite *suite(void)
 			    2);
 	tcase_add_test(tc, a_full_index_refuses_and_recovers);
 	tcase_add_loop_test(tc, the_index_is_compacted, 0, 2);
+	tcase_add_loop_test(tc, what_cannot_be_compacted_goes_on, 0, 2);
+	tcase_add_test(tc, a_quota_refuses_and_recovers);
 	tcase_add_test(tc, any_number_of_deletions);
 	tcase_add_loop_test(tc, a_deletion_that_found_no_room_is_tried_again, 0,
 			    2);

@@ -177,12 +177,13 @@ static int next_frame(struct loader *l, struct frame *f)
 {
 	struct index_image *x = l->x;
 	const uint64_t at = x->end;
+	struct frame *here = (struct frame *)(x->base + at);
 	uint32_t crc;
 	int ret = need(l, at + KIO_BLOCK_BYTES);
 
 	if (ret)
 		return ret;
-	memcpy(f, x->base + at, sizeof(*f));
+	*f = *here;
 	if (f->magic != FRAME_MAGIC || f->epoch != x->epoch ||
 	    f->salt != l->sb->salt || f->seq != x->seq + 1)
 		return -ENODATA;
@@ -194,9 +195,10 @@ static int next_frame(struct loader *l, struct frame *f)
 		   at + KV_ALIGN_UP(sizeof(*f) + f->n_bytes, KIO_BLOCK_BYTES));
 	if (ret)
 		return ret;
-	crc = f->crc;
-	((struct frame *)(x->base + at))->crc = 0;
-	if (kio_crc32c(0, x->base + at, sizeof(*f) + f->n_bytes) != crc)
+	here->crc = 0;
+	crc = kio_crc32c(0, here, sizeof(*f) + f->n_bytes);
+	here->crc = f->crc;
+	if (crc != f->crc)
 		return -ENODATA;
 	x->torn_bytes = 0;
 	return 0;
@@ -353,6 +355,7 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 		ret = take_frame(&l, &f);
 		if (ret)
 			break;
+		x->last = x->end;
 		x->end += KV_ALIGN_UP(sizeof(f) + f.n_bytes, KIO_BLOCK_BYTES);
 		x->seq = f.seq;
 		x->prev_crc = f.crc;
@@ -368,6 +371,15 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 			x->entries[n++] = x->entries[i];
 	x->n_entries = n;
 	return 0;
+}
+
+int index_settle(int fd, const struct sb *sb, const struct index_image *x)
+{
+	const uint64_t area = INDEX_OFF + sb->active * sb->index_bytes;
+	const int ret = kio_sys_pwrite(fd, x->base + x->last, x->end - x->last,
+				       (off_t)(area + x->last));
+
+	return ret ? ret : kio_sys_fdatasync(fd);
 }
 
 void index_unload(struct index_image *x)

@@ -79,6 +79,8 @@ struct kio_store_report {
 	int formatted; /* the store is new */
 };
 /*
+ * The end of the log is written and flushed once more: what found gets is on the medium.
+ * A store that cannot be written is open all the same, and has failed (kio_store_info).
  * 0; -EBUSY another process has it; -EMEDIUMTYPE it holds something else (left as
  * it is); -EBADMSG both superblocks are damaged; -EPROTONOSUPPORT a newer version;
  * -EINVAL too small; -ENOMEM; -errno. found may be NULL (all are orphans). It must

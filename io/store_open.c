@@ -342,6 +342,8 @@ static int load(struct finder *f, struct sb *sb, int readonly)
 	f->rep->n_lost_frames = x.n_beyond;
 	f->rep->epoch = sb->epoch;
 	s->put_max_bytes = index_frame_limit(sb);
+	if (!readonly) /* what cannot be written can be read */
+		s->journal.failed = !!index_settle(s->fd, sb, &x);
 	ret = find_all(f);
 	if (!ret && !readonly)
 		ret = journal_start(&s->journal, s->fd, sb, &x);

@@ -252,7 +252,7 @@ static inline uint64_t zone_off(const struct slots *m, uint32_t i)
 struct index_image {
 	char *base; /* mmap of the area, read up to the end of the log */
 	uint64_t room; /* bytes of base */
-	uint64_t end; /* of the last whole frame */
+	uint64_t last, end; /* of the last whole frame */
 	uint64_t torn_bytes; /* of a frame that was begun there */
 	uint64_t seq, epoch;
 	uint32_t prev_crc;
@@ -273,6 +273,12 @@ void sb_seal(struct sb *sb);
 /* Both are whole and say the same. */
 int sb_twins(const struct sb both[2], const int valid[2]);
 int index_load(int fd, const struct sb *sb, struct index_image *out);
+/*
+ * What was found is on the medium. The last frame may be in a cache only: its daemon was
+ * killed before the flush, or that failed, and then the next one would not tell. So it
+ * is written again, as it is. -errno.
+ */
+int index_settle(int fd, const struct sb *sb, const struct index_image *x);
 void index_unload(struct index_image *x);
 /* The PUT record of entry e, checked against its length. */
 const struct rec_put *index_put(const struct index_image *x,

@@ -267,6 +267,12 @@ static int open_disk(struct stores *s, uint32_t i)
 			 "records refused",
 			 d->path, (unsigned long long)rep.n_lost_frames,
 			 (unsigned long long)rep.n_refused);
+	if (info.failed)
+		log_error(
+			"store",
+			"%s: cannot be written: what is there is used, nothing "
+			"more becomes durable",
+			d->path);
 	d->commit_fd.fd = kio_store_event_fd(d->store);
 	d->commit_fd.events = EPOLLIN;
 	d->commit_fd.ready = commit_ready;

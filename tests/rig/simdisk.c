@@ -28,6 +28,8 @@ static struct {
 	struct pending *pending;
 	size_t n_pending, room;
 	uint32_t die_at; /* 0: not */
+	uint32_t spoil_at; /* 0: not */
+	int spoilt; /* (2) does not hold: a flush failed */
 	int dead;
 } d = { .m = PTHREAD_MUTEX_INITIALIZER };
 
@@ -110,6 +112,11 @@ static int sim_fdatasync(int fd)
 	if (d.dead) {
 		errno = EIO;
 		ret = -1;
+	} else if (d.spoil_at && !--d.spoil_at) {
+		d.spoilt = 1;
+		forget_pending();
+		errno = EIO;
+		ret = -1;
 	} else {
 		for (size_t i = 0; i < d.n_pending; i++)
 			memcpy(d.stable + d.pending[i].off, d.pending[i].data,
@@ -150,6 +157,13 @@ void simdisk_die_at(uint32_t nth)
 	pthread_mutex_unlock(&d.m);
 }
 
+void simdisk_spoil_flush(uint32_t nth)
+{
+	pthread_mutex_lock(&d.m);
+	d.spoil_at = nth;
+	pthread_mutex_unlock(&d.m);
+}
+
 void simdisk_die(void)
 {
 	pthread_mutex_lock(&d.m);
@@ -178,8 +192,11 @@ static void keep_some(const struct pending *p, uint64_t *seed)
 
 void simdisk_revive(uint64_t *seed)
 {
-	for (size_t i = 0; i < d.n_pending; i++)
+	for (size_t i = 0; seed && i < d.n_pending; i++)
 		keep_some(&d.pending[i], seed);
+	if (d.spoilt)
+		memcpy(d.view, d.stable, d.n_bytes);
+	d.spoilt = 0;
 	for (size_t i = 0; i < d.n_pending; i++)
 		memcpy(d.view + d.pending[i].off, d.stable + d.pending[i].off,
 		       d.pending[i].n);

@@ -19,8 +19,13 @@ void simdisk_die(void);
 /* That, at the nth write or flush from now on (1: the next). */
 void simdisk_die_at(uint32_t nth);
 /*
- * The power comes back: what was not flushed is kept or lost by seed, and the
- * disk works again. Nobody is in io.
+ * The nth flush from now on (1: the next) fails with EIO: what it was for can be read,
+ * and is never written, whatever is flushed later. As file systems and drives do it.
+ */
+void simdisk_spoil_flush(uint32_t nth);
+/*
+ * The power comes back: what was not flushed is kept or lost by seed (NULL: lost), and
+ * the disk works again. Nobody is in io.
  */
 void simdisk_revive(uint64_t *seed);
 /* Writes that are not flushed. */

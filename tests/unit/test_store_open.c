@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "io/fault.h"
 #include "io/store_priv.h"
 #include "tests/rig/rig_store.h"
 
@@ -470,6 +471,29 @@ START_TEST(a_cut_file_loses_only_what_was_cut)
 }
 END_TEST
 
+START_TEST(what_cannot_be_written_can_be_read)
+{
+	struct kio_store_info i;
+
+	make(3);
+	kio_fault_arm(KIO_FAULT_FOREVER, _i ? "sys.fdatasync" : "sys.pwrite", 1,
+		      EIO);
+	open_ok();
+	kio_fault_disarm();
+	ck_assert_uint_eq(r.n_found, 3);
+	ck_assert_int_eq(rig_store_read(&r, &r.found[2]), 0);
+	kio_store_info(r.store, &i);
+	ck_assert(i.failed);
+	ck_assert_int_eq(rig_store_take(&r, &x[9], 9, RIG_PAGE, 1, 0), 0);
+	ck_assert_int_eq(rig_store_commit(&r, &x[9]), -EIO);
+	rig_store_close(&r);
+	open_ok();
+	ck_assert_uint_eq(r.n_found, 3);
+	rig_store_add(&r, &x[9], 9, 1, 0);
+	rig_store_fini(&r);
+}
+END_TEST
+
 /* ---- size ------------------------------------------------------------------- */
 
 START_TEST(it_grows_and_is_limited)
@@ -521,6 +545,7 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, damage_in_the_log_is_told, 0, 49);
 	tcase_add_loop_test(tc, damage_far_into_the_log_is_told, 0, 2);
 	tcase_add_loop_test(tc, a_cut_file_loses_only_what_was_cut, 0, 2);
+	tcase_add_loop_test(tc, what_cannot_be_written_can_be_read, 0, 2);
 	tcase_add_test(tc, it_grows_and_is_limited);
 	suite_add_tcase(s, tc);
 	return s;

@@ -12,7 +12,8 @@
  *
  *   use()    OUT or PINNED: somebody uses it now (the pager: it was not pinned,
  *            and is; kvsim: an access). Comes before the victim() that makes room
- *            for it and before its add().
+ *            for it and before its add(). A page that comes up ahead of its use is
+ *            add()ed without: it has no more claim than one that was used once, then.
  *   forget() any state: it becomes as if new; before the node's memory goes.
  *
  *  (1) A node outlives its eviction: what a policy remembers of what has gone

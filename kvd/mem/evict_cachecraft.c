@@ -48,6 +48,8 @@ static void craft_add(void *state, struct evict_node *n)
 	struct craft *c = state;
 
 	c->n_in += n->where == EVICT_OUT;
+	if (!n->stamp) /* it came ahead: as if computed now, and never used */
+		n->key = c->now - log2((double)n->bytes);
 	n->where = EVICT_HELD;
 	evict_heap_push(&c->heap, n);
 }

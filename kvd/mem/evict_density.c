@@ -46,7 +46,8 @@
 #define FORGET	  0.9f /* what counts keep when the order is made anew */
 #define EPOCH_MIN 2048u /* uses between orders, or half of the nodes held */
 
-enum { TRACKED = 1, SHADOWED = 2 }; /* n->flags */
+/* n->flags; AHEAD: not used yet, so it tells nothing of others like it */
+enum { TRACKED = 1, SHADOWED = 2, AHEAD = 4 };
 
 struct cell_count {
 	float left, used;
@@ -157,7 +158,7 @@ static void grow_older(struct density *d, struct evict_node *n)
 	const unsigned int b = bucket_of(n);
 	const int linked = !list_empty(&n->list);
 
-	d->counts[n->cell].left += 1;
+	d->counts[n->cell].left += n->flags & AHEAD ? 0 : 1;
 	d->oldest[b] = next_in_bucket(d, n);
 	n->cell++;
 	if (!d->oldest[b + 1])
@@ -293,12 +294,12 @@ static void density_use(void *state, struct evict_node *n)
 	evict_guard_count(&d->guard, n->where != EVICT_OUT,
 			  n->flags & SHADOWED);
 	tick(d);
-	if (n->flags & TRACKED) {
+	if (n->flags & TRACKED && !(n->flags & AHEAD)) {
 		d->counts[n->cell].left += 1;
 		d->counts[n->cell].used += 1;
 		n->freq = (uint8_t)KV_MIN(n->freq + 1u, 255u);
-		track_drop(d, n);
 	}
+	track_drop(d, n);
 	n->stamp = d->now;
 	track_push(d, n);
 	if (d->now >= d->next_epoch)
@@ -312,6 +313,11 @@ static void density_add(void *state, struct evict_node *n)
 	if (n->where == EVICT_OUT) {
 		d->guard.held_bytes += n->bytes;
 		d->guard.n_held++;
+	}
+	if (!(n->flags & TRACKED)) { /* it stands as if used once, now */
+		n->stamp = d->now;
+		track_push(d, n);
+		n->flags |= AHEAD;
 	}
 	shadow_trim(d);
 	n->where = EVICT_HELD;

@@ -630,6 +630,52 @@ START_TEST(density_is_never_far_below_lru)
 }
 END_TEST
 
+/* ---- what came up ahead, and nobody used -------------------------------------------- */
+
+/* Some come back now and then, and one grows: it is used again at once. */
+static void live(struct cache *c, uint32_t i)
+{
+	const uint32_t grows = 3100 + i / 4 % 900;
+
+	c->nodes[grows].hint = EVICT_NONE;
+	cache_use(c, i % 4 ? grows : 100 + skewed(3000));
+}
+
+/* A page that was prefetched and not used has no more claim than one that was used once at
+ * that moment: it goes as these go. */
+START_TEST(what_nobody_used_goes_as_what_was_used_once)
+{
+	const struct evict_policy *p = evict_policies[_i];
+	struct cache *c = cache_open(p, 100);
+	uint32_t n_used = p->needs_future ? 0 : 10, n_unused = 0;
+
+	seed = 29;
+	for (uint32_t b = 0; b < MAX_BLOCKS; b++)
+		c->nodes[b].bytes = 65536;
+	for (uint32_t i = 0; i < 2000; i++)
+		live(c, i);
+	for (uint32_t b = 0; b < 20; b++) {
+		c->nodes[b].hint = EVICT_COLD;
+		if (b >= 10) {
+			cache_use(c, b);
+			continue;
+		}
+		c->in[p->victim(c->state) - c->nodes] = 0;
+		c->in[b] = 1;
+		p->add(c->state, &c->nodes[b]);
+	}
+	for (uint32_t i = 0; i < 20000 && n_used; i++) {
+		live(c, 2000 + i);
+		n_used = n_unused = 0;
+		for (uint32_t b = 0; b < 20; b++)
+			*(b < 10 ? &n_unused : &n_used) += c->in[b];
+	}
+	ck_assert_uint_eq(n_used, 0);
+	ck_assert_msg(n_unused <= 1, "%s: %u of 10", p->name, n_unused);
+	cache_close(c);
+}
+END_TEST
+
 /* ---- kinds -------------------------------------------------------------------------- */
 
 START_TEST(kinds)
@@ -683,6 +729,8 @@ int main(void)
 	tcase_add_test(t, density_tells_kinds_apart);
 	tcase_add_test(t, density_keeps_part_of_a_loop);
 	tcase_add_test(t, density_is_never_far_below_lru);
+	tcase_add_loop_test(t, what_nobody_used_goes_as_what_was_used_once, 0,
+			    n);
 	tcase_add_test(t, kinds);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -462,17 +462,27 @@ static void begin(struct stores *s, uint32_t i, struct stores_flow *f,
 /* When the first of those that wait may go on. */
 static void held_arm(struct stores *s)
 {
-	uint64_t ns = UINT64_MAX;
+	const uint64_t now = clock_ns();
+	uint64_t at = UINT64_MAX;
 
 	list_for_each(n, &s->held) {
 		const struct stores_flow *f =
 			list_entry(n, struct stores_flow, held_node);
 		const double behind = -flow_tokens(f) * 1e9 / (double)f->limit;
 
-		ns = KV_MIN(ns, (uint64_t)KV_MAX(behind, (double)HELD_NS));
+		at = KV_MIN(at, now + (uint64_t)KV_MAX(behind, 0.0));
+		at = KV_MIN(at, f->turn_ns);
 	}
-	if (ns != UINT64_MAX)
-		loop_timer_set(s->conf.loop, &s->held_timer, clock_ns() + ns);
+	if (at != UINT64_MAX)
+		loop_timer_set(s->conf.loop, &s->held_timer,
+			       KV_MAX(at, now + HELD_NS));
+}
+
+/* The next goes after twice the time that r takes of the limit, at the latest. */
+static void held_turn(struct stores_flow *f, const struct kio_req *r)
+{
+	f->turn_ns = clock_ns() +
+		     (uint64_t)(2e9 * (double)r->n_bytes / (double)f->limit);
 }
 
 static void hold(struct stores *s, uint32_t i, struct stores_flow *f,
@@ -483,6 +493,7 @@ static void hold(struct stores *s, uint32_t i, struct stores_flow *f,
 	f->n_held_total++;
 	if (!list_empty(&f->held_node))
 		return;
+	held_turn(f, r);
 	list_push(&s->held, &f->held_node);
 	held_arm(s);
 }
@@ -497,6 +508,7 @@ static int held_next(struct stores *s, struct stores_flow *f)
 			if (!r)
 				continue;
 			f->held_bytes -= r->n_bytes;
+			held_turn(f, r);
 			begin(s, i, f, prio, r);
 			return 1;
 		}
@@ -511,7 +523,8 @@ static void held_time(struct loop_timer *t)
 		struct stores_flow *f =
 			list_entry(n, struct stores_flow, held_node);
 
-		while (flow_tokens(f) >= 0 && held_next(s, f))
+		while ((flow_tokens(f) >= 0 || f->turn_ns <= clock_ns()) &&
+		       held_next(s, f))
 			;
 		if (!f->held_bytes)
 			list_del(&f->held_node);

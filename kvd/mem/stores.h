@@ -75,13 +75,15 @@ uint64_t stores_pending(const struct stores *s);
  * A flow may have a limit, in bytes a second over all disks. All it reads and writes is
  * counted; what waits is reads for somebody of its own (prio below the last), before they
  * count as queued at the disk. Writes never do: others may wait for the frames, nor
- * does the background, which has budgets of its own and works for others, too.
+ * does the background, which has budgets of its own and works for others, too. However
+ * much these take, what waits goes on at half of the limit.
  */
 struct stores_flow {
 	uint32_t weight;
 	uint64_t limit; /* 0: none */
 	double tokens; /* bytes it may read now, < 0: is behind; right at at_ns */
 	uint64_t at_ns;
+	uint64_t turn_ns; /* the first that waits goes then, whatever is left */
 	uint64_t held_bytes; /* that wait */
 	uint64_t n_held_total;
 	struct list held_node; /* of the stores', while some wait */

@@ -512,6 +512,34 @@ START_TEST(a_limit_holds_reads_of_its_own_only)
 }
 END_TEST
 
+/* It writes all that its limit lets through, without end: what it reads comes all the
+ * same, at half of it. */
+START_TEST(reads_go_on_beside_writes_without_end)
+{
+	const uint64_t limit = 64u << 20;
+	struct flood *a = flood_new(100, limit);
+	void *buf = large_buf();
+	const uint64_t t0 = clock_ns();
+
+	open_two(4 * DISK, DISK);
+	a->flow.tokens = -(double)limit;
+	a->flow.at_ns = t0;
+	flood_start(a, buf, 0, 0);
+	ck_assert_uint_eq(a->flow.held_bytes, N_REQS * (uint64_t)LARGE);
+	while (a->n_done < N_REQS && rig_mem_patient(t0)) {
+		a->flow.tokens = -(double)limit; /* as if it had written */
+		a->flow.at_ns = clock_ns();
+		turn();
+	}
+	ck_assert_uint_eq(a->n_done, N_REQS);
+	ck_assert_uint_ge(a->end_ns - t0, (N_REQS - 1) * 1000000000ull / 32);
+	ck_assert_uint_eq(a->flow.held_bytes, 0);
+	free(a);
+	free(buf);
+	close_two();
+}
+END_TEST
+
 static void on_put(struct kio_commit *c)
 {
 	ck_assert_int_eq(c->ret, -EIO);
@@ -667,6 +695,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, who_weighs_three_times_as_much_is_served_so);
 	tcase_add_test(tc, what_is_waited_for_goes_first);
 	tcase_add_test(tc, a_limit_holds_reads_of_its_own_only);
+	tcase_add_test(tc, reads_go_on_beside_writes_without_end);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
 	tcase_add_test(tc, a_range_goes_where_its_pages_fit);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_written);

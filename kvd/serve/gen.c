@@ -329,25 +329,28 @@ static uint64_t windowed_bytes(struct gen *g)
 /* Reserve what is needed: 0, -EAGAIN wait, or never. */
 static int gen_reserve(struct gen *g)
 {
-	uint64_t bytes = seq_bytes(g, 0, g->seq.n_tokens);
-	int ret = share_reserve(g, &bytes);
+	uint64_t bytes = seq_bytes(g, 0, g->seq.n_tokens), others;
+	int ret = share_bytes(g, &others);
 
 	g->windowed = 0;
 	if (ret)
 		return ret;
+	bytes -= others;
 	ret = pager_reserve(g->tenant->pager, bytes);
-	if (ret == -ENOSPC && g->n_loans) { /* no windows over what is lent */
-		share_unreserve(g);
+	if (ret == -ENOSPC && others) /* no windows over what is lent */
 		return -EXDEV;
-	}
 	/* windows are of the CPU's lanes only */
 	if (ret == -ENOSPC && !g->model->gpu && !(g->req && g->req->repair)) {
 		g->windowed = 1;
 		bytes = windowed_bytes(g);
 		ret = pager_reserve(g->tenant->pager, bytes);
 	}
+	if (ret)
+		return ret;
+	/* last: what is given back wakes who waits, who would try again */
+	ret = others ? share_reserve(g) : 0;
 	if (ret) {
-		share_unreserve(g);
+		pager_unreserve(g->tenant->pager, bytes);
 		return ret;
 	}
 	g->reserved = bytes;
@@ -602,9 +605,10 @@ static int room_for_out(struct gen *g)
 	return g->text && r->tokens ? 0 : -ENOMEM;
 }
 
-/* Nothing is reserved: look again what there is. */
-static void begin_again(struct gen *g)
+void gen_alone(struct gen *g)
 {
+	list_del(&g->waiter.node);
+	g->alone = 1;
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		g->parts[i].found = 0; /* it may turn out otherwise */
 	gen_unplan(g);
@@ -624,8 +628,7 @@ static int gen_retry(struct waiter *w)
 		ret = room_for_out(g);
 	list_del(&g->waiter.node);
 	if (ret == -EXDEV) { /* others have no memory for it now */
-		g->alone = 1;
-		begin_again(g);
+		gen_alone(g);
 		return 0;
 	}
 	if (ret) {

@@ -141,6 +141,8 @@ struct gen *gen_new(struct serve_tenant *t, struct serve_model *m);
 void gen_free(struct gen *g);
 /* Tokens are known: begin, or go on after chunks have come. */
 void gen_resume(struct gen *g);
+/* Nothing is reserved: let go of all, and look again without what others have. */
+void gen_alone(struct gen *g);
 /* From now on it is one of the requests in flight that the tenant may have. */
 void gen_count(struct gen *g);
 /* Step done: rows computed, sampled says which token comes next. */

@@ -9,6 +9,7 @@
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gen.h"
 #include "kvd/serve/preload.h"
+#include "kvd/serve/share.h"
 
 #define PRIOR_PREFILL 1e4 /* tokens a second, before any step */
 #define LOOK_TILES    4096u /* hashed in a turn: about a millisecond */
@@ -277,7 +278,7 @@ static void kick_turn(struct loop_call *c)
 int tenant_frees(struct serve_tenant *t)
 {
 	return t->n_active || (t->persist && !persist_idle(t->persist)) ||
-	       measures_give_up(t->serve->measures, t);
+	       measures_give_up(t->serve->measures, t) || share_frees(t);
 }
 
 void tenant_kick(struct serve_tenant *t)

@@ -100,40 +100,109 @@ void share_unreserve(struct gen *g)
 
 		l->owner->lent_bytes -= l->bytes;
 		pager_unreserve(l->owner->pager, l->bytes);
+		tenant_kick(l->owner); /* its segments are let go, too */
 	}
 	free(g->loans);
 	g->loans = NULL;
 }
 
-int share_reserve(struct gen *g, uint64_t *own_bytes)
+/* Of the list; -ENOMEM. */
+static int list_runs(const struct gen *g, struct page_run **runs, uint32_t *n)
 {
-	const uint32_t n =
-		seq_runs(&g->seq, 0, g->seq.n_tokens, UINT32_MAX, NULL, 0);
+	*n = seq_runs(&g->seq, 0, g->seq.n_tokens, UINT32_MAX, NULL, 0);
+	*runs = calloc(*n + 1, sizeof(**runs));
+	if (!*runs)
+		return -ENOMEM;
+	seq_runs(&g->seq, 0, g->seq.n_tokens, UINT32_MAX, *runs, *n);
+	return 0;
+}
+
+int share_bytes(const struct gen *g, uint64_t *bytes)
+{
 	struct serve_tenant *o;
 	struct page_run *runs;
-	uint64_t found = 0;
-	int ret = 0;
+	uint32_t n;
 
-	if (!may_look(g))
+	*bytes = 0;
+	if (!may_look(g) || !share_tokens(g))
 		return 0;
-	runs = calloc(n, sizeof(*runs));
+	if (list_runs(g, &runs, &n))
+		return -ENOMEM;
+	EACH_SHARING(o, g)
+	*bytes += bytes_of(runs, n, o->pager);
+	free(runs);
+	return 0;
+}
+
+int share_reserve(struct gen *g)
+{
+	struct serve_tenant *o;
+	struct page_run *runs;
+	uint32_t n;
+	int ret = list_runs(g, &runs, &n);
+
+	if (ret)
+		return ret;
 	g->loans = calloc(g->tenant->serve->n_tenants, sizeof(*g->loans));
-	if (!runs || !g->loans)
+	if (!g->loans)
 		ret = -ENOMEM;
-	else
-		seq_runs(&g->seq, 0, g->seq.n_tokens, UINT32_MAX, runs, n);
 	EACH_SHARING(o, g)
 	{
 		const uint64_t bytes = ret ? 0 : bytes_of(runs, n, o->pager);
 
 		if (bytes)
 			ret = borrow(g, o, bytes);
-		found += bytes;
 	}
 	free(runs);
 	if (ret)
 		share_unreserve(g);
-	else
-		*own_bytes -= found;
 	return ret;
+}
+
+/* ---- an owner without room ---------------------------------------------------- */
+
+/* Chunks of the owner's that it found, and holds while it waits. */
+static int waits_with(const struct gen *g, const struct serve_tenant *owner)
+{
+	if (g->state != GEN_CHUNKS && g->state != GEN_ADMIT)
+		return 0;
+	for (uint32_t i = 0; i < g->n_parts; i++)
+		if (g->parts[i].seg && g->parts[i].seg->pool == owner->pool)
+			return 1;
+	return 0;
+}
+
+/* Requests of t that wait with something of the owner's go on alone: how many. */
+static uint32_t send_alone(struct serve_tenant *t,
+			   const struct serve_tenant *owner)
+{
+	uint32_t n = 0;
+
+	list_for_each(s, &t->sessions) {
+		struct serve_session *ss =
+			list_entry(s, struct serve_session, node);
+
+		list_for_each(l, &ss->requests) {
+			struct gen *g = list_entry(l, struct gen, session_node);
+
+			if (!waits_with(g, owner))
+				continue;
+			gen_alone(g);
+			n++;
+		}
+	}
+	return n;
+}
+
+int share_frees(struct serve_tenant *owner)
+{
+	const struct serve *s = owner->serve;
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		if (shares(owner, s->tenants[i]))
+			n += send_alone(s->tenants[i], owner);
+	if (n)
+		tenant_kick(owner);
+	return n || owner->lent_bytes;
 }

@@ -212,7 +212,8 @@ void tenant_kick(struct serve_tenant *t);
  * There is no room (-EDQUOT) for who is at the head of the line and holds no reservation.
  * 1: what ends by itself holds segments, and tenant_kick() follows when it has ended: what
  * runs, what becomes durable; if there is none of that, statistics that wait for their turn
- * (measure.c), of which one is given up. 0: nobody gives anything back.
+ * (measure.c), of which one is given up; then what requests of others refer to (share.h).
+ * 0: nobody gives anything back.
  */
 int tenant_frees(struct serve_tenant *t);
 /* One request more or less of a session; drives closing and draining. */

@@ -18,10 +18,13 @@ struct two {
 	struct serve_session *ss[2];
 };
 
-static struct two open_two(const char *a, const char *b, uint64_t memory)
+static struct two open_disk(const char *a, const char *b, uint64_t memory,
+			    uint64_t disk)
 {
 	struct two w = { .r = rig_serve_open((struct rig_serve_options){
-				 .memory_bytes = memory, .share = { a, b } }) };
+				 .memory_bytes = memory,
+				 .disk_bytes = disk,
+				 .share = { a, b } }) };
 
 	w.r->conf.recompute = 0;
 	w.t[0] = w.r->tenant;
@@ -29,6 +32,11 @@ static struct two open_two(const char *a, const char *b, uint64_t memory)
 	w.ss[0] = w.r->session;
 	ck_assert_int_eq(serve_session_open(w.t[1], &w.ss[1]), 0);
 	return w;
+}
+
+static struct two open_two(const char *a, const char *b, uint64_t memory)
+{
+	return open_disk(a, b, memory, 0);
 }
 
 static void close_two(struct two *w)
@@ -159,6 +167,85 @@ START_TEST(without_a_loan_it_goes_alone)
 }
 END_TEST
 
+#define N_MOST 1500u /* tokens: most of the owner's place */
+#define N_OWN  1000u
+
+static struct rig_gen *ask(struct two *w, int i, const uint32_t *t, uint32_t n,
+			   uint32_t flags)
+{
+	static const uint32_t end[3] = { 5, 6, 7 };
+	struct rig_gen *g = rig_gen_new();
+
+	rig_gen_part(g, t, n, flags);
+	rig_gen_part(g, end, 3, 0);
+	g->gen.max_tokens = 64;
+	ck_assert_int_eq(rig_gen_start(g, w->ss[i]), 0);
+	return g;
+}
+
+static void finish(struct two *w, struct rig_gen *g, int ret)
+{
+	ck_assert(rig_serve_until(w->r, &g->told));
+	ck_assert_int_eq(g->ret, ret);
+	free(g);
+}
+
+/* The other one's request refers to most of what the owner has a place for: the owner's own
+ * is not refused, it waits until that has ended. */
+START_TEST(what_others_read_is_no_quota_of_the_owner)
+{
+	struct two w = open_disk("team", "team", 1 << 20, 1 << 20);
+	uint32_t *t = rig_ids(N_MOST, 9), *own = rig_ids(N_OWN, 10);
+	struct rig_gen *g;
+
+	finish(&w, ask(&w, 0, t, N_MOST, 0), 64);
+	g = ask(&w, 1, t, N_MOST, 0);
+	while (!g->n_out)
+		rig_serve_turn(w.r);
+	ck_assert_uint_gt(w.t[0]->lent_bytes, (1 << 20) / 2);
+	finish(&w, ask(&w, 0, own, N_OWN, 0), 64);
+	ck_assert(g->told);
+	finish(&w, g, 64);
+	free(t);
+	free(own);
+	close_two(&w);
+}
+END_TEST
+
+/* The same of one that stands in line, with a chunk of the owner's: it goes on alone. */
+START_TEST(what_others_wait_with_is_no_quota_of_the_owner)
+{
+	struct two w = open_disk("team", "team", 1 << 20, 1 << 20);
+	uint32_t *t = rig_ids(N_MOST, 11), *own = rig_ids(N_OWN, 12);
+	struct pager *p = w.t[1]->pager;
+	const uint64_t all = pager_reservable(p);
+	struct rig_gen *g;
+	uint64_t n;
+
+	finish(&w, ask(&w, 0, t, N_MOST, SERVE_PART_REUSE), 64);
+	w.t[1]->lent_bytes += all; /* for serve_check() */
+	ck_assert_int_eq(pager_reserve(p, all), 0);
+	g = ask(&w, 1, t, N_MOST, SERVE_PART_REUSE);
+	while (!w.t[1]->st_lookup->count || list_empty(&w.t[1]->waiting))
+		rig_serve_turn(w.r);
+	n = w.t[1]->st_lookup->count;
+	for (int i = 0; i < 100; i++)
+		rig_serve_turn(w.r);
+	/* it waits: what it would borrow is not asked for again and again */
+	ck_assert_uint_le(w.t[1]->st_lookup->count - n, 2);
+	finish(&w, ask(&w, 0, own, N_OWN, 0), 64);
+	ck_assert(!g->told);
+	w.t[1]->lent_bytes -= all;
+	pager_unreserve(p, all);
+	ck_assert(rig_serve_until(w.r, &g->told));
+	ck_assert_uint_eq(g->gen.stats.n_chunk, 0);
+	finish(&w, g, 64);
+	free(t);
+	free(own);
+	close_two(&w);
+}
+END_TEST
+
 static const char *const counters[] = {
 	"kvd_pages_mapped_total",     "kvd_pages_evicted_total",
 	"kvd_pages_read_total",	      "kvd_pages_written_total",
@@ -235,6 +322,8 @@ int main(void)
 	tcase_add_test(t, who_opted_in_finds_the_others);
 	tcase_add_test(t, freed_by_its_owner_while_used);
 	tcase_add_test(t, without_a_loan_it_goes_alone);
+	tcase_add_test(t, what_others_read_is_no_quota_of_the_owner);
+	tcase_add_test(t, what_others_wait_with_is_no_quota_of_the_owner);
 	tcase_add_test(t, who_did_not_sees_nothing);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);

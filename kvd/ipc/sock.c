@@ -121,14 +121,6 @@ static void half_drop(struct half *h, int close_fd)
 	list_push(&set->free, &h->node);
 }
 
-static void half_late(struct loop_timer *t)
-{
-	struct half *h = container_of(t, struct half, limit);
-
-	log_debug("sock", "pid %d said nothing", (int)h->cred.pid);
-	half_drop(h, 1);
-}
-
 static uint32_t half_of_uid(struct sock_set *set, uid_t uid)
 {
 	uint32_t n = 0;
@@ -242,9 +234,10 @@ static int establish(struct sess_args *a, const char **text)
 	return 0;
 }
 
-static void half_ready(struct loop_fd *f, uint32_t events)
+/* What it said. 0: nothing as yet. */
+static int half_read(struct half *h)
 {
-	struct half *h = container_of(f, struct half, fd);
+	const struct loop_fd *f = &h->fd;
 	const struct conf_tenant *own = h->from->tenant;
 	const struct ucred cred = h->cred;
 	struct kv_hello hello;
@@ -257,10 +250,9 @@ static void half_ready(struct loop_fd *f, uint32_t events)
 	ssize_t n;
 	int ret;
 
-	(void)events;
 	n = recv(f->fd, &hello, sizeof(hello), MSG_DONTWAIT | MSG_TRUNC);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
+		return 0;
 	half_drop(h, 0); /* from here on the socket is a's */
 	ret = n <= 0 ? -ECONNRESET : permit(&a, own, &cred, &text);
 	if (!ret)
@@ -272,6 +264,24 @@ static void half_ready(struct loop_fd *f, uint32_t events)
 		refuse(a.ipc, a.sock, &cred, ret, text);
 	if (ret)
 		(void)close(a.sock); /* the answer is on its way */
+	return 1;
+}
+
+static void half_ready(struct loop_fd *f, uint32_t events)
+{
+	(void)events;
+	(void)half_read(container_of(f, struct half, fd));
+}
+
+/* It is looked at once more: the daemon itself may be late (stopped, suspended). */
+static void half_late(struct loop_timer *t)
+{
+	struct half *h = container_of(t, struct half, limit);
+
+	if (half_read(h))
+		return;
+	log_debug("sock", "pid %d said nothing", (int)h->cred.pid);
+	half_drop(h, 1);
 }
 
 /* ---- accept ------------------------------------------------------------ */

@@ -225,8 +225,10 @@ static int close_sessions(struct daemon *d)
 static void stop(struct daemon *d)
 {
 	metrics_free(d->metrics);
-	if (d->ipc && !close_sessions(d))
+	if (d->ipc && !close_sessions(d)) {
+		serve_flush(d->serve);
 		return; /* the kernel takes the rest */
+	}
 	ipc_free(d->ipc);
 	if (d->serve)
 		serve_free(d->serve);

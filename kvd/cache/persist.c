@@ -753,16 +753,20 @@ static void count_durable(struct segment *s, void *arg)
 {
 	struct persist_info *i = arg;
 
-	if (!range_durable(s->range))
-		return;
-	i->n_durable++;
-	i->durable_bytes += s->bytes;
+	if (range_durable(s->range)) {
+		i->n_durable++;
+		i->durable_bytes += s->bytes;
+	} else if (s->sealed && is_indexed(s) && !range_lost(s->range)) {
+		i->n_left++;
+		i->left_bytes += s->bytes;
+	}
 }
 
 void persist_info(const struct persist *p, struct persist_info *out)
 {
 	*out = p->info;
 	out->n_durable = out->durable_bytes = 0;
+	out->n_left = out->left_bytes = 0;
 	segment_each(p->conf.pool, count_durable, out);
 	out->n_queued = p->n_busy;
 	list_for_each(n, (struct list *)&p->queue)

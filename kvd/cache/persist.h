@@ -102,6 +102,8 @@ int persist_uses(struct persist *p, struct uses *u);
 
 struct persist_info {
 	uint64_t n_queued, n_durable, durable_bytes, n_adopted, n_failed;
+	uint64_t n_left,
+		left_bytes; /* would be found again, were they durable */
 };
 void persist_info(const struct persist *p, struct persist_info *out);
 /* Asserts (1) to (3). */

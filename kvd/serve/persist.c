@@ -205,42 +205,68 @@ void tenant_damaged(void *ctx, struct range *r)
 	}
 }
 
-struct flush {
-	struct persist_wait w;
-	int told;
-};
-
 static void flushed(struct wait *w, int ret)
 {
-	struct flush *f = container_of(
-		container_of(w, struct persist_wait, wait), struct flush, w);
+	struct persist_wait *pw = container_of(w, struct persist_wait, wait);
 
 	(void)ret; /* counted and logged by persist */
-	f->told = 1;
+	container_of(pw, struct serve_tenant, flush)->flushing = 0;
+}
+
+static void flush_begin(struct serve_tenant *t)
+{
+	t->flush.wait.done = flushed;
+	t->flushing = t->persist && t->conf->persist == CONF_PERSIST_AUTO &&
+		      !persist_wait(t->persist, &t->flush);
+}
+
+/* What did not become durable in time, or could not. */
+static void flush_end(struct serve_tenant *t)
+{
+	struct persist_info i;
+
+	if (t->flushing)
+		persist_wait_cancel(&t->flush);
+	t->flushing = 0;
+	if (!t->persist || t->conf->persist != CONF_PERSIST_AUTO)
+		return;
+	persist_info(t->persist, &i);
+	if (i.n_left)
+		log_warn(
+			"serve",
+			"tenant %s: %llu segments, %llu bytes, are not durable: "
+			"what needs them computes them again",
+			t->conf->name, (unsigned long long)i.n_left,
+			(unsigned long long)i.left_bytes);
+	persist_stop(t->persist);
+}
+
+void serve_flush(struct serve *s)
+{
+	const uint64_t limit_ns = clock_ns() + FLUSH_NS;
+	uint32_t n = s->n_tenants;
+
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		flush_begin(s->tenants[i]);
+	while (n && clock_ns() < limit_ns) {
+		n = 0;
+		for (uint32_t i = 0; i < s->n_tenants; i++)
+			n += s->tenants[i]->flushing != 0;
+		if (n && loop_turn(s->loop, 10) < 0)
+			break;
+	}
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		flush_end(s->tenants[i]);
 }
 
 void tenant_close_persist(struct serve_tenant *t)
 {
-	const uint64_t limit_ns = clock_ns() + FLUSH_NS;
-	struct flush f = { .w.wait.done = flushed };
 	struct loop *loop = t->serve->loop;
 
 	scrub_free(t->scrub);
 	t->scrub = NULL;
 	if (!t->persist)
 		return;
-	if (t->conf->persist == CONF_PERSIST_AUTO &&
-	    !persist_wait(t->persist, &f.w)) {
-		while (!f.told && clock_ns() < limit_ns)
-			if (loop_turn(loop, 10) < 0)
-				break;
-		if (!f.told) {
-			persist_wait_cancel(&f.w);
-			log_warn("serve",
-				 "tenant %s: not everything became durable",
-				 t->conf->name);
-		}
-	}
 	persist_stop(t->persist);
 	while (!persist_idle(t->persist))
 		if (loop_turn(loop, 10) < 0)

@@ -432,6 +432,7 @@ void serve_free(struct serve *s)
 	cleaner_free(s->cleaner);
 	keeper_free(s->keeper);
 	s->keeper = NULL;
+	serve_flush(s);
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		serve_tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++) {

@@ -46,6 +46,11 @@ int serve_new_on(struct serve **out, struct loop *loop, const struct conf *conf,
 int serve_on_device(const struct serve *s);
 /* Everything must have been closed before; stops the threads. */
 void serve_free(struct serve *s);
+/*
+ * Make durable what is not yet (persist = auto), of all tenants, for five seconds at
+ * most, and log what is left. Nothing more is made durable after it. serve_free() does it.
+ */
+void serve_flush(struct serve *s);
 struct serve_tenant *serve_tenant_find(struct serve *s, const char *name);
 const char *serve_tenant_name(const struct serve_tenant *t);
 /* Stop taking new requests (-ESHUTDOWN); w is told when none is in flight. */

@@ -58,6 +58,8 @@ struct serve_tenant {
 	struct variant_table variants;
 	uint64_t query_bytes; /* of fresh chunks, to be measured: craft.h */
 	struct persist *persist; /* NULL: nothing survives a restart */
+	struct persist_wait flush; /* at the stop */
+	int flushing;
 	struct scrub *scrub; /* NULL: off, or no disk */
 	struct list sessions;
 	struct list waiting; /* gens and attends: waiter.node; line.h */
@@ -297,7 +299,6 @@ uint64_t serve_disk_bytes(const struct serve *s, const struct conf_tenant *t);
 
 /* persist.c */
 int tenant_open_persist(struct serve_tenant *t);
-/* Write what is not durable yet, as far as a few seconds go. */
 void tenant_close_persist(struct serve_tenant *t);
 /* The pager found a page of r bad on disk. */
 void tenant_damaged(void *ctx, struct range *r);

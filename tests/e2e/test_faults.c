@@ -224,6 +224,53 @@ START_TEST(a_cache_that_cannot_be_made_durable_still_answers)
 }
 END_TEST
 
+/* What the last line about it says. */
+static void told_left(unsigned long long *n, unsigned long long *bytes)
+{
+	char *log = rig_daemon_log(d);
+	const char *at = strstr(log, "tenant a: ");
+
+	*n = *bytes = 0;
+	ck_assert_msg(
+		!at || sscanf(at,
+			      "tenant a: %llu segments, %llu bytes, are not durable",
+			      n, bytes) == 2,
+		"%s", at);
+	ck_assert_ptr_null(strstr(log, "tenant b: "));
+	free(log);
+}
+
+START_TEST(what_a_stop_leaves_behind_is_told)
+{
+	unsigned long long n, bytes;
+
+	rig_fault("forever uring.write 1 %d", ENOSPC);
+	for (int i = 0; i < 2; i++)
+		right(a, i); /* what fits into memory */
+	kvc_close(a);
+	kvc_close(b);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	told_left(&n, &bytes);
+	ck_assert_uint_gt(n, 1);
+	ck_assert_uint_gt(bytes, n * 4096);
+	ck_assert_int_eq(unlink(d->log), 0);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	a = rig_join(d->socket);
+	b = rig_join(socket_b);
+	ck_assert_uint_eq(rig_counter(a, "tenants", "a", "restored_segments"),
+			  0);
+	all_right(a);
+	kvc_close(a);
+	kvc_close(b);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	told_left(&n, &bytes);
+	ck_assert_uint_eq(n, 0);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	a = rig_join(d->socket);
+	b = rig_join(socket_b);
+}
+END_TEST
+
 /* ---- what only a client knows --------------------------------------------------- */
 
 #define N_SEQS	 8
@@ -540,6 +587,7 @@ static Suite *suite(void)
 	tcase_add_test(t, reads_that_fail_for_want_of_memory_lose_nothing);
 	tcase_add_test(t, short_transfers_are_continued);
 	tcase_add_test(t, a_cache_that_cannot_be_made_durable_still_answers);
+	tcase_add_test(t, what_a_stop_leaves_behind_is_told);
 	tcase_add_loop_test(t, appends_that_find_no_room_leave_what_was_there,
 			    0, 2);
 	tcase_add_test(t, a_sequence_that_cannot_be_read_fails_alone);

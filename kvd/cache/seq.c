@@ -260,6 +260,56 @@ void seq_copy_done(struct seq_copy *copy)
 	memset(copy, 0, sizeof(*copy));
 }
 
+/* The hidden tokens of n, from at on, are those that mask says. */
+static void set_bits(uint64_t *to, uint32_t at, const uint64_t *mask,
+		     uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		to[(at + i) / 64] &= ~(1ull << (at + i) % 64);
+		to[(at + i) / 64] |= (uint64_t)bit(mask, i) << (at + i) % 64;
+	}
+}
+
+/* The entry of a head becomes one of the segment that the head is still in. */
+static void put_back(struct seq_entry *e, struct seq_copy *copy)
+{
+	uint64_t *skip = NULL;
+
+	if (e->skip) {
+		skip = calloc(KV_DIV_UP(copy->owned->cap_tokens, 64),
+			      sizeof(*skip));
+		if (!skip)
+			return; /* it is copied another time */
+		set_bits(skip, 0, e->skip, e->n);
+	}
+	free(e->skip);
+	e->skip = skip;
+	segment_put(e->seg);
+	e->seg = copy->owned;
+	e->from = copy->src_from;
+	memset(copy, 0, sizeof(*copy));
+}
+
+void seq_copy_undo(struct seq *q, struct seq_copy *copy)
+{
+	struct seq_entry *e = last(q), *p;
+
+	if (!copy->n || !e || e->seg != copy->dst || e->n > copy->n)
+		return;
+	p = q->n_entries > 1 ? e - 1 : NULL;
+	segment_ahead_drop(&q->ahead);
+	if (!p || e->begins || p->seg != copy->owned ||
+	    p->from + p->n != copy->src_from || !p->skip != !e->skip) {
+		put_back(e, copy);
+		return;
+	}
+	if (p->skip)
+		set_bits(p->skip, p->n, e->skip, e->n);
+	p->n += e->n;
+	drop_last(q);
+	seq_copy_done(copy);
+}
+
 void seq_seal(struct seq *q)
 {
 	struct segment *s = seq_open_segment(q);

@@ -85,6 +85,11 @@ int seq_grow(struct seq *q, uint32_t n, uint32_t cap_hint,
 	     struct seq_copy *copy);
 void seq_copy_done(struct seq_copy *copy);
 /*
+ * Nothing was copied, and what it was for is cut off again: the head stays where it was, and
+ * nothing is left to do. Without memory it is still to be copied.
+ */
+void seq_copy_undo(struct seq *q, struct seq_copy *copy);
+/*
  * The segment, of at least n tokens, that follows the open one, before an append needs it,
  * so that its first page can be mapped: NULL if there is none to be had. The list keeps
  * the reference.

@@ -34,8 +34,7 @@ void attend_fail(struct attend *a, uint32_t i, int err)
 		return;
 	if (a->req->items[i].buffer)
 		buffer_let_go(a->ss, a->req->items[i].buffer);
-	if (it->grown)
-		seq_truncate(&it->s->seq, it->old_tokens);
+	attend_ungrow(it);
 	it->s->n_busy--;
 	it->s = NULL;
 }
@@ -208,7 +207,7 @@ static void attend_end(struct attend *a, int err)
 		t->n_active--;
 	}
 	a->reserved = 0;
-	a->in_line = 0;
+	a->in_line = a->no_room = 0;
 	a->ended = 1;
 	a->call.run = tell;
 	loop_defer(t->serve->loop, &a->call);
@@ -354,11 +353,14 @@ static void job_run_gpu(struct engine_job *j, struct pool *pool)
 
 	(void)pool;
 	a->ret = 0;
-	for (uint32_t i = 0; i < a->n_work && !a->ret; i++) {
-		const struct session_seq *q = a->items[a->work_item[i]].s;
+	for (a->n_copied = 0; a->n_copied < a->n_work; a->n_copied++) {
+		const struct session_seq *q =
+			a->items[a->work_item[a->n_copied]].s;
 
 		if (q->copy.n)
 			a->ret = attn_gpu_copy(g, &q->copy);
+		if (a->ret)
+			break;
 	}
 	for (uint32_t i = 0; i < a->n_work && a->ret; i++)
 		a->work[i].ret = a->ret;
@@ -377,6 +379,7 @@ static void job_run(struct engine_job *j, struct pool *pool)
 		if (q->copy.n)
 			attn_copy(&q->copy);
 	}
+	a->n_copied = a->n_work;
 	a->ret = attn_layer(a->lane->engine, pool, &a->lane->scratch, a->work,
 			    a->n_work, a->req->layer);
 }
@@ -389,7 +392,8 @@ static void job_done(struct engine_job *j)
 	for (uint32_t k = 0; k < a->n_work; k++) {
 		const uint32_t i = a->work_item[k];
 
-		seq_copy_done(&a->items[i].s->copy);
+		if (k < a->n_copied)
+			seq_copy_done(&a->items[i].s->copy);
 		if (a->work[k].ret)
 			attend_fail(a, i, a->work[k].ret);
 		else if (!a->one_by_one || a->row >= a->req->items[i].n_tokens)
@@ -563,48 +567,6 @@ static int reserve(struct attend *a)
 	return 0;
 }
 
-static int grow(struct attend *a, uint32_t i)
-{
-	struct attend_item *it = &a->items[i];
-	const struct serve_attend_item *r = &a->req->items[i];
-	struct seq *q = &it->s->seq;
-	const uint64_t end = r->pos + r->n_tokens;
-	const uint64_t left = it->s->max_tokens - q->n_tokens;
-	struct seq_copy copy;
-	int ret;
-
-	if (!r->k || end <= q->n_tokens || it->grown)
-		return 0;
-	it->old_tokens = q->n_tokens;
-	ret = seq_grow(
-		q, (uint32_t)(end - q->n_tokens),
-		q->layout.order == LAYOUT_BY_TOKEN
-			? (uint32_t)left /* one stride for all */
-			: (uint32_t)KV_MIN(left, SERVE_SEGMENT_TOKENS / 4),
-		&copy);
-	if (ret)
-		return ret;
-	if (copy.n)
-		it->s->copy = copy;
-	it->grown = 1;
-	return 0;
-}
-
-static int grow_all(struct attend *a)
-{
-	for (uint32_t i = 0; i < a->req->n_items; i++) {
-		int ret = a->items[i].s ? grow(a, i) : 0;
-
-		if (ret == -EDQUOT && a->req->may_wait &&
-		    (tenant_frees(a->ss->tenant) ||
-		     a->ss->tenant->n_sequences > 1))
-			return -EAGAIN; /* others may give some back */
-		if (ret)
-			attend_fail(a, i, ret);
-	}
-	return 0;
-}
-
 static void count(struct attend *a)
 {
 	a->ss->tenant->n_uncounted--;
@@ -622,10 +584,10 @@ static int attend_retry(struct waiter *w)
 		return -EBUSY;
 	if (!a->counted)
 		count(a);
-	ret = grow_all(a);
+	ret = attend_grow(a);
 	if (!ret)
 		ret = reserve(a);
-	if (ret == -EAGAIN)
+	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
 	list_del(&a->waiter.node);
 	a->in_line = 0;

@@ -1,5 +1,5 @@
 /*
- * attend_priv.h - what attend.c and attend_event.c share
+ * attend_priv.h - what attend.c, attend_event.c and attend_room.c share
  *
  * Thread: loop thread.
  */
@@ -29,12 +29,14 @@ struct attend {
 	struct attend_item *items; /* [req->n_items] */
 	struct attn_item *work; /* of the round */
 	uint32_t n_work;
+	uint32_t n_copied; /* of work: what was to be copied first has been */
 	uint32_t *work_item; /* index of its item */
 	uint32_t n_items_room; /* of these three */
 	uint32_t i_item, row; /* mode ONE: where it stands */
 	int one_by_one;
 	int counted; /* in the tenant's n_requests, else n_uncounted */
 	int in_line;
+	int no_room; /* in line, until a client gives back what it has */
 	int cancelled;
 	int ended; /* tell() is on its way */
 	uint64_t reserved;
@@ -46,6 +48,13 @@ struct attend {
 
 /* Item i ends with err, as if it had not been asked for. */
 void attend_fail(struct attend *a, uint32_t i, int err);
+/*
+ * Room for all items: 0 (those that cannot have it have failed); or all wait and none holds any:
+ * -EAGAIN what ends by itself gives some back, -EBUSY another client may.
+ */
+int attend_grow(struct attend *a);
+/* The sequence is as it was before the call. */
+void attend_ungrow(struct attend_item *it);
 /* Into the line; everything it waits for is there. */
 void attend_admit(struct attend *a);
 /* The same when the events of its items have passed, or have not for too long. */

@@ -342,6 +342,7 @@ static void fault_line(struct fault *f)
 		t->maps.n_overtaken = 0;
 	else if (t->maps.n_overtaken++ >= OVERTAKE_MAX) {
 		tenant_wait(t, &f->waiter);
+		tenant_kick(t); /* who stands before it may let it pass */
 		return;
 	}
 	if (fault_retry(&f->waiter) == -EAGAIN)

@@ -1,6 +1,7 @@
 /*
  * test_room.c - who may wait gets its room when all that is in the way is work of the daemon's
- * own: statistics of variants, segments that become durable
+ * own: statistics of variants, segments that become durable; who waits for other clients holds
+ * up nobody
  */
 #include <check.h>
 #include <errno.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 #include "tests/rig/daemon.h"
 #include "tests/rig/questions.h"
+#include "tests/rig/rig_map.h"
 
 #define N_ROUNDS 8u
 #define N_ALL	 800u /* tokens: twice as many are more than disk = 4M */
@@ -183,6 +185,71 @@ START_TEST(so_does_an_append)
 }
 END_TEST
 
+/* Read a map from its end, so that nothing is brought in ahead. */
+static void read_backwards(const struct kvc_map *m, uint32_t salt)
+{
+	for (uint32_t i = m->n_entries; i-- > 0;) {
+		const struct kvc_map_entry *e = &m->entries[i];
+
+		for (uint32_t t = e->n_tokens; t;) {
+			t -= t < 32 ? t : 32;
+			ck_assert(rig_token_ok(m, e, salt, t));
+		}
+	}
+}
+
+/*
+ * It waits for what other clients of the tenant hold: they have it as long as they like,
+ * and whatever needs no room of its own goes on, faults as well.
+ */
+START_TEST(who_waits_for_others_is_in_nobodys_way)
+{
+	char conf[256];
+	struct rig_daemon *d;
+	struct kvc *a, *b;
+	struct kvc_req waits = { 0 };
+	struct kv_sqe e = { .opcode = KV_OP_APPEND, .flags = KV_SQE_WAIT };
+	struct kv_attend_item *it;
+	struct kvc_map *m;
+	int seq, full;
+
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 1M\ndisk = 8M\n", getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	a = rig_join(d->socket);
+	b = rig_join(d->socket);
+	seq = rig_sequence(b, 1, 1000);
+	m = rig_map(b, seq);
+	full = rig_sequence(a, 2, 900);
+	/* more than there is */
+	it = kvc_alloc(a, sizeof(*it));
+	*it = (struct kv_attend_item){
+		.seq = (uint32_t)full,
+		.n_tokens = 500,
+		.pos = 900,
+		.q_off = KV_NO_OFF,
+		.o_off = KV_NO_OFF,
+		.k_off = kvc_off(a, kvc_alloc(a, 500 * 512)),
+		.v_off = kvc_off(a, kvc_alloc(a, 500 * 512))
+	};
+	e.arg[0] = kvc_off(a, it);
+	e.arg[1] = 1;
+	ck_assert_int_eq(kvc_submit(a, &e, &waits), 0);
+	for (int i = 0; i < 3; i++)
+		read_backwards(m, 1);
+	ck_assert_uint_gt(rig_counter(b, "tenants", "a", "faults_total"), 100);
+	ck_assert_int_eq(kvc_wait(a, &waits, 0), -ETIMEDOUT);
+	ck_assert_int_eq(kvc_unmap(b, m), 0);
+	ck_assert_int_eq(kvc_seq_free(b, seq), 0);
+	ck_assert_int_eq(kvc_wait(a, &waits, -1), 0);
+	kvc_close(a);
+	kvc_close(b);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("room");
@@ -197,6 +264,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_loop_test(t, a_prompt_waits_for_what_ends_by_itself, 0, 2);
 	tcase_add_loop_test(t, so_does_an_append, 0, 2);
+	tcase_add_test(t, who_waits_for_others_is_in_nobodys_way);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

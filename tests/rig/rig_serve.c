@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/stat.h"
+#include "tests/rig/rig_cuda.h"
 #include "tests/rig/rig_gguf.h"
 
 #define LIMIT_NS 120000000000ull /* then it hangs */
@@ -55,6 +56,11 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 		r->dir, r->dir, o->order ? o->order : "prefix",
 		o->prefill_slice ? o->prefill_slice : 128,
 		o->max_batch ? o->max_batch : 64);
+	if (o->cuda)
+		fprintf(f,
+			"device = cuda\ncublas_library = %s\n"
+			"cuda_image = %s/kvd.conf\nhost_memory = 8M\n",
+			rig_cuda_path(), r->dir); /* it takes any image */
 	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
 		write_model(f, r->dir, i, o);
 	fprintf(f,
@@ -82,13 +88,12 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 			r->dir, i);
 	ck_assert_int_eq(fclose(f), 0);
 	ck_assert_msg(!conf_load(path, &r->conf, err, sizeof(err)), "%s", err);
-	(void)unlink(path);
 }
 
 struct rig_serve *rig_serve_open(struct rig_serve_options o)
 {
 	struct rig_serve *r = calloc(1, sizeof(*r)); /* conf is large */
-	char err[256] = "";
+	char err[256] = "", path[128];
 
 	ck_assert_ptr_nonnull(r);
 	strcpy(r->dir, "/var/tmp/kvd-serve-XXXXXX");
@@ -96,9 +101,11 @@ struct rig_serve *rig_serve_open(struct rig_serve_options o)
 	set_conf(r, &o);
 	ck_assert_int_eq(loop_new(&r->loop), 0);
 	ck_assert_int_eq(loop_start_workers(r->loop, 2), 0);
-	ck_assert_msg(
-		!serve_new(&r->serve, r->loop, &r->conf, err, sizeof(err)),
-		"%s", err);
+	ck_assert_msg(!serve_new_on(&r->serve, r->loop, &r->conf, o.cuda, err,
+				    sizeof(err)),
+		      "%s", err);
+	snprintf(path, sizeof(path), "%s/kvd.conf", r->dir);
+	(void)unlink(path);
 	r->tenant = serve_tenant_find(r->serve, "t0");
 	ck_assert_ptr_nonnull(r->tenant);
 	r->session = rig_serve_join(r);

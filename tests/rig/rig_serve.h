@@ -7,6 +7,7 @@
 #ifndef TESTS_RIG_RIG_SERVE_H
 #define TESTS_RIG_RIG_SERVE_H
 
+#include "kernels/cuda_api.h"
 #include "kvd/base/conf.h"
 #include "kvd/serve/serve.h"
 
@@ -32,6 +33,7 @@ struct rig_serve_options {
 	int two_disks; /* of 64 MiB; 0: the default store */
 	enum conf_persist persist;
 	const char *order; /* NULL: prefix */
+	const struct cuda_api *cuda; /* device = cuda; the fake's; NULL: cpu */
 	/* Not NULL: tenants t0 and t1, with these names to share by ("": none). */
 	const char *share[2];
 };

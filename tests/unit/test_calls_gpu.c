@@ -1,0 +1,166 @@
+/*
+ * test_calls_gpu.c - calls of clients' own weights over device memory, while the driver
+ * fails: what was not done is not taken for done
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/kern.h"
+#include "tests/rig/rig_cuda.h"
+#include "tests/rig/rig_serve.h"
+
+#define ROW	      64u /* elements of one token's k */
+#define HEAD	      45u /* tokens: a tile and a part of one */
+#define MORE	      9u
+#define N_FRAMES      3
+#define OUT_OF_MEMORY 2
+
+struct call {
+	struct serve_attend req;
+	struct serve_attend_item item;
+	int told, ret;
+};
+
+static void call_done(struct wait *w, int ret)
+{
+	struct call *c = container_of(
+		container_of(w, struct serve_attend, wait), struct call, req);
+
+	c->ret = ret;
+	c->told++;
+}
+
+/* n tokens at pos, appended, or only asked about; o NULL: appended only. */
+static int call(struct rig_serve *r, int seq, uint32_t pos, uint32_t n,
+		const float *x, int append, float *o)
+{
+	const float *at = x + (size_t)pos * ROW;
+	struct call c = {
+		.req = { .wait.done = call_done,
+			 .n_items = 1,
+			 .append_only = !o },
+		.item = { .seq = (uint32_t)seq,
+			  .n_tokens = n,
+			  .pos = pos,
+			  .q = o ? at : NULL,
+			  .k = append ? at : NULL,
+			  .v = append ? at : NULL,
+			  .o = o },
+	};
+
+	c.req.items = &c.item;
+	ck_assert_int_eq(serve_attend(r->session, &c.req), 0);
+	ck_assert(rig_serve_until(r, &c.told));
+	return c.ret;
+}
+
+static int new_seq(struct rig_serve *r)
+{
+	const int geometry = serve_geometry(
+		r->session, &(struct serve_geometry){ .n_layers = 1,
+						      .n_heads = 1,
+						      .n_kv_heads = 1,
+						      .head_dim = ROW,
+						      .type = KERN_F32 });
+
+	ck_assert_int_gt(geometry, 0);
+	return serve_seq_new(r->session, (uint32_t)geometry, 0);
+}
+
+static int fork_of(struct rig_serve *r, int seq)
+{
+	const int fork = serve_seq_fork(r->session, (uint32_t)seq);
+
+	ck_assert_int_gt(fork, 0);
+	return fork;
+}
+
+/* Frames that are used next hold other numbers: they go round, so not always as many. */
+static void use_frames(struct rig_serve *r, int other, const float *x,
+		       uint64_t n)
+{
+	int forks[N_FRAMES];
+
+	for (uint64_t i = 0; i < n; i++) {
+		forks[i] = fork_of(r, other);
+		ck_assert_int_eq(call(r, forks[i], HEAD, MORE, x, 1, NULL), 0);
+	}
+	while (n--)
+		ck_assert_int_eq(serve_seq_free(r->session, (uint32_t)forks[n]),
+				 0);
+}
+
+/* The head of a tile is copied by the next append: by none that failed. */
+START_TEST(a_head_that_was_not_copied_is_copied_later)
+{
+	/* one that waits for the stream fails with the device only */
+	static const char *const which[] = { "cuMemcpyHtoD", "cuLaunchKernel" };
+	struct fake_ctl fake;
+	struct cuda_api *api = rig_cuda_open(&fake, 64u << 20, 65536);
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .cuda = api, .head_dim = 64 });
+	const uint32_t n_all = HEAD + MORE;
+	float x[(HEAD + MORE) * ROW], y[(HEAD + MORE) * ROW];
+	float o[MORE * ROW], want[MORE * ROW];
+	uint64_t n_calls = 1;
+	int seq, other, n_failed = 0;
+
+	for (uint32_t i = 0; i < n_all * ROW; i++) {
+		x[i] = (float)(i * 37 % 97) * 0x1p-9f;
+		y[i] = (float)(i * 41 % 89) * 0x1p-9f;
+	}
+	seq = new_seq(r);
+	other = new_seq(r);
+	ck_assert_int_eq(call(r, seq, 0, HEAD, x, 1, NULL), 0);
+	ck_assert_int_eq(call(r, other, 0, HEAD, y, 1, NULL), 0);
+	for (uint64_t nth = 0; nth <= n_calls; nth++) {
+		struct serve_seq_info info;
+		int fork, ret;
+
+		use_frames(r, other, y, 1 + nth % N_FRAMES);
+		fork = fork_of(r, seq);
+		fake.arm(FAKE_ONCE, which[_i], nth ? nth : UINT64_MAX,
+			 OUT_OF_MEMORY);
+		ret = call(r, fork, HEAD, MORE, x, 1, nth ? o : want);
+		n_calls = nth ? n_calls : fake.count();
+		fake.arm(FAKE_OFF, "", 0, 0);
+		ck_assert(nth || !ret);
+		if (ret) {
+			n_failed++;
+			ck_assert_int_eq(serve_seq_info(r->session,
+							(uint32_t)fork, &info),
+					 0);
+			ck_assert_uint_eq(info.n_tokens, HEAD);
+			ret = call(r, fork, HEAD, MORE, x, 1, o);
+			ck_assert_int_eq(ret, 0);
+		}
+		if (nth)
+			ck_assert_msg(!memcmp(o, want, sizeof(o)),
+				      "after call %u of the driver failed",
+				      (unsigned int)nth);
+		ck_assert_int_eq(serve_seq_free(r->session, (uint32_t)fork), 0);
+	}
+	ck_assert_int_gt(n_failed, 1);
+	rig_serve_close(r);
+	rig_cuda_drop(api, &fake);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("calls_gpu");
+	TCase *t = tcase_create("calls_gpu");
+	SRunner *sr;
+	int failed;
+
+	tcase_add_loop_test(t, a_head_that_was_not_copied_is_copied_later, 0,
+			    2);
+	tcase_set_timeout(t, 300);
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

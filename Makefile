@@ -110,7 +110,7 @@ deps:
 check: deps
 	@$(MAKE) --no-print-directory check-built
 check-built: all $(TESTS) $(FUZZ) $(B)/tests/kvd-faulty \
-	     $(B)/tests/kvbench-plain
+	     $(B)/tests/kvfsck-faulty $(B)/tests/kvbench-plain
 	@for f in $(FUZZ); do $$f 3 tests/fuzz/corpus/$$(basename $$f) \
 	|| exit 1; done
 	@tools/run-tests.sh $(B) $(TESTS)

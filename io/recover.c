@@ -150,8 +150,15 @@ struct loader {
 	const struct sb *sb;
 	struct index_image *x;
 	uint64_t have; /* bytes read */
+	uint64_t step; /* of the reads */
 	uint64_t n_room; /* of entries */
 };
+
+static int read_at(const struct loader *l, uint64_t area, uint64_t n)
+{
+	return kio_sys_pread(l->fd, l->x->base + l->have, n,
+			     (off_t)(area + l->have));
+}
 
 /* See that base holds [0, end), as far as the area goes. */
 static int need(struct loader *l, uint64_t end)
@@ -161,13 +168,16 @@ static int need(struct loader *l, uint64_t end)
 	if (end > l->x->room)
 		return -ENODATA;
 	while (l->have < end) {
-		const uint64_t n = KV_MIN(READ_BYTES, l->x->room - l->have);
-		const int ret = kio_sys_pread(l->fd, l->x->base + l->have, n,
-					      (off_t)(area + l->have));
+		const uint64_t n = KV_MIN(l->step, l->x->room - l->have);
+		const int ret = read_at(l, area, n);
 
-		if (ret)
+		if (ret == -EIO && n > KIO_BLOCK_BYTES)
+			/* perhaps of what is not needed */
+			l->step = KIO_BLOCK_BYTES;
+		else if (ret)
 			return ret;
-		l->have += n;
+		else
+			l->have += n;
 	}
 	return 0;
 }
@@ -336,7 +346,7 @@ static void look_beyond(struct loader *l)
 
 int index_load(int fd, const struct sb *sb, struct index_image *x)
 {
-	struct loader l = { .fd = fd, .sb = sb, .x = x };
+	struct loader l = { .fd = fd, .sb = sb, .x = x, .step = READ_BYTES };
 	struct frame f;
 	uint64_t n = 0;
 	void *p;
@@ -363,6 +373,7 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 	}
 	if (ret != -ENODATA) {
 		index_unload(x);
+		x->end = l.have;
 		return ret;
 	}
 	look_beyond(&l);

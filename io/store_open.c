@@ -183,14 +183,14 @@ static int open_file(struct kio_store *s, const struct kio_store_conf *conf,
 		     uint64_t *have)
 {
 	const int readonly = !!(conf->flags & KIO_STORE_READONLY);
+	/* without a size it is there, or is not: a device that is gone, say */
+	const int flags = O_RDWR | O_NOFOLLOW | (conf->bytes ? O_CREAT : 0);
 	int ret;
 
 	if (s->scratch)
 		ret = open_scratch(s, conf->path);
 	else
-		ret = open_direct(s, conf->path,
-				  readonly ? O_RDONLY
-					   : O_RDWR | O_CREAT | O_NOFOLLOW);
+		ret = open_direct(s, conf->path, readonly ? O_RDONLY : flags);
 	if (!ret)
 		ret = file_size(s, have);
 	if (!ret && s->is_device && !readonly)

@@ -272,6 +272,7 @@ int sb_read(int fd, struct sb *out, struct sb both[2], int valid[2]);
 void sb_seal(struct sb *sb);
 /* Both are whole and say the same. */
 int sb_twins(const struct sb both[2], const int valid[2]);
+/* 0, -errno: then out->end says how much of the area could be read. */
 int index_load(int fd, const struct sb *sb, struct index_image *out);
 /*
  * What was found is on the medium. The last frame may be in a cache only: its daemon was

@@ -31,6 +31,10 @@ $(B)/tests/kvd-faulty: $(call obj,kvd/main.c tests/rig/kvd/faulty.c tests/rig/ri
 		       $(B)/tests/libcore-alloc.a $(B)/libkvclient.a
 	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
 
+$(B)/tests/kvfsck-faulty: $(call obj,tools/kvfsck.c tests/rig/kvd/faulty.c tests/rig/rig_alloc.c) \
+			  $(B)/tests/libcore-alloc.a
+	$(Q)$(CC) $(ALLC) -o $@ $^ $(LIBS)
+
 # ---- fuzzing: libFuzzer where clang has it; else, and in make check, with a small
 # driver of our own (seeded mutations of the corpus)
 FUZZ    := $(patsubst tests/fuzz/fuzz_%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))

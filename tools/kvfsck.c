@@ -130,7 +130,8 @@ static void show_copies(struct fsck *f)
 			problem(f, "superblock %d is damaged", i);
 	}
 	if (f->valid[0] && f->valid[1] && !sb_twins(f->both, f->valid))
-		problem(f, "the superblocks differ: an update was cut off");
+		say(f, "superblocks: the newer one counts, the other was not "
+		       "written when a crash came, which is fine\n");
 }
 
 static int no_superblock(struct fsck *f, int ret)
@@ -286,8 +287,11 @@ static int check_put(struct fsck *f, const struct rec_put *p, char *buf)
 	return f->verify && verify(f, p, buf) ? drop_record(f, p) : 0;
 }
 
-static void check_bad(struct fsck *f, const struct rec_bad *b)
+/* Behind all puts, as a store is opened: whichever was written first. */
+static void check_bad(struct fsck *f, const struct entry *e)
 {
+	const struct rec_bad *b = (const void *)(f->x.base + e->off);
+
 	f->n_bad_slots += !slots_take_bad(&f->slots, b->block, b->page_bytes);
 }
 
@@ -299,16 +303,33 @@ static int check_records(struct fsck *f)
 	if (!ret && f->verify &&
 	    posix_memalign((void **)&buf, KIO_BLOCK_BYTES, f->sb.zone_bytes))
 		ret = -ENOMEM;
-	for (uint64_t i = 0; i < f->x.n_entries && !ret; i++) {
-		const struct entry *e = &f->x.entries[i];
-
-		if (e->is_bad)
-			check_bad(f, (const void *)(f->x.base + e->off));
-		else
-			ret = check_put(f, index_put(&f->x, e), buf);
-	}
+	for (uint64_t i = 0; i < f->x.n_entries && !ret; i++)
+		if (!f->x.entries[i].is_bad)
+			ret = check_put(f, index_put(&f->x, &f->x.entries[i]),
+					buf);
+	for (uint64_t i = 0; i < f->x.n_entries; i++)
+		if (f->x.entries[i].is_bad)
+			check_bad(f, &f->x.entries[i]);
 	free(buf);
 	return ret;
+}
+
+static int no_index(struct fsck *f, int ret)
+{
+	if (ret != -EIO)
+		return cannot(f, strerror(-ret));
+	problem(f, "the index cannot be read at byte %llu: %s",
+		(unsigned long long)(INDEX_OFF +
+				     f->sb.active * f->sb.index_bytes +
+				     f->x.end),
+		strerror(EIO));
+	say(f, "Which records follow is not known as long as that is so. Copy "
+	       "the store to another disk,\nwhat cannot be read as zeros "
+	       "(ddrescue, or dd conv=noerror,sync iflag=direct bs=4096): of "
+	       "the\ncopy kvfsck tells what is lost, and a daemon uses the "
+	       "rest. Else empty the file, or write\nzeros over the device: "
+	       "what it cached is computed again.\n");
+	return UNREADABLE;
 }
 
 static int check_index(struct fsck *f)
@@ -316,7 +337,7 @@ static int check_index(struct fsck *f)
 	int ret = index_load(f->fd, &f->sb, &f->x);
 
 	if (ret)
-		return cannot(f, strerror(-ret));
+		return no_index(f, ret);
 	say(f, "index: area %u, epoch %llu, %llu frames, %llu of %llu KiB\n",
 	    f->sb.active, (unsigned long long)f->sb.epoch,
 	    (unsigned long long)f->x.n_frames,
@@ -384,6 +405,7 @@ static int repair(struct fsck *f)
 	if (!ret) {
 		kio_store_close(s); /* ends what was queued */
 		kio_engine_free(c.engine);
+		c.engine = NULL;
 		ret = kio_engine_new(&c.engine, KIO_ENGINE_THREADS, 8);
 	}
 	if (!ret)

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <unistd.h>
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/base/rate.h"
@@ -54,6 +56,8 @@ struct stores {
 	struct list held; /* flows of which reads wait: stores_flow.held_node */
 	struct loop_timer held_timer;
 	struct disk disks[STORES_MAX];
+	struct stores_missing missing[STORES_MAX];
+	uint32_t n_missing;
 	/* while open runs */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	void *ctx;
@@ -229,6 +233,22 @@ static int record_found(void *ctx, const struct kio_record *r)
 	return s->found ? s->found(s->ctx, s->i_opening, r) : KIO_RECORD_ORPHAN;
 }
 
+/* Another name of a file or device that is a store here already. */
+static int is_ours(const struct stores *s, uint32_t i)
+{
+	struct stat a, b;
+
+	if (kio_sys_stat(s->disks[i].path, &a))
+		return 0;
+	for (uint32_t k = 0; k < i; k++)
+		if (!kio_sys_fstat(kio_store_fd(s->disks[k].store), &b) &&
+		    (S_ISBLK(a.st_mode)
+			     ? S_ISBLK(b.st_mode) && a.st_rdev == b.st_rdev
+			     : a.st_dev == b.st_dev && a.st_ino == b.st_ino))
+			return 1;
+	return 0;
+}
+
 static int open_disk(struct stores *s, uint32_t i)
 {
 	struct disk *d = &s->disks[i];
@@ -245,6 +265,8 @@ static int open_disk(struct stores *s, uint32_t i)
 
 	s->i_opening = i;
 	ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
+	if (ret == -EBUSY && is_ours(s, i))
+		return -EEXIST;
 	/* the kernel lets go of a killed daemon's io_uring, and lock, after it */
 	for (int k = 0; ret == -EBUSY && k < BUSY_TRIES; k++) {
 		(void)usleep(BUSY_US);
@@ -284,6 +306,14 @@ static const char *reason(int err)
 	switch (-err) {
 	case EBUSY:
 		return "in use by another process";
+	case EEXIST:
+		return "the same file or device as another store";
+	case EIO:
+		return "cannot be read (I/O error): kvfsck tells where";
+	case ENOSPC:
+		return "no room for its index, or the device is smaller now";
+	case EINVAL:
+		return "too small for a store, or size is missing";
 	case EBADMSG:
 		return "damaged: kvfsck tells more";
 	case EMEDIUMTYPE:
@@ -295,22 +325,82 @@ static const char *reason(int err)
 	}
 }
 
+/* It says something about one disk, not about the configuration or this host. */
+static int may_go_without(int err)
+{
+	static const int errs[] = { EIO,       EBADMSG,	  ENOENT, ENXIO,
+				    ENODEV,    ENOMEDIUM, EROFS,  ESTALE,
+				    EREMOTEIO, ETIMEDOUT };
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(errs); i++)
+		if (err == -errs[i])
+			return 1;
+	return 0;
+}
+
+/* Those behind it move up: nobody has a number of one that is open. */
+static int leave_out(struct stores *s, uint32_t i, const char *why)
+{
+	struct loop *loop = s->conf.loop;
+	struct stores_missing *m = &s->missing[s->n_missing++];
+	int ret = 0;
+
+	*m = (struct stores_missing){ .path = s->disks[i].path };
+	(void)snprintf(m->why, sizeof(m->why), "%s", why);
+	loop_unwatch(loop, &s->disks[i].io_fd);
+	kio_engine_free(s->disks[i].engine);
+	s->conf.n--;
+	for (; i < s->conf.n; i++) {
+		struct disk *d = &s->disks[i];
+		int err;
+
+		loop_unwatch(loop, &s->disks[i + 1].io_fd);
+		*d = s->disks[i + 1];
+		s->conf.disks[i] = s->conf.disks[i + 1];
+		list_init(&d->lanes);
+		err = loop_watch(loop, &d->io_fd);
+		ret = ret ? ret : err;
+	}
+	memset(&s->disks[i], 0, sizeof(s->disks[i]));
+	return ret;
+}
+
+uint32_t stores_n_missing(const struct stores *s)
+{
+	return s->n_missing;
+}
+
+const struct stores_missing *stores_missing(const struct stores *s, uint32_t i)
+{
+	return &s->missing[i];
+}
+
 int stores_open(struct stores *s,
 		int (*found)(void *ctx, uint32_t i_disk,
 			     const struct kio_record *r),
 		void *ctx, char *err, size_t err_len)
 {
+	uint32_t i = 0;
 	int ret;
 
 	s->found = found;
 	s->ctx = ctx;
-	for (uint32_t i = 0; i < s->conf.n; i++) {
+	while (i < s->conf.n) {
+		const char *path = s->disks[i].path;
+
 		ret = open_disk(s, i);
-		if (ret) {
-			(void)snprintf(err, err_len, "store %s: %s",
-				       s->disks[i].path, reason(ret));
-			return ret;
+		if (!ret) {
+			i++;
+			continue;
 		}
+		(void)snprintf(err, err_len, "store %s: %s", path, reason(ret));
+		if (s->conf.n == 1 || !may_go_without(ret))
+			return ret;
+		log_error("store", "%s: %s: left as it is; the others serve",
+			  path, reason(ret));
+		ret = leave_out(s, i, reason(ret));
+		if (ret)
+			return ret;
 	}
 	return 0;
 }
@@ -335,6 +425,8 @@ void stores_free(struct stores *s)
 		}
 		free(d->path);
 	}
+	for (uint32_t i = 0; i < s->n_missing; i++)
+		free(s->missing[i].path);
 	free(s);
 }
 

@@ -32,7 +32,8 @@ struct stores_conf {
 /* Engines and events; nothing is opened yet. 0, -ENOMEM, -errno. */
 int stores_new(struct stores **out, const struct stores_conf *conf);
 /*
- * Open the disks. found gets each record with the number of its disk and says
+ * Open the disks. With several, one that is not there, is damaged or cannot be read is
+ * left out, as it is; err says so then too. found gets each record with the number of its disk and says
  * KIO_RECORD_KEEP, ORPHAN or DROP; it may use the pagers. On failure err tells which
  * disk and why; -errno of kio_store_open().
  */
@@ -40,6 +41,13 @@ int stores_open(struct stores *s,
 		int (*found)(void *ctx, uint32_t i_disk,
 			     const struct kio_record *r),
 		void *ctx, char *err, size_t err_len);
+/* Those that were left out. */
+struct stores_missing {
+	char *path;
+	char why[80];
+};
+uint32_t stores_n_missing(const struct stores *s);
+const struct stores_missing *stores_missing(const struct stores *s, uint32_t i);
 /* Nothing of the caller's is in flight. NULL is fine. */
 void stores_free(struct stores *s);
 

@@ -123,8 +123,13 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 	struct found f = { .serve = s };
 	int ret = stores_open(s->stores, record_found, &f, err, err_len);
 
-	if (!ret)
-		keeper_opened(s->keeper, f.n_orphans);
+	if (!ret) /* records that are not seen now may be seen again */
+		keeper_opened(s->keeper,
+			      f.n_orphans + stores_n_missing(s->stores));
+	stat_set(stat_get(STAT_GAUGE, "kvd_stores_missing",
+			  "Stores that could not be opened at start", NULL,
+			  NULL, 1),
+		 stores_n_missing(s->stores));
 
 	for (uint32_t i = 0; i < s->n_tenants && !ret && s->conf->scrub_bytes;
 	     i++)

@@ -360,6 +360,16 @@ static json_t *stores(struct serve *s)
 		set_int(o, "queue", stores_n_busy(s->stores, i));
 		json_object_set_new(o, "direct", json_boolean(k.direct));
 		json_object_set_new(o, "failed", json_boolean(k.failed));
+		set_str(o, "error", "");
+		json_array_append_new(array, o);
+	}
+	for (uint32_t i = 0; i < stores_n_missing(s->stores); i++) {
+		const struct stores_missing *m = stores_missing(s->stores, i);
+		json_t *o = json_object();
+
+		set_str(o, "path", m->path);
+		json_object_set_new(o, "failed", json_true());
+		set_str(o, "error", m->why);
 		json_array_append_new(array, o);
 	}
 	return array;

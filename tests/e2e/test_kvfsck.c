@@ -253,6 +253,70 @@ START_TEST(records_that_cannot_be_are_found)
 }
 END_TEST
 
+/* Noted while its record was on the way: in one frame bad slots stand before puts. */
+START_TEST(a_bad_slot_may_be_noted_before_its_record)
+{
+	make();
+	ck_assert_int_eq(rig_store_open(&r, SMALL, 0), 0);
+	ck_assert_int_eq(rig_store_take(&r, &x[6], 7, RIG_PAGE, 2, 50), 0);
+	ck_assert_int_eq(rig_store_write(&r, &x[6]), 0);
+	kio_store_quarantine(r.store, x[6].places[1].block, RIG_PAGE);
+	rig_store_add(&r, &x[7], 8, 1, 50); /* so it is noted */
+	ck_assert_int_eq(rig_store_commit(&r, &x[6]), 0);
+	rig_store_close(&r);
+	ck_assert_int_eq(fsck_json("--verify"), 0);
+	ck_assert_int_eq(value("records"), 7);
+	ck_assert_int_eq(value("bad_slots"), 3);
+	fini();
+}
+END_TEST
+
+/* The power went between the two. */
+START_TEST(superblocks_may_differ)
+{
+	struct sb old;
+
+	make();
+	rig_store_peek(&r, (uint64_t)_i * 4096, &old, sizeof(old));
+	ck_assert_int_eq(rig_store_open(&r, 2 * SMALL, 0), 0); /* grows */
+	rig_store_close(&r);
+	rig_store_poke(&r, (uint64_t)_i * 4096, &old, sizeof(old));
+	ck_assert_int_eq(fsck_json("--verify"), 0);
+	ck_assert_int_eq(value("records"), 5);
+	ck_assert_int_eq(value("bytes"), 2 * SMALL);
+	ck_assert_int_eq(fsck(""), 0);
+	ck_assert_ptr_nonnull(strstr(text, "which is fine"));
+	fini();
+}
+END_TEST
+
+/* With a program of which calls fail: the first read of the index, and all after it. */
+START_TEST(an_index_that_cannot_be_read_is_explained)
+{
+	uint32_t before;
+
+	make();
+	strcat(bin, "-faulty");
+	if (access(bin, X_OK))
+		strcpy(strstr(bin, "/../kvfsck"), "/kvfsck-faulty");
+	before = file_crc();
+	ck_assert_int_eq(setenv("KVD_FAULT_START", "once sys.pread 3 5", 1), 0);
+	ck_assert_int_eq(fsck(""), 0); /* block by block then */
+	ck_assert_ptr_nonnull(strstr(text, "records: 5"));
+	ck_assert_int_eq(setenv("KVD_FAULT_START", "forever sys.pread 3 5", 1),
+			 0);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_int_eq(fsck(i ? "--repair" : ""), 4);
+		ck_assert_ptr_nonnull(
+			strstr(text, "index cannot be read at byte 32768"));
+		ck_assert_ptr_nonnull(strstr(text, "ddrescue"));
+	}
+	ck_assert_int_eq(unsetenv("KVD_FAULT_START"), 0);
+	ck_assert_uint_eq(file_crc(), before);
+	fini();
+}
+END_TEST
+
 START_TEST(what_cannot_be_read)
 {
 	char zeros[4096] = "something else";
@@ -320,6 +384,9 @@ int main(void)
 	tcase_add_test(tc, a_damaged_log_is_told);
 	tcase_add_test(tc, a_cut_end_is_fine);
 	tcase_add_loop_test(tc, records_that_cannot_be_are_found, 0, 2);
+	tcase_add_test(tc, a_bad_slot_may_be_noted_before_its_record);
+	tcase_add_loop_test(tc, superblocks_may_differ, 0, 2);
+	tcase_add_test(tc, an_index_that_cannot_be_read_is_explained);
 	tcase_add_test(tc, what_cannot_be_read);
 	tcase_add_test(tc, a_cut_file_is_told);
 	suite_add_tcase(s, tc);

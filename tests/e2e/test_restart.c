@@ -282,17 +282,11 @@ END_TEST
 
 /* ---- several disks ---------------------------------------------------------------- */
 
-START_TEST(a_lost_disk_costs_what_was_on_it)
+static struct rig_daemon *start_two(const char *dir)
 {
-	char conf[1024], dir[] = "/var/tmp/kvd-stores-XXXXXX", path[64];
-	uint64_t n_durable, n_restored, n_prompt, used[2] = { 0 };
+	char conf[1024];
 	struct rig_daemon *d;
-	struct kvc *c;
-	char *text;
-	json_t *j, *o;
-	size_t i;
 
-	ck_assert_ptr_nonnull(mkdtemp(dir));
 	snprintf(conf, sizeof(conf),
 		 "[model m]\npath = %s/models/rag-mini.gguf\n"
 		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 128M\n"
@@ -301,6 +295,73 @@ START_TEST(a_lost_disk_costs_what_was_on_it)
 		 rig_data_dir(), getuid(), dir, dir);
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
+	return d;
+}
+
+/* The daemon goes on with the other, says so, and has all again when it is whole. */
+START_TEST(a_damaged_disk_is_left_out)
+{
+	char dir[] = "/var/tmp/kvd-stores-XXXXXX", path[64], *text;
+	uint64_t n_durable, n_restored, n_prompt;
+	struct rig_daemon *d;
+	struct kvc *c;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(path, sizeof(path), "%s/one", dir);
+	d = start_two(dir);
+	c = rig_join(d->socket);
+	ask_all(c);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	n_durable = rig_counter(c, "tenants", "a", "durable_segments");
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	flip(path, 100);
+	flip(path, 4096 + 100);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	text = rig_daemon_log(d);
+	ck_assert_ptr_nonnull(strstr(
+		text, "kvfsck tells more: left as it is; the others serve"));
+	free(text);
+	c = rig_join(d->socket);
+	ck_assert_int_ge(kvc_query(c, "metrics", "", &text), 0);
+	ck_assert_ptr_nonnull(strstr(text, "kvd_stores_missing 1"));
+	free(text);
+	n_restored = rig_counter(c, "tenants", "a", "restored_segments");
+	ck_assert_uint_gt(n_restored, 0);
+	ck_assert_uint_lt(n_restored, n_durable);
+	(void)ask_again(c, &n_prompt);
+	ck_assert_int_eq(kvc_persist(c), 0);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	flip(path, 100);
+	flip(path, 4096 + 100);
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	c = rig_join(d->socket);
+	ck_assert_uint_ge(rig_counter(c, "tenants", "a", "restored_segments"),
+			  n_durable);
+	ck_assert_uint_le(ask_again(c, &n_prompt), n_prompt / 4);
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+	ck_assert_int_eq(unlink(path), 0);
+	snprintf(path, sizeof(path), "%s/two", dir);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
+START_TEST(a_lost_disk_costs_what_was_on_it)
+{
+	char dir[] = "/var/tmp/kvd-stores-XXXXXX", path[64];
+	uint64_t n_durable, n_restored, n_prompt, used[2] = { 0 };
+	struct rig_daemon *d;
+	struct kvc *c;
+	char *text;
+	json_t *j, *o;
+	size_t i;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	d = start_two(dir);
 	c = rig_join(d->socket);
 	ask_all(c);
 	ck_assert_int_eq(kvc_persist(c), 0);
@@ -647,6 +708,7 @@ int main(void)
 	tcase_add_test(tc, changes_of_the_configuration_cost_no_answer);
 	tcase_add_test(tc, a_smaller_disk_costs_nothing);
 	tcase_add_test(tc, a_lost_disk_costs_what_was_on_it);
+	tcase_add_test(tc, a_damaged_disk_is_left_out);
 	tcase_add_loop_test(tc, kill_under_load, 0, 2);
 	suite_add_tcase(s, tc);
 	r = srunner_create(s);

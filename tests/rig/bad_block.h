@@ -1,7 +1,7 @@
 /*
- * bad_block.h - a disk of which some blocks cannot be written
+ * bad_block.h - a disk of which some blocks cannot be written, or read
  *
- * Under io's pwrite (kio_sys_disk): the threads engine and the index.
+ * Under io's pread and pwrite (kio_sys_disk): the threads engine and the index.
  */
 #ifndef TESTS_RIG_BAD_BLOCK_H
 #define TESTS_RIG_BAD_BLOCK_H
@@ -10,6 +10,8 @@
 
 /* Writes that touch bytes from..to fail with EIO. Any thread. */
 void bad_block_begin(int64_t from, int64_t to);
+/* Reads, instead. */
+void bad_block_unreadable(int64_t from, int64_t to);
 /* How many did. */
 uint64_t bad_block_end(void);
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "io/fault.h"
 #include "io/store_priv.h"
+#include "tests/rig/bad_block.h"
 #include "tests/rig/rig_store.h"
 
 #define SMALL (34ull << 20) /* 7 zones of 4 MiB, index areas of 1 MiB */
@@ -471,6 +472,27 @@ START_TEST(a_cut_file_loses_only_what_was_cut)
 }
 END_TEST
 
+/* Block _i of the index, of which 4 have frames and the next says that the log ends. */
+START_TEST(a_block_that_cannot_be_read_matters_where_something_was)
+{
+	const int64_t at = (int64_t)INDEX_OFF + _i * 4096;
+	int ret;
+
+	make(4);
+	r.verdict = KIO_RECORD_KEEP;
+	bad_block_unreadable(at, at + 1);
+	ret = rig_store_open(&r, SMALL, 0);
+	ck_assert_uint_gt(bad_block_end(), 0);
+	ck_assert_int_eq(ret, _i < 5 ? -EIO : 0);
+	if (!ret)
+		ck_assert_uint_eq(r.n_found, 4);
+	rig_store_close(&r);
+	open_ok(); /* as it was */
+	ck_assert_uint_eq(r.n_found, 4);
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(what_cannot_be_written_can_be_read)
 {
 	struct kio_store_info i;
@@ -545,6 +567,9 @@ static Suite *suite(void)
 	tcase_add_loop_test(tc, damage_in_the_log_is_told, 0, 49);
 	tcase_add_loop_test(tc, damage_far_into_the_log_is_told, 0, 2);
 	tcase_add_loop_test(tc, a_cut_file_loses_only_what_was_cut, 0, 2);
+	tcase_add_loop_test(
+		tc, a_block_that_cannot_be_read_matters_where_something_was, 0,
+		7);
 	tcase_add_loop_test(tc, what_cannot_be_written_can_be_read, 0, 2);
 	tcase_add_test(tc, it_grows_and_is_limited);
 	suite_add_tcase(s, tc);

@@ -226,14 +226,15 @@ int account_reserve(struct account *a, uint64_t bytes)
 
 	if (bytes <= account_reservable(a)) {
 		a->reserved += bytes;
-		account_unowe(a);
+		if (bytes >= a->owed)
+			account_unowe(a);
 		return 0;
 	}
 	if (bytes > share)
 		return -ENOSPC;
-	if (a->reserved + bytes <= share && !a->owed) {
-		a->owed = 1;
-		a->accounts->n_owed++;
+	if (a->reserved + bytes <= share) {
+		a->accounts->n_owed += a->owed ? 0 : 1;
+		a->owed = KV_MAX(a->owed, bytes);
 	}
 	return -EAGAIN;
 }

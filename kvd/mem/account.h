@@ -15,7 +15,8 @@
  *      below its floor (by at most the rest of one page).
  *  (3) reserved <= limit, and sum of max(reserved, floor) <= pool.
  *  (4) A loan is not renewed while somebody is owed its share: then only those
- *      are admitted who stay within theirs.
+ *      are admitted who stay within theirs. A smaller reservation of the same account
+ *      does not end that.
  *
  * No deadlock. Who pins has reserved, so pinned <= reserved (pins that a want
  * still waits for included). Let a holder i miss m bytes in a full pool, used + m >
@@ -84,7 +85,7 @@ struct account {
 	uint64_t leaving; /* memory on its way out, part of used */
 	uint64_t demand; /* memory that somebody waits for */
 	uint32_t passed; /* the round in which it had nothing */
-	int owed; /* see (4) */
+	uint64_t owed; /* see (4): to a reservation of so many bytes; or 0 */
 };
 
 void accounts_init(struct accounts *as, uint64_t memory_bytes,

@@ -602,20 +602,29 @@ void pager_make_room(struct pager *p)
 
 /* ---- admission ---------------------------------------------------------------------------- */
 
+/* Others may have reservations, or loans, again. */
+static void loosen(struct pager *p)
+{
+	p->account.accounts->loosened = 1;
+	pager_make_room(p);
+}
+
 int pager_reserve(struct pager *p, uint64_t bytes)
 {
+	const uint64_t owed = p->account.owed;
 	const int ret = account_reserve(&p->account, bytes);
 
 	if (ret == -EAGAIN)
 		p->refused = 1;
+	if (owed && !p->account.owed)
+		loosen(p);
 	return ret;
 }
 
 void pager_unreserve(struct pager *p, uint64_t bytes)
 {
 	account_unreserve(&p->account, bytes);
-	p->account.accounts->loosened = 1;
-	pager_make_room(p);
+	loosen(p);
 }
 
 void pager_reserve_forget(struct pager *p)
@@ -624,8 +633,7 @@ void pager_reserve_forget(struct pager *p)
 	if (!p->account.owed)
 		return;
 	account_unowe(&p->account);
-	p->account.accounts->loosened = 1;
-	pager_make_room(p); /* the others may have loans again */
+	loosen(p);
 }
 
 uint64_t pager_reservable(const struct pager *p)

@@ -129,6 +129,24 @@ START_TEST(loans_are_not_renewed_over_a_share_that_is_owed)
 }
 END_TEST
 
+/* What is small and goes before others in line does not end what is owed to these. */
+START_TEST(a_small_one_is_not_what_was_owed)
+{
+	accounts_init(&as, 1000, 100000);
+	open_account(0, 1000, 100, 1); /* share 500 */
+	open_account(1, 1000, 100, 1);
+	ck_assert_int_eq(account_reserve(&acc[0], 700), 0); /* a loan of 200 */
+	ck_assert_int_eq(account_reserve(&acc[1], 400), -EAGAIN); /* owed */
+	ck_assert_int_eq(account_reserve(&acc[1], 10), 0); /* a fault's */
+	account_unreserve(&acc[0], 300);
+	ck_assert_int_eq(account_reserve(&acc[0], 300), -EAGAIN);
+	account_unreserve(&acc[1], 10);
+	ck_assert_int_eq(account_reserve(&acc[1], 400), 0);
+	ck_assert_int_eq(account_reserve(&acc[0], 200), 0);
+	accounts_check(&as);
+}
+END_TEST
+
 START_TEST(byte_seconds_are_an_integral)
 {
 	accounts_init(&as, 1000, 100000);
@@ -175,6 +193,7 @@ struct tenant {
 	struct holder holders[N_WANTS];
 	uint64_t n_evicted, used, page;
 	uint64_t n_served;
+	uint32_t n_told; /* that a reservation may go now */
 	int cancelled; /* pages still leave for a want that is gone, or was served */
 };
 
@@ -185,6 +204,11 @@ struct rig {
 	struct tenant t[N_PAGERS];
 	char dir[64];
 };
+
+static void reservable(void *ctx)
+{
+	((struct tenant *)ctx)->n_told++;
+}
 
 static void rig_open(struct rig *r, uint64_t pool_pages,
 		     const uint64_t conf[N_PAGERS][3])
@@ -214,6 +238,8 @@ static void rig_open(struct rig *r, uint64_t pool_pages,
 			.policy = "lru",
 			.loop = r->loop,
 			.stores = r->stores,
+			.reservable = reservable,
+			.ctx = &r->t[i],
 		};
 
 		ck_assert_int_eq(pager_new(&r->t[i].pager, &pc), 0);
@@ -239,7 +265,6 @@ static void rig_turn(struct rig *r)
 		waited[i] = waits(&r->t[i]);
 	stores_turn(r->stores);
 	ck_assert_int_eq(loop_turn(r->loop, 0), 0);
-	accounts_check(&r->as);
 	for (int i = 0; i < N_PAGERS; i++) {
 		struct tenant *t = &r->t[i];
 		const uint64_t floor = t->pager->account.side[M].floor;
@@ -251,6 +276,7 @@ static void rig_turn(struct rig *r)
 			      (unsigned long)used, (unsigned long)floor);
 		ck_assert_uint_le(t->pager->pinned_bytes,
 				  t->pager->account.reserved);
+		pager_check(t->pager);
 		t->used = used;
 		t->cancelled = (t->cancelled || waited[i]) &&
 			       t->pager->account.leaving;
@@ -465,6 +491,38 @@ START_TEST(a_loan_comes_back_at_once)
 }
 END_TEST
 
+/* A waits with a loan as B is owed its share; once B has it, A is told. */
+START_TEST(who_waits_for_a_loan_is_told_when_nothing_is_owed)
+{
+	static const uint64_t conf[N_PAGERS][3] = { { 32, 0, 1 },
+						    { 32, 0, 1 },
+						    { 2, 0, 1 } };
+	struct pager *a, *b;
+	struct rig r;
+	uint32_t n;
+
+	rig_open(&r, 32, conf);
+	a = r.t[0].pager; /* shares of 15 */
+	b = r.t[1].pager;
+	ck_assert_int_eq(pager_reserve(a, 20 * PAGE), 0);
+	ck_assert_int_eq(pager_reserve(b, 14 * PAGE), -EAGAIN);
+	pager_unreserve(a, 10 * PAGE);
+	while (!r.t[1].n_told)
+		rig_turn(&r);
+	ck_assert_int_eq(pager_reserve(a, 8 * PAGE), -EAGAIN);
+	n = r.t[0].n_told;
+	ck_assert_int_eq(pager_reserve(b, 14 * PAGE), 0);
+	for (uint64_t t0 = clock_ns();
+	     r.t[0].n_told == n && rig_mem_patient(t0);)
+		rig_turn(&r);
+	ck_assert_uint_eq(r.t[0].n_told, n + 1);
+	ck_assert_int_eq(pager_reserve(a, 8 * PAGE), 0);
+	pager_unreserve(a, 18 * PAGE);
+	pager_unreserve(b, 14 * PAGE);
+	rig_close(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("account");
@@ -478,9 +536,11 @@ int main(void)
 	tcase_add_test(t, what_cannot_go_to_disk_is_fixed);
 	tcase_add_test(t, the_victim_is_most_above_its_share);
 	tcase_add_test(t, loans_are_not_renewed_over_a_share_that_is_owed);
+	tcase_add_test(t, a_small_one_is_not_what_was_owed);
 	tcase_add_test(t, byte_seconds_are_an_integral);
 	tcase_add_loop_test(t, random_pagers_keep_their_floors, 0, 3);
 	tcase_add_test(t, a_loan_comes_back_at_once);
+	tcase_add_test(t, who_waits_for_a_loan_is_told_when_nothing_is_owed);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -594,14 +594,46 @@ void pager_info(struct pager *p, struct pager_info *out)
 				&out->host_bytes, &out->host_dirty_bytes);
 }
 
-static void check_page(const struct page *pg, uint64_t *mapped,
-		       uint64_t *pinned, uint64_t *slots)
+/* What the counters of a pager are sums of. */
+struct sums {
+	uint64_t mapped, pinned, slots, clean, policy, writing, demand, leaving;
+	uint64_t n_state[PAGE_N_STATES];
+	uint32_t n_busy, n_resident, n_lower, n_lost; /* of the range in hand */
+	uint64_t n_ops;
+};
+
+/* Its frame is being taken. */
+static int is_leaving(const struct page *pg)
+{
+	return pg->charged && pg->busy && !pg->resting &&
+	       (pg->state == PAGE_DROPPING || pg->state == PAGE_EMPTY ||
+		pg->state == PAGE_LOWER || pg->state == PAGE_LOST);
+}
+
+static void add_page(struct sums *s, const struct page *pg)
 {
 	const size_t bytes = pg->range->tier->page_bytes;
+	const int writing = pg->state == PAGE_WRITING;
 
-	*mapped += pg->charged ? bytes : 0;
-	*pinned += pg->n_pins ? bytes : 0;
-	*slots += pg->slot >= 0 ? bytes : 0;
+	s->mapped += pg->charged ? bytes : 0;
+	s->pinned += pg->n_pins ? bytes : 0;
+	s->slots += pg->slot >= 0 ? bytes : 0;
+	s->clean += pg->state == PAGE_CLEAN ? bytes : 0;
+	s->policy += pg->in_policy ? bytes : 0;
+	s->writing += writing ? bytes : 0;
+	s->leaving += is_leaving(pg) || (writing && pg->to_go) ? bytes : 0;
+	if (!list_empty(&pg->starved) && pg->prio < WANT_PREFETCH)
+		s->demand += bytes;
+	s->n_state[pg->state]++;
+	s->n_busy += pg->busy;
+	s->n_ops += pg->busy && !pg->resting;
+	s->n_resident += page_resident(pg) ? 1 : 0;
+	s->n_lower += pg->state == PAGE_LOWER;
+	s->n_lost += pg->state == PAGE_LOST;
+}
+
+static void check_page(const struct page *pg)
+{
 	assert(!page_resident(pg) || pg->charged);
 	assert(pg->state != PAGE_LOWER || pg->busy ||
 	       (pg->slot >= 0 && !pg->charged));
@@ -610,25 +642,46 @@ static void check_page(const struct page *pg, uint64_t *mapped,
 	assert(!pg->in_policy ||
 	       ((pg->state == PAGE_DIRTY || pg->state == PAGE_CLEAN) &&
 		!pg->n_pins && !pg->busy));
+	assert(list_empty(&pg->waiters) || pg->n_pins);
+}
+
+/* All of r; it may be in the middle of something. */
+static void check_range(const struct range *r, struct sums *s)
+{
+	s->n_busy = s->n_resident = s->n_lower = s->n_lost = 0;
+	for (uint32_t i = 0; i < r->n_virtual; i++) {
+		check_page(&r->pages[i]);
+		add_page(s, &r->pages[i]);
+	}
+	assert(s->n_busy == r->n_busy && s->n_resident == r->n_resident);
+	assert(s->n_lower == r->n_lower && s->n_lost == r->n_lost);
 }
 
 void pager_check(struct pager *p)
 {
-	uint64_t mapped = 0, pinned = 0, slots = 0, files = 0;
+	struct sums s = { 0 };
+	uint64_t files = 0;
 	int busy = 0;
 
 	list_for_each(n, &p->ranges) {
 		struct range *r = list_entry(n, struct range, node);
 
 		busy |= r->n_busy || r->freed;
-		for (uint32_t i = 0; i < r->n_virtual; i++)
-			check_page(&r->pages[i], &mapped, &pinned, &slots);
+		check_range(r, &s);
 	}
 	accounts_check(p->account.accounts);
-	assert(mapped == pager_used(p, ACCOUNT_MEMORY));
-	assert(pinned == p->pinned_bytes);
-	assert(slots == pager_used(p, ACCOUNT_DISK));
+	assert(s.mapped == pager_used(p, ACCOUNT_MEMORY));
+	assert(s.pinned == p->pinned_bytes);
+	assert(s.slots == pager_used(p, ACCOUNT_DISK));
+	assert(s.clean == p->clean_bytes && s.policy == p->policy_bytes);
+	assert(s.writing == p->writing_bytes);
+	assert(s.demand == p->account.demand);
+	assert(s.leaving == p->account.leaving);
+	assert(s.n_ops <=
+	       p->n_ops); /* and what is held, or written from the pool */
+	for (int i = 0; i < PAGE_N_STATES; i++)
+		assert(s.n_state[i] == p->n_state[i]);
 	for (struct tier *t = p->tiers; t; t = t->next)
 		files += tier_bytes(t);
-	assert(busy || files == mapped);
+	assert(busy || files == s.mapped);
 }

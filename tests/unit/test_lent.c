@@ -66,7 +66,8 @@ static void turn(void)
 {
 	stores_turn(stores);
 	ck_assert_int_eq(loop_turn(loop, 0), 0);
-	accounts_check(&accounts);
+	pager_check(borrower.pager);
+	pager_check(owner.pager);
 }
 
 static void setup(void)

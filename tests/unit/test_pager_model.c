@@ -244,6 +244,8 @@ static void step(void)
 	} else {
 		op_hold(it);
 	}
+	if (what == 70) /* in the middle of whatever goes on */
+		pager_check(r->pager);
 }
 
 /* Everything is brought to its end, and every page looked at. */

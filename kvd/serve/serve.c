@@ -19,6 +19,7 @@
 #include "kvd/serve/tenant.h"
 
 #define HUGE_SLACK (2u << 20) /* of a mount, beyond what is accounted for */
+#define USAGE_NS   1000000000u /* what metrics say is no older */
 
 /* ---- tenants ---------------------------------------------------------------- */
 
@@ -366,6 +367,18 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 	return ret ? ret : serve_open_stores(s, err, err_len);
 }
 
+/* What a tenant has costs it, too, while nothing happens. */
+static void tell_usage(struct loop_timer *t)
+{
+	struct serve *s = container_of(t, struct serve, usage_timer);
+	struct pager_usage u;
+
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		pager_usage(s->tenants[i]->pager, &u);
+	s->usage_timer.run = tell_usage;
+	loop_timer_set(s->loop, t, clock_ns() + USAGE_NS);
+}
+
 int serve_new(struct serve **out, struct loop *loop, const struct conf *conf,
 	      char *err, size_t err_len)
 {
@@ -391,6 +404,7 @@ int serve_new_on(struct serve **out, struct loop *loop, const struct conf *conf,
 	s->start_ns = clock_ns();
 	list_init(&s->drain_call.node);
 	list_init(&s->check_timer.node);
+	list_init(&s->usage_timer.node);
 	list_init(&s->free_attends);
 	for (int i = 0; i < N_LANES; i++)
 		attn_scratch_init(&s->lanes[i].scratch);
@@ -405,6 +419,7 @@ int serve_new_on(struct serve **out, struct loop *loop, const struct conf *conf,
 		serve_free(s);
 		return ret;
 	}
+	tell_usage(&s->usage_timer);
 #ifdef KV_DEBUG
 	serve_check_start(s);
 #endif
@@ -419,6 +434,7 @@ void serve_free(struct serve *s)
 	if (!s)
 		return;
 	loop_timer_cancel(s->loop, &s->check_timer);
+	loop_timer_cancel(s->loop, &s->usage_timer);
 	gate_free(s->gate);
 	attend_free_all(s);
 	measures_free(s->measures);

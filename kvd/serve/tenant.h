@@ -158,6 +158,7 @@ struct serve {
 	uint32_t n_free_attends;
 	int huge_dir; /* of all tenants: a tmpfs with huge pages; 0: none */
 	int mounts_huge; /* 1: each tenant has one of its own */
+	struct loop_timer usage_timer; /* byte-seconds grow by themselves */
 	struct loop_timer check_timer; /* check.c: debug builds */
 };
 

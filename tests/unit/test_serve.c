@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kernels/kern.h"
+#include "kvd/base/clock.h"
+#include "kvd/base/stat.h"
 #include "kvd/serve/gen.h"
 #include "tests/rig/rig_serve.h"
 
@@ -568,6 +570,29 @@ START_TEST(a_stop_string_over_two_tokens_is_never_shown)
 }
 END_TEST
 
+/* ---- what is shown ---------------------------------------------------------------- */
+
+/* Memory is held, and nothing happens: it costs all the same. */
+START_TEST(byte_seconds_grow_while_nothing_happens)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
+	struct stat *st = stat_get(STAT_COUNTER,
+				   "kvd_memory_byte_seconds_total", "",
+				   "tenant", "t0", 1);
+	const uint64_t limit_ns = clock_ns() + 30000000000ull;
+	uint64_t n;
+
+	(void)ask_chunk(r, 77);
+	for (int i = 0; i < 300; i++) /* what is left to do is done */
+		rig_serve_turn(r);
+	n = stat_read(st);
+	while (stat_read(st) == n && clock_ns() < limit_ns)
+		rig_serve_turn(r);
+	ck_assert_uint_gt(stat_read(st), n);
+	rig_serve_close(r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("serve");
@@ -590,6 +615,7 @@ int main(void)
 	tcase_add_test(t, a_stop_string_over_two_tokens_is_never_shown);
 	tcase_add_test(t, long_texts_are_the_same_tokens);
 	tcase_add_test(t, texts_may_be_too_long_or_cancelled);
+	tcase_add_test(t, byte_seconds_grow_while_nothing_happens);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

@@ -345,14 +345,9 @@ static void want_done(struct wait *w, int ret)
 
 static int reserve(struct serve_tenant *t, uint64_t bytes)
 {
-	int ret;
-
 	if (tenant_reserved(t) + bytes > pager_memory_bytes(t->pager) / 2)
 		return -EDQUOT;
-	ret = pager_reserve(t->pager, bytes);
-	if (ret == -EAGAIN)
-		pager_reserve_forget(t->pager); /* the client asks again */
-	return ret;
+	return tenant_reserve_now(t, bytes); /* the client asks again */
 }
 
 int serve_export(struct serve_session *ss, struct serve_export *x)

@@ -275,6 +275,16 @@ static void kick_turn(struct loop_call *c)
 	preload_wake(t);
 }
 
+int tenant_reserve_now(struct serve_tenant *t, uint64_t bytes)
+{
+	const int ret = pager_reserve(t->pager, bytes);
+
+	/* who stands in line waits on, and is to be told */
+	if (ret == -EAGAIN && list_empty(&t->waiting))
+		pager_reserve_forget(t->pager);
+	return ret;
+}
+
 int tenant_frees(struct serve_tenant *t)
 {
 	return t->n_active || (t->persist && !persist_idle(t->persist)) ||

@@ -209,6 +209,8 @@ void serve_tenant_free(struct serve_tenant *t);
 void tenant_wait(struct serve_tenant *t, struct waiter *w);
 /* Before all others: what is small and short, and not without end. */
 void tenant_wait_front(struct serve_tenant *t, struct waiter *w);
+/* Reserve now or not at all: as pager_reserve(), but -EAGAIN is not waited for. */
+int tenant_reserve_now(struct serve_tenant *t, uint64_t bytes);
 /* Something was given back: the line moves on a later turn. */
 void tenant_kick(struct serve_tenant *t);
 /*

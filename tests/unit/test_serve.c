@@ -570,6 +570,40 @@ START_TEST(a_stop_string_over_two_tokens_is_never_shown)
 }
 END_TEST
 
+/* ---- who does not wait -------------------------------------------------------------- */
+
+/* A reservation that was not to be had, and is not waited for, does not make the pager forget
+ * those who wait. */
+START_TEST(who_does_not_wait_leaves_the_line_as_it_is)
+{
+	struct rig_serve *r = rig_serve_open((struct rig_serve_options){ 0 });
+	struct serve_tenant *t = r->tenant;
+	const uint64_t all = pager_reservable(t->pager);
+	uint32_t *ask = rig_ids(10, 78);
+	struct rig_gen *a = rig_gen_new();
+
+	t->lent_bytes += all; /* for serve_check() */
+	ck_assert_int_eq(pager_reserve(t->pager, all), 0);
+	rig_gen_part(a, ask, 10, 0);
+	ck_assert_int_eq(rig_gen_start(a, r->session), 0);
+	for (int i = 0; i < 100; i++)
+		rig_serve_turn(r);
+	ck_assert(!list_empty(&t->waiting));
+	ck_assert_int_eq(tenant_reserve_now(t, 4096), -EAGAIN);
+	t->lent_bytes -= all;
+	pager_unreserve(t->pager, all);
+	for (int i = 0; i < 10000 && !a->told; i++)
+		rig_serve_turn(r);
+	ck_assert_int_eq(a->told, 1);
+	ck_assert_int_eq(a->ret, 8);
+	ck_assert_int_eq(tenant_reserve_now(t, 4096), 0);
+	pager_unreserve(t->pager, 4096);
+	free(a);
+	free(ask);
+	rig_serve_close(r);
+}
+END_TEST
+
 /* ---- what is shown ---------------------------------------------------------------- */
 
 /* Memory is held, and nothing happens: it costs all the same. */
@@ -615,6 +649,7 @@ int main(void)
 	tcase_add_test(t, a_stop_string_over_two_tokens_is_never_shown);
 	tcase_add_test(t, long_texts_are_the_same_tokens);
 	tcase_add_test(t, texts_may_be_too_long_or_cancelled);
+	tcase_add_test(t, who_does_not_wait_leaves_the_line_as_it_is);
 	tcase_add_test(t, byte_seconds_grow_while_nothing_happens);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);

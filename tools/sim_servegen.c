@@ -20,7 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WINDOW_S 600.0
+#define WINDOW_S    600.0
+#define WINDOW_MOST (1u << 22) /* requests of a client in one */
+#define LAW_MOST    1e9 /* parameters of a law, seconds */
 
 struct law {
 	uint32_t *lengths;
@@ -140,6 +142,13 @@ static int push(struct draw *d, double at_s, uint32_t tenant,
 	return 0;
 }
 
+/* What a window says can be drawn from. */
+static int sane(double start, double rate, double a, double b)
+{
+	return start >= 0 && start < LAW_MOST && rate >= 0 && rate < 1e6 &&
+	       a >= 0 && a < LAW_MOST && b >= 0 && b < LAW_MOST;
+}
+
 /* The laws of the window, if the client has them; else those there are stay. */
 static int window_laws(json_t *all, uint64_t start_s, struct law *in,
 		       struct law *out)
@@ -170,11 +179,12 @@ static int draw_windows(struct draw *d, FILE *f, json_t *all, uint32_t tenant,
 
 	while (!ret && fgets(line, sizeof(line), f)) {
 		double start, rate, cv, a = 0, b = 0, t;
+		uint32_t n = 0;
 
 		*law = '\0';
 		if (sscanf(line, "%lf,%lf,%lf,%15[A-Za-z],%lf,%lf", &start,
 			   &rate, &cv, law, &a, &b) < 3 ||
-		    !(start >= 0) || !(rate >= 0 && rate < 1e6)) {
+		    !sane(start, rate, a, b)) {
 			ret = -EBADMSG;
 			break;
 		}
@@ -188,7 +198,9 @@ static int draw_windows(struct draw *d, FILE *f, json_t *all, uint32_t tenant,
 		t = gap_draw(law, rate, a, b, &d->seed);
 		for (; t < WINDOW_S && !ret;
 		     t += gap_draw(law, rate, a, b, &d->seed))
-			ret = push(d, start + t, tenant, &in, &out);
+			ret = n++ == WINDOW_MOST
+				      ? -EBADMSG
+				      : push(d, start + t, tenant, &in, &out);
 	}
 	law_fini(&in);
 	law_fini(&out);

@@ -213,7 +213,8 @@ static int azure_line(struct sim_trace *t, const char *line, int *day,
 
 	if (sscanf(line, "%d-%d-%d %d:%d:%lf,%" SCNu64 ",%" SCNu64, &y, &mo, &d,
 		   &h, &m, &s, &r.in_tokens, &r.out_tokens) != 8 ||
-	    h < 0 || m < 0 || !(s >= 0))
+	    d < 1 || d > 31 || h < 0 || h > 23 || m < 0 || m > 59 ||
+	    !(s >= 0 && s < 61))
 		return -EBADMSG;
 	if (!*day)
 		*day = d;

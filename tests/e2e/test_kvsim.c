@@ -158,6 +158,10 @@ START_TEST(bad_files_are_refused)
 		" \"hash_ids\": [1]}\n",
 		"TIMESTAMP,ContextTokens,GeneratedTokens\n",
 		"TIMESTAMP,ContextTokens,GeneratedTokens\nx,1,2\n",
+		"2023-11-16 99999999:00:00.0,10,1\n",
+		"2023-11-16 1:99999999:00.0,10,1\n",
+		"2023-11-16 1:00:1e300,10,1\n",
+		"2023-11-16 1:00:nan,10,1\n",
 		"kvd-trace 2 block=512\nr 1 0 1 512 1 - a\n",
 		"kvd-trace 1 block=0\nr 1 0 1 512 1 - a\n",
 		"kvd-trace 1 block=512\nr 1 0 1 512 1 - a b\n",
@@ -189,6 +193,45 @@ START_TEST(bad_files_are_refused)
 	ck_assert_int_eq(kvsim("tests/data"),
 			 1); /* a folder of something else */
 	ck_assert_int_eq(kvsim("/nonexistent.gz"), 1);
+}
+END_TEST
+
+/* Laws that nothing can be drawn from, or without end. */
+START_TEST(bad_clients_are_refused)
+{
+	static const char *const bad[] = {
+		"0,1,1,Gamma,inf,1",	 "0,1,1,Gamma,1,inf",
+		"0,1,1,Gamma,1,1e-300",	 "0,1,1,Gamma,1e-9,1",
+		"0,1,1,Weibull,1,nan",	 "0,999999,1",
+		"nan,1,1,Gamma,0.8,25",	 "1e300,1,1,Gamma,0.8,25",
+		"0,-1,1,Gamma,0.8,25.0", "0,inf,1,Gamma,0.8,25.0",
+	};
+	static const char data[] = "{ \"0\": { \"input_tokens\": \"{300: 1}\", "
+				   "\"output_tokens\": \"{10: 1}\" } }";
+	char dir[] = "/tmp/kvsim-test-XXXXXX", csv[64], json[64], args[128];
+	FILE *f;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(csv, sizeof(csv), "%s/chunk-0-trace.csv", dir);
+	snprintf(json, sizeof(json), "%s/chunk-0-dataset.json", dir);
+	snprintf(args, sizeof(args), "--sizes 1 --policies lru %s", dir);
+	f = fopen(json, "w");
+	ck_assert_ptr_nonnull(f);
+	fputs(data, f);
+	ck_assert_int_eq(fclose(f), 0);
+	for (size_t i = 0; i <= sizeof(bad) / sizeof(bad[0]); i++) {
+		const int good = i == sizeof(bad) / sizeof(bad[0]);
+
+		f = fopen(csv, "w");
+		ck_assert_ptr_nonnull(f);
+		fprintf(f, "%s\n", good ? "0,1,1,Gamma,0.8,25.0" : bad[i]);
+		ck_assert_int_eq(fclose(f), 0);
+		ck_assert_msg(kvsim(args) == !good, "%zu: %s", i, out);
+		ck_assert_msg(good || strstr(out, csv), "%zu: %s", i, out);
+	}
+	ck_assert_int_eq(unlink(csv), 0);
+	ck_assert_int_eq(unlink(json), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
 }
 END_TEST
 
@@ -452,6 +495,7 @@ int main(void)
 	tcase_add_test(t, our_own_format_by_hand);
 	tcase_add_test(t, groups_by_hand);
 	tcase_add_test(t, bad_files_are_refused);
+	tcase_add_test(t, bad_clients_are_refused);
 	tcase_add_test(t, usage);
 	tcase_add_test(t, a_plot_or_a_reason);
 	if (*traces) {

@@ -134,7 +134,7 @@ D := $(DESTDIR)$(PREFIX)
 install: all
 	install -d $(D)/bin $(D)/sbin $(D)/include $(D)/lib/pkgconfig \
 	$(D)/share/man/man1 $(D)/share/man/man3 $(D)/share/man/man5 \
-	$(D)/share/man/man8 $(D)/lib/systemd/system $(D)/lib/sysusers.d \
+	$(D)/share/man/man8 $(D)/lib/systemd/system $(D)/lib/sysusers.d $(D)/lib/tmpfiles.d \
 	$(D)/share/doc/kvd
 	install -m 755 $(B)/kvd $(B)/kvfsck $(D)/sbin/
 	install -m 755 $(B)/kvctl $(B)/kvbench $(B)/kvsim $(D)/bin/
@@ -149,12 +149,13 @@ install: all
 	sed 's|@PREFIX@|$(PREFIX)|' tools/dist/kvd.service \
 	> $(D)/lib/systemd/system/kvd.service
 	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
+	install -m 644 tools/dist/kvd.tmpfiles $(D)/lib/tmpfiles.d/kvd.conf
 	install -m 644 docs/kvd.conf.example README.md LICENSE tools/dist/kvd-gpu.conf $(D)/share/doc/kvd/
 uninstall:
 	rm -f $(D)/sbin/kvd $(D)/sbin/kvfsck $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \
 	$(D)/lib/pkgconfig/kvclient.pc $(D)/lib/systemd/system/kvd.service \
-	$(D)/lib/sysusers.d/kvd.conf
+	$(D)/lib/sysusers.d/kvd.conf $(D)/lib/tmpfiles.d/kvd.conf
 	for m in docs/man/*.[1-8]; do \
 	rm -f $(D)/share/man/man$${m##*.}/$${m##*/}; done
 	rm -rf $(D)/share/doc/kvd

@@ -25,6 +25,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "kvd/mem/folio.h"
 #include "kvd/mem/pager.h"
 #include "kvd/mem/space.h"
 #include "kvd/mem/stores.h"
@@ -213,6 +214,7 @@ static int paging_start(struct paging *p, const char *dir)
 		p->huge_dir =
 			space_huge_dir(NULL, conf.memory_bytes + (2u << 20));
 	conf.huge_dir = p->huge_dir;
+	conf.folios = p->huge && folio_switch_on() > 0;
 	snprintf(path, sizeof(path), "%s/kvbench.store", dir);
 	sc.disks[0] = (struct stores_disk_conf){ path, 2 * conf.disk_bytes };
 	ret = stores_new(&p->stores, &sc);
@@ -436,6 +438,8 @@ static int restore(struct bench *b)
 		ret = restore_shape(b, &r, 2u << 20, 0, ".memfd");
 	if (!ret)
 		ret = restore_shape(b, &r, 256u << 10, 0, ".small");
+	if (!ret)
+		ret = restore_shape(b, &r, 256u << 10, 1, ".folios");
 	raw_fini(&r);
 	return ret ? bench_fail(ret, "paging: restore") : 0;
 }

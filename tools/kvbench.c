@@ -49,8 +49,9 @@ static const struct command {
 	  "paging.resident.ns              want and unpin of a resident page\n"
 	  "paging.resident.syscalls        0: it was done under seccomp\n"
 	  "paging.restore.{gb_s,raw_ratio,cores_per_gbs}  2 MiB pages, with\n"
-	  "                                checksums; .memfd, .small: 4 KiB\n"
-	  "                                frames, pages of 256 KiB\n"
+	  "                                checksums; .memfd: on 4 KiB pages;\n"
+	  "                                .small: 256 KiB on those; .folios:\n"
+	  "                                256 KiB on folios\n"
 	  "paging.write.raw_ratio          the same, written\n"
 	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n" },
 	{ "io", bench_io, "what io_uring's options are worth, in --dir",

@@ -92,7 +92,7 @@ struct conf {
 	int order; /* order = fifo|prefix: 1 who has more cached first, line.h */
 	uint64_t scrub_bytes; /* scrub = 4M: a second, each tenant; 0: off */
 	uint64_t clean_bytes; /* clean = 256M: a second, all stores; 0: off */
-	char huge[16]; /* huge = auto | always | never */
+	char huge[16]; /* huge = auto | always | keep | never */
 	char huge_dir[4096]; /* huge_dir = PATH; empty: a mount of its own */
 	char cuda_library[256]; /* cuda_library = auto | no | /PATH */
 	/* cuda_image = PATH: kernels from a file; empty: the binary's own */

@@ -342,7 +342,7 @@ static const struct key kvd_keys[] = {
 	{ "clean", set_size, offsetof(struct conf, clean_bytes), 0, 1ull << 40,
 	  SIZE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,
-	  "auto, always or never", "auto always never", 0 },
+	  "auto, always, keep or never", "auto always keep never", 0 },
 	{ "huge_dir", set_string, offsetof(struct conf, huge_dir), 1, 4096,
 	  "a directory", NULL, 0 },
 	{ "policy", set_word, offsetof(struct conf, policy), 0, 16, POLICIES,

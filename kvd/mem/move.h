@@ -62,12 +62,14 @@ struct pager {
 		read_bytes_total, written_bytes_total;
 	struct stat *st_mapped, *st_evicted, *st_read, *st_written,
 		*st_read_bytes, *st_written_bytes, *st_lost, *st_write_errors,
-		*st_mapped_bytes, *st_slot_bytes, *st_io_held,
+		*st_mapped_bytes, *st_slot_bytes, *st_io_held, *st_small,
 		*st_byte_s[ACCOUNT_TIERS], *st_page_in;
 	uint64_t logged_ns;
 };
 
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out);
+/* 1: its frames are pages of 4 KiB. */
+int tier_is_small(const struct tier *t);
 /* Bytes of frames of t's pages. */
 uint64_t tier_bytes(const struct tier *t);
 /* 1: a page that goes down has a place there. */

@@ -587,8 +587,10 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->read_bytes_total = p->read_bytes_total;
 	out->n_lost_total = stat_read(p->st_lost);
 	out->written_bytes_total = p->written_bytes_total;
-	for (struct tier *t = p->tiers; t; t = t->next)
+	for (struct tier *t = p->tiers; t; t = t->next) {
 		out->file_bytes += tier_bytes(t);
+		out->small_bytes += tier_is_small(t) ? tier_bytes(t) : 0;
+	}
 	if (p->conf.device)
 		park_part_bytes(device_park(p->conf.device), &p->part,
 				&out->host_bytes, &out->host_dirty_bytes);

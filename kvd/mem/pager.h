@@ -48,6 +48,7 @@ struct pager_conf {
 	uint32_t weight; /* of the rest; 0: 1 */
 	uint64_t io_limit; /* bytes a second from and to disks; 0: none */
 	int huge_dir; /* of space_huge_dir(), borrowed; 0: none */
+	int folios; /* smaller ones, where huge_dir is of no use */
 	int mlock; /* lock frames as far as RLIMIT_MEMLOCK goes */
 	int numa_node; /* -1: where the thread runs */
 	const char *policy; /* evict.h: "clock", "lru", ... */
@@ -263,6 +264,7 @@ struct pager_info {
 	uint64_t n_map_waits_total; /* somebody waited for a frame of zeros */
 	/* st_blocks * 512 of the space files; with a device: pages with frames */
 	uint64_t file_bytes;
+	uint64_t small_bytes; /* of them in pages of 4 KiB (folio.h) */
 	uint64_t host_bytes, host_dirty_bytes; /* device.h: in the host pool */
 };
 void pager_info(struct pager *p, struct pager_info *out);

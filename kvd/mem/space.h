@@ -5,7 +5,7 @@
  * file has blocks: space_map() gives it one, space_drop() takes it back. Both are
  * system calls over a whole page and run on workers. Pages that are a multiple of
  * 2 MiB live on a tmpfs with huge=always where there is one; others in a memfd, since
- * a hole smaller than a folio gives nothing back.
+ * a hole smaller than a folio gives nothing back, with smaller folios (folio.h) or none.
  *
  * Thread: open, close, alloc, free on the loop thread; map and drop anywhere.
  */
@@ -21,6 +21,7 @@ struct space_conf {
 	const char *name;
 	size_t page_bytes;
 	int huge_dir; /* space_huge_dir(); 0: none */
+	int folios; /* where it is none: those of folio.h */
 	int mlock;
 	int numa_node;
 };
@@ -37,6 +38,8 @@ char *space_base(const struct space *s);
 size_t space_page_bytes(const struct space *s);
 /* "tmpfs huge" or "memfd". */
 const char *space_kind(const struct space *s);
+/* Bytes of its folios: 2 MiB, or those of a memfd, see folio.h; 0: pages of 4 KiB. */
+size_t space_folio(const struct space *s);
 /* Reserve n_pages consecutive virtual pages: the first's number, or -ENOMEM. */
 int64_t space_alloc(struct space *s, uint64_t n_pages);
 /* Give them back; none has a frame. Returns -ENOMEM if they cannot be noted: they

@@ -43,6 +43,7 @@ static int open_space(struct pager *p, struct tier *t)
 	const struct space_conf sc = { .name = p->name,
 				       .page_bytes = t->page_bytes,
 				       .huge_dir = p->conf.huge_dir,
+				       .folios = p->conf.folios,
 				       .mlock = p->conf.mlock,
 				       .numa_node = p->conf.numa_node };
 	int ret;
@@ -55,10 +56,24 @@ static int open_space(struct pager *p, struct tier *t)
 	return ret;
 }
 
+int tier_is_small(const struct tier *t)
+{
+	return t->space && !space_folio(t->space);
+}
+
 uint64_t tier_bytes(const struct tier *t)
 {
 	return t->dev_space ? t->n_mapped * t->page_bytes
 			    : space_file_bytes(t->space);
+}
+
+static void count_small(struct pager *p)
+{
+	uint64_t n = 0;
+
+	for (const struct tier *t = p->tiers; t; t = t->next)
+		n += (uint64_t)tier_is_small(t);
+	stat_set(p->st_small, n);
 }
 
 int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
@@ -83,11 +98,19 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 		free(t);
 		return ret;
 	}
-	log_info("pager", "%s: pages of %zu bytes in a %s", p->name, page_bytes,
-		 t->space ? space_kind(t->space) : "device");
+	if (t->space && space_folio(t->space))
+		log_info("pager",
+			 "%s: pages of %zu bytes in a %s, folios of %zu KiB",
+			 p->name, page_bytes, space_kind(t->space),
+			 space_folio(t->space) >> 10);
+	else
+		log_info("pager", "%s: pages of %zu bytes in a %s", p->name,
+			 page_bytes,
+			 t->space ? space_kind(t->space) : "device");
 	t->next = p->tiers;
 	t->id = ++p->n_tiers_total;
 	p->tiers = t;
+	count_small(p);
 	*out = t;
 	return 0;
 }
@@ -121,6 +144,8 @@ static void pager_stats(struct pager *p)
 		  "Bytes of frames" },
 		{ &p->st_slot_bytes, STAT_GAUGE, "kvd_disk_slot_bytes",
 		  "Bytes of slots" },
+		{ &p->st_small, STAT_GAUGE, "kvd_small_page_sizes",
+		  "Page sizes whose frames are pages of 4 KiB" },
 	};
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)

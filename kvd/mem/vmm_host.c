@@ -18,6 +18,7 @@
 #include "io/sys.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/extent.h"
+#include "kvd/mem/folio.h"
 
 #define HUGE_BYTES  (2ull << 20)
 #define SPACE_BYTES (1ull << 40) /* virtual; halved until it can be had */
@@ -33,6 +34,7 @@ struct space {
 	size_t page_bytes;
 	uint64_t n_pages;
 	const char *kind;
+	size_t folio; /* of a memfd (folio.h); 0: none */
 	struct extents free; /* virtual pages */
 	uint8_t *states; /* [n_pages]; NULL: nobody asked */
 	int states_fd;
@@ -112,6 +114,9 @@ static int open_file(struct space *s, const struct space_conf *c)
 	if (s->fd < 0) {
 		s->fd = open_memfd(c->name);
 		s->kind = KIND_MEMFD;
+		s->folio = c->folios ? folio_of(c->page_bytes) : 0;
+		if (s->folio && !folio_is_on(s->folio))
+			s->folio = 0;
 	}
 	return s->fd < 0 ? s->fd : 0;
 }
@@ -124,13 +129,71 @@ static void advise(const char *what, void *at, size_t n_bytes, int advice)
 		log_warn("space", "%s: %s", what, strerror(-ret));
 }
 
+/* At an address that suits the folios; what is too much of it is given back. */
+static int map_shifted(struct space *s, uint64_t n, void **base)
+{
+	const size_t extra = 3 * s->folio;
+	char *from, *at;
+	void *p;
+	int ret = kio_sys_mmap(NULL, n + extra, PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			       0, &p);
+
+	if (ret)
+		return ret;
+	from = p;
+	at = folio_shift(from, s->folio);
+	ret = kio_sys_mmap(at, n, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_NORESERVE | MAP_FIXED, s->fd, 0,
+			   base);
+	if (ret) {
+		(void)kio_sys_munmap(from, n + extra);
+		return ret;
+	}
+	if (at > from)
+		(void)kio_sys_munmap(from, (size_t)(at - from));
+	(void)kio_sys_munmap(at + n, extra - (size_t)(at - from));
+	return 0;
+}
+
 static int map_bytes(struct space *s, uint64_t n, void **base)
 {
 	const int ret = kio_sys_ftruncate(s->fd, (off_t)n);
 
-	return ret ? ret
-		   : kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
-				  MAP_SHARED | MAP_NORESERVE, s->fd, 0, base);
+	if (ret)
+		return ret;
+	return s->folio ? map_shifted(s, n, base)
+			: kio_sys_mmap(NULL, n, PROT_READ | PROT_WRITE,
+				       MAP_SHARED | MAP_NORESERVE, s->fd, 0,
+				       base);
+}
+
+/*
+ * A page has its own bytes of memory and no more, else it cannot be given back: looked
+ * at, as what the kernel does here is its own affair.
+ */
+static int ask_folios(struct space *s)
+{
+	const size_t n = s->n_pages * s->page_bytes;
+	int ret = kio_sys_madvise(s->base, n, MADV_HUGEPAGE);
+	int dropped;
+
+	if (!ret)
+		ret = space_map(s, 1, 1);
+	if (!ret && space_file_bytes(s) != s->page_bytes)
+		ret = -ENOTSUP;
+	dropped = space_drop(s, 0, s->n_pages);
+	if (dropped)
+		return dropped;
+	if (!ret && space_file_bytes(s))
+		ret = -ENOTSUP;
+	if (!ret)
+		return 0;
+	log_warn("space", "folios of %zu KiB: %s", s->folio >> 10,
+		 strerror(-ret));
+	s->folio = 0;
+	advise("pages without folios", s->base, n, MADV_NOHUGEPAGE);
+	return 0;
 }
 
 /* The largest size that can be mapped; a part of it where addresses are few. */
@@ -158,6 +221,9 @@ static int map_file(struct space *s)
 	s->n_pages = n / s->page_bytes;
 	advise("a child of a fork would hold frames", base, n, MADV_DONTFORK);
 	advise("a core would hold what tenants said", base, n, MADV_DONTDUMP);
+	ret = s->folio ? ask_folios(s) : 0;
+	if (ret)
+		return ret;
 	/* tmpfs has no seals; who may open it again could cut it off under us */
 	return strcmp(s->kind, KIND_MEMFD)
 		       ? 0
@@ -254,6 +320,11 @@ const char *space_kind(const struct space *s)
 	return s->kind;
 }
 
+size_t space_folio(const struct space *s)
+{
+	return strcmp(s->kind, KIND_MEMFD) ? HUGE_BYTES : s->folio;
+}
+
 /* ---- virtual pages ----------------------------------------------------------- */
 
 int64_t space_alloc(struct space *s, uint64_t n_pages)
@@ -271,8 +342,15 @@ int space_free(struct space *s, uint64_t first, uint64_t n_pages)
 int space_map(struct space *s, uint64_t first, uint64_t n_pages)
 {
 	const size_t off = first * s->page_bytes, n = n_pages * s->page_bytes;
-	const int ret = kio_sys_fallocate(s->fd, 0, (off_t)off, (off_t)n);
+	int ret;
 
+	if (s->folio) { /* of which only a fault knows */
+		ret = kio_sys_madvise(s->base + off, n, MADV_POPULATE_WRITE);
+		if (ret) /* some of it is there */
+			(void)space_drop(s, first, n_pages);
+		return ret;
+	}
+	ret = kio_sys_fallocate(s->fd, 0, (off_t)off, (off_t)n);
 	/*
 	 * Zeroed and in the page table here, on a worker: else the loop thread
 	 * does it while it submits the read, or an engine thread at its first

@@ -73,6 +73,7 @@ static json_t *page_counts(struct serve_tenant *t)
 	set_int(o, "disk_bytes", i.disk_bytes);
 	set_int(o, "slot_bytes", i.slot_bytes);
 	set_int(o, "file_bytes", i.file_bytes);
+	set_int(o, "small_bytes", i.small_bytes);
 	if (!t->serve->device)
 		return o;
 	/* the tiers: frames; pinned host memory; of that not on disk */

@@ -11,6 +11,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/clean.h"
+#include "kvd/mem/folio.h"
 #include "kvd/mem/space.h"
 #include "kvd/serve/batch.h"
 #include "kvd/serve/craft.h"
@@ -137,6 +138,7 @@ static int tenant_open(struct serve *s, const struct conf_tenant *c,
 		.weight = c->weight,
 		.io_limit = c->io_limit,
 		.huge_dir = s->huge_dir,
+		.folios = strcmp(s->conf->huge, "never") != 0,
 		.mlock = s->conf->mlock,
 		.numa_node = s->conf->numa_node,
 		.policy = c->policy,
@@ -308,6 +310,14 @@ static int open_huge(struct serve *s, char *err, size_t err_len)
 
 	if (!strcmp(c->huge, "never"))
 		return 0;
+	if (strcmp(c->huge, "keep")) {
+		fd = folio_switch_on();
+		if (fd < 0)
+			log_info(
+				"serve",
+				"no folios smaller than 2 MiB: shmem_enabled: %s",
+				strerror(-fd));
+	}
 	fd = path ? space_huge_dir(path, 0) : -ENOENT;
 	if (path && fd < 0)
 		log_warn("serve", "huge_dir %s: %s", path, strerror(-fd));

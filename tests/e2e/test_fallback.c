@@ -21,6 +21,7 @@
 #include "tests/rig/daemon.h"
 #include "tests/rig/mirror.h"
 #include "tests/rig/questions.h"
+#include "tests/rig/switches.h"
 
 #define N_QUESTIONS 6
 #define N_TOKENS    96u
@@ -337,6 +338,33 @@ START_TEST(always_huge_means_it)
 }
 END_TEST
 
+START_TEST(what_the_kernel_is_set_to_can_be_kept)
+{
+	static const struct {
+		const char *huge, *after;
+	} rows[] = { { "keep", "[never]" },
+		     { "never", "[never]" },
+		     { "auto", "advise" } };
+	struct rig_daemon *d;
+	char conf[512];
+
+	if (rig_switches("never")) {
+		printf("switches: skipped, no mount namespace here\n");
+		return;
+	}
+	snprintf(conf, sizeof(conf),
+		 "huge = %s\n[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = 24M\n",
+		 rows[_i].huge, rig_data_dir(), getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+	ck_assert(rig_switch_is(16, rows[_i].after));
+	ck_assert(rig_switch_is(2048, rows[_i].after));
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("fallback");
@@ -356,6 +384,7 @@ int main(void)
 	tcase_add_loop_test(t, without_it_the_answers_are_the_same, 0,
 			    (int)N_AWAY);
 	tcase_add_test(t, always_huge_means_it);
+	tcase_add_loop_test(t, what_the_kernel_is_set_to_can_be_kept, 0, 3);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

@@ -99,6 +99,7 @@ static const struct {
 	{ "lib/pkgconfig/kvclient.pc", 0644 },
 	{ "lib/systemd/system/kvd.service", 0644 },
 	{ "lib/sysusers.d/kvd.conf", 0644 },
+	{ "lib/tmpfiles.d/kvd.conf", 0644 },
 	{ "share/man/man1/kvctl.1", 0644 },
 	{ "share/man/man1/kvbench.1", 0644 },
 	{ "share/man/man3/libkvclient.3", 0644 },

@@ -230,6 +230,7 @@ START_TEST(lists_are_tables_or_json)
 	ck_assert_ptr_nonnull(strstr(out, "io_limit"));
 	ck_assert_int_eq(run("pages"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "reclaimable_bytes"));
+	ck_assert_ptr_nonnull(strstr(out, "small_bytes"));
 	ck_assert_int_eq(run("metrics"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "# TYPE kvd_requests_total"));
 	ck_assert_ptr_nonnull(strstr(out, "kvd_io_held_total{tenant="));

@@ -41,9 +41,9 @@ static void open_stores(struct rig_mem *r, const struct rig_mem_options *o,
 struct rig_mem *rig_mem_open(struct rig_mem_options o)
 {
 	struct rig_mem *r = calloc(1, sizeof(*r));
-	struct pager_conf c = { .name = "t",
-				.numa_node = -1,
-				.policy = "clock" };
+	struct pager_conf c = {
+		.name = "t", .numa_node = -1, .folios = 1, .policy = "clock"
+	};
 
 	ck_assert_ptr_nonnull(r);
 	strcpy(r->dir, "/var/tmp/kvd-mem-XXXXXX");

@@ -28,6 +28,7 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/loop.h"
 #include "kvd/mem/park_mem.h"
+#include "kvd/mem/folio.h"
 #include "kvd/mem/space.h"
 #include "kvd/mem/uffd.h"
 #include "tests/rig/rig_alloc.h"
@@ -123,6 +124,10 @@ static void frames(void)
 	if (!no_mount)
 		(void)expect(dir);
 	c.huge_dir = KV_MAX(dir, 0);
+	if (no_mount) {
+		(void)folio_switch_on(); /* it can be done without */
+		c.folios = 1;
+	}
 	if (!expect(space_open(&s, &c)))
 		use_space(s);
 	space_close(s);

@@ -354,6 +354,10 @@ static int begin_locked(struct kvc *c, struct kvc_maps *ms)
 
 	if (ms->lost)
 		return -ECONNRESET;
+	if (ms->uffd >= 0 && ms->send_again) {
+		ms->send_again = 0;
+		return send_uffd(ms);
+	}
 	if (ms->uffd >= 0)
 		return 0;
 	ms->sock = c->sock;
@@ -474,7 +478,7 @@ void kvc_maps_lost(struct kvc *c)
 				     ms->states[i].n);
 		ms->states[i].bytes = NULL;
 	}
-	ms->lost = 0;
+	ms->lost = ms->send_again = 0;
 }
 
 static void mapping_free(struct mapping *m)
@@ -754,6 +758,12 @@ int kvc_map(struct kvc *c, int seq, struct kvc_map **out)
 	if (ret)
 		return ret;
 	n = ask(c, ms, seq, &a);
+	if (n == -ENXIO) { /* it did not get our descriptor: it had none left */
+		lock(ms);
+		ms->send_again = 1;
+		unlock(ms);
+		return -ENFILE;
+	}
 	if (n < 0)
 		return n;
 	ret = mapping_new(&a, (uint32_t)n, &m);

@@ -40,6 +40,7 @@ struct kvc_maps {
 	/* of this connection, (lock) */
 	int uffd; /* -1: none */
 	int lost; /* the daemon is gone */
+	int send_again; /* uffd: it did not arrive */
 	int spaces[KVC_MAX_SPACES]; /* descriptors, -1 */
 	int uffd_here; /* here.h; -1: faults are the daemon's */
 	uint64_t *holds; /* [KV_MAP_HOLDS] in the arena */

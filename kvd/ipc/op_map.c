@@ -123,6 +123,14 @@ static int retry_faults(struct sess *s)
 	return ret;
 }
 
+/* MAP is -ENXIO then, and it is sent again. */
+static int no_fd_left(const struct sess *s)
+{
+	log_warn("sess", "session %u: no descriptor left for its faults",
+		 s->id);
+	return 0;
+}
+
 int sess_read_ctl(struct sess *s)
 {
 	struct kv_ctl c;
@@ -147,6 +155,8 @@ int sess_read_ctl(struct sess *s)
 	if (is_faults(&c, n) && fd >= 0 && s->ss &&
 	    !(msg.msg_flags & MSG_CTRUNC))
 		ret = take_faults(s, fd);
+	else if (is_faults(&c, n) && fd < 0 && msg.msg_flags & MSG_CTRUNC)
+		ret = no_fd_left(s);
 	if (!ret)
 		return 1;
 	if (fd >= 0)

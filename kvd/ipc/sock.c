@@ -211,6 +211,10 @@ static int establish(struct sess_args *a, const char **text)
 	int ret, fds[2];
 
 	a->pidfd = peer_pidfd(a->sock, a->pid);
+	if (a->pidfd == -EMFILE || a->pidfd == -ENFILE || a->pidfd == -ENOMEM) {
+		*text = "the session could not be made";
+		return a->pidfd;
+	}
 	if (a->pidfd < 0) {
 		*text = "the peer's process cannot be seen from here";
 		return -EACCES;

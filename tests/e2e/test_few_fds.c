@@ -170,6 +170,72 @@ START_TEST(a_session_is_had_when_there_are_descriptors_again)
 }
 END_TEST
 
+/* Descriptors of the daemon: n are free from now on; n < 0: as many as it likes. */
+static void leave_daemon_free(const struct rig_daemon *d, int n)
+{
+	static struct rlimit all;
+	struct rlimit r;
+	char path[64];
+	int fd = 0;
+
+	if (!all.rlim_max)
+		ck_assert(!prlimit(d->pid, RLIMIT_NOFILE, NULL, &all));
+	r = all;
+	for (; n >= 0; fd++) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)d->pid, fd);
+		if (!faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW))
+			continue;
+		if (!n--)
+			r.rlim_cur = (rlim_t)fd;
+	}
+	ck_assert(!prlimit(d->pid, RLIMIT_NOFILE, &r, NULL));
+}
+
+/* It has none left: sessions are refused, maps have to wait, nobody is ended. */
+START_TEST(a_daemon_without_descriptors_goes_on_when_it_has_some)
+{
+	struct rig_daemon *d = start();
+	const struct kvc_options opt = { .socket = d->socket };
+	struct kvc *first = rig_join(d->socket);
+	int n_refused = 0, n_late = 0;
+
+	for (int n = 0; n <= MOST; n++) {
+		struct kvc *c = rig_join(d->socket), *o;
+		const int seq = rig_sequence(c, (uint32_t)n, 40);
+		struct kvc_map *m;
+		int ret;
+
+		leave_daemon_free(d, n);
+		for (int k = 0; k < 2; k++) {
+			ret = kvc_map(c, seq, &m);
+			ck_assert_msg(!ret || ret == -ENFILE || ret == -EMFILE,
+				      "%d free: %s", n, strerror(-ret));
+			if (!ret)
+				break;
+			n_late++;
+		}
+		leave_daemon_free(d, n ? n : 1);
+		if (!kvc_open(&o, &opt)) {
+			kvc_close(o);
+		} else {
+			ck_assert_int_eq(kvc_open(&o, &opt), -EMFILE);
+			n_refused++;
+		}
+		ck_assert_int_eq(kvc_nop(c), 0);
+		leave_daemon_free(d, -1);
+		if (ret)
+			m = rig_map(c, seq);
+		rig_check_map(m, (uint32_t)n, 40);
+		kvc_close(c);
+	}
+	ck_assert_int_gt(n_late, 0);
+	ck_assert_int_gt(n_refused, 0);
+	ck_assert_int_eq(kvc_nop(first), 0);
+	kvc_close(first);
+	stop(d);
+}
+END_TEST
+
 START_TEST(an_export_is_had_when_there_are_descriptors_again)
 {
 	const struct kvc_export_args args = { .cuda_library = rig_cuda_path() };
@@ -231,6 +297,8 @@ int main(void)
 			    2);
 	tcase_add_test(t, a_daemon_that_dies_meanwhile_is_noticed);
 	tcase_add_test(t, a_session_is_had_when_there_are_descriptors_again);
+	tcase_add_test(t,
+		       a_daemon_without_descriptors_goes_on_when_it_has_some);
 	tcase_add_test(t, an_export_is_had_when_there_are_descriptors_again);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -154,8 +154,8 @@ struct kvc_map { /* read only; the library's until kvc_unmap() */
  *
  * -ENOTSUP the daemon, the tenant, or this process may not use userfaultfd; -EDQUOT
  * the tenant's maps are used up; -EBUSY a call that uses seq is in flight, or not
- * all layers hold the same tokens; -ENOENT; -EMFILE, -ENFILE no descriptor left, here or there: the next
- * call finds what did not come.
+ * all layers hold the same tokens; -ENOENT; -EMFILE, -ENFILE no descriptor left, here or
+ * in the daemon: the next call finds what did not come.
  *
  * A touch waits for the page. It is SIGBUS when the page cannot be read (its bytes
  * fail their check), and SIGSEGV when the session has ended (daemon lost, or

@@ -6,7 +6,7 @@ $(B)/tests/%: $(B)/obj/tests/$(1)/%.o $(B)/librig.a $(B)/libcore.a $(B)/libkvcli
 	-lcheck -lsubunit -lrt $(LIBS)
 endef
 # the real serve, not the rig's fake one
-$(addprefix $(B)/tests/test_,serve calls calls_gpu steps edit restore share ape relay relay_lists order line preload ratio private zero_copy): FIRST := $(B)/libcore.a
+$(addprefix $(B)/tests/test_,serve calls calls_gpu steps edit any_end restore share ape relay relay_lists order line preload ratio private zero_copy): FIRST := $(B)/libcore.a
 $(foreach d,unit sweep crash e2e,$(eval $(call TEST_RULE,$(d))))
 
 # the kernels that the daemon has uninstrumented (Makefile), instrumented

@@ -9,12 +9,14 @@
  *      where it was put or acknowledged to have moved;
  *  (2) nothing is found that was never put;
  *  (3) all pages of whatever is found have the bytes that their record promises;
- *      so nobody was given a slot of theirs that went bad meanwhile.
+ *      so nobody was given a slot of theirs that went bad meanwhile;
+ *  (4) kvfsck finds nothing wrong (now and then).
  *
  * KVD_LONG=1 runs ten times as many. The seed is printed; KVD_SEED repeats it.
  */
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +35,7 @@
 #define MAX_PAGES   4
 #define MAX_META    12000
 #define N_WRITES    8
+#define FSCK_EVERY  40u
 #define MAX_BAD	    64
 
 enum state { NONE, WRITING, PUTTING, ACKED, DELETED };
@@ -62,7 +65,7 @@ static struct {
 	char path[64];
 	struct record records[MAX_RECORDS];
 	uint64_t next_id, seed, n_acks, n_crashes, n_maybe, n_bad;
-	uint64_t n_moves, n_cut;
+	uint64_t n_moves, n_cut, n_fscks;
 	int dead;
 } t;
 
@@ -431,6 +434,31 @@ static void die_moving(void)
 	}
 }
 
+/* As it lies there, before a daemon has seen it. */
+static void fsck(void)
+{
+	char self[512] = "", cmd[1200], path[64], out[4096] = "";
+	const ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	FILE *p;
+	int fd;
+
+	ck_assert_int_gt(n, 0);
+	*strrchr(self, '/') = 0;
+	(void)snprintf(path, sizeof(path), "/dev/shm/kvd-crash-%d", getpid());
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	ck_assert_int_ge(fd, 0);
+	simdisk_save(fd);
+	(void)close(fd);
+	(void)snprintf(cmd, sizeof(cmd), "%s/../kvfsck --verify %s 2>&1", self,
+		       path);
+	p = popen(cmd, "r");
+	ck_assert_ptr_nonnull(p);
+	(void)!fread(out, 1, sizeof(out) - 1, p);
+	ck_assert_msg(!pclose(p), "%s: %s", cmd, out);
+	(void)unlink(path);
+	t.n_fscks++;
+}
+
 static void one_life(void)
 {
 	const uint32_t n = rnd(40);
@@ -444,6 +472,8 @@ static void one_life(void)
 	kio_store_close(t.store);
 	kio_engine_free(t.engine);
 	simdisk_revive(&t.seed);
+	if (t.n_crashes % FSCK_EVERY == 1)
+		fsck();
 	t.dead = 0;
 	open_engine();
 	open_again();
@@ -551,6 +581,7 @@ START_TEST(power_fails)
 	       (unsigned long long)t.n_cut);
 	ck_assert_uint_gt(t.n_moves, (uint64_t)n / 4);
 	ck_assert_uint_gt(t.n_cut, 0);
+	ck_assert_uint_gt(t.n_fscks, 0);
 	ck_assert_uint_gt(t.n_acks, (uint64_t)n);
 	ck_assert_uint_gt(t.n_maybe, 0);
 	kio_store_close(t.store);

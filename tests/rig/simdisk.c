@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "io/base.h"
 #include "io/sys.h"
 
@@ -202,6 +203,21 @@ void simdisk_revive(uint64_t *seed)
 		       d.pending[i].n);
 	forget_pending();
 	d.dead = 0;
+}
+
+void simdisk_save(int fd)
+{
+	static const unsigned char zeros[65536];
+
+	ck_assert_int_eq(ftruncate(fd, 0), 0);
+	ck_assert_int_eq(ftruncate(fd, (off_t)d.n_bytes), 0);
+	for (size_t at = 0; at < d.n_bytes; at += sizeof(zeros)) {
+		const size_t n = KV_MIN(sizeof(zeros), d.n_bytes - at);
+
+		if (memcmp(d.view + at, zeros, n))
+			ck_assert_int_eq(pwrite(fd, d.view + at, n, (off_t)at),
+					 (ssize_t)n);
+	}
 }
 
 uint64_t simdisk_n_pending(void)

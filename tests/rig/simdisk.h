@@ -28,6 +28,8 @@ void simdisk_spoil_flush(uint32_t nth);
  * the disk works again. Nobody is in io.
  */
 void simdisk_revive(uint64_t *seed);
+/* What a reader would see, into the file fd. Asserts. */
+void simdisk_save(int fd);
 /* Writes that are not flushed. */
 uint64_t simdisk_n_pending(void);
 /* Small generator shared by the tests that need one (splitmix64). */

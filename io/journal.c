@@ -44,7 +44,7 @@ static uint64_t frame_limit(const struct journal *j)
 
 static uint64_t live_max(const struct journal *j)
 {
-	return j->sb.index_bytes / 4 * 3;
+	return index_live_max(&j->sb);
 }
 
 /* ---- live entries --------------------------------------------------------- */
@@ -688,6 +688,16 @@ uint64_t journal_durable(struct journal *j, int *failed)
 	pthread_mutex_lock(&j->m);
 	n = j->dels_durable;
 	*failed = j->failed;
+	pthread_mutex_unlock(&j->m);
+	return n;
+}
+
+uint64_t journal_live(struct journal *j)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&j->m);
+	n = j->shown.live_bytes;
 	pthread_mutex_unlock(&j->m);
 	return n;
 }

@@ -401,6 +401,29 @@ static int put_ok(struct kio_store *s, const struct kio_commit *c)
 	return name_slots(s, c);
 }
 
+static uint64_t index_bytes_of(const struct kio_commit *c)
+{
+	return put_bytes(c->n_pages, c->meta_bytes);
+}
+
+/*
+ * As long as there are orphans the index is not full: as much of them goes as c needs.
+ * The deletions are in its batch, or in one before.
+ */
+static void make_index_room(struct kio_store *s, const struct kio_commit *c)
+{
+	const uint64_t n = index_bytes_of(c);
+	uint64_t freed = 0;
+
+	if (!s->orphans || journal_live(&s->journal) + s->putting_bytes + n <=
+				   s->live_max_bytes)
+		return;
+	while (s->orphans && freed < n) {
+		freed += s->orphans->entry->n_bytes;
+		drop_orphan(s);
+	}
+}
+
 void kio_store_put(struct kio_store *s, struct kio_commit *c)
 {
 	struct entry *e = NULL;
@@ -408,10 +431,13 @@ void kio_store_put(struct kio_store *s, struct kio_commit *c)
 	c->ret = put_ok(s, c);
 	c->handle = 0;
 	if (!c->ret) {
+		make_index_room(s, c);
 		e = entry_get(s);
 		c->ret = e ? 0 : -ENOMEM;
 		if (!e)
 			unname(s, c, c->n_pages);
+		else
+			s->putting_bytes += index_bytes_of(c);
 	}
 	c->handle = (uint64_t)(uintptr_t)e;
 	journal_put(&s->journal, c);
@@ -474,6 +500,8 @@ int kio_store_reap(struct kio_store *s)
 		struct kio_commit *c = done;
 
 		done = c->next;
+		if (c->handle && !c->was)
+			s->putting_bytes -= index_bytes_of(c);
 		if (c->ret && c->handle && !c->was) {
 			entry_put(s, (struct entry *)(uintptr_t)c->handle);
 			c->handle = 0;

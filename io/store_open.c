@@ -342,6 +342,7 @@ static int load(struct finder *f, struct sb *sb, int readonly)
 	f->rep->n_lost_frames = x.n_beyond;
 	f->rep->epoch = sb->epoch;
 	s->put_max_bytes = index_frame_limit(sb);
+	s->live_max_bytes = index_live_max(sb);
 	if (!readonly) /* what cannot be written can be read */
 		s->journal.failed = !!index_settle(s->fd, sb, &x);
 	ret = find_all(f);

@@ -118,6 +118,12 @@ static inline uint64_t index_frame_limit(const struct sb *sb)
 	return KV_MIN(FRAME_MAX / 2, sb->index_bytes / 8);
 }
 
+/* Live records are not more than this together. */
+static inline uint64_t index_live_max(const struct sb *sb)
+{
+	return sb->index_bytes / 4 * 3;
+}
+
 /* A live record: where in the active area it is. Journal thread, once it runs. */
 struct entry {
 	struct entry *next, *prev; /* live, by serial; or a free list */
@@ -353,6 +359,8 @@ void journal_reap(struct journal *j, struct kio_commit **done,
 		  struct entry **entries, uint64_t *dels_durable);
 /* Deletions that are durable; *failed: no more will be. */
 uint64_t journal_durable(struct journal *j, int *failed);
+/* Bytes of live records, as of the last batch. */
+uint64_t journal_live(struct journal *j);
 /* Out of the live list. Twice is fine: a deletion that is tried again. */
 void journal_live_del(struct journal *j, struct entry *e);
 
@@ -416,6 +424,8 @@ struct kio_store {
 	uint64_t turn; /* deletions queued by us */
 	uint64_t page_written;
 	uint64_t put_max_bytes; /* of a record in the index */
+	uint64_t live_max_bytes; /* of all of them */
+	uint64_t putting_bytes; /* of those on their way */
 	uint32_t n_ahead; /* zones below were reserved, or tried to be */
 	struct chore reserve, punch;
 	int no_reserve, no_punch;

@@ -575,6 +575,45 @@ START_TEST(orphans_go_when_room_is_needed)
 }
 END_TEST
 
+/* Though there are slots: an index that is full of records nobody knows is none. */
+START_TEST(orphans_go_when_the_index_is_needed)
+{
+	uint32_t n = 0;
+	int ret = 0;
+
+	init(0);
+	open_ok(SMALL, 0);
+	for (; !ret; n++) {
+		ck_assert_int_eq(
+			rig_store_take(&r, &x[0], n + 1, 4096, 1, 20000), 0);
+		ret = rig_store_commit(&r, &x[0]);
+	}
+	ck_assert_int_eq(ret, -ENOSPC);
+	ck_assert_uint_gt(--n, 20);
+	rig_store_close(&r);
+	r.verdict = KIO_RECORD_ORPHAN;
+	open_ok(SMALL, 0);
+	ck_assert_uint_eq(info().n_orphans, n);
+	for (uint32_t i = 0; i < 10; i++) /* side by side, some of them */
+		ck_assert_int_eq(
+			rig_store_take(&r, &x[i], 1000 + i, 4096, 1, 20000), 0);
+	for (uint32_t i = 0; i < 5; i++)
+		ck_assert_int_eq(rig_store_commit(&r, &x[i]), 0);
+	for (uint32_t i = 5; i < 10; i++)
+		rig_store_put(&r, &x[i]);
+	for (uint32_t i = 5; i < 10; i++) {
+		while (!x[i].told)
+			rig_store_turn(&r);
+		ck_assert_int_eq(x[i].commit.ret, 0);
+	}
+	ck_assert_uint_gt(info().n_orphans, n - 20); /* no more than need be */
+	reopen();
+	for (uint32_t i = 0; i < 10; i++)
+		ck_assert_ptr_nonnull(rig_store_find(&r, 1000 + i));
+	rig_store_fini(&r);
+}
+END_TEST
+
 START_TEST(what_the_owner_drops_is_gone)
 {
 	init(0);
@@ -621,6 +660,7 @@ static Suite *suite(void)
 			    0, 4);
 	tcase_add_test(tc, records_do_not_yield_to_bad_slots);
 	tcase_add_test(tc, orphans_go_when_room_is_needed);
+	tcase_add_test(tc, orphans_go_when_the_index_is_needed);
 	tcase_add_test(tc, what_the_owner_drops_is_gone);
 	suite_add_tcase(s, tc);
 	return s;

@@ -298,6 +298,7 @@ static int fill_other(struct journal *j, uint64_t *offs)
 int journal_compact(struct journal *j)
 {
 	uint64_t *offs = calloc(j->n_live + 1, sizeof(*offs));
+	const uint64_t n_lost = j->n_lost;
 	uint64_t i = 0;
 	int ret;
 
@@ -317,9 +318,11 @@ int journal_compact(struct journal *j)
 			continue;
 		journal_live_del(j, e);
 		e->is_gone = 1;
-		j->n_lost++;
+		offs[j->n_lost++ - n_lost] = (uint64_t)(uintptr_t)e;
 	}
-	free(offs);
 	j->n_compactions++;
+	if (j->n_lost > n_lost)
+		journal_lost(j, offs, j->n_lost - n_lost);
+	free(offs);
 	return ret;
 }

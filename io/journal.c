@@ -628,9 +628,39 @@ void journal_stop(struct journal *j)
 	j->bads = NULL;
 	free(j->buf);
 	j->buf = NULL;
+	free(j->lost);
+	j->lost = NULL;
 }
 
 /* ---- what the loop calls -------------------------------------------------- */
+
+/* Without memory they are counted and not told. */
+void journal_lost(struct journal *j, const uint64_t *handles, uint64_t n)
+{
+	uint64_t *all;
+
+	pthread_mutex_lock(&j->m);
+	all = realloc(j->lost, (j->n_lost_told + n) * sizeof(*all));
+	if (all) {
+		memcpy(all + j->n_lost_told, handles, n * sizeof(*all));
+		j->lost = all;
+		j->n_lost_told += n;
+	}
+	pthread_mutex_unlock(&j->m);
+}
+
+uint64_t *journal_take_lost(struct journal *j, uint64_t *n)
+{
+	uint64_t *all;
+
+	pthread_mutex_lock(&j->m);
+	all = j->lost;
+	*n = j->n_lost_told;
+	j->lost = NULL;
+	j->n_lost_told = 0;
+	pthread_mutex_unlock(&j->m);
+	return all;
+}
 
 void journal_reap(struct journal *j, struct kio_commit **done,
 		  struct entry **entries, uint64_t *dels_durable)

@@ -481,6 +481,23 @@ static void end_moves(struct kio_store *s, const struct kio_commit *c)
 	}
 }
 
+void kio_store_on_lost(struct kio_store *s,
+		       void (*lost)(void *ctx, uint64_t handle), void *ctx)
+{
+	s->lost = lost;
+	s->lost_ctx = ctx;
+}
+
+/* Before any of their entries is used again; one that is deleted by now is nobody's. */
+static void tell_lost(struct kio_store *s)
+{
+	uint64_t n, *all = journal_take_lost(&s->journal, &n);
+
+	for (uint64_t i = 0; i < n && s->lost; i++)
+		s->lost(s->lost_ctx, all[i]);
+	free(all);
+}
+
 int kio_store_reap(struct kio_store *s)
 {
 	struct kio_commit *done;
@@ -488,6 +505,7 @@ int kio_store_reap(struct kio_store *s)
 	uint64_t durable;
 	int n = 0;
 
+	tell_lost(s);
 	journal_reap(&s->journal, &done, &e, &durable);
 	for (; e; e = next) {
 		next = e->next;

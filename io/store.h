@@ -170,6 +170,13 @@ void kio_store_put(struct kio_store *s, struct kio_commit *c);
 void kio_store_move(struct kio_store *s, struct kio_commit *c);
 /* Delete a record; call it before its slots are released. Never fails or waits. */
 void kio_store_del(struct kio_store *s, uint64_t handle);
+/*
+ * lost() is called from kio_store_reap() for a record that was found damaged in the
+ * index, and is durable no more: the handle is to be deleted, the pages are where they
+ * were. Also for one that was deleted meanwhile.
+ */
+void kio_store_on_lost(struct kio_store *s,
+		       void (*lost)(void *ctx, uint64_t handle), void *ctx);
 /* Readable when puts or deletions have ended: then kio_store_reap(). -1: scratch. */
 int kio_store_event_fd(const struct kio_store *s);
 int kio_store_reap(struct kio_store *s);

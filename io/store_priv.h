@@ -322,6 +322,8 @@ struct journal {
 	struct bad_note *bads;
 	struct kio_commit *done, **done_end;
 	struct entry *free_entries; /* for the loop to take back */
+	uint64_t *lost; /* handles, for the loop to tell */
+	uint64_t n_lost_told; /* of them */
 	uint64_t dels_durable; /* so many of all that were queued */
 	int stop, failed;
 	uint32_t n_delayed; /* times in a row that dels_now were not written */
@@ -357,6 +359,10 @@ void journal_bad(struct journal *j, struct bad_note *n);
  */
 void journal_reap(struct journal *j, struct kio_commit **done,
 		  struct entry **entries, uint64_t *dels_durable);
+/* Before that: records that are gone, *n of them; the caller's to free. NULL: none. */
+uint64_t *journal_take_lost(struct journal *j, uint64_t *n);
+/* The thread's: these are. */
+void journal_lost(struct journal *j, const uint64_t *handles, uint64_t n);
 /* Deletions that are durable; *failed: no more will be. */
 uint64_t journal_durable(struct journal *j, int *failed);
 /* Bytes of live records, as of the last batch. */
@@ -430,6 +436,8 @@ struct kio_store {
 	struct chore reserve, punch;
 	int no_reserve, no_punch;
 	int closing;
+	void (*lost)(void *ctx, uint64_t handle); /* kio_store_on_lost() */
+	void *lost_ctx;
 	void (*clean)(void *ctx); /* kio_store_on_clean() */
 	void *clean_ctx;
 };

@@ -290,6 +290,21 @@ void durable_spoilt(struct range *r)
 				       range_page_bytes(r));
 }
 
+void pager_record_lost(struct pager *p, uint32_t i_disk, uint64_t handle)
+{
+	list_for_each(n, &p->ranges) {
+		struct range *r = list_entry(n, struct range, node);
+
+		if (!r->durable || r->freed || r->i_disk != i_disk ||
+		    r->record != handle)
+			continue;
+		durable_spoilt(r);
+		if (!r->durable && p->conf.damaged)
+			p->conf.damaged(p->conf.ctx, r);
+		return;
+	}
+}
+
 int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
 		struct range **out)
 {

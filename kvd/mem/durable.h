@@ -48,6 +48,8 @@ int range_durable(const struct range *r);
  */
 int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
 		struct range **out);
+/* stores_on_lost(): if it is of a range of p, that is durable no more; damaged is told. */
+void pager_record_lost(struct pager *p, uint32_t i_disk, uint64_t handle);
 /* Undo range_adopt() while the stores are being opened: the record is not touched. */
 void range_disown(struct range *r);
 /* The daemon stops: from now on range_free() leaves records where they are. */

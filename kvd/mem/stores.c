@@ -58,6 +58,8 @@ struct stores {
 	struct disk disks[STORES_MAX];
 	struct stores_missing missing[STORES_MAX];
 	uint32_t n_missing;
+	void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle);
+	void *lost_ctx;
 	/* while open runs */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	void *ctx;
@@ -249,6 +251,16 @@ static int is_ours(const struct stores *s, uint32_t i)
 	return 0;
 }
 
+static void record_lost(void *ctx, uint64_t handle)
+{
+	struct disk *d = ctx;
+	struct stores *s = d->stores;
+
+	log_warn("store", "%s: a record was damaged in the index", d->path);
+	if (s->lost)
+		s->lost(s->lost_ctx, (uint32_t)(d - s->disks), handle);
+}
+
 static int open_disk(struct stores *s, uint32_t i)
 {
 	struct disk *d = &s->disks[i];
@@ -295,6 +307,7 @@ static int open_disk(struct stores *s, uint32_t i)
 			"%s: cannot be written: what is there is used, nothing "
 			"more becomes durable",
 			d->path);
+	kio_store_on_lost(d->store, record_lost, d);
 	d->commit_fd.fd = kio_store_event_fd(d->store);
 	d->commit_fd.events = EPOLLIN;
 	d->commit_fd.ready = commit_ready;
@@ -363,6 +376,14 @@ static int leave_out(struct stores *s, uint32_t i, const char *why)
 	}
 	memset(&s->disks[i], 0, sizeof(s->disks[i]));
 	return ret;
+}
+
+void stores_on_lost(struct stores *s,
+		    void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle),
+		    void *ctx)
+{
+	s->lost = lost;
+	s->lost_ctx = ctx;
 }
 
 uint32_t stores_n_missing(const struct stores *s)

@@ -41,6 +41,10 @@ int stores_open(struct stores *s,
 		int (*found)(void *ctx, uint32_t i_disk,
 			     const struct kio_record *r),
 		void *ctx, char *err, size_t err_len);
+/* kio_store_on_lost() of all disks; each is logged, too. NULL: nobody. */
+void stores_on_lost(struct stores *s,
+		    void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle),
+		    void *ctx);
 /* Those that were left out. */
 struct stores_missing {
 	char *path;

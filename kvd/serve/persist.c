@@ -105,6 +105,15 @@ static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 	return KIO_RECORD_ORPHAN;
 }
 
+/* It is made durable again, by whoever has it. */
+static void record_lost(void *ctx, uint32_t i_disk, uint64_t handle)
+{
+	struct serve *s = ctx;
+
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		pager_record_lost(s->tenants[i]->pager, i_disk, handle);
+}
+
 static int start_cleaner(struct serve *s)
 {
 	const uint64_t rate = s->conf->clean_bytes;
@@ -137,6 +146,8 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 			ret = scrub_new(&s->tenants[i]->scrub,
 					s->tenants[i]->pager,
 					s->conf->scrub_bytes);
+	if (!ret)
+		stores_on_lost(s->stores, record_lost, s);
 	if (!ret)
 		ret = start_cleaner(s);
 	if (!ret && f.n_damaged)

@@ -149,14 +149,19 @@ static int scrub(struct page *pg)
 	return told_ret;
 }
 
-static void damage(const struct page *pg)
+static void damage_block(int64_t block, uint32_t at)
 {
 	const int fd = kio_store_fd(stores_disk(m->stores, 0));
 	char buf[4096] __attribute__((aligned(4096)));
 
-	ck_assert_int_eq(pread(fd, buf, 4096, pg->slot * 4096), 4096);
-	buf[9] ^= 1;
-	ck_assert_int_eq(pwrite(fd, buf, 4096, pg->slot * 4096), 4096);
+	ck_assert_int_eq(pread(fd, buf, 4096, block * 4096), 4096);
+	buf[at] ^= 1;
+	ck_assert_int_eq(pwrite(fd, buf, 4096, block * 4096), 4096);
+}
+
+static void damage(const struct page *pg)
+{
+	damage_block(pg->slot, 9);
 }
 
 /* At once, while the deletion of the old record is on its way, and twice. */
@@ -182,6 +187,48 @@ START_TEST(what_the_scrubber_repairs_is_durable_again)
 	ck_assert_uint_eq(n_found, 1);
 	holds(found[3], 4, 7);
 	range_free(found[3]);
+	rig_mem_settle(m);
+	rig_mem_close(m);
+}
+END_TEST
+
+/* ---- a record that goes bad -------------------------------------------------- */
+
+static void on_lost(void *ctx, uint32_t i_disk, uint64_t handle)
+{
+	pager_record_lost(((struct rig_mem *)ctx)->pager, i_disk, handle);
+}
+
+/* A compaction finds it, while the pages are good: it is put again. */
+START_TEST(what_is_lost_from_the_index_is_durable_again)
+{
+	struct range *r = written(4, 7), *other = written(1, 8), *passing;
+
+	stores_on_lost(m->stores, on_lost, m);
+	ck_assert_int_eq(persist(r, 1), 0);
+	ck_assert_int_eq(persist(other, 2), 0);
+	damage_block(8, 100); /* of the first frame */
+	for (uint64_t k = 0; !info().n_compactions; k++) {
+		ck_assert_uint_lt(k, 1000);
+		ck_assert(range_durable(r));
+		passing = written(1, 9);
+		ck_assert_int_eq(persist(passing, 3), 0);
+		range_free(passing);
+		rig_mem_settle(m);
+	}
+	rig_mem_settle(m);
+	ck_assert_uint_eq(info().n_lost_records, 1);
+	ck_assert(!range_durable(r));
+	ck_assert(range_durable(other));
+	ck_assert_int_eq(persist(r, 1), 0);
+	kio_store_check(stores_disk(m->stores, 0));
+	close_keeping((struct range *[]){ r, other }, 2);
+	open_again();
+	ck_assert_uint_eq(n_found, 2);
+	holds(found[1], 4, 7);
+	holds(found[2], 1, 8);
+	range_free(found[1]);
+	range_free(found[2]);
 	rig_mem_settle(m);
 	rig_mem_close(m);
 }
@@ -436,6 +483,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, what_the_scrubber_repairs_is_durable_again);
+	tcase_add_test(t, what_is_lost_from_the_index_is_durable_again);
 	tcase_add_test(t, what_the_scrubber_repairs_can_be_freed);
 	tcase_add_test(t, what_the_scrubber_repairs_on_a_dead_disk_is_an_error);
 	tcase_add_test(t, what_is_scrubbed_and_changed_becomes_durable);

@@ -409,10 +409,11 @@ static json_t *device(struct serve *s)
 	return o;
 }
 
-static json_t *status(struct serve *s)
+/* Of all tenants, or that of ss: who asks does not see what others do. */
+static json_t *status(struct serve *s, const struct serve_session *ss)
 {
 	json_t *o = json_object(), *names = json_array();
-	uint64_t sessions = 0, requests = 0;
+	uint64_t sessions = 0, requests = 0, tenants = 0;
 
 	set_str(o, "version", KV_VERSION);
 	set_int(o, "uptime_s", (clock_ns() - s->start_ns) / 1000000000u);
@@ -424,12 +425,15 @@ static json_t *status(struct serve *s)
 				      json_string(s->models[i].conf->name));
 	json_object_set_new(o, "models", names);
 	for (uint32_t i = 0; i < s->n_tenants; i++) {
+		if (ss && ss->tenant != s->tenants[i])
+			continue;
+		tenants++;
 		sessions += s->tenants[i]->n_sessions;
 		list_for_each(n, &s->tenants[i]->sessions)
 			requests += list_entry(n, struct serve_session, node)
 					    ->n_requests;
 	}
-	set_int(o, "tenants", s->n_tenants);
+	set_int(o, "tenants", tenants);
 	set_int(o, "sessions", sessions);
 	set_int(o, "requests", requests);
 	return o;
@@ -475,7 +479,7 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 	if (!strcmp(what, "trace"))
 		return ss ? -EACCES : trace_query(&s->trace, arg, out);
 	if (!strcmp(what, "status")) {
-		j = status(s);
+		j = status(s, ss);
 	} else if (!strcmp(what, "models")) {
 		j = models(s);
 	} else if (!strcmp(what, "stores")) {

@@ -5,6 +5,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/stat.h"
@@ -245,6 +246,56 @@ START_TEST(two_runs_are_equal)
 }
 END_TEST
 
+/* Answers to all that tenant 1 may ask of the daemon, but for how long that runs. */
+static void query(struct world *w, char *out, size_t room)
+{
+	static const char *const what[] = { "status",	"models",   "usage",
+					    "pages",	"segments", "chunks",
+					    "sequences" };
+	size_t n = 0;
+
+	for (size_t i = 0; i < KV_ARRAY_LEN(what); i++) {
+		char *text, *up;
+
+		ck_assert_int_eq(
+			serve_query(w->r->serve, w->ss[1], what[i], "", &text),
+			0);
+		up = strstr(text, "uptime_s");
+		if (up)
+			memset(up, 'x', strcspn(up, ",}"));
+		n += (size_t)snprintf(out + n, room - n, "%s\n", text);
+		free(text);
+	}
+	ck_assert_uint_lt(n, room);
+}
+
+START_TEST(what_can_be_asked_tells_nothing_of_others)
+{
+	static char before[16384], after[16384];
+	struct serve_session *more;
+	struct rig_gen *g;
+	struct world w;
+
+	open_world(&w, "");
+	query(&w, before, sizeof(before));
+	more = rig_serve_join(w.r); /* of tenant 0 */
+	g = rig_gen_new();
+	rig_gen_part(g, w.text, N, 0);
+	ck_assert_int_eq(rig_gen_start(g, more), 0);
+	for (int i = 0; i < 3; i++)
+		rig_serve_turn(w.r);
+	ck_assert(!g->told);
+	query(&w, after, sizeof(after));
+	ck_assert_str_eq(after, before);
+	ck_assert(rig_serve_until(w.r, &g->told));
+	query(&w, after, sizeof(after));
+	ck_assert_str_eq(after, before);
+	free(g);
+	rig_serve_leave(w.r, more);
+	close_world(&w);
+}
+END_TEST
+
 /* Pages of another shape under an id of this model: a disk that lies. */
 START_TEST(a_segment_of_another_shape_is_not_used)
 {
@@ -277,6 +328,7 @@ int main(void)
 
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, two_runs_are_equal);
+	tcase_add_test(t, what_can_be_asked_tells_nothing_of_others);
 	tcase_add_test(t, a_segment_of_another_shape_is_not_used);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -303,14 +303,19 @@ static int reclaim(struct pager *p)
 	return p->conf.reclaim ? p->conf.reclaim(p->conf.ctx) : -ENOSPC;
 }
 
-/* Let go of something kept for reuse, of who is most above its share of t. */
+/*
+ * Let go of something kept for reuse, of who is most above its share of t. For memory, of
+ * who has pages there that find no place below: they, or their places, are what it frees.
+ */
 static int reclaim_of(struct accounts *as, enum account_tier t)
 {
 	struct account *a;
 
 	account_round(as);
 	while ((a = account_victim(as, t))) {
-		if (!reclaim(pager_of(a)))
+		struct pager *p = pager_of(a);
+
+		if ((t != ACCOUNT_MEMORY || p->policy_bytes) && !reclaim(p))
 			return 0;
 		a->passed = as->round;
 	}

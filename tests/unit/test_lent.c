@@ -29,6 +29,7 @@ static struct tenant {
 	struct pager *pager;
 	struct range *ranges[N_RANGES];
 	uint32_t n, n_gone; /* made; of them, given up: the first ones */
+	uint32_t n_held; /* in use: the last ones */
 	int keeps; /* they are kept for reuse: may be given up */
 } borrower, owner;
 
@@ -36,7 +37,7 @@ static int reclaim(void *ctx)
 {
 	struct tenant *t = ctx;
 
-	if (!t->keeps || t->n_gone == t->n)
+	if (!t->keeps || t->n_gone == t->n - t->n_held)
 		return -ENOSPC;
 	range_free(t->ranges[t->n_gone++]);
 	return 0;
@@ -255,6 +256,90 @@ START_TEST(a_loan_is_not_called_back_for_a_loan)
 }
 END_TEST
 
+/* ---- who has nothing that would help --------------------------------------------- */
+
+static struct tenant third;
+
+static void open_other(struct tenant *t, const char *name, uint64_t memory,
+		       uint64_t disk, uint32_t weight)
+{
+	const struct pager_conf c = { .name = name,
+				      .memory_bytes = memory * PAGE,
+				      .disk_bytes = disk * PAGE,
+				      .weight = weight,
+				      .accounts = &accounts,
+				      .numa_node = -1,
+				      .policy = "clock",
+				      .loop = loop,
+				      .stores = stores,
+				      .reclaim = reclaim,
+				      .ctx = t };
+
+	memset(t, 0, sizeof(*t));
+	t->keeps = 1;
+	ck_assert_int_eq(pager_new(&t->pager, &c), 0);
+}
+
+/* Pin n ranges from the last on, with a reservation. */
+static void hold(struct tenant *t, uint32_t n)
+{
+	ck_assert_int_eq(pager_reserve(t->pager, n * PAGE), 0);
+	t->n_held = n;
+	for (uint32_t i = 1; i <= n; i++) {
+		struct page_run run = { t->ranges[t->n - i], 0, 1, 0 };
+
+		ck_assert_int_eq(want(t, &run), 0);
+	}
+}
+
+static void let_go(struct tenant *t, uint32_t n)
+{
+	for (uint32_t i = 1; i <= n; i++) {
+		struct page_run run = { t->ranges[t->n - i], 0, 1, 0 };
+
+		page_unpin(t->pager, &run, 1);
+	}
+	pager_unreserve(t->pager, n * PAGE);
+	t->n_held = 0;
+}
+
+/*
+ * The first has more than has a place on its disk; the second has all of its memory in
+ * use, and what it keeps is on disk; the third needs what the first has borrowed. It is the
+ * first that gives up what it keeps: what the second could would help nobody.
+ */
+START_TEST(who_has_no_page_to_give_keeps_what_it_has)
+{
+	close_tenant(&borrower);
+	close_tenant(&owner);
+	accounts_init(&accounts, 16 * PAGE, 64 * PAGE);
+	open_other(&borrower, "borrower", 12, 8, 8); /* shares of 8, 3, 5 */
+	open_other(&owner, "owner", 3, 16, 3);
+	open_other(&third, "third", 12, 16, 5);
+	while (owner.n < 6)
+		ck_assert_int_eq(make(&owner), 0);
+	hold(&owner, 3);
+	while (borrower.n < 12)
+		ck_assert_int_eq(make(&borrower), 0);
+	third.keeps = 0; /* they are all in use */
+	for (int i = 0; i < 11; i++) {
+		ck_assert_int_eq(make(&third), 0);
+		ck_assert_int_eq(pager_reserve(third.pager, PAGE), 0);
+		ck_assert_int_eq(
+			want(&third,
+			     &(struct page_run){ third.ranges[i], 0, 1, 0 }),
+			0);
+	}
+	ck_assert_uint_eq(owner.n_gone, 0);
+	ck_assert_uint_gt(borrower.n_gone, 0);
+	let_go(&third, 11);
+	let_go(&owner, 3);
+	all_hold(&owner);
+	all_hold(&borrower);
+	close_tenant(&third);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("lent");
@@ -267,6 +352,7 @@ int main(void)
 	tcase_add_test(t, a_share_comes_back_to_who_pages_out);
 	tcase_add_test(t, a_share_comes_back_to_who_makes_durable);
 	tcase_add_test(t, a_loan_is_not_called_back_for_a_loan);
+	tcase_add_test(t, who_has_no_page_to_give_keeps_what_it_has);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

@@ -8,6 +8,7 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@
 #include "tests/rig/daemon.h"
 #include "tests/rig/mirror.h"
 #include "tests/rig/questions.h"
+#include "tests/rig/rig_map.h"
 
 #define N_QUESTIONS 8
 #define N_CLIENTS   6
@@ -396,6 +398,164 @@ START_TEST(all_that_killed_clients_had_is_freed_within_a_second)
 }
 END_TEST
 
+/* ---- clients that do anything die, or stand still before ------------------------------ */
+
+#define SALT 7u
+
+/* One of what a client does with a sequence whose every element is known. */
+static void any_call(struct kvc *c, struct rng *r, int *seq, uint32_t *n,
+		     struct kvc_map **m)
+{
+	const struct rig_question *q = &questions[rnd(r, N_QUESTIONS)];
+	const struct kvc_part p = { .text = q->parts[2].text };
+	const struct kvc_generate ask = { .parts = &p,
+					  .n_parts = 1,
+					  .flags = KV_GEN_IGNORE_EOS,
+					  .deadline_ms = rnd(r, 20),
+					  .max_tokens = 1 + rnd(r, 40),
+					  .sqe_flags = KV_SQE_WAIT };
+	struct kvc_gen *g;
+
+	switch (rnd(r, 9)) {
+	case 0:
+		if (*m && *n)
+			(void)kvc_seq_truncate(c, *seq, rnd(r, *n));
+		break;
+	case 1:
+		(void)kvc_seq_fork(c, *seq);
+		break;
+	case 2:
+		if (*m && *n > 9) /* the map stays as it was */
+			(void)kvc_seq_edit(c, *seq, *n / 3, *n / 3, rnd(r, 9));
+		break;
+	case 3:
+		(void)kvc_persist(c);
+		break;
+	case 4:
+	case 5:
+		(void)kvc_generate_start(c, &ask, &g);
+		break;
+	case 6:
+		if (*m)
+			(void)kvc_unmap(c, *m);
+		*m = NULL;
+		*n = 100 + rnd(r, 500);
+		*seq = rig_sequence(c, SALT, *n);
+		break;
+	default:
+		if (!*m && kvc_map(c, *seq, m))
+			*m = NULL;
+		for (int i = 0; *m && i < 20; i++) {
+			const struct kvc_map_entry *e =
+				&(*m)->entries[rnd(r, (*m)->n_entries)];
+
+			if (!rig_token_ok(*m, e, SALT, rnd(r, e->n_tokens)))
+				_exit(7); /* wrong */
+		}
+	}
+}
+
+static pid_t any_client(const char *socket, uint64_t seed)
+{
+	const pid_t pid = fork();
+	struct rng r = { seed };
+	struct kvc_map *m = NULL;
+	uint32_t n = 0;
+	struct kvc *c;
+	int seq = 0;
+
+	ck_assert_int_ge(pid, 0);
+	if (pid)
+		return pid;
+	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+	c = rig_join(socket);
+	for (;;)
+		any_call(c, &r, &seq, &n, &m);
+}
+
+static uint64_t all_held(struct kvc *c, const char *tenant)
+{
+	static const char *const keys[] = { "pinned_bytes", "reserved_bytes",
+					    "sequences", "maps", "requests" };
+	uint64_t n = 0;
+
+	for (int i = 0; i < 5; i++)
+		n += rig_counter(c, "tenants", tenant, keys[i]);
+	return n + rig_counter(c, "tenants", tenant, "sessions") - 1;
+}
+
+static uint32_t n_fds_of(pid_t pid)
+{
+	char path[64];
+	uint32_t n = 0;
+
+	for (int i = 0; i < 1024; i++) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, i);
+		n += !faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW);
+	}
+	return n;
+}
+
+START_TEST(nothing_is_left_of_clients_that_did_anything)
+{
+	char conf[1024], socket_b[128];
+	struct rig_daemon *d;
+	struct kvc *c[2];
+	pid_t pids[N_CLIENTS];
+	uint32_t n_fds = 0;
+
+	snprintf(socket_b, sizeof(socket_b), "/tmp/kvd-kill-%d.sock", getpid());
+	snprintf(conf, sizeof(conf),
+		 "memory = 5M\n[model m]\npath = %s/models/rag-mini.gguf\n"
+		 "[tenant a]\nuid = %u\nmemory = 4M\ndisk = 48M\nshare = x\n"
+		 "[tenant b]\nsocket = %s\nmemory = 4M\ndisk = 48M\n"
+		 "share = x\nmap = copy\n",
+		 rig_data_dir(), getuid(), socket_b);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	c[0] = rig_join(d->socket);
+	c[1] = rig_join(socket_b);
+	for (int k = 0; k < times(N_BATCHES) / 4; k++) {
+		long limit;
+
+		for (int i = 0; i < N_CLIENTS; i++)
+			pids[i] = any_client(
+				i % 2 ? socket_b : d->socket,
+				((uint64_t)rnd(&dice, 1u << 30) << 8) + 1);
+		usleep(rnd(&dice, 600000));
+		for (int i = 0; i < N_CLIENTS; i += 3)
+			ck_assert_int_eq(kill(pids[i], SIGSTOP), 0);
+		usleep(rnd(&dice, 300000));
+		for (int i = 0; i < N_CLIENTS; i++) {
+			int status;
+
+			ck_assert_int_eq(kill(pids[i], SIGKILL), 0);
+			ck_assert_int_eq(waitpid(pids[i], &status, 0), pids[i]);
+			ck_assert_msg(WIFSIGNALED(status),
+				      "client %d: status %x", i, status);
+			usleep(rnd(&dice, 20000));
+		}
+		limit = now_ms() + PATIENCE_MS;
+		while ((all_held(c[0], "a") || all_held(c[1], "b")) &&
+		       now_ms() < limit)
+			usleep(1000);
+		ck_assert_uint_eq(all_held(c[0], "a"), 0);
+		ck_assert_uint_eq(all_held(c[1], "b"), 0);
+		/* what tenants open once is there after the first batches;
+		 * a file that is being written is open for a moment */
+		if (k < 2)
+			n_fds = n_fds_of(d->pid);
+		while (n_fds_of(d->pid) > n_fds && now_ms() < limit)
+			usleep(1000);
+		ck_assert_uint_le(n_fds_of(d->pid), n_fds);
+	}
+	kvc_close(c[0]);
+	kvc_close(c[1]);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("kill");
@@ -413,6 +573,7 @@ int main(void)
 		t,
 		a_daemon_killed_under_load_resets_all_and_the_next_one_serves);
 	tcase_add_test(t, all_that_killed_clients_had_is_freed_within_a_second);
+	tcase_add_test(t, nothing_is_left_of_clients_that_did_anything);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

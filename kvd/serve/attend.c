@@ -558,7 +558,7 @@ static int reserve(struct attend *a)
 		bytes = KV_MAX(half, least_bytes(a));
 	if (a->one_by_one && a->ss->tenant->serve->device)
 		bytes = KV_MAX(bytes, most_bytes(a));
-	ret = pager_reserve(pager, bytes);
+	ret = tenant_reserve(a->ss->tenant, bytes, a->req->may_wait);
 	if (ret)
 		return ret;
 	a->reserved = bytes;
@@ -587,6 +587,8 @@ static int attend_retry(struct waiter *w)
 	ret = attend_grow(a);
 	if (!ret)
 		ret = reserve(a);
+	if (ret == -EBUSY)
+		attend_ungrow_all(a); /* perhaps for ever */
 	if (ret == -EAGAIN || ret == -EBUSY)
 		return ret;
 	list_del(&a->waiter.node);

@@ -53,8 +53,9 @@ void attend_fail(struct attend *a, uint32_t i, int err);
  * -EAGAIN what ends by itself gives some back, -EBUSY another client may.
  */
 int attend_grow(struct attend *a);
-/* The sequence is as it was before the call. */
+/* The sequence is as it was before the call; of all items. */
 void attend_ungrow(struct attend_item *it);
+void attend_ungrow_all(struct attend *a);
 /* Into the line; everything it waits for is there. */
 void attend_admit(struct attend *a);
 /* The same when the events of its items have passed, or have not for too long. */

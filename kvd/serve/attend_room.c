@@ -19,6 +19,13 @@ void attend_ungrow(struct attend_item *it)
 	seq_copy_undo(&it->s->seq, &it->s->copy);
 }
 
+void attend_ungrow_all(struct attend *a)
+{
+	for (uint32_t i = 0; i < a->req->n_items; i++)
+		if (a->items[i].s)
+			attend_ungrow(&a->items[i]);
+}
+
 static int grow(struct attend *a, uint32_t i)
 {
 	struct attend_item *it = &a->items[i];
@@ -88,12 +95,11 @@ int attend_grow(struct attend *a)
 			wait = tenant_frees(a->ss->tenant) ? -EAGAIN
 			       : others_may_give(a)	   ? -EBUSY
 							   : 0;
-		for (uint32_t k = 0; k < i && wait; k++)
-			if (a->items[k].s)
-				attend_ungrow(&a->items[k]);
 		a->no_room = wait == -EBUSY;
-		if (wait)
+		if (wait) {
+			attend_ungrow_all(a);
 			return wait;
+		}
 		if (ret)
 			attend_fail(a, i, ret);
 	}

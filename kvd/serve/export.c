@@ -75,6 +75,16 @@ static uint64_t tenant_reserved(const struct serve_tenant *t)
 	return n;
 }
 
+int tenant_reserve(struct serve_tenant *t, uint64_t bytes, int may_wait)
+{
+	const int ret = pager_reserve(t->pager, bytes);
+
+	if (ret != -EAGAIN ||
+	    bytes + tenant_reserved(t) <= pager_memory_bytes(t->pager))
+		return ret;
+	return may_wait ? -EBUSY : -ENOSPC;
+}
+
 void tenant_open_exports(struct serve_tenant *t)
 {
 	const char *v = t->conf->name;

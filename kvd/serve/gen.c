@@ -566,7 +566,7 @@ static int gen_admit(struct gen *g)
 		ret = -EAGAIN;
 	if (!ret)
 		ret = gen_reserve(g);
-	if (ret == -EAGAIN) {
+	if (ret == -EAGAIN || ret == -EBUSY) {
 		struct gen_part *p = g->parts;
 
 		/* the list is built anew; chunks found stay referenced */

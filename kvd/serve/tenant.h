@@ -259,6 +259,11 @@ void tenant_count_exports(struct serve_tenant *t, int n, int64_t bytes,
 			  int n_buffers);
 /* export.c: end them; the session stays open while a call is in flight. */
 void export_cancel_session(struct serve_session *ss);
+/*
+ * pager_reserve() for who stands in line. What exports hold comes back when their clients like:
+ * who cannot have its bytes beside them gets -EBUSY, and is in nobody's way, or -ENOSPC.
+ */
+int tenant_reserve(struct serve_tenant *t, uint64_t bytes, int may_wait);
 /* Bytes that they have reserved. */
 uint64_t export_reserved(const struct serve_session *ss);
 

@@ -70,6 +70,8 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 						     : 16u << 20),
 		(unsigned long long)(o->disk_bytes ? o->disk_bytes : 64u << 20),
 		o->max_requests ? o->max_requests : 64, persist[o->persist]);
+	if (o->cuda)
+		fprintf(f, "device_share = yes\n");
 	if (o->share[0] && o->share[0][0])
 		fprintf(f, "share = %s\n", o->share[0]);
 	if (o->share[1])

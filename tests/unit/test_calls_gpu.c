@@ -32,10 +32,9 @@ static void call_done(struct wait *w, int ret)
 }
 
 /* n tokens at pos, appended, or only asked about; o NULL: appended only. */
-static int call(struct rig_serve *r, int seq, uint32_t pos, uint32_t n,
-		const float *x, int append, float *o)
+static int call_at(struct rig_serve *r, int seq, uint32_t pos, uint32_t n,
+		   const float *at, int append, float *o)
 {
-	const float *at = x + (size_t)pos * ROW;
 	struct call c = {
 		.req = { .wait.done = call_done,
 			 .n_items = 1,
@@ -53,6 +52,13 @@ static int call(struct rig_serve *r, int seq, uint32_t pos, uint32_t n,
 	ck_assert_int_eq(serve_attend(r->session, &c.req), 0);
 	ck_assert(rig_serve_until(r, &c.told));
 	return c.ret;
+}
+
+/* The same of x, which has all tokens. */
+static int call(struct rig_serve *r, int seq, uint32_t pos, uint32_t n,
+		const float *x, int append, float *o)
+{
+	return call_at(r, seq, pos, n, x + (size_t)pos * ROW, append, o);
 }
 
 static int new_seq(struct rig_serve *r)
@@ -147,6 +153,65 @@ START_TEST(a_head_that_was_not_copied_is_copied_later)
 }
 END_TEST
 
+/* ---- what clients have mapped --------------------------------------------------- */
+
+#define STEP	 4096u
+#define EXPORTED (3 * STEP) /* 6 of 16 MiB */
+#define LARGE	 (6 * STEP) /* 12 of them: too much beside it */
+
+static void exported(struct wait *w, int ret)
+{
+	struct serve_export *e = container_of(w, struct serve_export, wait);
+
+	ck_assert_int_eq(ret, 0);
+	e->n_room = 0;
+}
+
+/* Exports stay as long as their clients like. */
+START_TEST(what_does_not_fit_beside_exports_is_in_nobodys_way)
+{
+	struct fake_ctl fake;
+	struct cuda_api *api = rig_cuda_open(&fake, 64u << 20, 65536);
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .cuda = api, .head_dim = 64 });
+	float *x = calloc(STEP * ROW, sizeof(*x)), o[ROW];
+	struct serve_export_entry entries[64];
+	struct serve_export e = { .wait.done = exported,
+				  .entries = entries,
+				  .n_room = 64 };
+	struct call waits = {
+		.req = { .wait.done = call_done, .n_items = 1, .may_wait = 1 },
+		.item = { .n_tokens = 1, .pos = LARGE - 1, .q = x, .o = o },
+	};
+	const int a = new_seq(r), b = new_seq(r), c = new_seq(r);
+
+	for (uint32_t n = 0; n < EXPORTED; n += STEP)
+		ck_assert_int_eq(call_at(r, a, n, STEP, x, 1, NULL), 0);
+	for (uint32_t n = 0; n < LARGE; n += STEP)
+		ck_assert_int_eq(call_at(r, b, n, STEP, x, 1, NULL), 0);
+	ck_assert_int_eq(call_at(r, c, 0, 32, x, 1, NULL), 0);
+	ck_assert_int_eq(serve_seq_seal(r->session, (uint32_t)a), 0);
+	e.seq = (uint32_t)a;
+	ck_assert_int_eq(serve_export(r->session, &e), 0);
+	while (e.n_room)
+		rig_serve_turn(r);
+	/* who does not wait is told */
+	ck_assert_int_eq(call_at(r, b, LARGE - 1, 1, x, 0, o), -ENOSPC);
+	waits.item.seq = (uint32_t)b;
+	waits.req.items = &waits.item;
+	ck_assert_int_eq(serve_attend(r->session, &waits.req), 0);
+	ck_assert_int_eq(call_at(r, c, 31, 1, x, 0, o), 0);
+	ck_assert(!waits.told);
+	for (uint32_t i = 0; i < e.n_entries; i++)
+		ck_assert_int_eq(serve_unexport(r->session, entries[i].id), 0);
+	ck_assert(rig_serve_until(r, &waits.told));
+	ck_assert_int_eq(waits.ret, 0);
+	free(x);
+	rig_serve_close(r);
+	rig_cuda_drop(api, &fake);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("calls_gpu");
@@ -156,6 +221,7 @@ int main(void)
 
 	tcase_add_loop_test(t, a_head_that_was_not_copied_is_copied_later, 0,
 			    2);
+	tcase_add_test(t, what_does_not_fit_beside_exports_is_in_nobodys_way);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

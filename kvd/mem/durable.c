@@ -33,6 +33,7 @@ static void clean(struct range_persist *rp);
 static void tell_turn(struct loop_call *c)
 {
 	struct range_persist *rp = container_of(c, struct range_persist, call);
+	struct pager *p = rp->range->pager;
 
 	if (!rp->ret && !rp->range->durable) { /* spoilt: see (3) */
 		rp->state = CLEANING;
@@ -42,7 +43,9 @@ static void tell_turn(struct loop_call *c)
 	rp->range->persist = NULL;
 	free(rp->places);
 	rp->places = NULL;
+	p->n_persists--;
 	rp->wait.done(&rp->wait, rp->ret);
+	pager_make_room(p); /* it may be given up now */
 }
 
 static void tell(struct range_persist *rp, int ret)
@@ -260,6 +263,7 @@ int range_persist(struct range_persist *rp)
 	list_init(&rp->timer.node);
 	list_init(&rp->call.node);
 	r->persist = rp;
+	p->n_persists++;
 	clean(rp);
 	return 0;
 }

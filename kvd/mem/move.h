@@ -55,6 +55,7 @@ struct pager {
 	uint32_t tenant; /* of its frames: with a device */
 	struct park_part part; /* the same */
 	int keep_records; /* the daemon stops */
+	uint32_t n_persists; /* ranges on their way to be durable */
 	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
 	uint64_t n_map_waits_total;

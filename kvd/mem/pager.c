@@ -602,6 +602,7 @@ struct sums {
 	uint64_t n_state[PAGE_N_STATES];
 	uint32_t n_busy, n_resident, n_lower, n_lost; /* of the range in hand */
 	uint64_t n_ops;
+	uint32_t n_persists;
 };
 
 /* Its frame is being taken. */
@@ -657,6 +658,7 @@ static void check_range(const struct range *r, struct sums *s)
 	}
 	assert(s->n_busy == r->n_busy && s->n_resident == r->n_resident);
 	assert(s->n_lower == r->n_lower && s->n_lost == r->n_lost);
+	s->n_persists += r->persist != NULL;
 }
 
 void pager_check(struct pager *p)
@@ -676,7 +678,7 @@ void pager_check(struct pager *p)
 	assert(s.pinned == p->pinned_bytes);
 	assert(s.slots == pager_used(p, ACCOUNT_DISK));
 	assert(s.clean == p->clean_bytes && s.policy == p->policy_bytes);
-	assert(s.writing == p->writing_bytes);
+	assert(s.writing == p->writing_bytes && s.n_persists == p->n_persists);
 	assert(s.demand == p->account.demand);
 	assert(s.leaving == p->account.leaving);
 	assert(s.n_ops <=

@@ -377,14 +377,37 @@ static size_t largest_page(const struct pager *p)
 	return most;
 }
 
+/* What becomes durable is referred to meanwhile, and can be given up soon: 1. */
+static int persists(struct pager *p)
+{
+	if (!p->n_persists)
+		return 0;
+	pager_look_again(p);
+	return 1;
+}
+
+static int any_persists(struct accounts *as)
+{
+	struct pager *p;
+
+	EACH_PAGER(p, as)
+	if (persists(p))
+		return 1;
+	return 0;
+}
+
 /* Nothing of p can go and nothing of it is on its way. */
 static void give_up_own(struct pager *p, int err)
 {
 	const int is_back = err == -ENOSPC &&
 			    pager_call_disk_back(p, largest_page(p));
 
-	if (!is_back && reclaim(p))
+	if (!is_back && reclaim(p)) {
+		if (persists(p) || (pager_disk_lent(p, largest_page(p)) &&
+				    any_persists(p->account.accounts)))
+			return;
 		tell_first(p, err);
+	}
 	pager_make_room(p);
 }
 
@@ -398,6 +421,8 @@ static void give_up_pool(struct accounts *as, int err)
 		ret = reclaim_of(as, ACCOUNT_DISK);
 	if (ret)
 		ret = reclaim_of(as, ACCOUNT_MEMORY);
+	if (ret && any_persists(as))
+		return;
 	if (ret) {
 		EACH_PAGER(p, as)
 		tell_first(p, err);

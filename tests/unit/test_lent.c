@@ -33,11 +33,13 @@ static struct tenant {
 	int keeps; /* they are kept for reuse: may be given up */
 } borrower, owner;
 
+static uint32_t n_persisting; /* they are referred to meanwhile */
+
 static int reclaim(void *ctx)
 {
 	struct tenant *t = ctx;
 
-	if (!t->keeps || t->n_gone == t->n - t->n_held)
+	if (!t->keeps || t->n_gone == t->n - t->n_held || n_persisting)
 		return -ENOSPC;
 	range_free(t->ranges[t->n_gone++]);
 	return 0;
@@ -67,7 +69,8 @@ static void turn(void)
 {
 	stores_turn(stores);
 	ck_assert_int_eq(loop_turn(loop, 0), 0);
-	pager_check(borrower.pager);
+	if (borrower.pager)
+		pager_check(borrower.pager);
 	pager_check(owner.pager);
 }
 
@@ -340,6 +343,59 @@ START_TEST(who_has_no_page_to_give_keeps_what_it_has)
 }
 END_TEST
 
+/* ---- what becomes durable ---------------------------------------------------------- */
+
+static void on_durable(struct wait *w, int ret)
+{
+	(void)w;
+	ck_assert_int_eq(ret, 0);
+	n_persisting--;
+}
+
+/*
+ * The disk is full of what is kept and becomes durable just now, so none of it can be given up. A
+ * page that is wanted meanwhile is waited for, not refused.
+ */
+START_TEST(what_becomes_durable_can_be_given_up_soon)
+{
+	struct range_persist p[10];
+	struct page_run run = { .n = 1 };
+
+	close_tenant(&borrower);
+	borrower.pager = NULL;
+	close_tenant(&owner);
+	accounts_init(&accounts, 4 * PAGE, 12 * PAGE);
+	open_other(&owner, "owner", 4, 24, 1);
+	while (owner.n < 16)
+		ck_assert_int_eq(make(&owner), 0);
+	ck_assert_uint_eq(slots(&owner), 12 * PAGE);
+	for (uint32_t i = 0; i < 10; i++) {
+		ck_assert_uint_eq(range_n_lower(owner.ranges[i]), 1);
+		p[i] = (struct range_persist){ .wait.done = on_durable,
+					       .range = owner.ranges[i],
+					       .key = { i + 1, i + 1 },
+					       .meta = "x",
+					       .meta_bytes = 1 };
+		n_persisting++;
+		ck_assert_int_eq(range_persist(&p[i]), 0);
+	}
+	owner.n_held = 6; /* in use */
+	run.range = owner.ranges[10];
+	ck_assert_uint_eq(range_n_lower(run.range), 1);
+	ck_assert_int_eq(pager_reserve(owner.pager, PAGE), 0);
+	ck_assert_int_eq(want(&owner, &run), 0);
+	ck_assert(rig_mem_holds(&run, 10));
+	page_unpin(owner.pager, &run, 1);
+	pager_unreserve(owner.pager, PAGE);
+	while (n_persisting)
+		turn();
+	ck_assert_uint_gt(owner.n_gone, 0);
+	owner.n_held = 0;
+	all_hold(&owner);
+	open_tenant(&borrower, "borrower", 0, 1); /* for the end */
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("lent");
@@ -353,6 +409,7 @@ int main(void)
 	tcase_add_test(t, a_share_comes_back_to_who_makes_durable);
 	tcase_add_test(t, a_loan_is_not_called_back_for_a_loan);
 	tcase_add_test(t, who_has_no_page_to_give_keeps_what_it_has);
+	tcase_add_test(t, what_becomes_durable_can_be_given_up_soon);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

@@ -292,11 +292,18 @@ START_TEST(urgent_copies_overtake)
 	copy_start(k, &now.copy);
 	turn_a_while();
 	ck_assert_uint_eq(ctl.calls("cuMemcpyHtoDAsync_v2"), 2);
-	/* the two, the urgent one, and what was queued beside it when there was credit */
-	ctl.step(4);
-	ck_assert_int_eq(job_finish(&now), 0);
+	/* the two, the urgent one, and what is queued beside it when there is credit: more of
+	 * that if its thread does not run just then */
+	while (!now.is_done && !later.is_done) {
+		const uint32_t told = later.told;
+
+		ctl.step(1);
+		while (!now.is_done && later.told == told && !later.is_done)
+			ck_assert_int_ge(loop_turn(loop, 1000), 0);
+	}
+	ck_assert(now.is_done && !now.ret);
 	ck_assert(!later.is_done);
-	ck_assert_uint_le(later.told, 3);
+	ck_assert_uint_lt(later.told, 8);
 	ctl.go();
 	ck_assert_int_eq(job_finish(&later), 0);
 	teardown(CLEAN);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -283,6 +284,20 @@ int kio_sys_lock(int fd)
 	if (!fcntl(fd, F_OFD_SETLK, &l))
 		return 0;
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
+}
+
+int kio_sys_lock_dir(const char *path)
+{
+	const int fd = kio_sys_open(path, O_RDONLY | O_DIRECTORY, 0);
+	int ret = fd < 0 ? fd : kio_fault("sys.lock_dir");
+
+	if (!ret && flock(fd, LOCK_EX | LOCK_NB))
+		ret = errno == EWOULDBLOCK ? -EBUSY : -errno;
+	if (!ret)
+		return fd;
+	if (fd >= 0)
+		(void)close(fd); /* only read */
+	return ret;
 }
 
 void kio_sys_unlock(int fd)

@@ -57,6 +57,8 @@ int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg,
 		   const char *name);
 /* The whole file, for this open file alone: -EBUSY somebody has it. */
 int kio_sys_lock(int fd);
+/* A directory, the same way: a descriptor that has it. Point "sys.open", then this. */
+int kio_sys_lock_dir(const char *path);
 /* Closing it does not, as long as an io_uring has it as a registered file. */
 void kio_sys_unlock(int fd);
 int kio_sys_device_bytes(int fd, uint64_t *out);

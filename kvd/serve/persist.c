@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/mem/clean.h"
@@ -15,6 +17,8 @@
 #define IO_DEPTH    64u
 #define FLUSH_NS    5000000000u /* of the stop */
 #define SLACK_BYTES (64ull << 20)
+#define BUSY_TRIES  100
+#define BUSY_US	    20000u
 
 /* ---- stores ----------------------------------------------------------------- */
 
@@ -32,6 +36,29 @@ static uint64_t default_bytes(const struct conf *c)
 	const uint64_t sum = c->disk_bytes;
 
 	return KV_ALIGN_UP(sum + sum / 4 + SLACK_BYTES, 1u << 20);
+}
+
+/*
+ * Two daemons would write each other's statistics away. A directory that is not there, or
+ * cannot be locked, is done without, as what lies in it is.
+ */
+int serve_lock_state(struct serve *s, char *err, size_t err_len)
+{
+	const char *dir = s->conf->state_dir;
+	int fd = dir[0] ? kio_sys_lock_dir(dir) : -ENOENT;
+
+	/* of a daemon that is just being killed */
+	for (int k = 0; fd == -EBUSY && k < BUSY_TRIES; k++) {
+		(void)usleep(BUSY_US);
+		fd = kio_sys_lock_dir(dir);
+	}
+	if (fd > 0)
+		s->state_fd = fd;
+	if (fd != -EBUSY)
+		return 0;
+	(void)snprintf(err, err_len, "state_dir %s: in use by another kvd",
+		       dir);
+	return fd;
 }
 
 int serve_new_stores(struct serve *s)

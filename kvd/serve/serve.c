@@ -347,7 +347,9 @@ static int start_parts(struct serve *s, char *err, size_t err_len)
 
 	if (!n)
 		n = n_cpus > 0 ? (unsigned int)n_cpus : 1;
-	ret = serve_open_device(s, err, err_len);
+	ret = serve_lock_state(s, err, err_len);
+	if (!ret)
+		ret = serve_open_device(s, err, err_len);
 	if (!ret && !s->device)
 		ret = open_huge(s, err, err_len);
 	if (!ret)
@@ -473,6 +475,8 @@ void serve_free(struct serve *s)
 	trace_free(s->trace);
 	if (s->huge_dir > 0)
 		(void)close(s->huge_dir);
+	if (s->state_fd > 0)
+		(void)close(s->state_fd); /* and with it the lock */
 	free(s);
 }
 

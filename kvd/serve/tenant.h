@@ -157,6 +157,7 @@ struct serve {
 	struct list free_attends; /* attend.c: of earlier calls */
 	uint32_t n_free_attends;
 	int huge_dir; /* of all tenants: a tmpfs with huge pages; 0: none */
+	int state_fd; /* state_dir, locked; 0: not */
 	int mounts_huge; /* 1: each tenant has one of its own */
 	struct loop_timer usage_timer; /* byte-seconds grow by themselves */
 	struct loop_timer check_timer; /* check.c: debug builds */
@@ -310,6 +311,8 @@ int tenant_open_persist(struct serve_tenant *t);
 void tenant_close_persist(struct serve_tenant *t);
 /* The pager found a page of r bad on disk. */
 void tenant_damaged(void *ctx, struct range *r);
+/* Nobody else writes there; -EBUSY. Before anything of it is read. */
+int serve_lock_state(struct serve *s, char *err, size_t err_len);
 int serve_new_stores(struct serve *s);
 /* Find what survived; the tenants are there. */
 int serve_open_stores(struct serve *s, char *err, size_t err_len);

@@ -402,6 +402,45 @@ START_TEST(a_lost_disk_costs_what_was_on_it)
 }
 END_TEST
 
+/* Statistics lie there: each would write those of the other away. */
+START_TEST(no_two_daemons_share_a_state_directory)
+{
+	char dir[] = "/var/tmp/kvd-stores-XXXXXX", more[512], own[96], *log;
+	struct rig_daemon *d, *e;
+	FILE *f;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	d = start_two(dir);
+	e = rig_daemon_start(NULL);
+	ck_assert_ptr_nonnull(e);
+	ck_assert_int_eq(rig_daemon_stop(e), 0);
+	snprintf(own, sizeof(own), "%s/own", e->dir);
+	snprintf(more, sizeof(more),
+		 "[kvd]\nsocket = %s\nstate_dir = %s/state\n"
+		 "[tenant a]\nuid = %u\nmemory = 32M\ndisk = 64M\n"
+		 "[store own]\npath = %s\nsize = 64M\n",
+		 e->socket, d->dir, getuid(), own);
+	f = fopen(e->conf, "w");
+	ck_assert_ptr_nonnull(f);
+	fputs(more, f);
+	fclose(f);
+	ck_assert_int_eq(rig_daemon_restart(e), -1);
+	log = rig_daemon_log(e);
+	ck_assert_ptr_nonnull(strstr(log, "in use by another kvd"));
+	free(log);
+	rig_daemon_kill(d); /* at once it can be had */
+	ck_assert_int_eq(rig_daemon_restart(e), 0);
+	ck_assert_int_eq(rig_daemon_stop(e), 0);
+	rig_daemon_free(e);
+	rig_daemon_free(d);
+	snprintf(own, sizeof(own), "%s/one", dir);
+	ck_assert_int_eq(unlink(own), 0);
+	snprintf(own, sizeof(own), "%s/two", dir);
+	ck_assert_int_eq(unlink(own), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 /* ---- a tenant that is not configured ------------------------------------------------ */
 
 static void rewrite(const struct rig_daemon *d, const char *from,
@@ -709,6 +748,7 @@ int main(void)
 	tcase_add_test(tc, a_smaller_disk_costs_nothing);
 	tcase_add_test(tc, a_lost_disk_costs_what_was_on_it);
 	tcase_add_test(tc, a_damaged_disk_is_left_out);
+	tcase_add_test(tc, no_two_daemons_share_a_state_directory);
 	tcase_add_loop_test(tc, kill_under_load, 0, 2);
 	suite_add_tcase(s, tc);
 	r = srunner_create(s);

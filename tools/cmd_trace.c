@@ -22,12 +22,13 @@ static void on_signal(int sig)
 }
 
 /* What is new, to f; -errno. */
-static int take(struct kvc *c, FILE *f, uint64_t *offset)
+static int take(struct kvc *c, FILE *f, uint32_t number, uint64_t *offset)
 {
-	char arg[32], *text;
+	char arg[64], *text;
 	int ret;
 
-	snprintf(arg, sizeof(arg), "read %" PRIu64, *offset);
+	snprintf(arg, sizeof(arg), "read %" PRIu32 " %" PRIu64, number,
+		 *offset);
 	ret = kvc_query(c, "trace", arg, &text);
 	if (ret < 0)
 		return ret;
@@ -38,12 +39,34 @@ static int take(struct kvc *c, FILE *f, uint64_t *offset)
 	return ret < 0 ? ret : 0;
 }
 
+static int begin(struct kvc *c, uint32_t *number)
+{
+	char *text;
+	int ret = kvc_query(c, "trace", "on", &text);
+
+	if (ret < 0)
+		return ret;
+	if (sscanf(text, "{\"recording\":%" SCNu32 "}", number) != 1)
+		ret = -EPROTO;
+	free(text);
+	return ret;
+}
+
+static void end(struct kvc *c, uint32_t number)
+{
+	char arg[32], *text;
+
+	snprintf(arg, sizeof(arg), "off %" PRIu32, number);
+	if (kvc_query(c, "trace", arg, &text) >= 0)
+		free(text);
+}
+
 static int record(struct kvc *c, const char *path, double seconds)
 {
-	const time_t begin = time(NULL);
+	const time_t t0 = time(NULL);
 	uint64_t offset = 0;
 	FILE *f = fopen(path, "we");
-	char *text;
+	uint32_t number;
 	int ret;
 
 	if (!f) {
@@ -52,22 +75,26 @@ static int record(struct kvc *c, const char *path, double seconds)
 	}
 	signal(SIGINT, on_signal);
 	signal(SIGTERM, on_signal);
-	ret = kvc_query(c, "trace", "on", &text);
+	ret = begin(c, &number);
 	if (ret >= 0) {
-		free(text);
 		do {
-			ret = take(c, f, &offset);
+			ret = take(c, f, number, &offset);
 			(void)usleep(POLL_US);
 		} while (ret >= 0 && !ended &&
-			 (seconds <= 0 ||
-			  difftime(time(NULL), begin) < seconds));
+			 (seconds <= 0 || difftime(time(NULL), t0) < seconds));
 		if (ret >= 0)
-			ret = take(c, f, &offset);
-		if (kvc_query(c, "trace", "off", &text) >= 0)
-			free(text);
+			ret = take(c, f, number, &offset);
+		end(c, number);
 	}
 	if (fclose(f) && ret >= 0)
 		ret = -EIO;
+	if (ret == -ESTALE) {
+		fprintf(stderr,
+			"kvctl: trace: another recording was begun; "
+			"%s has what was asked before\n",
+			path);
+		return EXIT_REFUSED;
+	}
 	return ret < 0 ? cmd_fail("trace", ret) : EXIT_DONE;
 }
 

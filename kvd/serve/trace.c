@@ -18,6 +18,7 @@
 #define ROOM (4u << 20)
 
 struct trace {
+	uint32_t number; /* no other recording of this daemon has it */
 	char *text;
 	uint64_t from;
 	size_t n;
@@ -111,6 +112,7 @@ void trace_session(struct trace *t, const struct serve_session *ss)
 
 static int begin(struct trace **out)
 {
+	static uint32_t n_begun;
 	struct trace *t = calloc(1, sizeof(*t));
 
 	if (t)
@@ -119,6 +121,7 @@ static int begin(struct trace **out)
 		trace_free(t);
 		return -ENOMEM;
 	}
+	t->number = ++n_begun;
 	randombytes_buf(t->key, sizeof(t->key));
 	t->start_ns = clock_ns();
 	t->n = (size_t)sprintf(t->text, "kvd-trace 1 block=%u\n",
@@ -127,12 +130,9 @@ static int begin(struct trace **out)
 	return 0;
 }
 
-static int read_from(struct trace *t, const char *offset, char **out)
+static int read_from(struct trace *t, uint64_t from, char **out)
 {
-	char *end;
-	const uint64_t from = strtoull(offset, &end, 10);
-
-	if (end == offset || *end || from < t->from || from > t->from + t->n)
+	if (from < t->from || from > t->from + t->n)
 		return -EINVAL;
 	t->n -= from - t->from;
 	memmove(t->text, t->text + (from - t->from), t->n);
@@ -147,23 +147,55 @@ static int read_from(struct trace *t, const char *offset, char **out)
 	return *out ? 0 : -ENOMEM;
 }
 
-int trace_query(struct trace **t, const char *arg, char **out)
+static int turn_on(struct trace **t, char **out)
 {
-	int ret = 0;
+	struct trace *fresh;
+	int ret = begin(&fresh);
 
-	if (!strncmp(arg, "read ", 5))
-		return *t ? read_from(*t, arg + 5, out) : -ENOENT;
-	if (!strcmp(arg, "on")) {
-		if (!*t)
-			ret = begin(t);
-	} else if (!strcmp(arg, "off")) {
-		trace_free(*t);
-		*t = NULL;
-	} else {
-		return -EINVAL;
-	}
 	if (ret)
 		return ret;
-	*out = strdup(*t ? "{\"recording\":true}" : "{\"recording\":false}");
-	return *out ? 0 : -ENOMEM;
+	if (asprintf(out, "{\"recording\":%u}", fresh->number) < 0) {
+		trace_free(fresh);
+		return -ENOMEM;
+	}
+	trace_free(*t);
+	*t = fresh;
+	return 0;
+}
+
+/* The numbers that follow: how many, -EINVAL something else does. */
+static int numbers(const char *s, uint64_t v[2])
+{
+	int n = 0;
+
+	while (*s == ' ' && n < 2) {
+		char *end;
+
+		if (s[1] < '0' || s[1] > '9')
+			return -EINVAL;
+		v[n++] = strtoull(s + 1, &end, 10);
+		s = end;
+	}
+	return *s ? -EINVAL : n;
+}
+
+int trace_query(struct trace **t, const char *arg, char **out)
+{
+	uint64_t v[2];
+
+	if (!strcmp(arg, "on"))
+		return turn_on(t, out);
+	if (!strncmp(arg, "read", 4) && numbers(arg + 4, v) == 2)
+		return *t && (*t)->number == v[0] ? read_from(*t, v[1], out)
+						  : -ESTALE;
+	if (strncmp(arg, "off", 3) || numbers(arg + 3, v) != 1)
+		return -EINVAL;
+	if (!*t || (*t)->number != v[0])
+		return -ESTALE;
+	*out = strdup("{\"recording\":0}");
+	if (!*out)
+		return -ENOMEM;
+	trace_free(*t);
+	*t = NULL;
+	return 0;
 }

@@ -24,8 +24,10 @@ void trace_free(struct trace *t);
 void trace_gen(struct trace *t, const struct gen *g);
 void trace_session(struct trace *t, const struct serve_session *ss);
 /*
- * "on", "off", or "read OFFSET": the text from that byte on, what lies before is
- * forgotten. *out is malloc'ed. -EINVAL, -ENOENT not recording, -ENOMEM.
+ * "on": a new recording, its number in *out; one that somebody has left behind, or still
+ * reads, is forgotten. "read NUMBER OFFSET": its text from that byte on, what lies before is
+ * forgotten. "off NUMBER". *out is malloc'ed. -EINVAL, -ENOMEM, -ESTALE it is not that
+ * one that is made now.
  */
 int trace_query(struct trace **t, const char *arg, char **out);
 

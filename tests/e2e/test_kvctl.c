@@ -278,6 +278,51 @@ static void next_line(FILE *f, char *line, int room)
 	ck_abort_msg("the recording does not go on");
 }
 
+static pid_t recorder(const char *path)
+{
+	const pid_t pid = fork();
+
+	if (!pid) {
+		execl(kvctl, "kvctl", "--socket", d->socket, "trace", "record",
+		      path, (char *)NULL);
+		_exit(127);
+	}
+	return pid;
+}
+
+/* One that was killed, and one that is under way. */
+START_TEST(a_recording_ends_the_one_before)
+{
+	char path[] = "/tmp/kvd-trace-XXXXXX", line[4096], cmd[128];
+	const int fd = mkstemp(path);
+	FILE *f = fdopen(fd, "r");
+	pid_t pid;
+	int status;
+
+	ck_assert_ptr_nonnull(f);
+	pid = recorder(path);
+	next_line(f, line, sizeof(line));
+	ck_assert_int_eq(run("generate " PROMPT), 0);
+	next_line(f, line, sizeof(line)); /* the daemon forgot what is before */
+	next_line(f, line, sizeof(line));
+	ck_assert_int_eq(kill(pid, SIGKILL), 0);
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert_int_eq(ftruncate(fd, 0), 0);
+	rewind(f);
+	pid = recorder(path);
+	next_line(f, line, sizeof(line));
+	ck_assert_str_eq(line, "kvd-trace 1 block=32\n");
+	snprintf(cmd, sizeof(cmd), "trace record %s.2 --seconds 0.01", path);
+	ck_assert_int_eq(run(cmd), 0);
+	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+	ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+	fclose(f);
+	snprintf(cmd, sizeof(cmd), "%s.2", path);
+	unlink(cmd);
+	unlink(path);
+}
+END_TEST
+
 START_TEST(a_recording_is_a_trace)
 {
 	char path[] = "/tmp/kvd-trace-XXXXXX", line[4096], cmd[128];
@@ -288,12 +333,7 @@ START_TEST(a_recording_is_a_trace)
 	pid_t pid;
 
 	ck_assert_ptr_nonnull(f);
-	pid = fork();
-	if (!pid) {
-		execl(kvctl, "kvctl", "--socket", d->socket, "trace", "record",
-		      path, (char *)NULL);
-		_exit(127);
-	}
+	pid = recorder(path);
 	next_line(f, line, sizeof(line));
 	ck_assert_str_eq(line, "kvd-trace 1 block=32\n");
 	ck_assert_int_eq(run("generate " PROMPT), 0);
@@ -430,6 +470,7 @@ int main(void)
 	tcase_add_test(t, rag_answers_line_by_line);
 	tcase_add_test(t, an_edited_file_is_not_computed_again);
 	tcase_add_test(t, a_recording_is_a_trace);
+	tcase_add_test(t, a_recording_ends_the_one_before);
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);
 	tcase_add_test(t, json_and_usage_everywhere);

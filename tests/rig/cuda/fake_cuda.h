@@ -32,6 +32,7 @@ struct fake_stats {
 	/* unmapped while a queued operation would use it, or mapped twice */
 	uint32_t n_violations;
 	int ctx_refs;
+	uint64_t last_h2d; /* where the newest copy to the device goes */
 };
 
 /* X(name, return type, arguments): all of them are called fake_NAME. */

@@ -338,6 +338,7 @@ int cuMemcpyHtoDAsync_v2(cuda_ptr to, const void *from, size_t n,
 	if (err)
 		return err;
 	fake.st.n_pageable += !fake_is_pinned(from, n);
+	fake.st.last_h2d = to;
 	return fake_leave(fake_queue(
 		st, (struct fake_op){ .kind = OP_H2D,
 				      .dev = to,

@@ -192,7 +192,6 @@ static int ask_folios(struct space *s)
 	log_warn("space", "folios of %zu KiB: %s", s->folio >> 10,
 		 strerror(-ret));
 	s->folio = 0;
-	advise("pages without folios", s->base, n, MADV_NOHUGEPAGE);
 	return 0;
 }
 
@@ -224,6 +223,9 @@ static int map_file(struct space *s)
 	ret = s->folio ? ask_folios(s) : 0;
 	if (ret)
 		return ret;
+	/* or khugepaged fills the holes, where a host has it do so for all */
+	if (!space_folio(s))
+		advise("pages of 4 KiB", base, n, MADV_NOHUGEPAGE);
 	/* tmpfs has no seals; who may open it again could cut it off under us */
 	return strcmp(s->kind, KIND_MEMFD)
 		       ? 0

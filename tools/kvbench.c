@@ -53,7 +53,9 @@ static const struct command {
 	  "                                .small: 256 KiB on those; .folios:\n"
 	  "                                256 KiB on folios\n"
 	  "paging.write.raw_ratio          the same, written\n"
-	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n" },
+	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n"
+	  "paging.restore.mmap_part_ratio  the same where a quarter of the\n"
+	  "                                file is wanted, a page here and there\n" },
 	{ "io", bench_io, "what io_uring's options are worth, in --dir",
 	  "io.{2m,64k}.HOW.{gb_s,cores_per_gbs}  reads of 2 MiB, 64 KiB: plain;\n"
 	  "                                registered files; and buffers; SQPOLL;\n"

@@ -384,6 +384,7 @@ START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 		"paging.resident.ns",
 		"paging.restore.raw_ratio",
 		"paging.restore.mmap_ratio",
+		"paging.restore.mmap_part_ratio",
 		"paging.write.raw_ratio",
 		"paging.restore.cores_per_gbs",
 		"paging.restore.memfd.cores_per_gbs",

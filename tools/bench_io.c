@@ -4,9 +4,14 @@
  * The same reads with plain requests and with registered files and buffers, a thread
  * of the kernel that submits, polled completions. io/engine.c registers files;
  * docs/store.md says why it leaves the rest.
+ *
+ * Each page that is read or written is summed: by the checksum of io/crc.h over pages that
+ * no cache holds, as a ratio to what one thread can read of them.
  */
 #include <errno.h>
 #include <string.h>
+#include "io/crc.h"
+#include "kvd/base/pool.h"
 #include "tools/bench.h"
 #include "tools/bench_raw.h"
 
@@ -81,9 +86,59 @@ static int one_size(struct bench *b, size_t block, const char *name)
 	return ret;
 }
 
+/* ---- the checksum ----------------------------------------------------------- */
+
+#define PAGE ((size_t)2 << 20)
+
+struct sum {
+	const char *base;
+	size_t n_bytes;
+	uint32_t crc; /* so that nothing is optimised away */
+};
+
+static double sum_run(void *arg)
+{
+	struct sum *s = arg;
+	const uint64_t t0 = clock_ns();
+
+	for (size_t at = 0; at < s->n_bytes; at += PAGE)
+		s->crc ^= kio_crc32c(0, s->base + at, PAGE);
+	return (double)s->n_bytes / (double)(clock_ns() - t0);
+}
+
+static int checksum(struct bench *b)
+{
+	const size_t n = b->quick ? 64u << 20 : 512u << 20;
+	struct bench_read read = { .n_bytes = n };
+	struct sum sum = { .n_bytes = n };
+	struct bench_side sides[2] = { { .run = bench_read_run, .arg = &read },
+				       { .run = sum_run, .arg = &sum } };
+	void *base = bench_alloc(n);
+	int ret = base ? pool_new(&read.pool, 1) : -ENOMEM;
+
+	if (!ret) {
+		bench_fill_bf16(base, n);
+		read.base = sum.base = base;
+		ret = bench_rounds(sides, 2, 3, b->quick ? 0.2 : 2);
+		pool_free(read.pool);
+	}
+	if (!ret) {
+		bench_put(b, bench_median(&sides[1]), "GB/s", "io.crc32c.gb_s");
+		bench_put(b, bench_ratio(&sides[1], &sides[0]), "x",
+			  "io.crc32c.read_ratio");
+	}
+	if (base)
+		bench_free(base, n);
+	return ret;
+}
+
 int bench_io(struct bench *b)
 {
-	int ret = one_size(b, 2u << 20, "2m");
+	int ret = checksum(b);
+
+	if (ret)
+		return bench_fail(ret, "io: checksum");
+	ret = one_size(b, 2u << 20, "2m");
 
 	if (!ret)
 		ret = one_size(b, 64u << 10, "64k");

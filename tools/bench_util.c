@@ -261,6 +261,29 @@ __attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *base,
 	return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] +
 	       sum[7];
 }
+
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const char *base,
+							 size_t n_bytes)
+{
+	const size_t step = n_bytes / READ_STREAMS;
+	__m256i acc[2 * READ_STREAMS] = { 0 };
+	uint64_t sum[4];
+
+	for (const char *p = base; p < base + step; p += 64)
+		for (size_t s = 0; s < READ_STREAMS; s++) {
+			const __m256i *at = (const void *)(p + s * step);
+
+			__builtin_prefetch(p + s * step + READ_AHEAD);
+			acc[2 * s] = _mm256_add_epi64(acc[2 * s],
+						      _mm256_load_si256(at));
+			acc[2 * s + 1] = _mm256_add_epi64(
+				acc[2 * s + 1], _mm256_load_si256(at + 1));
+		}
+	for (size_t i = 1; i < 2 * READ_STREAMS; i++)
+		acc[0] = _mm256_add_epi64(acc[0], acc[i]);
+	_mm256_storeu_si256((void *)sum, acc[0]);
+	return sum[0] + sum[1] + sum[2] + sum[3];
+}
 #endif
 
 static uint64_t sum_plain(const char *base, size_t n_bytes)
@@ -287,6 +310,8 @@ static uint64_t sum_bytes(const char *base, size_t n_bytes)
 #if defined(__x86_64__)
 	if (__builtin_cpu_supports("avx512f"))
 		return sum_avx512(base, n_bytes);
+	if (__builtin_cpu_supports("avx2"))
+		return sum_avx2(base, n_bytes);
 #endif
 	return sum_plain(base, n_bytes);
 }

@@ -59,7 +59,8 @@ static const struct command {
 	{ "io", bench_io, "what io_uring's options are worth, in --dir",
 	  "io.{2m,64k}.HOW.{gb_s,cores_per_gbs}  reads of 2 MiB, 64 KiB: plain;\n"
 	  "                                registered files; and buffers; SQPOLL;\n"
-	  "                                IOPOLL, where it can be had\n" },
+	  "                                IOPOLL, where it can be had\n"
+	  "io.crc32c.{gb_s,read_ratio}     the checksum of pages, one thread\n" },
 	{ "store", bench_store, "the page store on a file in --dir",
 	  "store.restart_1m_ms             open with a million records, cold\n"
 	  "store.record_bytes              of the index, for each of them\n"

@@ -119,10 +119,16 @@ END_TEST
 START_TEST(io_prints_its_lines)
 {
 	static const char *const names[] = {
-		"io.2m.plain.gb_s",	      "io.2m.plain.cores_per_gbs",
-		"io.2m.files.gb_s",	      "io.2m.buffers.gb_s",
-		"io.64k.plain.gb_s",	      "io.64k.files.gb_s",
-		"io.64k.files.cores_per_gbs", NULL,
+		"io.crc32c.gb_s",
+		"io.crc32c.read_ratio",
+		"io.2m.plain.gb_s",
+		"io.2m.plain.cores_per_gbs",
+		"io.2m.files.gb_s",
+		"io.2m.buffers.gb_s",
+		"io.64k.plain.gb_s",
+		"io.64k.files.gb_s",
+		"io.64k.files.cores_per_gbs",
+		NULL,
 	};
 
 	ck_assert_int_eq(kvbench("io --quick"), 0);

@@ -60,13 +60,17 @@ static unsigned char *random_bytes(size_t n)
 /* Sizes on both sides of what the streams and the accumulators take at once. */
 START_TEST(paths_agree)
 {
-	unsigned char *p = random_bytes(20000);
+	unsigned char *p = random_bytes(120000);
 
-	for (int i = 1; i < n_paths; i++)
+	for (int i = 1; i < n_paths; i++) {
 		for (size_t n = 0; n < 10000; n += n < 1200 ? 1 : 97)
 			for (size_t at = 0; at < 9; at += 4)
 				ck_assert_uint_eq(paths[i].run(7, p + at, n),
 						  paths[0].run(7, p + at, n));
+		for (size_t n = 45000; n < 119000; n += 1531)
+			ck_assert_uint_eq(paths[i].run(7, p + 3, n),
+					  paths[0].run(7, p + 3, n));
+	}
 	free(p);
 }
 END_TEST

@@ -224,6 +224,26 @@ const char *serve_tenant_name(const struct serve_tenant *t)
 
 /* ---- models ------------------------------------------------------------------- */
 
+/* Operations a second of a fast host, and a device: what they are measured to do soon. */
+#define GUESS_CPU 1e12
+#define GUESS_GPU 1e14
+#define GUESS_NS  200000u /* it weighs as a step of that time */
+
+/*
+ * Until a step tells, a row takes what its products take: the first who come after a start
+ * would have what is on disk of a large model computed again, were it taken for a small one.
+ */
+static void guess_rate(struct serve_model *m)
+{
+	const struct llama_shape *sh = llama_shape(m->llama);
+	const double heads = (double)(sh->n_heads + sh->n_kv_heads);
+	const double weights = (double)sh->n_layers * sh->d_model *
+			       (2 * heads * sh->head_dim + 3.0 * sh->n_ff);
+	const double per_s = (m->gpu ? GUESS_GPU : GUESS_CPU) / (2 * weights);
+
+	rate_add(&m->prefill, per_s * GUESS_NS * 1e-9, GUESS_NS);
+}
+
 static int model_open(struct serve *s, const struct conf_model *c, char *err,
 		      size_t err_len)
 {
@@ -246,6 +266,7 @@ static int model_open(struct serve *s, const struct conf_model *c, char *err,
 		llama_gpu_id(m->gpu, m->id);
 	else
 		llama_id(m->llama, m->id);
+	guess_rate(m);
 	m->layout = (struct kv_layout){
 		.n_layers = sh->n_layers,
 		.n_kv_heads = sh->n_kv_heads,

@@ -429,6 +429,30 @@ START_TEST(slow_disks_are_not_waited_for)
 }
 END_TEST
 
+/* Of a model of n layers that has computed nothing yet. */
+static double rows_per_s_of(uint32_t n_layers)
+{
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .n_layers = n_layers });
+	const double n = rate_per_s(&r->serve->models[0].prefill, 1e4);
+
+	rig_serve_close(r);
+	return n;
+}
+
+/*
+ * Before the first step it is not known how fast a model computes. One that multiplies ten
+ * times as much is not taken to be as fast: after a start its KV would be computed again.
+ */
+START_TEST(a_large_model_is_not_taken_for_a_small_one)
+{
+	const double few = rows_per_s_of(2), many = rows_per_s_of(20);
+
+	ck_assert_msg(few > 9.99 * many && few < 10.01 * many,
+		      "%g, %g rows a second", few, many);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("restore");
@@ -446,6 +470,7 @@ int main(void)
 	tcase_add_test(t, whole_if_told_so);
 	tcase_add_test(t, late_answers_are_counted);
 	tcase_add_test(t, slow_disks_are_not_waited_for);
+	tcase_add_test(t, a_large_model_is_not_taken_for_a_small_one);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);

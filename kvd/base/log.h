@@ -4,7 +4,9 @@
  * `2026-01-02T03:04:05.678Z warn move: page 812 host->disk: -EIO, kept`
  * Any thread. Goes to stderr; where that is the journal (JOURNAL_STREAM), with
  * its prefix of the priority in place of the time. At most 1023 bytes a line;
- * control characters become '?'.
+ * control characters become '?'. fmt is a string constant: a place that says more than
+ * 200 lines at once, or ten a second for long, is cut short and says how much was left
+ * out. Never waits: lines that a full pipe does not take are counted.
  */
 #ifndef KVD_BASE_LOG_H
 #define KVD_BASE_LOG_H

@@ -1,17 +1,19 @@
 /*
- * test_log.c - levels, the shape of a line, and what clients cannot put in it
+ * test_log.c - levels, the shape of a line, what clients cannot put in it, and how much
  */
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "kvd/base/log.h"
 
 static FILE *out;
-static char text[8192];
+static char text[1 << 20];
 
 /* stderr goes into a file for the rest of this test's process. */
 static void capture(void)
@@ -130,6 +132,75 @@ START_TEST(another_ones_journal_is_not_ours)
 }
 END_TEST
 
+static int count(const char *what)
+{
+	int n = 0;
+
+	for (const char *at = text; (at = strstr(at, what)); at++)
+		n++;
+	return n;
+}
+
+static void say_same(int i)
+{
+	log_info("m", "said %d times", i);
+}
+
+/* Whoever makes the daemon say it: what others say is still found. */
+START_TEST(one_place_does_not_fill_the_log)
+{
+	capture();
+	for (int i = 0; i < 10000; i++)
+		say_same(i);
+	log_info("m", "another place");
+	captured();
+	ck_assert_int_ge(count("said"), 100);
+	ck_assert_int_lt(count("said"), 1000);
+	ck_assert_int_eq(count("info m: more of \"said %d times\" is left out"),
+			 1);
+	ck_assert_int_eq(count("another place"), 1);
+	(void)usleep(300000); /* one more may be said */
+	say_same(-1);
+	captured();
+	ck_assert_int_eq(count("said -1 times"), 1);
+	ck_assert_int_eq(count("lines of \"said %d times\" were left out"), 1);
+}
+END_TEST
+
+/* A pipe or a socket whose other end reads nothing. */
+START_TEST(who_does_not_read_the_log_stops_nobody)
+{
+	size_t n = 0;
+	ssize_t got;
+	int fd[2];
+
+	if (_i)
+		ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), 0);
+	else
+		ck_assert_int_eq(pipe(fd), 0);
+	ck_assert_int_ge(dup2(fd[1], STDERR_FILENO), 0);
+	memset(text, 'x', 900);
+	text[900] = '\0';
+	/* 2 MiB, by places that are all allowed to */
+	for (int i = 0; i < 2500; i++) {
+		static char places[2500][8];
+
+		strcpy(places[i], "line %s");
+		log_line(LOG_LVL_INFO, "m", places[i], text);
+	}
+	ck_assert_int_eq(fcntl(fd[0], F_SETFL, O_NONBLOCK), 0);
+	while ((got = read(fd[0], text, sizeof(text))) > 0)
+		n += (size_t)got;
+	ck_assert_uint_gt(n, 30000);
+	log_info("m", "is heard");
+	got = read(fd[0], text, sizeof(text) - 1);
+	ck_assert_int_gt(got, 0);
+	text[got] = '\0';
+	ck_assert_int_eq(count(" lines could not be written\n"), 1);
+	ck_assert_int_eq(count("info m: is heard\n"), 1);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("log");
@@ -144,6 +215,8 @@ int main(void)
 	tcase_add_test(tc, level_names);
 	tcase_add_test(tc, the_journal_gets_priorities);
 	tcase_add_test(tc, another_ones_journal_is_not_ours);
+	tcase_add_test(tc, one_place_does_not_fill_the_log);
+	tcase_add_loop_test(tc, who_does_not_read_the_log_stops_nobody, 0, 2);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

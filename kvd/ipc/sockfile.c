@@ -12,11 +12,11 @@
 
 #define BACKLOG 512
 
-/* Remove a socket file that nobody listens on. */
+/* Remove a socket file that nobody listens on: only then a connection is refused. */
 static int clear_stale(const struct sockaddr_un *addr, int type)
 {
 	struct stat st;
-	int fd, ret = 0;
+	int fd, ret;
 
 	if (lstat(addr->sun_path, &st))
 		return errno == ENOENT ? 0 : -errno;
@@ -25,10 +25,13 @@ static int clear_stale(const struct sockaddr_un *addr, int type)
 	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
-	if (!connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) ||
-	    errno == EAGAIN)
-		ret = -EADDRINUSE;
+	ret = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) ? -errno
+									: 0;
 	(void)close(fd); /* nothing was said */
+	if (ret == -EACCES || ret == -EPERM)
+		return ret;
+	/* full, or of another type: somebody listens */
+	ret = ret == -ECONNREFUSED || ret == -ENOENT ? 0 : -EADDRINUSE;
 	if (!ret && unlink(addr->sun_path) && errno != ENOENT)
 		ret = -errno;
 	return ret;

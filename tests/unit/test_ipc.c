@@ -12,6 +12,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "kvd/ipc/sockfile.h"
 #include "libkvclient/kvclient.h"
 #include "tests/rig/ipc_rig.h"
 #include "tests/rig/raw.h"
@@ -137,6 +138,31 @@ START_TEST(no_daemon_is_said_at_once)
 		kvc_open(&c,
 			 &(struct kvc_options){ .socket = "/nonexistent/s" }),
 		-ENOENT);
+}
+END_TEST
+
+/* Whoever listens there, and in whatever way: only what nobody listens on is removed. */
+START_TEST(a_socket_of_others_is_not_taken_away)
+{
+	static const int types[] = { SOCK_SEQPACKET, SOCK_STREAM, SOCK_DGRAM };
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd, ret;
+
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "/tmp/kvd-sock-%d",
+		 (int)getpid());
+	fd = socket(AF_UNIX, types[_i] | SOCK_CLOEXEC, 0);
+	ck_assert_int_eq(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	ck_assert_int_eq(types[_i] != SOCK_DGRAM && listen(fd, 1), 0);
+	ck_assert_int_eq(sockfile_open(addr.sun_path, SOCK_SEQPACKET, 0600),
+			 -EADDRINUSE);
+	ck_assert_int_eq(sockfile_open(addr.sun_path, SOCK_STREAM, 0600),
+			 -EADDRINUSE);
+	ck_assert_int_eq(access(addr.sun_path, F_OK), 0);
+	close(fd);
+	ret = sockfile_open(addr.sun_path, SOCK_SEQPACKET, 0600);
+	ck_assert_int_ge(ret, 0);
+	close(ret);
+	ck_assert_int_eq(unlink(addr.sun_path), 0);
 }
 END_TEST
 
@@ -693,6 +719,7 @@ int main(void)
 	tcase_add_test(t, peer_learns_its_tenant);
 	tcase_add_test(t, a_bad_hello_is_refused_with_a_reason);
 	tcase_add_test(t, no_daemon_is_said_at_once);
+	tcase_add_loop_test(t, a_socket_of_others_is_not_taken_away, 0, 3);
 	tcase_add_test(t, silent_peers_are_dropped_and_keep_nobody_out);
 	tcase_add_test(t, sessions_of_a_tenant_are_bounded);
 	tcase_add_test(t, calls_return_what_serve_says);

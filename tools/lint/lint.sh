@@ -94,6 +94,23 @@ done
 sed -n '/^```c$/,/^```$/p' README.md | sed '1d;$d' | cmp -s - docs/example.c ||
 	say "README.md: the program differs from docs/example.c"
 
+# ---- each metric is in docs/ops.md (`kvd_a_b_total`, or behind it `_c_total`), each key
+# of the configuration in kvd.conf(5)
+# shellcheck disable=SC2016 # backquotes of markdown
+names=$(awk '/^\|/ { n = split($0, w, "`"); base = ""
+	for (i = 2; i <= n; i += 2) {
+		if (w[i] ~ /^kvd_[a-z0-9_]+$/) { base = w[i]; print base }
+		else if (w[i] ~ /^_[a-z0-9_]+$/) {
+			k = split(base, p, "_"); s = p[1]
+			for (j = 2; j < k; j++) { s = s "_" p[j]; print s w[i] } } } }' docs/ops.md)
+for m in $(git grep -hoE '"kvd_[a-z0-9_]+"' -- 'kvd/*.c' 'io/*.c' | tr -d '"' |
+	grep -vx kvd_dummy | sort -u); do
+	echo "$names" | grep -qx "$m" || say "docs/ops.md: no $m"
+done
+for k in $(sed -n 's/^\t{ "\([a-z_]*\)", set_.*/\1/p' kvd/base/conf_keys.c | sort -u); do
+	grep -q "^\.BR $k " docs/man/kvd.conf.5 || say "kvd.conf(5): no $k"
+done
+
 # ---- man pages, scripts
 if command -v man >/dev/null; then
 	for m in docs/man/*.[1-8]; do

@@ -4,7 +4,8 @@
  * inih splits the lines; each key is one row of a table (field, parser,
  * limits). What only the whole file can tell is checked at the end. The first
  * error stands, the rest of the file is then ignored. inih cuts lines and
- * section names that are too long for it in silence, so these are refused here.
+ * section names that are too long for it in silence, tells nothing of a section
+ * without a key, nor of what stands behind one: so these are looked at here.
  */
 #include "kvd/base/conf_keys.h"
 
@@ -29,10 +30,11 @@ struct parse {
 	int line;
 	struct conf *conf;
 	struct seen kvd;
+	int n_kvd; /* sections */
 	struct seen models[CONF_MAX_MODELS];
 	struct seen tenants[CONF_MAX_TENANTS];
 	struct seen stores[CONF_MAX_STORES];
-	char section[CONF_NAME_MAX]; /* the latest, to see one come again */
+	char section[CONF_NAME_MAX]; /* the latest */
 	char *err;
 	size_t err_len;
 	int failed;
@@ -160,20 +162,17 @@ static const struct {
 	{ "store", new_store },
 };
 
-/* The first key of a section: make what it describes. */
+/* Make what the section describes. */
 static int new_section(struct parse *p, const char *section)
 {
 	const char *name = strpbrk(section, " \t");
 	const size_t kind = strcspn(section, " \t");
 
-	if (strlen(section) >= SECTION_MAX)
-		return fail(p, p->line, "section name longer than %d bytes",
-			    SECTION_MAX - 1);
 	strcpy(p->section, section);
 	if (name)
 		name += strspn(name, " \t");
 	if (!strcmp(section, "kvd"))
-		return p->kvd.keys ? fail(p, p->line, "[kvd]: given twice") : 0;
+		return p->n_kvd++ ? fail(p, p->line, "[kvd]: given twice") : 0;
 	for (size_t i = 0; i < KV_ARRAY_LEN(sections) && name; i++) {
 		if (strlen(sections[i].kind) != kind ||
 		    strncmp(section, sections[i].kind, kind))
@@ -199,10 +198,6 @@ static int on_key(void *user, const char *section, const char *name,
 
 	if (p->failed)
 		return 0;
-	if (strcmp(section, p->section))
-		ret = new_section(p, section);
-	if (ret)
-		return 0;
 	if (*section == 'k')
 		ret = set_key(p, &conf_kvd_keys, c, &p->kvd, name, value);
 	else if (*section == 'm')
@@ -220,10 +215,33 @@ static int on_key(void *user, const char *section, const char *name,
 	return !ret;
 }
 
+/* [kind name], and a remark perhaps. What has no end is left to inih. */
+static int section_line(struct parse *p, const char *at)
+{
+	const size_t n = strcspn(at, "]");
+	char section[SECTION_MAX];
+	const char *rest = at + n + 1;
+
+	if (!at[n])
+		return 0;
+	if (n >= sizeof(section))
+		return fail(p, p->line, "section name longer than %d bytes",
+			    SECTION_MAX - 1);
+	memcpy(section, at, n);
+	section[n] = '\0';
+	rest += strspn(rest, " \t\r\n");
+	if (*rest && *rest != ';' && *rest != '#')
+		return fail(p, p->line,
+			    "[%s]: what follows has a line of its own",
+			    section);
+	return new_section(p, section);
+}
+
 /* Counts lines for the messages, and refuses what inih would cut. */
 static char *read_line(char *buf, int n, void *user)
 {
 	struct parse *p = user;
+	const char *at = buf;
 	size_t len;
 
 	if (p->failed || !fgets(buf, n, p->file))
@@ -235,6 +253,13 @@ static char *read_line(char *buf, int n, void *user)
 		     n - 2);
 		return NULL;
 	}
+	if (p->line == 1 && !strncmp(at, "\xef\xbb\xbf", 3))
+		at += 3;
+	at += strspn(at, " \t");
+	if (*at == '[' && section_line(p, at + 1))
+		return NULL;
+	/* what is indented would go on with the value above */
+	memmove(buf, at, strlen(at) + 1);
 	return buf;
 }
 
@@ -283,6 +308,25 @@ static int check_tenant(struct parse *p, const struct conf_tenant *t)
 	if (t->socket[0] && !strcmp(t->socket, c->socket))
 		return fail(p, 0, "[tenant %s]: socket is that of [kvd]",
 			    t->name);
+	return 0;
+}
+
+/* Where metrics are served is no socket for clients. */
+static int check_metrics(struct parse *p)
+{
+	const struct conf *c = p->conf;
+	const char *path = c->metrics + 5; /* unix: */
+
+	if (strncmp(c->metrics, "unix:", 5))
+		return 0;
+	if (!strcmp(path, c->socket))
+		return fail(p, 0, "[kvd] metrics: is socket, too");
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		if (!strcmp(path, c->tenants[i].socket))
+			return fail(p, 0,
+				    "[kvd] metrics: is the socket of "
+				    "[tenant %s], too",
+				    c->tenants[i].name);
 	return 0;
 }
 
@@ -371,6 +415,8 @@ static int check_all(struct parse *p)
 		for (uint32_t j = 0; j < i && !ret; j++)
 			ret = check_pair(p, &c->tenants[j], &c->tenants[i]);
 	}
+	if (!ret)
+		ret = check_metrics(p);
 	return ret ? ret : check_pools(p);
 }
 

@@ -296,7 +296,8 @@ static int set_user(const struct key *k, void *field, const char *value)
 
 /* ---- keys --------------------------------------------------------------- */
 
-#define SIZE_TEXT  "a size in bytes, or with K, M, G or T"
+#define SIZE_TEXT  "a size in bytes, or with K, M, G or T, at most 1024T"
+#define RATE_TEXT  "a size in bytes, or with K, M, G or T, at most 1T"
 #define PATH_TEXT  "a path of at most 107 bytes"
 #define MODE_TEXT  "an octal mode, 0 to 0777"
 #define LIMIT_MAX  (1u << 20)
@@ -338,9 +339,9 @@ static const struct key kvd_keys[] = {
 	{ "order", set_choice, offsetof(struct conf, order), 0, 0,
 	  "prefix or fifo", "fifo prefix", 0 },
 	{ "scrub", set_size, offsetof(struct conf, scrub_bytes), 0, 1ull << 40,
-	  SIZE_TEXT, NULL, 0 },
+	  RATE_TEXT, NULL, 0 },
 	{ "clean", set_size, offsetof(struct conf, clean_bytes), 0, 1ull << 40,
-	  SIZE_TEXT, NULL, 0 },
+	  RATE_TEXT, NULL, 0 },
 	{ "huge", set_word, offsetof(struct conf, huge), 0, 16,
 	  "auto, always, keep or never", "auto always keep never", 0 },
 	{ "huge_dir", set_string, offsetof(struct conf, huge_dir), 1, 4096,

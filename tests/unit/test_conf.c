@@ -217,6 +217,20 @@ START_TEST(every_key)
 }
 END_TEST
 
+/* As people write it. */
+START_TEST(indented_with_remarks_from_windows)
+{
+	ck_loads("\xef\xbb\xbf  [kvd] ; of this host\r\n\r\n"
+		 "  batch = 8\r\n\tthreads = 3 ; of four\r\n"
+		 "[tenant t] # web\r\n\tuid = 1000\r\n\tuid = 1001\r\n"
+		 "  ; disk = 0\r\n\tmemory = 1G\r\n");
+	ck_assert_uint_eq(conf.max_batch, 8);
+	ck_assert_uint_eq(conf.n_threads, 3);
+	ck_assert_uint_eq(conf.tenants[0].n_uids, 2);
+	ck_assert_uint_eq(conf.tenants[0].memory_bytes, 1u << 30);
+}
+END_TEST
+
 START_TEST(budgets_that_just_fit)
 {
 	ck_loads("[kvd]\nmemory = 3G\n[tenant a]\nuid = 1\nmemory = 1G\n"
@@ -277,23 +291,29 @@ static const struct {
 	{ "[kvd]\nbatch = 1\nbatch = 2\n", ":3: [kvd] batch: given twice" },
 	{ "[kvd]\nbatch\n", ":2: neither" },
 	{ "[kvd\nbatch = 1\n", ":1: neither" },
-	{ "[server]\na = 1\n", ":2: [server]: want [kvd]" },
-	{ "[tenant]\nuid = 1\n", ":2: [tenant]: want" },
-	{ "[tenants a]\nuid = 1\n", ":2: [tenants a]: want" },
-	{ "[tenant A]\nuid = 1\n", ":2: [tenant A]: names are" },
-	{ "[tenant a b]\nuid = 1\n", ":2: [tenant a b]: names are" },
-	{ "[tenant ../x]\nuid = 1\n", ":2: [tenant ../x]: names are" },
+	{ "[server]\na = 1\n", ":1: [server]: want [kvd]" },
+	{ "[tenant]\nuid = 1\n", ":1: [tenant]: want" },
+	{ "[tenants a]\nuid = 1\n", ":1: [tenants a]: want" },
+	{ "[tenant A]\nuid = 1\n", ":1: [tenant A]: names are" },
+	{ "[tenant a b]\nuid = 1\n", ":1: [tenant a b]: names are" },
+	{ "[tenant ../x]\nuid = 1\n", ":1: [tenant ../x]: names are" },
 	{ "[tenant aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]\n"
 	  "uid = 1\n",
-	  ":2: section name longer" },
+	  ":1: section name longer" },
 	{ "[tenant a]\nuid = 1\n[tenant b]\nuid = 2\n[tenant a]\ndisk = 0\n",
-	  ":6: [tenant a]: given twice" },
+	  ":5: [tenant a]: given twice" },
 	{ "[model a]\npath = /x\n[tenant b]\nuid = 2\n[model a]\npath = /y\n",
-	  ":6: [model a]: given twice" },
+	  ":5: [model a]: given twice" },
 	{ "[kvd]\nbatch = 1\n[tenant b]\nuid = 2\n[kvd]\nthreads = 1\n",
-	  ":6: [kvd]: given twice" },
+	  ":5: [kvd]: given twice" },
 	{ "[kvd]\nmemory = lots\n",
 	  ":2: [kvd] memory = \"lots\": want a size" },
+	{ "[kvd]\nmemory = 1025T\n",
+	  ":2: [kvd] memory = \"1025T\": want a size in bytes, or with K, M, "
+	  "G or T, at most 1024T" },
+	{ "[kvd]\nclean = 2T\n",
+	  ":2: [kvd] clean = \"2T\": want a size in bytes, or with K, M, G or "
+	  "T, at most 1T" },
 	{ "[kvd]\nthreads = 1025\n", ":2: [kvd] threads" },
 	{ "[kvd]\nthreads = -1\n", ":2: [kvd] threads" },
 	{ "[kvd]\nthreads =\n", ":2: [kvd] threads" },
@@ -325,7 +345,7 @@ static const struct {
 	  ": [store b]: path is that of [store a]" },
 	{ TENANT "[store a]\npath = /x\n[tenant b]\nuid = 2\n[store a]\n"
 		 "size = 1\n",
-	  ":8: [store a]: given twice" },
+	  ":7: [store a]: given twice" },
 	{ "[kvd]\nnuma_node = 1024\n", ":2: [kvd] numa_node" },
 	{ "[kvd]\nuser = no-such-user-here\n", ":2: [kvd] user" },
 	{ "[kvd]\nadmin_group = no-such-group-here\n", ":2: [kvd] admin_gro" },
@@ -379,6 +399,19 @@ static const struct {
 	  ":3: [tenant a] io_limit = \"1M\": want a size of at least 16M" },
 	{ "[tenant a]\nuid = 1\nweight = 0\n",
 	  ":3: [tenant a] weight = \"0\": want 1 to 10000" },
+	/* sections without a key, and with one on their line */
+	{ TENANT "[server]\n", ":3: [server]: want [kvd]" },
+	{ TENANT "[tenant u]\n", ": [tenant u]: needs uid, gid or soc" },
+	{ TENANT "[model m]\n", ": [model m]: needs path" },
+	{ TENANT "[store a]\n", ": [store a]: needs path" },
+	{ TENANT "[tenant t]\nmemory = 1G\n", ":3: [tenant t]: given twice" },
+	{ "[kvd]\n[kvd]\n", ":2: [kvd]: given twice" },
+	{ "[tenant t] uid = 1\n", ":1: [tenant t]: what follows" },
+	{ TENANT "  1001\n", ":3: neither" },
+	{ "[kvd]\nsocket = /s\nmetrics = unix:/s\n" TENANT,
+	  ": [kvd] metrics: is socket, too" },
+	{ "[kvd]\nmetrics = unix:/s\n" TENANT "socket = /s\n",
+	  ": [kvd] metrics: is the socket of [tenant t], too" },
 	/* the first error counts, whoever finds it */
 	{ "[kvd]\nbad line\nfoo = 1\n", ":2: neither" },
 	{ "[kvd]\nfoo = 1\nbad line\n", ":2: [kvd] foo: unknown" },
@@ -476,6 +509,7 @@ int main(void)
 	tcase_add_test(tc, defaults);
 	tcase_add_test(tc, every_key);
 	tcase_add_test(tc, stores);
+	tcase_add_test(tc, indented_with_remarks_from_windows);
 	tcase_add_test(tc, budgets_that_just_fit);
 	tcase_add_test(tc, floors_fit_limits_need_not);
 	tcase_add_test(tc, the_example);

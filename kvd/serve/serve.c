@@ -244,17 +244,29 @@ static void guess_rate(struct serve_model *m)
 	rate_add(&m->prefill, per_s * GUESS_NS * 1e-9, GUESS_NS);
 }
 
-static int model_open(struct serve *s, const struct conf_model *c, char *err,
-		      size_t err_len)
+static int model_load(struct serve *s, struct serve_model *m,
+		      const struct conf_model *c, char *err, size_t err_len)
 {
 	const enum kern_type math = c->math_f32 ? KERN_F32 : KERN_BF16;
-	struct serve_model *m = &s->models[s->n_models];
-	const struct llama_shape *sh;
+	char why[256] = "";
 	int ret;
 
 	ret = s->gpu ? serve_gpu_model(s->gpu, &m->gpu, &m->llama, c->path,
-				       math, err, err_len)
-		     : llama_open(&m->llama, c->path, math, err, err_len);
+				       math, why, sizeof(why))
+		     : llama_open(&m->llama, c->path, math, why, sizeof(why));
+	if (ret)
+		(void)snprintf(err, err_len, "model %s: %s: %s", c->name,
+			       c->path, why[0] ? why : strerror(-ret));
+	return ret;
+}
+
+static int model_open(struct serve *s, const struct conf_model *c, char *err,
+		      size_t err_len)
+{
+	struct serve_model *m = &s->models[s->n_models];
+	const struct llama_shape *sh;
+	int ret = model_load(s, m, c, err, err_len);
+
 	if (ret)
 		return ret;
 	s->n_models++;

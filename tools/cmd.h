@@ -34,6 +34,8 @@ int cmd_u64(const char *arg, uint64_t *out);
 int cmd_float(const char *arg, float *out);
 /* TEXT, or @FILE's contents, or - for standard input; malloc'ed, or NULL. */
 char *cmd_text(const char *arg);
+/* TEMPERATURE:SCALE; 0, or -1: it is none. */
+int cmd_ape(const char *arg, float *temperature, float *scale);
 /* SELECTOR@PERCENT into g; 0, or -1: it is none. */
 int cmd_repair(struct kvc_generate *g, const char *arg);
 

@@ -48,15 +48,30 @@ static int rm(struct kvc *c, const char *hex)
 	return ret < 0 ? cmd_fail("chunk rm", ret) : EXIT_DONE;
 }
 
+/* Without --json, of which kvctl knows; how many there are. */
+static int without_json(int argc, char **argv)
+{
+	int n = 0;
+
+	for (int i = 0; i < argc; i++)
+		if (strcmp(argv[i], "--json"))
+			argv[n++] = argv[i];
+	return n;
+}
+
 static int chunk(struct kvc *c, int argc, char **argv)
 {
-	if (argc > 1 && !strcmp(argv[1], "ls"))
+	const char *what;
+	int model;
+
+	argc = without_json(argc, argv);
+	what = argc > 1 ? argv[1] : "";
+	model = argc == 5 && !strcmp(argv[3], "--model");
+	if (argc == 2 && !strcmp(what, "ls"))
 		return cmd_query(c, "chunks", "");
-	if (argc > 2 && !strcmp(argv[1], "put"))
-		return put(c, argv[2],
-			   argc > 4 && !strcmp(argv[3], "--model") ? argv[4]
-								   : NULL);
-	if (argc > 2 && !strcmp(argv[1], "rm"))
+	if ((argc == 3 || model) && !strcmp(what, "put"))
+		return put(c, argv[2], model ? argv[4] : NULL);
+	if (argc == 3 && !strcmp(what, "rm"))
 		return rm(c, argv[2]);
 	return cmd_usage(&cmd_chunk);
 }
@@ -70,8 +85,7 @@ static int persist(struct kvc *c, int argc, char **argv)
 {
 	int ret;
 
-	(void)argv;
-	if (argc > 2) /* --json */
+	if (without_json(argc, argv) > 1)
 		return cmd_usage(&cmd_persist);
 	ret = kvc_persist(c);
 	if (ret < 0)

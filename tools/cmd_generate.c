@@ -186,6 +186,17 @@ int cmd_repair(struct kvc_generate *g, const char *arg)
 	return -1;
 }
 
+int cmd_ape(const char *arg, float *temperature, float *scale)
+{
+	char end;
+
+	return sscanf(arg, "%f:%f%c", temperature, scale, &end) != 2 ||
+			       !(*temperature > 0 && *scale > 0) ||
+			       !isfinite(*temperature) || !isfinite(*scale)
+		       ? -1
+		       : 0;
+}
+
 static int option(struct request *r, int o)
 {
 	switch (o) {
@@ -233,9 +244,7 @@ static int option(struct request *r, int o)
 	case O_QUESTION:
 		return add_part(r, optarg, 0);
 	case O_APE:
-		return sscanf(optarg, "%f:%f", &r->temperature, &r->scale) == 2
-			       ? 0
-			       : -1;
+		return cmd_ape(optarg, &r->temperature, &r->scale);
 	case O_CHUNK:
 		return add_side_by_side(r, optarg);
 	case O_SPLIT:
@@ -283,6 +292,26 @@ static void print_repair(const struct kvc_gen *g)
 	       r->n_looked, r->looked_layers, r->n_probed);
 }
 
+/* Bytes of the character of UTF-8 that s begins with; 0: it does not. */
+static size_t character(const char *s)
+{
+	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	const unsigned char c = (unsigned char)*s;
+	const size_t n = c < 0x80	  ? 1
+			 : c >> 5 == 0x6  ? 2
+			 : c >> 4 == 0xe  ? 3
+			 : c >> 3 == 0x1e ? 4
+					  : 0;
+	uint32_t u = n > 1 ? c & (0x7fu >> n) : c;
+
+	for (size_t i = 1; i < n; i++) {
+		if (((unsigned char)s[i] & 0xc0) != 0x80)
+			return 0;
+		u = u << 6 | ((unsigned char)s[i] & 0x3f);
+	}
+	return n && u >= least[n] && u <= 0x10ffff && u >> 11 != 0x1b ? n : 0;
+}
+
 static void print_json(const struct kvc_gen *g)
 {
 	const struct kv_gen_stats *st = kvc_gen_stats(g);
@@ -309,11 +338,17 @@ static void print_json(const struct kvc_gen *g)
 	print_used(g);
 	print_repair(g);
 	printf("\"text\":\"");
-	for (const char *s = kvc_gen_text(g); *s; s++)
-		if ((unsigned char)*s < ' ' || *s == '"' || *s == '\\')
+	for (const char *s = kvc_gen_text(g); *s;) {
+		const size_t len = character(s);
+
+		if (!len) /* cut in the middle, or never one */
+			printf("\\ufffd");
+		else if ((unsigned char)*s < ' ' || *s == '"' || *s == '\\')
 			printf("\\u%04x", (unsigned)(unsigned char)*s);
 		else
-			putchar(*s);
+			fwrite(s, 1, len, stdout);
+		s += len ? len : 1;
+	}
 	printf("\"}\n");
 }
 

@@ -1,76 +1,122 @@
 /*
  * cmd_query.c - commands that ask the daemon and print what it says
  */
+#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "tools/cmd.h"
 
-#define CELL 40
+#define MAX_COLUMNS 96
 
-static void cell(json_t *v, char *out)
+/* What is shown of a value; the caller frees it. NULL: memory is out. */
+static char *cell(json_t *v)
 {
-	if (json_is_string(v)) {
-		snprintf(out, CELL, "%s", json_string_value(v));
-		for (char *c = out; *c; c++)
-			if ((unsigned char)*c < ' ')
-				*c = ' ';
-	} else {
-		char *s = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+	char *s;
 
-		snprintf(out, CELL, "%s", s ? s : "?");
-		free(s);
-	}
+	if (!v)
+		return strdup("-");
+	if (!json_is_string(v))
+		return json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT |
+					     JSON_REAL_PRECISION(6));
+	s = strdup(json_string_value(v));
+	for (char *c = s; c && *c; c++)
+		if ((unsigned char)*c < ' ' || *c == 127)
+			*c = ' ';
+	return s;
+}
+
+/* Characters of UTF-8. */
+static int length(const char *s)
+{
+	int n = 0;
+
+	for (; *s; s++)
+		n += (*s & 0xc0) != 0x80;
+	return n;
+}
+
+static void print_cell(json_t *v, int width)
+{
+	char *s = cell(v);
+	const int pad = s ? width - length(s) : 0;
+
+	if (json_is_number(v))
+		printf("%*s%s  ", pad, "", s ? s : "?");
+	else
+		printf("%s%*s  ", s ? s : "?", pad, "");
+	free(s);
 }
 
 static void print_object(json_t *o)
 {
 	const char *key;
-	char text[CELL];
 	json_t *v;
 
 	json_object_foreach(o, key, v)
 	{
-		cell(v, text);
-		printf("%-22s %s\n", key, text);
+		char *s = cell(v);
+
+		printf("%-22s %s\n", key, s ? s : "?");
+		free(s);
 	}
 }
 
-/* Columns are the keys of the first object. */
+/* Columns: the keys of all objects, as they come; not all have all. */
+static size_t columns(json_t *list, const char *keys[MAX_COLUMNS])
+{
+	const char *key;
+	size_t n = 0, i, k;
+	json_t *o, *v;
+
+	json_array_foreach(list, i, o)
+	{
+		json_object_foreach(o, key, v)
+		{
+			for (k = 0; k < n && strcmp(keys[k], key);)
+				k++;
+			if (k == n && n < MAX_COLUMNS)
+				keys[n++] = key;
+		}
+	}
+	return n;
+}
+
+static int width_of(json_t *list, const char *key)
+{
+	int most = (int)strlen(key);
+	size_t i;
+	json_t *o;
+
+	json_array_foreach(list, i, o)
+	{
+		char *s = cell(json_object_get(o, key));
+		const int n = s ? length(s) : 1;
+
+		most = n > most ? n : most;
+		free(s);
+	}
+	return most;
+}
+
 static void print_table(json_t *list)
 {
-	json_t *head = json_array_get(list, 0), *o, *v;
-	int width[64];
-	const char *key;
-	char text[CELL];
-	size_t i, n = 0;
+	const char *keys[MAX_COLUMNS];
+	const size_t n = columns(list, keys);
+	int width[MAX_COLUMNS];
+	size_t i;
+	json_t *o;
 
-	json_object_foreach(head, key, v)
-	{
-		if (n == 64)
-			break;
-		width[n] = (int)strlen(key);
-		json_array_foreach(list, i, o)
-		{
-			cell(json_object_get(o, key), text);
-			if ((int)strlen(text) > width[n])
-				width[n] = (int)strlen(text);
-		}
-		printf("%-*s  ", width[n++], key);
+	for (size_t k = 0; k < n; k++) {
+		width[k] = width_of(list, keys[k]);
+		printf("%-*s  ", width[k], keys[k]);
 	}
 	printf("\n");
 	json_array_foreach(list, i, o)
 	{
-		n = 0;
-		json_object_foreach(head, key, v)
-		{
-			if (n == 64)
-				break;
-			cell(json_object_get(o, key), text);
-			printf(json_is_number(v) ? "%*s  " : "%-*s  ",
-			       width[n++], text);
-		}
+		for (size_t k = 0; k < n; k++)
+			print_cell(json_object_get(o, keys[k]), width[k]);
 		printf("\n");
 	}
 }
@@ -81,6 +127,11 @@ int cmd_query(struct kvc *c, const char *what, const char *arg)
 	json_t *j;
 	const int ret = kvc_query(c, what, arg, &text);
 
+	if (ret == -ENOENT && arg[0]) {
+		fprintf(stderr, "kvctl: %s: there is no tenant %s\n", what,
+			arg);
+		return EXIT_REFUSED;
+	}
 	if (ret < 0)
 		return cmd_fail(what, ret);
 	j = cmd_json ? NULL : json_loads(text, JSON_DECODE_ANY, NULL);
@@ -90,8 +141,10 @@ int cmd_query(struct kvc *c, const char *what, const char *arg)
 		print_table(j);
 	else if (json_is_array(j))
 		printf("none\n");
-	else if (json_is_object(j))
+	else if (json_is_object(j) && json_object_size(j))
 		print_object(j);
+	else if (json_is_object(j))
+		printf("none\n");
 	else
 		printf("%s\n", text);
 	json_decref(j);
@@ -99,36 +152,39 @@ int cmd_query(struct kvc *c, const char *what, const char *arg)
 	return EXIT_DONE;
 }
 
-static int run_tenants(struct kvc *c, int argc, char **argv)
+static const struct cmd *query_named(const char *name)
 {
-	const char *what = "tenants", *name = "";
+	const struct cmd *c = cmd_queries;
 
-	for (int i = 1; i < argc; i++) {
-		if (!strcmp(argv[i], "--usage"))
-			what = "usage";
-		else if (!strcmp(argv[i], "--json"))
-			continue;
-		else if (argv[i][0] == '-' || name[0])
-			return EXIT_USAGE;
-		else
-			name = argv[i];
-	}
-	return cmd_query(c, what, name);
+	while (strcmp(c->name, name))
+		c++;
+	return c;
 }
 
+/* Nothing but what the command takes: who mistypes an option of stop stops nothing. */
 static int run(struct kvc *c, int argc, char **argv)
 {
-	const char *arg = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
+	const struct cmd *cmd = query_named(argv[0]);
+	const char *what = cmd->name, *arg = "";
 
-	if (argc > 3)
-		return EXIT_USAGE;
-	return cmd_query(c, argv[0], arg);
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--json"))
+			continue;
+		if (!strcmp(argv[i], "--usage") && strstr(cmd->args, "--usage"))
+			what = "usage";
+		else if (argv[i][0] && argv[i][0] != '-' && !arg[0] &&
+			 cmd->args[0])
+			arg = argv[i];
+		else
+			return cmd_usage(cmd);
+	}
+	return cmd_query(c, what, arg);
 }
 
 const struct cmd cmd_queries[] = {
 	{ "status", "", "the daemon: version, arithmetic, sessions", run, 0 },
 	{ "tenants", "[--usage] [NAME]",
-	  "budgets, shares, what is used of them", run_tenants, 0 },
+	  "budgets, shares, what is used of them", run, 0 },
 	{ "sessions", "", "connected clients", run, 0 },
 	{ "sequences", "[TENANT]", "sequences of clients", run, 0 },
 	{ "segments", "[TENANT]", "runs of tokens with their pages", run, 0 },

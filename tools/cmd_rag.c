@@ -22,7 +22,7 @@ struct rag {
 	struct kvc *c;
 	struct kvc_generate g; /* what all requests share */
 	const char *stop[KV_MAX_STOP];
-	unsigned int n_jobs;
+	uint32_t n_jobs;
 	float temperature, scale; /* of chunks side by side; 0: they are not */
 	int batch; /* in the order that computes least */
 	json_t **lines;
@@ -93,6 +93,10 @@ static int read_lines(struct rag *r, const char *file)
 	}
 	while (!ret && (len = getline(&line, &room, f)) > 0)
 		ret = add_line(r, file, line, (size_t)len);
+	if (!ret && ferror(f)) {
+		ret = -errno;
+		fprintf(stderr, "kvctl: %s: %s\n", file, strerror(errno));
+	}
 	free(line);
 	if (!from_stdin)
 		(void)fclose(f); /* only read */
@@ -149,18 +153,17 @@ static int matches(const char *text, const char *answer)
 static void print_json(const json_t *o, const struct kvc_gen *g)
 {
 	const struct kv_gen_stats *st = kvc_gen_stats(g);
-	json_t *out = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:f}",
-				"question", text_of(o, "question"), "text",
-				kvc_gen_text(g), "prompt_tokens",
-				(json_int_t)st->n_prompt, "prefix_tokens",
-				(json_int_t)st->n_prefix, "chunk_tokens",
-				(json_int_t)st->n_chunk, "repaired_tokens",
-				(json_int_t)st->n_repaired, "ttft_ms",
-				(double)st->ttft_ns * 1e-6);
+	json_t *text = json_string(kvc_gen_text(g)), *out;
 
-	if (!out) /* the text is cut in the middle of a character */
-		out = json_pack("{s:s, s:n}", "question",
-				text_of(o, "question"), "text");
+	/* no text if that is cut in the middle of a character */
+	out = json_pack("{s:s, s:o, s:I, s:I, s:I, s:I, s:f}", "question",
+			text_of(o, "question"), "text",
+			text ? text : json_null(), "prompt_tokens",
+			(json_int_t)st->n_prompt, "prefix_tokens",
+			(json_int_t)st->n_prefix, "chunk_tokens",
+			(json_int_t)st->n_chunk, "repaired_tokens",
+			(json_int_t)st->n_repaired, "ttft_ms",
+			(double)st->ttft_ns * 1e-6);
 	json_dumpf(out, stdout, JSON_COMPACT);
 	putchar('\n');
 	json_decref(out);
@@ -353,25 +356,22 @@ static int option(struct rag *r, int o)
 		r->g.model = optarg;
 		return 0;
 	case O_MAX:
-		r->g.max_tokens = (uint32_t)strtoul(optarg, NULL, 10);
-		return !r->g.max_tokens;
+		return cmd_u32(optarg, &r->g.max_tokens) || !r->g.max_tokens;
 	case O_STOP:
 		if (r->g.n_stop == KV_MAX_STOP)
 			return -1;
 		r->stop[r->g.n_stop++] = optarg;
 		return 0;
 	case O_JOBS:
-		r->n_jobs = (unsigned int)strtoul(optarg, NULL, 10);
-		return !r->n_jobs || r->n_jobs > MAX_JOBS;
+		return cmd_u32(optarg, &r->n_jobs) || !r->n_jobs ||
+		       r->n_jobs > MAX_JOBS;
 	case O_REPAIR:
 		return cmd_repair(&r->g, optarg);
 	case O_NO_REUSE:
 		r->g.flags |= KV_GEN_NO_REUSE;
 		return 0;
 	case O_APE:
-		return sscanf(optarg, "%f:%f", &r->temperature, &r->scale) !=
-			       2 ||
-		       !(r->temperature > 0 && r->scale > 0);
+		return cmd_ape(optarg, &r->temperature, &r->scale);
 	case O_FOCUS:
 		r->g.flags |= KV_GEN_FOCUS;
 		return 0;

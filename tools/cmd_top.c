@@ -82,11 +82,13 @@ static void show_json(json_t *tenants, json_t *pages)
 static int top(struct kvc *c, int argc, char **argv)
 {
 	struct seen last[MAX_TENANTS] = { 0 };
+	uint32_t times;
 	long n = -1;
 
 	for (int i = 1; i < argc; i++)
-		if (!strcmp(argv[i], "-n") && i + 1 < argc)
-			n = atol(argv[++i]);
+		if (!strcmp(argv[i], "-n") && i + 1 < argc &&
+		    !cmd_u32(argv[i + 1], &times) && times)
+			i++, n = (long)times;
 		else if (strcmp(argv[i], "--json"))
 			return cmd_usage(&cmd_top);
 	for (long i = 0; n < 0 || i < n; i++) {

@@ -32,8 +32,9 @@ static int take(struct kvc *c, FILE *f, uint32_t number, uint64_t *offset)
 	ret = kvc_query(c, "trace", arg, &text);
 	if (ret < 0)
 		return ret;
+	errno = 0;
 	if (fputs(text, f) < 0 || fflush(f))
-		ret = -EIO;
+		ret = errno ? -errno : -EIO;
 	*offset += strlen(text);
 	free(text);
 	return ret < 0 ? ret : 0;
@@ -61,33 +62,44 @@ static void end(struct kvc *c, uint32_t number)
 		free(text);
 }
 
-static int record(struct kvc *c, const char *path, double seconds)
+/* Until it is to end; -errno. */
+static int follow(struct kvc *c, FILE *f, uint32_t number, double seconds)
 {
 	const time_t t0 = time(NULL);
 	uint64_t offset = 0;
-	FILE *f = fopen(path, "we");
-	uint32_t number;
 	int ret;
 
-	if (!f) {
-		fprintf(stderr, "kvctl: %s: %s\n", path, strerror(errno));
-		return EXIT_REFUSED;
-	}
+	do {
+		ret = take(c, f, number, &offset);
+		(void)usleep(POLL_US);
+	} while (ret >= 0 && !ended &&
+		 (seconds <= 0 || difftime(time(NULL), t0) < seconds));
+	return ret < 0 ? ret : take(c, f, number, &offset);
+}
+
+/* The file is emptied when there is a recording, not before. */
+static int record(struct kvc *c, const char *path, double seconds)
+{
+	uint32_t number;
+	int ret;
+	FILE *f;
+
 	signal(SIGINT, on_signal);
 	signal(SIGTERM, on_signal);
+	signal(SIGHUP, on_signal);
 	ret = begin(c, &number);
-	if (ret >= 0) {
-		do {
-			ret = take(c, f, number, &offset);
-			(void)usleep(POLL_US);
-		} while (ret >= 0 && !ended &&
-			 (seconds <= 0 || difftime(time(NULL), t0) < seconds));
-		if (ret >= 0)
-			ret = take(c, f, number, &offset);
+	if (ret < 0)
+		return cmd_fail("trace", ret);
+	f = fopen(path, "we");
+	if (!f) {
+		fprintf(stderr, "kvctl: %s: %s\n", path, strerror(errno));
 		end(c, number);
+		return EXIT_REFUSED;
 	}
+	ret = follow(c, f, number, seconds);
+	end(c, number);
 	if (fclose(f) && ret >= 0)
-		ret = -EIO;
+		ret = -errno;
 	if (ret == -ESTALE) {
 		fprintf(stderr,
 			"kvctl: trace: another recording was begun; "
@@ -100,18 +112,15 @@ static int record(struct kvc *c, const char *path, double seconds)
 
 static int trace(struct kvc *c, int argc, char **argv)
 {
-	double seconds = 0;
+	float seconds = 0;
 
-	if (argc == 5 && !strcmp(argv[3], "--seconds")) {
-		seconds = atof(argv[4]);
-		if (seconds <= 0)
-			return cmd_usage(&cmd_trace);
-	} else if (argc != 3) {
+	if ((argc != 3 && argc != 5) || strcmp(argv[1], "record") ||
+	    argv[2][0] == '-')
 		return cmd_usage(&cmd_trace);
-	}
-	if (strcmp(argv[1], "record"))
+	if (argc == 5 && (strcmp(argv[3], "--seconds") ||
+			  cmd_float(argv[4], &seconds) || seconds <= 0))
 		return cmd_usage(&cmd_trace);
-	return record(c, argv[2], seconds);
+	return record(c, argv[2], (double)seconds);
 }
 
 const struct cmd cmd_trace = { "trace", "record FILE [--seconds N]",

@@ -2,6 +2,7 @@
  * kvctl.c - administer a kvd: find the subcommand, connect, run it
  */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,7 +74,7 @@ int cmd_float(const char *arg, float *out)
 	char *end;
 
 	*out = strtof(arg, &end);
-	return end == arg || *end ? -1 : 0;
+	return end == arg || *end || !isfinite(*out) ? -1 : 0;
 }
 
 char *cmd_text(const char *arg)
@@ -95,10 +96,14 @@ char *cmd_text(const char *arg)
 		room *= 2;
 		text = realloc(text, room);
 	}
-	if (text)
+	if (text && f && !ferror(f) && !memchr(text, 0, n)) {
 		text[n] = 0;
-	else
-		fprintf(stderr, "kvctl: %s: %s\n", arg, strerror(errno));
+	} else {
+		fprintf(stderr, "kvctl: %s: %s\n", arg,
+			text && !ferror(f) ? "has a byte 0" : strerror(errno));
+		free(text);
+		text = NULL;
+	}
 	if (f && !from_stdin)
 		fclose(f);
 	return text;
@@ -194,7 +199,7 @@ static int run(const struct cmd *cmd, const char *socket, int argc, char **argv)
 	return ret;
 }
 
-int main(int argc, char **argv)
+static int dispatch(int argc, char **argv)
 {
 	const char *socket = NULL;
 	const struct cmd *cmd;
@@ -226,4 +231,20 @@ int main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	return run(cmd, socket, argc - i, argv + i);
+}
+
+/* What was printed has got there, or the exit code says that it has not. */
+static int printed(int ret)
+{
+	errno = 0;
+	if (!fflush(stdout) && !ferror(stdout))
+		return ret;
+	fprintf(stderr, "kvctl: standard output: %s\n",
+		strerror(errno ? errno : EIO));
+	return ret ? ret : EXIT_REFUSED;
+}
+
+int main(int argc, char **argv)
+{
+	return printed(dispatch(argc, argv));
 }

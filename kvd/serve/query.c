@@ -493,13 +493,21 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 	} else if (!known(what)) {
 		return -ENOENT;
 	} else {
+		int found = !arg[0];
+
 		j = json_array();
 		for (uint32_t i = 0; i < s->n_tenants; i++) {
 			struct serve_tenant *t = s->tenants[i];
 
-			if ((!ss || ss->tenant == t) &&
-			    (!arg[0] || !strcmp(arg, t->conf->name)))
-				append_tenant(j, t, what);
+			if ((ss && ss->tenant != t) ||
+			    (arg[0] && strcmp(arg, t->conf->name)))
+				continue;
+			append_tenant(j, t, what);
+			found = 1;
+		}
+		if (!found) {
+			json_decref(j);
+			return -ENOENT;
 		}
 	}
 	*out = json_dumps(j, JSON_COMPACT);

@@ -54,7 +54,7 @@ static void setup(void)
 	snprintf(kvctl, sizeof(kvctl), "%s/kvctl", dirname(bin));
 	snprintf(conf, sizeof(conf),
 		 "[model m]\npath = %s/models/rag-mini.gguf\n"
-		 "[tenant t]\nuid = %u\nmemory = 16M\ndisk = 64M\n",
+		 "[tenant t]\nuid = %u, 4243\nmemory = 16M\ndisk = 64M\n",
 		 data, getuid());
 	d = rig_daemon_start(conf);
 	ck_assert_ptr_nonnull(d);
@@ -423,6 +423,148 @@ START_TEST(json_and_usage_everywhere)
 }
 END_TEST
 
+/* Who mistypes an option of stop stops nothing; nothing is taken for something else. */
+START_TEST(what_a_command_does_not_take_is_refused)
+{
+	static const char *const bad[] = {
+		"stop --dry-run",
+		"stop now",
+		"drain --no",
+		"status all",
+		"stores x",
+		"pages t t",
+		"pages ''",
+		"tenants --all",
+		"tenants t t",
+		"top -n abc",
+		"top -n 1x",
+		"top -n 0",
+		"chunk put a --modle m",
+		"chunk put a --model m b",
+		"chunk ls t",
+		"persist --now",
+		"trace record --seconds 1",
+		"trace record x --seconds nan",
+		"trace record x --seconds 1y",
+		"trace record x --second 1",
+		"generate --temperature nan a",
+		"generate --top-p inf a",
+		"generate --ape 1:0 --chunk a --question b",
+		"generate --ape 1:1x --chunk a --question b",
+		"generate @/tmp",
+		"generate --chunk @/tmp --question b",
+		"generate @/dev/zero/x",
+		"rag --jobs 4x /dev/null",
+		"rag --max-tokens 5x /dev/null",
+		"rag /tmp",
+	};
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		ck_assert_msg(run(bad[i]) == 2, "%s: %s", bad[i], out);
+		ck_assert_msg(out[0] != '\0', "%s: nothing said", bad[i]);
+	}
+	ck_assert_int_eq(access("x", F_OK), -1);
+	ck_assert_int_eq(run("pages nobody"), 1);
+	ck_assert_str_eq(out, "kvctl: pages: there is no tenant nobody\n");
+	ck_assert_int_eq(run("tenants --usage nobody --json"), 1);
+	ck_assert_int_eq(run("tenants --usage t --json"), 0);
+	ck_assert_int_eq(run("status"), 0); /* it is all still there */
+	ck_assert_ptr_nonnull(strstr(out, "draining               false"));
+}
+END_TEST
+
+/* Who looks at the exit code is told of what did not get there. */
+START_TEST(a_full_disk_is_told)
+{
+	static const char *const full[] = { "status",
+					    "tenants --json",
+					    "metrics",
+					    "top -n 1",
+					    "version",
+					    "--help",
+					    "generate --max-tokens 2 hello" };
+	char cmd[128];
+
+	for (size_t i = 0; i < sizeof(full) / sizeof(full[0]); i++) {
+		snprintf(cmd, sizeof(cmd), "%s >/dev/full", full[i]);
+		/* 2>&1 comes behind: it is full, too */
+		ck_assert_msg(run(cmd) == 1, "%s", full[i]);
+	}
+	ck_assert_int_eq(run("status 2>&1 >/dev/full"), 1);
+	ck_assert_int_eq(run("trace record /dev/full --seconds 0.01"), 1);
+	ck_assert_str_eq(out, "kvctl: trace: No space left on device\n");
+}
+END_TEST
+
+/* A recording that was refused leaves the file of another one as it is. */
+START_TEST(a_recording_that_is_refused_empties_nothing)
+{
+	char cmd[2 * PATH_MAX];
+
+	if (geteuid()) {
+		printf("skipped: only root can be somebody else\n");
+		return;
+	}
+	snprintf(cmd, sizeof(cmd),
+		 "cp %s %s/k && cd %s && echo old >t && chmod 666 t && "
+		 "! setpriv --reuid 4243 --regid 4243 --clear-groups ./k "
+		 "--socket %s trace record t --seconds 0.01 2>said && "
+		 "grep -qx 'kvctl: trace: Permission denied' said && "
+		 "grep -qx old t",
+		 kvctl, d->dir, d->dir, d->socket);
+	ck_assert_int_eq(system(cmd), 0);
+}
+END_TEST
+
+/* A text that ends within a character, or is none at all. */
+START_TEST(json_is_json_whatever_the_model_says)
+{
+	int n_odd = 0;
+	char cmd[128];
+	json_t *j;
+
+	for (int i = 0; i < 40; i++) {
+		snprintf(cmd, sizeof(cmd),
+			 "generate --json --temperature 1000 --seed %d "
+			 "--max-tokens 8 hello",
+			 i + 1);
+		ck_assert_int_eq(run(cmd), 0);
+		j = json_loads(out, 0, NULL);
+		ck_assert_msg(j != NULL, "%s", out);
+		json_decref(j);
+		n_odd += strstr(out, "\\ufffd") != NULL;
+	}
+	ck_assert_int_gt(n_odd, 0);
+}
+END_TEST
+
+/* Whichever tenant comes first, and however long a name is. */
+START_TEST(tables_show_everything)
+{
+	char dir[] = "/var/tmp/kvd-a-directory-with-quite-a-long-name-XXXXXX";
+	char conf[512], path[128];
+	struct rig_daemon *other = d;
+
+	ck_assert_ptr_nonnull(mkdtemp(dir));
+	snprintf(path, sizeof(path), "%s/store", dir);
+	snprintf(conf, sizeof(conf),
+		 "[tenant first]\nuid = 4242\npersist = no\n"
+		 "[tenant t]\nuid = %u\nmemory = 16M\ndisk = 64M\n"
+		 "[store one]\npath = %s\nsize = 128M\n",
+		 getuid(), path);
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	ck_assert_int_eq(run("tenants"), 0);
+	ck_assert_msg(strstr(out, "restored_segments") != NULL, "%s", out);
+	ck_assert_int_eq(run("stores"), 0);
+	ck_assert_msg(strstr(out, path) != NULL, "%s", out);
+	rig_daemon_free(d);
+	d = other;
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 /* Errors name the socket that was tried, wherever its name came from. */
 START_TEST(the_socket_is_named)
 {
@@ -474,6 +616,11 @@ int main(void)
 	tcase_add_test(t, chunks_come_and_go);
 	tcase_add_test(t, configurations_are_checked);
 	tcase_add_test(t, json_and_usage_everywhere);
+	tcase_add_test(t, what_a_command_does_not_take_is_refused);
+	tcase_add_test(t, a_full_disk_is_told);
+	tcase_add_test(t, a_recording_that_is_refused_empties_nothing);
+	tcase_add_test(t, json_is_json_whatever_the_model_says);
+	tcase_add_test(t, tables_show_everything);
 	tcase_add_test(t, the_socket_is_named);
 	tcase_add_test(t, it_ends_in_order);
 	suite_add_tcase(s, t);

@@ -7,7 +7,7 @@
  * contradict others, or that name what is not there. A cut end of the log is what a
  * crash leaves: nobody was told of what was there.
  *
- * Exit: 0 clean, 1 problems (repaired or not), 2 usage, 4 cannot be read.
+ * Exit: 0 clean, 1 problems (repaired or not), 2 usage, 4 cannot be read, or told.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -507,6 +507,10 @@ int main(int argc, char **argv)
 	rc = check(&f);
 	if (f.json)
 		print_json(&f, rc);
+	if (fflush(stdout) || ferror(stdout)) {
+		(void)cannot(&f, "what was found could not be written");
+		rc = rc ? rc : UNREADABLE;
+	}
 	json_decref(f.out);
 	json_decref(f.problems);
 	json_decref(f.list);

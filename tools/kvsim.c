@@ -123,15 +123,14 @@ static int parse_share(const char *s, double *out)
 static int parse_list(const char *s, struct args *a,
 		      int (*fn)(struct args *a, const char *part))
 {
-	char buf[1024], *save = NULL;
-	int ret = strlen(s) < sizeof(buf) && *s ? 0 : -EINVAL;
+	char buf[1024], *at = buf, *p;
+	int ret = strlen(s) < sizeof(buf) ? 0 : -EINVAL;
 
 	if (ret)
 		return ret;
 	strcpy(buf, s);
-	for (char *p = strtok_r(buf, ",", &save); p && !ret;
-	     p = strtok_r(NULL, ",", &save))
-		ret = fn(a, p);
+	while (!ret && (p = strsep(&at, ",")))
+		ret = fn(a, p); /* an empty one is none */
 	return ret;
 }
 
@@ -436,6 +435,7 @@ int main(int argc, char **argv)
 		all = json_array();
 	for (int i = optind; i < argc && !ret; i++)
 		ret = one_trace(&a, argv[i], all);
+	errno = 0;
 	if (all) {
 		if (!ret) {
 			json_dumpf(all, stdout, JSON_INDENT(1));
@@ -443,7 +443,9 @@ int main(int argc, char **argv)
 		}
 		json_decref(all);
 	}
-	if (fflush(stdout) && !ret)
-		ret = -errno;
+	if ((fflush(stdout) || ferror(stdout)) && !ret) {
+		ret = errno ? -errno : -EIO;
+		fprintf(stderr, "kvsim: standard output: %s\n", strerror(-ret));
+	}
 	return ret ? 1 : 0;
 }

@@ -16,6 +16,8 @@
 #include <unistd.h>
 #include "tools/trace.h"
 
+#define MOST_TOKENS (1ull << 40)
+
 /* ---- building --------------------------------------------------------------- */
 
 static int room(void **at, size_t *have, size_t want, size_t size)
@@ -203,23 +205,59 @@ static int mooncake_line(struct sim_trace *t, const char *line, uint64_t **ids,
 	return ret;
 }
 
-/* "2023-11-16 18:15:46.6805900,374,44": the day's time is enough. */
-static int azure_line(struct sim_trace *t, const char *line, int *day,
+/* Days since 1970 (Hinnant, "chrono-compatible low-level date algorithms"). */
+static int64_t day_of(int y, int m, int d)
+{
+	const int64_t year = y - (m < 3), era = year / 400;
+	const int64_t of_era = year - era * 400;
+	const int64_t of_year = (153 * (m + (m > 2 ? -3 : 9)) + 2) / 5 + d - 1;
+
+	return era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 +
+	       of_year - 719468;
+}
+
+/* Digits and no sign; what is behind them, or NULL. */
+static const char *count_at(const char *s, uint64_t *out)
+{
+	char *end;
+
+	if (*s < '0' || *s > '9')
+		return NULL;
+	errno = 0;
+	*out = strtoull(s, &end, 10);
+	return errno || *out > MOST_TOKENS ? NULL : end;
+}
+
+/* "2023-11-16 18:15:46.6805900,374,44", perhaps with a zone, of which there is one in a
+ * file; time from the first day on. */
+static int azure_line(struct sim_trace *t, const char *line, int64_t *first,
 		      const struct sim_load_opts *o)
 {
 	struct sim_request r = { 0 };
-	int y, mo, d, h, m;
+	int y, mo, d, h, m, n = 0;
+	const char *at;
+	int64_t day;
 	double s;
 
-	if (sscanf(line, "%d-%d-%d %d:%d:%lf,%" SCNu64 ",%" SCNu64, &y, &mo, &d,
-		   &h, &m, &s, &r.in_tokens, &r.out_tokens) != 8 ||
-	    d < 1 || d > 31 || h < 0 || h > 23 || m < 0 || m > 59 ||
-	    !(s >= 0 && s < 61))
+	if (sscanf(line, "%4d-%2d-%2d %2d:%2d:%lf%n", &y, &mo, &d, &h, &m, &s,
+		   &n) != 6 ||
+	    y < 1970 || mo < 1 || mo > 12 || d < 1 || d > 31 || h < 0 ||
+	    h > 23 || m < 0 || m > 59 || !(s >= 0 && s < 61))
 		return -EBADMSG;
-	if (!*day)
-		*day = d;
+	at = line + n;
+	if (*at == '+' || *at == '-')
+		at += 1 + strspn(at + 1, "0123456789:");
+	at = *at == ',' ? count_at(at + 1, &r.in_tokens) : NULL;
+	at = at && *at == ',' ? count_at(at + 1, &r.out_tokens) : NULL;
+	if (!at || at[strspn(at, "\r\n")])
+		return -EBADMSG;
+	day = day_of(y, mo, d);
+	if (!*first)
+		*first = day;
+	if (day < *first)
+		return -EBADMSG;
 	r.time_ms =
-		(uint64_t)((d - *day ? 86400 : 0) + h * 3600 + m * 60) * 1000 +
+		(uint64_t)((day - *first) * 86400 + h * 3600 + m * 60) * 1000 +
 		(uint64_t)(s * 1000);
 	return sim_add_private(t, &r, o);
 }
@@ -231,7 +269,8 @@ static int load_lines(struct sim_trace *t, FILE *f, const char *path,
 	char *line = NULL;
 	uint64_t *ids = NULL;
 	size_t line_room = 0, ids_room = 0, n = 0;
-	int ret = 0, day = 0, json = 0;
+	int ret = 0, json = 0;
+	int64_t day = 0;
 
 	while (!ret && getline(&line, &line_room, f) > 0) {
 		n++;
@@ -241,7 +280,7 @@ static int load_lines(struct sim_trace *t, FILE *f, const char *path,
 			if (!strncmp(line, "TIMESTAMP,", 10))
 				continue;
 		}
-		if (*line == '\n')
+		if (!line[strspn(line, " \t\r\n")])
 			continue;
 		ret = json ? mooncake_line(t, line, &ids, &ids_room)
 			   : azure_line(t, line, &day, o);
@@ -407,6 +446,15 @@ static int save_ends(const struct sim_trace *t, FILE *f, size_t i,
 	return ret;
 }
 
+/* 1: the format has no words for it, so that a reader would refuse it. */
+static int cannot_say(const struct sim_trace *t, const struct sim_request *r,
+		      uint64_t last_ms)
+{
+	return r->time_ms < last_ms ||
+	       r->n != r->in_tokens / t->block_tokens +
+			       !!(r->in_tokens % t->block_tokens);
+}
+
 static int save_request(const struct sim_trace *t, FILE *f,
 			const struct sim_request *r, uint64_t *ids)
 {
@@ -424,28 +472,41 @@ static int save_request(const struct sim_trace *t, FILE *f,
 	return trace_write(f, &e);
 }
 
+static int save_all(const struct sim_trace *t, FILE *f, uint64_t *ids)
+{
+	uint64_t time_ms = 0;
+	size_t next = 0;
+	int ret = trace_write_head(f, t->block_tokens);
+
+	for (size_t i = 0; i < t->n_requests && !ret; i++) {
+		const struct sim_request *r = &t->requests[i];
+
+		if (cannot_say(t, r, time_ms)) {
+			fprintf(stderr,
+				"kvsim: --convert: request %zu is before the "
+				"last one, or has not a block for each %" PRIu32
+				" tokens\n",
+				i + 1, t->block_tokens);
+			return -EBADMSG;
+		}
+		time_ms = r->time_ms;
+		ret = save_ends(t, f, i, time_ms, &next);
+		if (!ret)
+			ret = save_request(t, f, r, ids);
+	}
+	return ret ? ret : save_ends(t, f, t->n_requests, time_ms, &next);
+}
+
 int sim_save(const struct sim_trace *t, const char *path)
 {
 	FILE *f = fopen(path, "we");
 	uint64_t *ids = malloc(TRACE_MAX_BLOCKS * sizeof(*ids));
-	uint64_t time_ms = 0;
-	size_t next = 0;
-	int ret = !f ? -errno : !ids ? -ENOMEM : 0;
+	int ret = !f ? -errno : !ids ? -ENOMEM : save_all(t, f, ids);
 
-	if (!ret)
-		ret = trace_write_head(f, t->block_tokens);
-	for (size_t i = 0; i < t->n_requests && !ret; i++) {
-		time_ms = t->requests[i].time_ms;
-		ret = save_ends(t, f, i, time_ms, &next);
-		if (!ret)
-			ret = save_request(t, f, &t->requests[i], ids);
-	}
-	if (!ret)
-		ret = save_ends(t, f, t->n_requests, time_ms, &next);
 	free(ids);
-	if (f && fclose(f) && !ret)
-		ret = -EIO;
-	if (ret)
+	if (f && fclose(f) && (!ret || ret == -EIO))
+		ret = -errno;
+	if (ret && ret != -EBADMSG)
 		fprintf(stderr, "kvsim: %s: %s\n", path, strerror(-ret));
 	return ret;
 }

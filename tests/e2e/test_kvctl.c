@@ -490,7 +490,9 @@ START_TEST(a_full_disk_is_told)
 		/* 2>&1 comes behind: it is full, too */
 		ck_assert_msg(run(cmd) == 1, "%s", full[i]);
 	}
-	ck_assert_int_eq(run("status 2>&1 >/dev/full"), 1);
+	ck_assert_int_eq(run("status 2>&1 >/dev/full #"), 1);
+	ck_assert_str_eq(out, "kvctl: standard output: No space left on "
+			      "device\n");
 	ck_assert_int_eq(run("trace record /dev/full --seconds 0.01"), 1);
 	ck_assert_str_eq(out, "kvctl: trace: No space left on device\n");
 }

@@ -144,6 +144,18 @@ START_TEST(a_store_is_explained)
 }
 END_TEST
 
+/* A script that looks at the exit code does not take silence for clean. */
+START_TEST(what_cannot_be_printed_is_not_clean)
+{
+	make();
+	ck_assert_int_eq(fsck(">/dev/full"), 4);
+	ck_assert_int_eq(fsck("--json >/dev/full"), 4);
+	damage(100);
+	ck_assert_int_eq(fsck(">/dev/full"), 1);
+	fini();
+}
+END_TEST
+
 START_TEST(looking_changes_nothing)
 {
 	uint32_t before;
@@ -378,6 +390,7 @@ int main(void)
 
 	tcase_set_timeout(tc, 120);
 	tcase_add_test(tc, a_store_is_explained);
+	tcase_add_test(tc, what_cannot_be_printed_is_not_clean);
 	tcase_add_test(tc, looking_changes_nothing);
 	tcase_add_test(tc, wrong_pages_are_found_and_their_records_go);
 	tcase_add_loop_test(tc, superblocks_are_told_and_repaired, 0, 2);

@@ -133,6 +133,78 @@ START_TEST(our_own_format_says_the_same)
 }
 END_TEST
 
+/* Write it to a file of its own: `kvsim ARGS FILE`, the exit status. */
+static int kvsim_of(const char *args, const char *text)
+{
+	char all[512], file[] = "/tmp/kvsim-test-XXXXXX";
+	const int fd = mkstemp(file);
+	int ret;
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	close(fd);
+	snprintf(all, sizeof(all), "%s %s", args, file);
+	ret = kvsim(all);
+	unlink(file);
+	return ret;
+}
+
+/* Days apart, over the end of a month; with a zone, as newer traces have; CRLF. */
+START_TEST(times_of_azure)
+{
+	ck_assert_msg(kvsim_of("--convert /dev/stdout",
+			       "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
+			       "2024-02-28 23:59:59.5000000,600,5\r\n"
+			       "2024-02-29 00:00:01.009930+00:00,600,5\r\n"
+			       "2024-03-01 00:00:01,600,5\r\n\r\n") == 0,
+		      "%s", out);
+	ck_assert_str_eq(out, "kvd-trace 1 block=512\n"
+			      "r 86399500 0 0 600 5 - 0 1\n"
+			      "r 86401009 0 1 600 5 - 0 2\n"
+			      "r 172801000 0 2 600 5 - 0 3\n");
+}
+END_TEST
+
+#define LINE(time, in, ids) \
+	"{\"timestamp\": " time ", \"input_length\": " in \
+	", \"output_length\": 1, \"hash_ids\": [" ids "]}\r\n"
+
+/* What --convert writes can be read again, or nothing is written without a word. */
+START_TEST(what_our_format_cannot_say_is_told)
+{
+	static const char *const bad[] = {
+		LINE("5", "512", "1") LINE("4", "512", "1"),
+		LINE("5", "512", "1,2"),
+		LINE("5", "1024", "1"),
+	};
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		ck_assert_int_eq(kvsim_of("--convert /dev/null", bad[i]), 1);
+		ck_assert_msg(strstr(out, "--convert: request ") != NULL, "%s",
+			      out);
+		ck_assert_int_eq(kvsim_of("--sizes 1 --policies lru", bad[i]),
+				 0);
+	}
+	ck_assert_int_eq(
+		kvsim_of("--convert /dev/null", LINE("5", "513", "1,2") "\r\n"),
+		0);
+}
+END_TEST
+
+START_TEST(a_full_disk_is_told)
+{
+	ck_assert_int_eq(kvsim("--sizes 5 " DATA "own.trace 2>&1 >/dev/full #"),
+			 1);
+	ck_assert_ptr_nonnull(strstr(out, "No space left on device"));
+	ck_assert_int_eq(
+		kvsim("--json --sizes 5 " DATA "own.trace 2>&1 >/dev/full #"),
+		1);
+	ck_assert_ptr_nonnull(strstr(out, "No space left on device"));
+	ck_assert_int_eq(kvsim("--convert /dev/full " DATA "own.trace"), 1);
+	ck_assert_ptr_nonnull(strstr(out, "No space left on device"));
+}
+END_TEST
+
 /* Two tenants with the same numbers share nothing; an end makes blocks go first. */
 START_TEST(our_own_format_by_hand)
 {
@@ -162,6 +234,13 @@ START_TEST(bad_files_are_refused)
 		"2023-11-16 1:99999999:00.0,10,1\n",
 		"2023-11-16 1:00:1e300,10,1\n",
 		"2023-11-16 1:00:nan,10,1\n",
+		"2023-11-16 1:00:0.5,-10,1\n",
+		"2023-11-16 1:00:0.5,10,-1\n",
+		"2023-11-16 1:00:0.5,18446744073709551615,1\n",
+		"2023-11-16 1:00:0.5,10,1x\n",
+		"2023-11-16 1:00:0.5,10\n",
+		"2023-13-16 1:00:0.5,10,1\n",
+		"2023-11-16 1:00:0.5,10,1\n2023-11-15 1:00:0.5,10,1\n",
 		"kvd-trace 2 block=512\nr 1 0 1 512 1 - a\n",
 		"kvd-trace 1 block=0\nr 1 0 1 512 1 - a\n",
 		"kvd-trace 1 block=512\nr 1 0 1 512 1 - a b\n",
@@ -242,6 +321,11 @@ START_TEST(usage)
 		"--sizes 0 x",
 		"--sizes 1,,x x",
 		"--sizes '' x",
+		"--sizes , x",
+		"--sizes 1, x",
+		"--policies , x",
+		"--policies lru,,clock x",
+		"--groups , x",
 		"--policies lifo x",
 		"--flip 2 x",
 		"--ends -1 x",
@@ -493,6 +577,9 @@ int main(void)
 	tcase_add_test(t, the_small_trace);
 	tcase_add_test(t, our_own_format_says_the_same);
 	tcase_add_test(t, our_own_format_by_hand);
+	tcase_add_test(t, times_of_azure);
+	tcase_add_test(t, what_our_format_cannot_say_is_told);
+	tcase_add_test(t, a_full_disk_is_told);
 	tcase_add_test(t, groups_by_hand);
 	tcase_add_test(t, bad_files_are_refused);
 	tcase_add_test(t, bad_clients_are_refused);

@@ -186,7 +186,7 @@ static int blob_sound(const struct kio_record *r, const struct blob *b)
 	return sum[0] == b->sum[0] && sum[1] == b->sum[1];
 }
 
-/* The head of a blob that is ours and whole. */
+/* The head of a blob that is ours, by its shape. */
 static int blob_head(const struct kio_record *r, struct blob *b)
 {
 	if (r->meta_bytes < sizeof(*b))
@@ -215,7 +215,14 @@ static int blob_head(const struct kio_record *r, struct blob *b)
 	if (!b->n_tokens || b->pos0 < 0 || b->pos0 > INT32_MAX ||
 	    r->meta_bytes != blob_bytes(b->kind, b->n_tokens, b->n_ids))
 		return -EINVAL;
-	return blob_sound(r, b) ? 0 : -EINVAL;
+	return 0;
+}
+
+int persist_record_sound(const struct kio_record *r)
+{
+	struct blob b;
+
+	return !blob_head(r, &b) && blob_sound(r, &b);
 }
 
 const char *persist_record_tenant(const struct kio_record *r, size_t *len)
@@ -673,11 +680,10 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 	struct blob b;
 	int ret;
 
-	ret = blob_head(r, &b);
-	if (!ret)
-		ret = blob_layout(
-			&b, r,
-			pager_page_align(segment_pool_pager(p->conf.pool)), &g);
+	if (blob_head(r, &b) || !blob_sound(r, &b))
+		return -EINVAL;
+	ret = blob_layout(
+		&b, r, pager_page_align(segment_pool_pager(p->conf.pool)), &g);
 	if (!ret)
 		ret = range_adopt(segment_pool_pager(p->conf.pool), i_disk, r,
 				  &range);

@@ -81,9 +81,11 @@ void persist_wait_cancel(struct persist_wait *w);
 
 /*
  * A record that a store found. The tenant it belongs to: *len bytes of the blob, not
- * NUL-terminated; NULL if the blob is not one of ours.
+ * NUL-terminated; NULL if the blob is not one of ours. Its sum is not looked at.
  */
 const char *persist_record_tenant(const struct kio_record *r, size_t *len);
+/* The blob is one of ours, and as it was written. */
+int persist_record_sound(const struct kio_record *r);
 /*
  * Make it a segment again: indexed, all pages on the lower tier, on disk
  * i_disk. 0; -EINVAL the blob is damaged or from another version; -EDQUOT it does

@@ -115,12 +115,9 @@ static int record_found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 	struct serve_tenant *t = record_tenant(f->serve, name, len);
 	int ret;
 
-	f->n_damaged += !name;
-	if (!t || !t->persist) {
-		f->n_orphans++;
-		return KIO_RECORD_ORPHAN;
-	}
-	ret = persist_adopt(t->persist, i_disk, r);
+	/* who adopts it looks at its sum: once is enough, a million times */
+	ret = t && t->persist ? persist_adopt(t->persist, i_disk, r) : -EINVAL;
+	f->n_damaged += ret == -EINVAL && !persist_record_sound(r);
 	if (!ret) {
 		f->n_adopted++;
 		return KIO_RECORD_KEEP;

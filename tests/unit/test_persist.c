@@ -204,6 +204,7 @@ static int found(void *ctx, uint32_t i_disk, const struct kio_record *r)
 	name = persist_record_tenant(r, &len);
 	ck_assert_ptr_nonnull(name);
 	ck_assert(len == strlen(TENANT) && !memcmp(name, TENANT, len));
+	ck_assert_int_eq(persist_record_sound(r), 1);
 	ck_assert_int_eq(persist_adopt(world->persist, i_disk, r), 0);
 	ck_assert_int_eq(persist_adopt(world->persist, i_disk, r), -EALREADY);
 	n_found++;
@@ -303,6 +304,7 @@ static void flip_and_cut(uint32_t i_disk, const struct kio_record *r)
 
 		meta[i / 8] ^= (char)(1 << i % 8);
 		refused(i_disk, &x);
+		ck_assert_int_eq(persist_record_sound(&x), 0);
 		meta[i / 8] ^= (char)(1 << i % 8);
 	}
 	for (size_t i = 0; i < n + 8; i++) {

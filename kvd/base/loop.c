@@ -11,6 +11,11 @@
  * A sleeper says so (asleep), then looks at n_posted; a poster counts, then
  * looks at asleep: one of them sees the other. Both are seq_cst.
  *
+ * Workers: one carries what comes while it keeps up. Two at once are as fast where the
+ * memory's bandwidth or the disk is the limit, and cost more: they interrupt each other
+ * for their TLBs, wake and sleep at each piece. Another is called when pieces wait
+ * (CALL_AT for each that is awake), or when a slow piece is begun and others wait.
+ *
  * Locks: post_m guards the posted list, work_m the list of work. Never both.
  */
 #include "kvd/base/loop.h"
@@ -25,6 +30,7 @@
 #include "kvd/base/clock.h"
 
 #define MAX_EVENTS 64
+#define CALL_AT	   3 /* pieces of work that wait for a worker */
 #define BUSY_TURNS 16 /* between two looks at epoll while there is work */
 
 struct loop {
@@ -51,6 +57,10 @@ struct loop {
 	pthread_mutex_t work_m;
 	pthread_cond_t work_more;
 	struct list work; /* (work_m) */
+	uint32_t n_work; /* (work_m) pieces in it */
+	uint32_t n_awake; /* (work_m) workers, without those at slow work */
+	uint32_t n_asleep; /* (work_m) and not called */
+	uint32_t n_called; /* (work_m) and not awake yet */
 	struct list work_done; /* (post_m) */
 	int workers_stop; /* (work_m) */
 	pthread_t *workers;
@@ -434,25 +444,69 @@ int loop_turn(struct loop *l, int timeout_ms)
 
 /* ---- workers ------------------------------------------------------------ */
 
+/* work_m is held. 1: another worker is called, work_more is to be signalled. */
+static int call_worker(struct loop *l)
+{
+	if (!l->n_work || !l->n_asleep ||
+	    (l->n_awake && l->n_work < CALL_AT * l->n_awake))
+		return 0;
+	l->n_asleep--;
+	l->n_called++;
+	l->n_awake++;
+	return 1;
+}
+
+/* work_m is held. Returns called, or stopped. */
+static void worker_sleep(struct loop *l)
+{
+	l->n_awake--;
+	l->n_asleep++;
+	while (!l->n_called && !l->workers_stop)
+		pthread_cond_wait(&l->work_more, &l->work_m);
+	if (l->n_called) {
+		l->n_called--;
+	} else {
+		l->n_asleep--;
+		l->n_awake++;
+	}
+}
+
+/* work_m is held; it is not while w runs. */
+static void worker_run(struct loop *l, struct loop_work *w)
+{
+	const int slow = w->slow;
+
+	l->n_work--;
+	if (slow) {
+		l->n_awake--;
+		if (call_worker(l))
+			pthread_cond_signal(&l->work_more);
+	}
+	pthread_mutex_unlock(&l->work_m);
+	w->run(w);
+	post(l, &l->work_done, &w->node);
+	pthread_mutex_lock(&l->work_m);
+	if (slow)
+		l->n_awake++;
+}
+
 static void *worker_main(void *arg)
 {
 	struct loop *l = arg;
 	struct list *n;
 
 	pthread_mutex_lock(&l->work_m);
+	l->n_awake++;
 	for (;;) {
-		struct loop_work *w;
-
-		while (!(n = list_pop(&l->work)) && !l->workers_stop)
-			pthread_cond_wait(&l->work_more, &l->work_m);
-		if (!n)
+		n = list_pop(&l->work);
+		if (n)
+			worker_run(l, list_entry(n, struct loop_work, node));
+		else if (l->workers_stop)
 			break;
-		pthread_mutex_unlock(&l->work_m);
-		w = list_entry(n, struct loop_work, node);
-		w->run(w);
-		post(l, &l->work_done, &w->node);
-		pthread_mutex_lock(&l->work_m);
+		else
+			worker_sleep(l);
 	}
+	l->n_awake--;
 	pthread_mutex_unlock(&l->work_m);
 	return NULL;
 }
@@ -474,11 +528,16 @@ int loop_start_workers(struct loop *l, unsigned int n_threads)
 
 void loop_work_start(struct loop *l, struct loop_work *w)
 {
+	int call;
+
 	assert(l->n_workers);
 	pthread_mutex_lock(&l->work_m);
 	list_init(&w->node);
 	list_push(&l->work, &w->node);
+	l->n_work++;
+	call = call_worker(l);
 	pthread_mutex_unlock(&l->work_m);
 	/* not before: who wakes would wait for the lock, and be woken twice */
-	pthread_cond_signal(&l->work_more);
+	if (call)
+		pthread_cond_signal(&l->work_more);
 }

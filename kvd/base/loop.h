@@ -75,6 +75,8 @@ struct loop_work {
 	struct list node;
 	void (*run)(struct loop_work *w);
 	void (*done)(struct loop_work *w);
+	int slow; /* it may take long (a file, a driver): what is behind it gets
+		   * another worker at once */
 };
 /* Start n_threads workers; before the first loop_work_start(). */
 int loop_start_workers(struct loop *l, unsigned int n_threads);

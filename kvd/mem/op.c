@@ -3,6 +3,8 @@
  */
 #include "kvd/mem/op.h"
 
+#define SLOW_BYTES (16ull << 20) /* to map takes milliseconds */
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -189,6 +191,7 @@ void op_work(struct move *op, void (*run)(struct loop_work *w),
 {
 	op->work.run = run;
 	op->work.done = done;
+	op->work.slow = op->n * op->page->range->tier->page_bytes > SLOW_BYTES;
 	loop_work_start(op->page->range->pager->conf.loop, &op->work);
 }
 

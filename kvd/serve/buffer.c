@@ -133,6 +133,7 @@ int serve_buffer(struct serve_session *ss, struct serve_buffer *req)
 	session_request_begin(ss);
 	j->work.run = run;
 	j->work.done = done;
+	j->work.slow = 1;
 	loop_work_start(ss->tenant->serve->loop, &j->work);
 	return 0;
 }

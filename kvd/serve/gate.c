@@ -309,6 +309,7 @@ static void keep_next(struct gate *g)
 	g->n_keeping = g->n_found;
 	g->keep.run = keep_run;
 	g->keep.done = keep_done;
+	g->keep.slow = 1;
 	loop_work_start(g->serve->loop, &g->keep);
 }
 

@@ -150,6 +150,7 @@ static void start(struct keeper *k)
 	k->ret = snapshot(k);
 	k->work.run = run;
 	k->work.done = done;
+	k->work.slow = 1;
 	loop_work_start(k->serve->loop, &k->work);
 }
 

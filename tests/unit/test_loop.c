@@ -579,8 +579,14 @@ END_TEST
 
 #define N_WORKS 100
 
+struct gate {
+	struct loop_work work;
+	_Atomic int open;
+};
+
 struct work {
 	struct loop_work work;
+	struct gate *gate; /* that it opens */
 	pthread_t ran_by, done_by;
 	int value;
 };
@@ -643,6 +649,74 @@ START_TEST(free_waits_for_work)
 }
 END_TEST
 
+/* It ends when others have run; if they wait behind it the test does not end. */
+static void gate_run(struct loop_work *w)
+{
+	struct gate *g = container_of(w, struct gate, work);
+
+	while (!atomic_load(&g->open))
+		(void)usleep(100);
+}
+
+static void open_run(struct loop_work *w)
+{
+	struct work *x = container_of(w, struct work, work);
+
+	work_run(w);
+	atomic_store(&x->gate->open, 1);
+}
+
+static void gate_done(struct loop_work *w)
+{
+	(void)w;
+	if (atomic_fetch_sub(&n_to_come, 1) == 1)
+		loop_stop(loop);
+}
+
+START_TEST(nothing_waits_behind_slow_work)
+{
+	struct gate g = {
+		.work = { .run = gate_run, .done = gate_done, .slow = 1 }
+	};
+	struct work x = { .work = { .run = open_run, .done = work_done },
+			  .gate = &g };
+
+	ck_assert_int_eq(loop_start_workers(loop, 2), 0);
+	for (int i = 0; i < 20; i++) {
+		const int before = i % 2; /* the slow one is begun, or is not */
+
+		atomic_store(&g.open, 0);
+		atomic_store(&n_to_come, 2);
+		loop_work_start(loop, &g.work);
+		if (before)
+			(void)usleep(1000);
+		loop_work_start(loop, &x.work);
+		ck_assert_int_eq(loop_run(loop), 0);
+	}
+}
+END_TEST
+
+START_TEST(another_worker_is_called_when_work_waits)
+{
+	static struct work x[N_WORKS];
+	struct gate g = { .work = { .run = gate_run, .done = gate_done } };
+
+	ck_assert_int_eq(loop_start_workers(loop, 2), 0);
+	for (int i = 0; i < 20; i++) {
+		atomic_store(&g.open, 0);
+		atomic_store(&n_to_come, N_WORKS + 1);
+		loop_work_start(loop, &g.work);
+		for (int k = 0; k < N_WORKS; k++) {
+			x[k] = (struct work){ .work = { .run = open_run,
+							.done = work_done },
+					      .gate = &g };
+			loop_work_start(loop, &x[k].work);
+		}
+		ck_assert_int_eq(loop_run(loop), 0);
+	}
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("loop");
@@ -675,6 +749,8 @@ int main(void)
 	tcase_add_test(tc, idle_is_asleep);
 	tcase_add_test(tc, work_runs_elsewhere_and_ends_here);
 	tcase_add_test(tc, free_waits_for_work);
+	tcase_add_test(tc, nothing_waits_behind_slow_work);
+	tcase_add_test(tc, another_worker_is_called_when_work_waits);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

@@ -9,8 +9,11 @@
  */
 #include <check.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include "io/store_priv.h"
 #include "tests/rig/rig_store.h"
 
@@ -53,11 +56,16 @@ static uint32_t fill(uint32_t page_bytes)
 	return n;
 }
 
+static char
+	backing[128]; /* the file of a loop device; "": the store is a file */
+
 static uint64_t file_bytes(void)
 {
 	struct stat st;
 
-	ck_assert_int_eq(fstat(kio_store_fd(r.store), &st), 0);
+	ck_assert_int_eq(*backing ? stat(backing, &st)
+				  : fstat(kio_store_fd(r.store), &st),
+			 0);
 	return (uint64_t)st.st_blocks * 512;
 }
 
@@ -107,14 +115,11 @@ START_TEST(a_full_store_goes_on_without_cleaning)
 END_TEST
 
 /* All but a few go: so do the blocks, but for 64 MiB of reserve. */
-START_TEST(space_goes_back_to_the_file_system)
+static void fill_and_empty(void)
 {
-	uint64_t full;
-	uint32_t n;
+	const uint32_t n = fill(BIG);
+	const uint64_t full = file_bytes();
 
-	open_new(3 * BYTES);
-	n = fill(BIG);
-	full = file_bytes();
 	ck_assert_uint_gt(full, info().slot_bytes);
 	for (uint32_t i = 10; i < n; i++) {
 		x[i].handle = x[i].commit.handle;
@@ -131,6 +136,50 @@ START_TEST(space_goes_back_to_the_file_system)
 	ck_assert_int_eq(rig_store_take(&r, &x[20], 9999, BIG, PAGES, 0), 0);
 	ck_assert_int_eq(rig_store_write(&r, &x[20]), 0);
 	ck_assert_int_eq(rig_store_read(&r, &x[20]), 0);
+}
+
+START_TEST(space_goes_back_to_the_file_system)
+{
+	open_new(3 * BYTES);
+	fill_and_empty();
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* A loop device of that file; 0: there is none, or no right to it. */
+static int attach(char dev[128])
+{
+	char cmd[256];
+	FILE *p;
+	int ret;
+
+	snprintf(cmd, sizeof(cmd), "losetup -f --show %s 2>/dev/null", backing);
+	p = popen(cmd, "r");
+	ck_assert_ptr_nonnull(p);
+	ret = fscanf(p, "%127s", dev) == 1;
+	return !pclose(p) && ret;
+}
+
+/* What is discarded of a device is free behind it. Needs root. */
+START_TEST(space_goes_back_to_a_device)
+{
+	char cmd[256];
+
+	rig_store_init(&r, KIO_ENGINE_AUTO, "/dev/shm");
+	strcpy(backing, r.path);
+	ck_assert_int_eq(truncate(backing, 3 * BYTES), 0);
+	if (!attach(r.path)) {
+		printf("space_goes_back_to_a_device: skipped: no loop device\n");
+		strcpy(r.path, backing);
+		rig_store_fini(&r);
+		return;
+	}
+	ck_assert_int_eq(rig_store_open(&r, 0, 0), 0);
+	/* it goes when it is closed, however this ends */
+	snprintf(cmd, sizeof(cmd), "losetup -d %s", r.path);
+	ck_assert_int_eq(system(cmd), 0);
+	strcpy(r.path, backing);
+	fill_and_empty();
 	rig_store_fini(&r);
 }
 END_TEST
@@ -272,6 +321,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, a_full_store_goes_on_without_cleaning);
 	tcase_add_test(t, space_goes_back_to_the_file_system);
+	tcase_add_test(t, space_goes_back_to_a_device);
 	tcase_add_test(t, what_other_sizes_hold_back_is_known);
 	tcase_add_test(t, the_sparsest_zone_is_the_victim);
 	tcase_add_test(t, kept_and_passing_lie_apart);

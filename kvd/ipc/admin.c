@@ -3,6 +3,9 @@
  *
  * "sessions" is known here, "metrics" in base, all else in serve. An
  * administrator sees everything, others their own tenant.
+ *
+ * An answer may be long, and is made by the loop: a tenant that asks again at once
+ * waits for a multiple of what the last one took, so that others are served.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -12,6 +15,8 @@
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/ipc/sess.h"
+
+#define PAUSE 4u /* a tenant has at most 1 / (1 + PAUSE) of the loop's time */
 
 /* ---- answers made here: *out is malloc'ed ------------------------------ */
 
@@ -34,14 +39,14 @@ static int version(char **out)
 
 static json_t *session(const struct sess *s, uint64_t now_ns)
 {
-	return json_pack("{s:i, s:s, s:s, s:i, s:i, s:b, s:I, s:I, s:i, s:I}",
-			 "id", (int)s->id, "name", s->name, "tenant", s->tenant,
-			 "uid", (int)s->uid, "pid", (int)s->pid, "admin",
-			 (int)(s->flags & SESS_ADMIN), "age_s",
-			 (json_int_t)((now_ns - s->opened_ns) / 1000000000u),
-			 "entries", (json_int_t)s->n_entries, "in_flight",
-			 (int)s->n_inflight, "arena_bytes",
-			 (json_int_t)s->ch.arena_bytes);
+	return json_pack(
+		"{s:I, s:s, s:s, s:I, s:i, s:b, s:I, s:I, s:i, s:I}", "id",
+		(json_int_t)s->id, "name", s->name, "tenant", s->tenant, "uid",
+		(json_int_t)s->uid, "pid", (int)s->pid, "admin",
+		(int)(s->flags & SESS_ADMIN), "age_s",
+		(json_int_t)((now_ns - s->opened_ns) / 1000000000u), "entries",
+		(json_int_t)s->n_entries, "in_flight", (int)s->n_inflight,
+		"arena_bytes", (json_int_t)s->ch.arena_bytes);
 }
 
 static int sessions(struct ipc *ipc, char **out)
@@ -199,10 +204,67 @@ static int query_ok(struct sess *s, const struct kv_query *q)
 	       !q->_rsvd[1] && chan_at(&s->ch, q->out_off, q->out_bytes, 1);
 }
 
+/* Answer now; res of the completion. What it took, its tenant waits for. */
+static int ask(struct sess *s, const struct kv_query *q)
+{
+	const uint64_t t0 = clock_ns();
+	char *text = NULL;
+	int ret = query_text(s, q, &text);
+	uint64_t now;
+
+	if (!ret)
+		ret = reply(s, q, text);
+	free(text);
+	now = clock_ns();
+	s->ipc->query_ns[s->i_tenant] = now + PAUSE * (now - t0);
+	return ret;
+}
+
+static void late_arm(struct ipc *ipc)
+{
+	uint64_t at = UINT64_MAX;
+
+	list_for_each(n, &ipc->late) {
+		const struct sess_req *r =
+			list_entry(n, struct sess_req, drain);
+
+		at = KV_MIN(at, ipc->query_ns[r->sess->i_tenant]);
+	}
+	if (at != UINT64_MAX)
+		loop_timer_set(ipc->loop, &ipc->late_timer, at);
+}
+
+/* One that has waited long enough; then others have their turn. */
+void admin_late(struct loop_timer *t)
+{
+	struct ipc *ipc = container_of(t, struct ipc, late_timer);
+
+	list_for_each(n, &ipc->late) {
+		struct sess_req *r = list_entry(n, struct sess_req, drain);
+		const struct kv_query q = r->u.late;
+
+		if (clock_ns() < ipc->query_ns[r->sess->i_tenant])
+			continue;
+		sess_req_end(r, ask(r->sess, &q), 0, 0);
+		break;
+	}
+	late_arm(ipc);
+}
+
+static int later(struct sess *s, const struct kv_sqe *e,
+		 const struct kv_query *q)
+{
+	struct sess_req *r = sess_req_begin(s, e);
+
+	r->u.late = *q;
+	list_push(&s->ipc->late, &r->drain);
+	late_arm(s->ipc);
+	return DISPATCH_LATER;
+}
+
 int op_query(struct sess *s, const struct kv_sqe *e)
 {
 	struct kv_query q;
-	char *text = NULL;
 	int ret;
 
 	ret = chan_read(&s->ch, e->arg[0], &q, sizeof(q));
@@ -218,10 +280,7 @@ int op_query(struct sess *s, const struct kv_sqe *e)
 	if (is(&q, "trim"))
 		return s->flags & SESS_ADMIN && s->ipc->serve ? trim(s, e, &q)
 							      : -EACCES;
-	ret = query_text(s, &q, &text);
-	if (ret)
-		return ret;
-	ret = reply(s, &q, text);
-	free(text);
-	return ret;
+	if (clock_ns() < s->ipc->query_ns[s->i_tenant])
+		return later(s, e, &q);
+	return ask(s, &q);
 }

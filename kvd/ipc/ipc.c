@@ -96,6 +96,9 @@ int ipc_new(struct ipc **out, struct loop *loop, struct serve *serve,
 	list_init(&ipc->stalled);
 	list_init(&ipc->closing);
 	list_init(&ipc->drains);
+	list_init(&ipc->late);
+	list_init(&ipc->late_timer.node);
+	ipc->late_timer.run = admin_late;
 	init_stats(ipc);
 	ret = sock_listen(&ipc->socks, ipc, err, err_len);
 	if (ret) {
@@ -149,6 +152,7 @@ void ipc_free(struct ipc *ipc)
 	assert(!ipc->n_sessions);
 	if (ipc->socks)
 		sock_close(ipc->socks);
+	loop_timer_cancel(ipc->loop, &ipc->late_timer);
 	loop_del_poller(ipc->loop, &ipc->poller);
 	free(ipc);
 }

@@ -43,6 +43,10 @@ struct ipc {
 	struct list drains; /* requests that wait for the end of draining */
 	struct wait drain_wait;
 	int draining, drained;
+	struct list late; /* queries that wait for their tenant's turn */
+	struct loop_timer late_timer;
+	/* when each may ask again; the last: administrators without a tenant */
+	uint64_t query_ns[CONF_MAX_TENANTS + 1];
 	struct stat *st_sessions, *st_accepted, *st_refused, *st_broken,
 		*st_entries, *st_doorbells;
 };

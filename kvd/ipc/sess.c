@@ -243,7 +243,7 @@ static void unwatch_close(struct ipc *ipc, struct loop_fd *f)
 	(void)close(f->fd); /* nothing can be lost */
 }
 
-/* Drain requests are ours, not serve's: nobody else would end them. */
+/* Drain requests and late queries are ours, not serve's: nobody else would end them. */
 static void end_drains(struct sess *s)
 {
 	list_for_each_safe(n, &s->inflight) {
@@ -326,6 +326,17 @@ out_sock:
 	return ret;
 }
 
+/* Its place in the configuration; CONF_MAX_TENANTS: it has none. */
+static uint32_t tenant_number(const struct sess_args *a)
+{
+	const struct conf *c = a->ipc->conf;
+
+	for (uint32_t i = 0; i < c->n_tenants; i++)
+		if (!strcmp(c->tenants[i].name, a->tenant_name))
+			return i;
+	return CONF_MAX_TENANTS;
+}
+
 static void describe(struct sess *s, const struct sess_args *a)
 {
 	s->ipc = a->ipc;
@@ -337,6 +348,7 @@ static void describe(struct sess *s, const struct sess_args *a)
 	memcpy(s->name, a->hello->name, sizeof(s->name));
 	s->name[sizeof(s->name) - 1] = '\0';
 	strncpy(s->tenant, a->tenant_name, sizeof(s->tenant) - 1);
+	s->i_tenant = tenant_number(a);
 	s->closed.done = serve_closed;
 	s->stall.run = stall_over;
 	s->free_call.run = free_later;

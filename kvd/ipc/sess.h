@@ -63,7 +63,7 @@ struct sess_pages {
 /* A request in flight; of a table that the session allocates at its start. */
 struct sess_req {
 	struct list node; /* sess.free or sess.inflight */
-	struct list drain; /* ipc.drains, or empty */
+	struct list drain; /* ipc.drains, ipc.late, or empty */
 	struct sess *sess;
 	uint64_t user_data;
 	uint16_t opcode;
@@ -82,6 +82,7 @@ struct sess_req {
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
+		struct kv_query late; /* checked */
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 			struct serve_trim req;
@@ -100,6 +101,7 @@ struct sess {
 	pid_t pid;
 	char name[32];
 	char tenant[CONF_NAME_MAX];
+	uint32_t i_tenant; /* of the configuration; CONF_MAX_TENANTS: none */
 	uint64_t opened_ns;
 	uint64_t n_entries;
 	struct sess_req *reqs; /* [cq_entries] */
@@ -189,5 +191,6 @@ int op_buffer(struct sess *s, const struct kv_sqe *e);
 int op_buffer_free(struct sess *s, const struct kv_sqe *e);
 /* admin.c */
 int op_query(struct sess *s, const struct kv_sqe *e);
+void admin_late(struct loop_timer *t); /* ipc.late_timer */
 
 #endif

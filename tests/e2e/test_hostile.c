@@ -169,6 +169,99 @@ START_TEST(connects_by_the_thousand)
 }
 END_TEST
 
+#define N_ASKERS 4
+#define N_ASKED	 32
+#define N_SEQS	 10000
+
+/* Long lists, asked for as often as the rings take it. */
+struct asker {
+	struct kvc *c;
+	struct kvc_req reqs[N_ASKED];
+};
+
+static void ask_for_lists(struct asker *a)
+{
+	struct kv_sqe e = { .opcode = KV_OP_QUERY };
+	struct kv_query *q = kvc_alloc(a->c, sizeof(*q));
+	void *out = kvc_alloc(a->c, 64); /* it does not even want it all */
+
+	ck_assert(q && out);
+	memset(q, 0, sizeof(*q));
+	strcpy(q->what, "sequences");
+	q->out_off = kvc_off(a->c, out);
+	q->out_bytes = 64;
+	e.arg[0] = kvc_off(a->c, q);
+	memset(a->reqs, 0, sizeof(a->reqs));
+	for (int i = 0; i < N_ASKED; i++)
+		ck_assert_int_eq(kvc_submit(a->c, &e, &a->reqs[i]), 0);
+}
+
+static int n_answered(struct asker *a)
+{
+	int n = 0;
+
+	(void)kvc_poll(a->c);
+	for (int i = 0; i < N_ASKED; i++)
+		n += a->reqs[i].done;
+	return n;
+}
+
+/* What a tenant asks about itself takes its own time. */
+START_TEST(questions_of_one_tenant_stop_no_other)
+{
+	const struct kv_geometry g = { .n_layers = 1,
+				       .n_heads = N_HEADS,
+				       .n_kv_heads = N_HEADS,
+				       .head_dim = HEAD_DIM };
+	struct asker askers[N_ASKERS];
+	char conf[512], path[64], *text;
+	struct rig_daemon *e;
+	struct kvc *other;
+	int geometry, n = 0;
+
+	snprintf(path, sizeof(path), "/tmp/kvd-other-%d", (int)getpid());
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 64M\nsequences = 100000\n"
+		 "[tenant b]\nsocket = %s\nmemory = 64M\n",
+		 getuid(), path);
+	e = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(e);
+	for (int i = 0; i < N_ASKERS; i++)
+		ck_assert_int_eq(
+			kvc_open(&askers[i].c,
+				 &(struct kvc_options){ .socket = e->socket }),
+			0);
+	ck_assert_int_eq(
+		kvc_open(&other, &(struct kvc_options){ .socket = path }), 0);
+	ck_assert_str_eq(kvc_tenant(other), "b");
+	geometry = kvc_geometry(askers[0].c, &g);
+	for (int i = 0; i < N_SEQS; i++)
+		ck_assert_int_ge(kvc_seq_new(askers[0].c, geometry, 1), 0);
+	for (int i = 0; i < N_ASKERS; i++)
+		ask_for_lists(&askers[i]);
+	ck_assert_int_eq(kvc_nop(other), 0);
+	for (int i = 0; i < N_ASKERS; i++)
+		n += n_answered(&askers[i]);
+	ck_assert_int_lt(n, N_ASKED / 2);
+	/* whose session ends gets no answers any more, and others theirs */
+	for (int i = 0; i < N_ASKERS - 1; i++)
+		kvc_close(askers[i].c);
+	for (int i = 0; i < N_ASKED; i++)
+		ck_assert_int_ge(kvc_wait(askers[N_ASKERS - 1].c,
+					  &askers[N_ASKERS - 1].reqs[i], -1),
+				 2);
+	ck_assert_int_ge(
+		kvc_query(askers[N_ASKERS - 1].c, "sequences", "", &text), 0);
+	free(text);
+	/* and some wait at the end of the daemon */
+	ask_for_lists(&askers[N_ASKERS - 1]);
+	ck_assert_int_eq(rig_daemon_stop(e), 0);
+	kvc_close(askers[N_ASKERS - 1].c);
+	kvc_close(other);
+	rig_daemon_free(e);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("hostile");
@@ -186,6 +279,7 @@ int main(void)
 	tcase_add_test(t, nonsense_costs_only_its_sender);
 	tcase_add_test(t, hostile_clients_at_once_killed_in_the_middle);
 	tcase_add_test(t, connects_by_the_thousand);
+	tcase_add_test(t, questions_of_one_tenant_stop_no_other);
 	srunner_run_all(sr, CK_NORMAL);
 	failed = srunner_ntests_failed(sr);
 	srunner_free(sr);

@@ -44,9 +44,26 @@ int cmd_usage(const struct cmd *cmd)
 	return EXIT_USAGE;
 }
 
+/* What the daemon means by it. */
+static const char *meaning(int err)
+{
+	switch (-err) {
+	case ECONNRESET:
+		return "the daemon is gone, or ended the session";
+	case ESHUTDOWN:
+		return "the daemon takes no new requests";
+	case EDQUOT:
+		return "a budget of the tenant is used up";
+	case ENODEV:
+		return "the device is lost";
+	default:
+		return strerror(-err);
+	}
+}
+
 int cmd_fail(const char *what, int err)
 {
-	fprintf(stderr, "kvctl: %s: %s\n", what, strerror(-err));
+	fprintf(stderr, "kvctl: %s: %s\n", what, meaning(err));
 	return err == -ECONNRESET ? EXIT_NO_DAEMON : EXIT_REFUSED;
 }
 

@@ -254,6 +254,21 @@ static void end_drains(struct sess *s)
 	}
 }
 
+/* Why it ends; that a client has done its work is no error. */
+static const char *reason(int err)
+{
+	switch (-err) {
+	case ECONNRESET:
+		return "closed by the client";
+	case ESHUTDOWN:
+		return "the daemon stops";
+	case EPROTO:
+		return "the client broke the protocol";
+	default:
+		return strerror(-err);
+	}
+}
+
 void sess_close(struct sess *s, int err)
 {
 	struct ipc *ipc = s->ipc;
@@ -262,7 +277,7 @@ void sess_close(struct sess *s, int err)
 		return;
 	s->closing = 1;
 	log_info("sess", "session %u (%s, uid %u, pid %d) ends: %s", s->id,
-		 s->name, (unsigned int)s->uid, (int)s->pid, strerror(-err));
+		 s->name, (unsigned int)s->uid, (int)s->pid, reason(err));
 	if (err == -EPROTO)
 		stat_add(ipc->st_broken, 1);
 	chan_shut(&s->ch, err);

@@ -421,10 +421,10 @@ void gen_pages_failed(struct gen *g, int err)
 	g->state = GEN_ADMIT; /* nothing of the want is left */
 	if ((err == -EBADMSG || err == -EIO) && !g->pos &&
 	    g->n_retries++ < MAX_RETRIES) {
-		log_warn("gen", "%s (%d): computing again",
+		log_warn("gen", "%s: %s: computing again",
+			 g->tenant->conf->name,
 			 err == -EIO ? "pages not read, or no room made"
-				     : "stored pages are damaged",
-			 err);
+				     : "stored pages are damaged");
 		gen_release(g);
 		for (uint32_t i = 0; i < g->n_parts; i++)
 			g->parts[i].found = 0; /* it may turn out otherwise */

@@ -589,6 +589,8 @@ START_TEST(it_ends_in_order)
 	ck_assert_int_eq(run("nonsense"), 2);
 	ck_assert_int_eq(run("drain"), 0);
 	ck_assert_int_eq(run("generate hello"), 1);
+	ck_assert_str_eq(out, "kvctl: generate: the daemon takes no new "
+			      "requests\n");
 	ck_assert_int_eq(run("stop"), 0);
 	ck_assert_int_eq(rig_daemon_wait(d), 0);
 	ck_assert_int_eq(run("status"), 3);

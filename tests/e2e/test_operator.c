@@ -1,6 +1,6 @@
 /*
- * test_operator.c - what a daemon says that does not start: which line of the
- * configuration it is about, and why
+ * test_operator.c - what the log tells the operator: which line of the configuration a
+ * daemon that does not start is about, and why a session ended
  */
 #include <check.h>
 #include <stdio.h>
@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "libkvclient/kvclient.h"
 #include "tests/rig/daemon.h"
 
 static struct rig_daemon *d; /* its folder */
@@ -116,6 +117,36 @@ START_TEST(a_socket_of_another_program_stays)
 }
 END_TEST
 
+/* What happens every day does not read like an error. */
+START_TEST(the_log_says_who_ended_a_session)
+{
+	struct kvc *c[2];
+	char *log;
+
+	ck_assert_int_eq(rig_daemon_restart(d), 0);
+	for (int i = 0; i < 2; i++)
+		ck_assert_int_eq(
+			kvc_open(&c[i],
+				 &(struct kvc_options){ .socket = d->socket }),
+			0);
+	kvc_close(c[0]);
+	for (int i = 0; i < 1000; i++) { /* it is noticed */
+		log = rig_daemon_log(d);
+		if (strstr(log, " ends: "))
+			break;
+		free(log);
+		(void)usleep(10000);
+	}
+	ck_assert_ptr_nonnull(strstr(log, " ends: closed by the client\n"));
+	free(log);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	log = rig_daemon_log(d);
+	ck_assert_ptr_nonnull(strstr(log, " ends: the daemon stops\n"));
+	free(log);
+	kvc_close(c[1]);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("operator");
@@ -132,6 +163,7 @@ int main(void)
 	tcase_add_loop_test(t, who_does_not_start_says_what_it_is_about, 0,
 			    sizeof(table) / sizeof(table[0]));
 	tcase_add_test(t, a_socket_of_another_program_stays);
+	tcase_add_test(t, the_log_says_who_ended_a_session);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);
 	srunner_run_all(r, CK_NORMAL);

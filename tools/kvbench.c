@@ -402,7 +402,7 @@ static int run(struct bench *b, const struct command *c, int argc, char **argv)
 	return ret ? 1 : 0;
 }
 
-int main(int argc, char **argv)
+static int dispatch(int argc, char **argv)
 {
 	const struct command *c;
 	struct bench b;
@@ -425,4 +425,16 @@ int main(int argc, char **argv)
 	ret = run(&b, c, argc - 1, argv + 1);
 	free(b.lines);
 	return ret;
+}
+
+int main(int argc, char **argv)
+{
+	const int ret = dispatch(argc, argv);
+
+	errno = 0;
+	if (!fflush(stdout) && !ferror(stdout))
+		return ret;
+	fprintf(stderr, "kvbench: standard output: %s\n",
+		strerror(errno ? errno : EIO));
+	return ret ? ret : 1;
 }

@@ -603,6 +603,8 @@ START_TEST(usage_errors_exit_2_and_help_0)
 	ck_assert_ptr_nonnull(strstr(out, "attention"));
 	ck_assert_int_eq(kvbench("rag --help"), 0);
 	ck_assert_ptr_nonnull(strstr(out, "exact_match"));
+	/* figures that got nowhere */
+	ck_assert_int_eq(kvbench("--help 2>/dev/null >/dev/full"), 1);
 }
 END_TEST
 

@@ -29,6 +29,17 @@
 		ret = (call); \
 	} while (ret < 0 && errno == EINTR)
 
+void kio_sys_fill_std(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		(void)close(fd); /* nothing was written */
+}
+
 int kio_sys_open(const char *path, int flags, mode_t mode)
 {
 	return kio_sys_openat(AT_FDCWD, path, flags, mode);

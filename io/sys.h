@@ -55,6 +55,9 @@ int kio_sys_fstatfs(int fd, struct statfs *out);
 /* name: what top -H shows, 15 characters at most. */
 int kio_sys_thread(pthread_t *out, void *(*run)(void *arg), void *arg,
 		   const char *name);
+/* 0, 1 and 2 are open, as /dev/null if need be: what is written to them is for nobody
+ * else's file. At the start of a program; no fault point. */
+void kio_sys_fill_std(void);
 /* The whole file, for this open file alone: -EBUSY somebody has it. */
 int kio_sys_lock(int fd);
 /* A directory, the same way: a descriptor that has it. Point "sys.open", then this. */

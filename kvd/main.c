@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include "io/sys.h"
 #include "kernels/cuda_api.h"
 #include "kernels/gpu.h"
 #include "kvd/base/clock.h"
@@ -342,6 +343,7 @@ int main(int argc, char **argv)
 	enum log_level level;
 	int ret;
 
+	kio_sys_fill_std();
 	ret = parse(argc, argv, &o);
 	if (ret >= 0)
 		return ret;

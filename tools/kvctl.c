@@ -2,6 +2,7 @@
  * kvctl.c - administer a kvd: find the subcommand, connect, run it
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -261,7 +262,20 @@ static int printed(int ret)
 	return ret ? ret : EXIT_REFUSED;
 }
 
+/* What is printed is for nobody else's file, or for the daemon's socket. */
+static void fill_std(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 int main(int argc, char **argv)
 {
+	fill_std();
 	return printed(dispatch(argc, argv));
 }

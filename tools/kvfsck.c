@@ -486,6 +486,7 @@ int main(int argc, char **argv)
 	struct fsck f = { .fd = -1 };
 	int c, rc;
 
+	kio_sys_fill_std(); /* the store is not where we print */
 	while ((c = getopt_long(argc, argv, "vrljh", options, NULL)) != -1) {
 		f.verify |= c == 'v';
 		f.repair |= c == 'r';

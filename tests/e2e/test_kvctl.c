@@ -493,6 +493,9 @@ START_TEST(a_full_disk_is_told)
 	ck_assert_int_eq(run("status 2>&1 >/dev/full #"), 1);
 	ck_assert_str_eq(out, "kvctl: standard output: No space left on "
 			      "device\n");
+	/* what was closed is not somebody's socket */
+	ck_assert_int_eq(run("metrics 2>&1 >&- #"), 0);
+	ck_assert_str_eq(out, "");
 	ck_assert_int_eq(run("trace record /dev/full --seconds 0.01"), 1);
 	ck_assert_str_eq(out, "kvctl: trace: No space left on device\n");
 }

@@ -302,15 +302,46 @@ START_TEST(superblocks_may_differ)
 }
 END_TEST
 
+static void use_faulty(void)
+{
+	strcat(bin, "-faulty");
+	if (access(bin, X_OK))
+		strcpy(strstr(bin, "/../kvfsck"), "/kvfsck-faulty");
+}
+
+/* A store without O_DIRECT, and so many lines that they are written before the end. */
+START_TEST(who_closes_the_output_does_not_get_it_in_the_store)
+{
+	char args[PATH_MAX + 64];
+	struct stat st;
+	off_t size;
+
+	make();
+	ck_assert_int_eq(rig_store_open(&r, SMALL, 0), 0);
+	for (uint32_t i = 0; i < 100; i++)
+		rig_store_add(&r, &x[6], 100 + i, 1, 50);
+	rig_store_close(&r);
+	use_faulty();
+	ck_assert_int_eq(stat(r.path, &st), 0);
+	size = st.st_size;
+	ck_assert_int_eq(setenv("KVD_FAULT_START", "once sys.open 1 22", 1), 0);
+	(void)snprintf(args, sizeof(args), "--repair --records %s >&- #",
+		       r.path);
+	ck_assert_int_eq(fsck(args), 0);
+	ck_assert_int_eq(unsetenv("KVD_FAULT_START"), 0);
+	ck_assert_int_eq(stat(r.path, &st), 0);
+	ck_assert_int_eq(st.st_size, size);
+	fini();
+}
+END_TEST
+
 /* With a program of which calls fail: the first read of the index, and all after it. */
 START_TEST(an_index_that_cannot_be_read_is_explained)
 {
 	uint32_t before;
 
 	make();
-	strcat(bin, "-faulty");
-	if (access(bin, X_OK))
-		strcpy(strstr(bin, "/../kvfsck"), "/kvfsck-faulty");
+	use_faulty();
 	before = file_crc();
 	ck_assert_int_eq(setenv("KVD_FAULT_START", "once sys.pread 3 5", 1), 0);
 	ck_assert_int_eq(fsck(""), 0); /* block by block then */
@@ -399,6 +430,7 @@ int main(void)
 	tcase_add_loop_test(tc, records_that_cannot_be_are_found, 0, 2);
 	tcase_add_test(tc, a_bad_slot_may_be_noted_before_its_record);
 	tcase_add_loop_test(tc, superblocks_may_differ, 0, 2);
+	tcase_add_test(tc, who_closes_the_output_does_not_get_it_in_the_store);
 	tcase_add_test(tc, an_index_that_cannot_be_read_is_explained);
 	tcase_add_test(tc, what_cannot_be_read);
 	tcase_add_test(tc, a_cut_file_is_told);

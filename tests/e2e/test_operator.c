@@ -117,6 +117,38 @@ START_TEST(a_socket_of_another_program_stays)
 }
 END_TEST
 
+/* A supervisor that closes all descriptors: the log goes nowhere, not into a store. */
+START_TEST(closed_descriptors_are_nobody_s)
+{
+	char name[64], path[64];
+	struct kvc *c = NULL;
+
+	d->pid = fork();
+	if (!d->pid) {
+		for (int fd = 0; fd < 3; fd++)
+			close(fd);
+		execl(rig_daemon_binary(), "kvd", "-c", d->conf, (char *)NULL);
+		_exit(127);
+	}
+	ck_assert_int_gt(d->pid, 0);
+	for (int i = 0; i < 1000 && !c; i++)
+		if (kvc_open(&c, &(struct kvc_options){ .socket = d->socket }))
+			(void)usleep(10000);
+	ck_assert_ptr_nonnull(c);
+	for (int fd = 0; fd < 3; fd++) {
+		ssize_t n;
+
+		snprintf(path, sizeof(path), "/proc/%d/fd/%d", d->pid, fd);
+		n = readlink(path, name, sizeof(name) - 1);
+		ck_assert_int_gt(n, 0);
+		name[n] = '\0';
+		ck_assert_str_eq(name, "/dev/null");
+	}
+	kvc_close(c);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+}
+END_TEST
+
 /* What happens every day does not read like an error. */
 START_TEST(the_log_says_who_ended_a_session)
 {
@@ -163,6 +195,7 @@ int main(void)
 	tcase_add_loop_test(t, who_does_not_start_says_what_it_is_about, 0,
 			    sizeof(table) / sizeof(table[0]));
 	tcase_add_test(t, a_socket_of_another_program_stays);
+	tcase_add_test(t, closed_descriptors_are_nobody_s);
 	tcase_add_test(t, the_log_says_who_ended_a_session);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -68,7 +68,7 @@ static int may_leave(const struct range *r)
 
 	while (i < r->n_virtual && r->pages[i].slot < 0)
 		i++;
-	return i == r->n_virtual && !r->n_busy && !r->pager->conf.device;
+	return i == r->n_virtual && !r->n_busy;
 }
 
 /* The disk of the range: chosen with its first slot. */
@@ -110,6 +110,81 @@ static int64_t alloc_slot(struct range *r)
 		r->has_disk = 0;
 	}
 	return ret;
+}
+
+/* Of no page is its slot written, or being written, or read. */
+static int is_nowhere(const struct range *r)
+{
+	uint32_t i = 0;
+
+	while (i < r->n_virtual &&
+	       (r->pages[i].slot < 0 || r->pages[i].state == PAGE_WRITING ||
+		park_is_unwritten(&r->pages[i])))
+		i++;
+	return i == r->n_virtual;
+}
+
+/* Slots on the disk for all pages that have one: 0, or -ENOSPC and none is taken. */
+static int take_slots(const struct range *r, struct kio_store *s, int64_t *to)
+{
+	const size_t bytes = r->tier->page_bytes;
+	uint32_t i;
+
+	for (i = 0; i < r->n_virtual; i++) {
+		to[i] = r->pages[i].slot < 0 ? -1
+			: r->persist	     ? kio_store_alloc_kept(s, bytes)
+					     : kio_store_alloc(s, bytes);
+		if (to[i] < 0 && r->pages[i].slot >= 0)
+			break;
+	}
+	if (i == r->n_virtual)
+		return 0;
+	while (i--)
+		if (to[i] >= 0)
+			kio_store_release(s, (uint64_t)to[i], bytes);
+	return -ENOSPC;
+}
+
+static void move_to_slot(struct page *pg, struct kio_store *to, int64_t slot,
+			 int aside)
+{
+	const size_t bytes = pg->range->tier->page_bytes;
+	struct kio_store *from = disk_of(pg);
+
+	kio_store_own(from, (uint64_t)pg->slot, bytes, NULL);
+	if (aside)
+		kio_store_set_aside(from, (uint64_t)pg->slot, bytes);
+	else
+		kio_store_release(from, (uint64_t)pg->slot, bytes);
+	pg->slot = slot;
+	kio_store_own(to, (uint64_t)slot, bytes, pg);
+}
+
+int page_leave_disk(struct page *refused, int aside)
+{
+	struct range *r = refused->range;
+	struct stores *s = r->pager->conf.stores;
+	int64_t *to;
+	int i;
+
+	if (!is_nowhere(r))
+		return -EBUSY;
+	i = stores_pick(s, (uint64_t)r->n_pages * r->tier->page_bytes,
+			1u << r->i_disk);
+	if (i < 0 || stores_is_bad(s, (uint32_t)i))
+		return -ENOSPC;
+	to = calloc(r->n_virtual, sizeof(*to));
+	if (!to || take_slots(r, stores_disk(s, (uint32_t)i), to)) {
+		free(to);
+		return -ENOSPC;
+	}
+	for (uint32_t k = 0; k < r->n_virtual; k++)
+		if (to[k] >= 0)
+			move_to_slot(&r->pages[k], stores_disk(s, (uint32_t)i),
+				     to[k], aside && &r->pages[k] == refused);
+	r->i_disk = (uint32_t)i;
+	free(to);
+	return 0;
 }
 
 int page_take_slot(struct page *pg)

@@ -92,6 +92,11 @@ void page_uncharge(struct page *pg);
 int page_take_slot(struct page *pg);
 /* It could not be written there, alone; why (0: with others). */
 void page_leave_slot(struct page *pg, int err);
+/*
+ * With a device: the disk did not take the page. Where nothing of its range is written yet
+ * all of it goes to another disk, its slot set aside if so; else -EBUSY, -ENOSPC.
+ */
+int page_leave_disk(struct page *refused, int aside);
 /* What is there is not what was written: nobody writes there again. */
 void page_quarantine_slot(struct page *pg);
 /* Its frame is to go, whatever state it is in. */

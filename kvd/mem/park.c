@@ -184,6 +184,11 @@ int park_is_dirty(const struct page *pg)
 	return pg->parked && pg->parked->is_dirty;
 }
 
+int park_is_unwritten(const struct page *pg)
+{
+	return park_is_dirty(pg) && !pg->parked->is_flushing;
+}
+
 int park_forget(struct page *pg)
 {
 	struct parked *h = pg->parked;

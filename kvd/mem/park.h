@@ -119,6 +119,8 @@ int park_forget(struct page *pg);
 int park_flush(struct page *pg);
 /* Is pg's slot not written yet? */
 int park_is_dirty(const struct page *pg);
+/* And nobody is writing it? */
+int park_is_unwritten(const struct page *pg);
 
 /* From unit u on: address, and bytes that follow each other. */
 char *park_run(const struct parked *h, uint32_t u, size_t *n_bytes);

@@ -5,7 +5,8 @@
  *      up for want of room, and the pager is not freed.
  *  (2) Its page may let go of it meanwhile (park_forget()): then slot and room are
  *      given back at the end.
- *  (3) What could not be written gets another slot, and rests for a second.
+ *  (3) What could not be written goes to another disk, with all of its range, if nothing of
+ *      that is written; else it gets another slot, and rests for a second.
  */
 #include <assert.h>
 #include <errno.h>
@@ -37,21 +38,36 @@ static void timer_ends(struct loop_timer *t)
 
 /* ---- the end of a write ---------------------------------------------------- */
 
-/* Another place: that one may be bad. None: the same again. */
-static void move_slot(struct parked *h)
+/* Another place on that disk: this one may be bad. None: the same again. */
+static void move_slot(struct parked *h, int aside)
 {
 	const int64_t slot = kio_store_alloc(disk_of(h), bytes_of(h));
 
 	if (slot < 0)
 		return;
-	if (move_is_medium(h->ret) &&
-	    stores_may_set_aside(h->part->pager->conf.stores, h->i_disk,
-				 bytes_of(h)))
+	if (aside)
 		kio_store_set_aside(disk_of(h), (uint64_t)h->slot, bytes_of(h));
 	else
 		kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
 	h->page->slot = slot;
 	kio_store_own(disk_of(h), (uint64_t)slot, bytes_of(h), h->page);
+}
+
+/* Another disk, and no rest; or another place, and the disk is left alone for a while. */
+static void leave_place(struct parked *h)
+{
+	const struct range *r = h->page->range;
+	const int aside = move_is_medium(h->ret) &&
+			  stores_may_set_aside(h->part->pager->conf.stores,
+					       h->i_disk, bytes_of(h));
+
+	if (page_leave_disk(h->page, aside)) {
+		move_slot(h, aside);
+		return;
+	}
+	for (uint32_t i = 0; i < r->n_virtual; i++)
+		if (r->pages[i].parked)
+			r->pages[i].parked->retry_ns = 0;
 }
 
 static void failed(struct parked *h)
@@ -63,12 +79,14 @@ static void failed(struct parked *h)
 	k->n.flush_errors++;
 	stat_add(p->st_write_errors, 1);
 	h->retry_ns = now + RETRY_NS;
+	leave_place(h);
 	if (now - k->logged_ns > RETRY_NS) {
 		k->logged_ns = now;
 		log_warn("park", "%s: page host->disk: %s, kept in host",
 			 p->name, strerror(-h->ret));
 	}
-	move_slot(h);
+	if (!h->retry_ns)
+		return; /* there is another disk */
 	k->timer.run = timer_ends;
 	loop_timer_set(k->conf.loop, &k->timer, h->retry_ns);
 }

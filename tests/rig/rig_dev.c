@@ -13,14 +13,20 @@
 
 static void open_stores(struct rig_dev *r, const struct rig_dev_options *o)
 {
-	char path[128];
-	struct stores_conf sc = {
-		.loop = r->loop, .depth = 16, .n = 1, .scratch = !o->store
-	};
+	char path[128], second[128];
+	struct stores_conf sc = { .loop = r->loop,
+				  .depth = 16,
+				  .kind = o->kind,
+				  .n = o->second_bytes ? 2 : 1,
+				  .scratch = !o->store };
 
 	snprintf(path, sizeof(path), "%s/store", r->dir);
+	snprintf(second, sizeof(second), "%s/second", r->dir);
 	sc.disks[0].path = o->store ? o->store : path;
-	sc.disks[0].bytes = o->disk_bytes * 2 + (64u << 20);
+	sc.disks[0].bytes = o->first_bytes ? o->first_bytes
+					   : o->disk_bytes * 2 + (64u << 20);
+	sc.disks[1].path = second;
+	sc.disks[1].bytes = o->second_bytes;
 	ck_assert_int_eq(stores_new(&r->stores, &sc), 0);
 }
 

@@ -22,6 +22,9 @@ struct rig_dev_options {
 	uint32_t n_pagers; /* 0: 1 */
 	uint32_t weights[RIG_DEV_PAGERS];
 	const char *store; /* NULL: nothing survives */
+	uint64_t second_bytes; /* of a second disk; 0: there is none */
+	uint64_t first_bytes; /* 0: twice disk_bytes and more */
+	enum kio_engine_kind kind; /* 0: what there is */
 	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
 	/* the nth call of those that start so fails from the start on */
 	enum fake_mode mode;

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "io/sys.h"
 #include "kvd/base/clock.h"
 #include "kvd/mem/page.h"
 #include "tests/rig/rig_dev.h"
@@ -288,6 +289,86 @@ START_TEST(the_disk_fails)
 }
 END_TEST
 
+/* ---- of two disks one is of no use --------------------------------------------- */
+
+static struct rig_dev_options two_disks(void)
+{
+	struct rig_dev_options o = small();
+
+	o.first_bytes = 256u << 20;
+	o.second_bytes = 64u << 20;
+	o.kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	return o;
+}
+
+/* The room of the first is in zones of another size, whose pages nobody can move. */
+START_TEST(a_range_goes_where_its_pages_fit)
+{
+	const uint32_t n = (256u << 20) / (2 * PAGE);
+	int64_t *at = calloc(n, sizeof(*at));
+	struct range *range = open_small(two_disks());
+	struct kio_store *disk = stores_disk(r->stores, 0);
+	struct kio_store_info k[2];
+	uint32_t i = 0;
+
+	ck_assert_ptr_nonnull(at);
+	while ((at[i] = kio_store_alloc(disk, 2 * PAGE)) >= 0)
+		i++;
+	while (i--)
+		if (i % 8)
+			kio_store_release(disk, (uint64_t)at[i], 2 * PAGE);
+	for (i = 0; i < 2; i++)
+		kio_store_info(stores_disk(r->stores, i), &k[i]);
+	ck_assert_uint_gt(k[0].bytes - k[0].used_bytes,
+			  2 * (k[1].bytes - k[1].used_bytes));
+	ck_assert_int_eq(work(range), 0);
+	ck_assert_uint_eq(range_disk(range), 1);
+	free(at);
+	finish(range);
+}
+END_TEST
+
+static int bad_fd;
+
+static ssize_t bad_pwrite(int fd, const void *buf, size_t n, off_t at)
+{
+	if (fd != bad_fd)
+		return pwrite(fd, buf, n, at);
+	errno = EIO;
+	return -1;
+}
+
+/* What is in the pool, and not on the disk yet that takes nothing, goes to the other. */
+START_TEST(a_range_goes_where_it_can_be_written)
+{
+	static const struct kio_disk bad = { .pread = pread,
+					     .pwrite = bad_pwrite,
+					     .fdatasync = fdatasync };
+	struct range *range = open_small(two_disks()), *next;
+	struct device_info d;
+
+	bad_fd = kio_store_fd(stores_disk(r->stores, 0));
+	kio_sys_disk = &bad;
+	ck_assert_int_eq(work(range), 0);
+	ck_assert_uint_eq(range_disk(range), 1);
+	for (uint32_t i = 0; i < 12; i++) { /* until it is known to be bad */
+		ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_PAGES, &next),
+				 0);
+		range_free(range);
+		range = next;
+		memset(filled, 0, sizeof(filled));
+		ck_assert_int_eq(work(range), 0);
+		ck_assert_uint_eq(range_disk(range), 1);
+	}
+	for (uint32_t i = 0; i < N_PAGES; i++)
+		ck_assert_int_eq(touch(range, i, 0), 0);
+	device_info(r->device, &d);
+	ck_assert_uint_gt(d.park.flush_errors, 0);
+	finish(range);
+	kio_sys_disk = NULL;
+}
+END_TEST
+
 /* A bit of the page changes on disk. */
 static void damage(const struct range *range, uint32_t i)
 {
@@ -413,6 +494,8 @@ int main(void)
 	tcase_add_test(t, a_lost_device_leaves_what_is_below);
 	tcase_add_loop_test(t, a_copy_fails, 0, 2);
 	tcase_add_loop_test(disk, the_disk_fails, 0, 2);
+	tcase_add_test(disk, a_range_goes_where_its_pages_fit);
+	tcase_add_test(disk, a_range_goes_where_it_can_be_written);
 	tcase_add_loop_test(disk, what_is_on_disk_is_checked, 0, 2);
 	tcase_add_test(disk, a_stuck_address_keeps_no_slot);
 	suite_add_tcase(s, t);

@@ -375,6 +375,19 @@ void copy_cancel(struct copier *k, struct copy *c)
 	pthread_mutex_unlock(&k->m);
 }
 
+void copy_hurry(struct copier *k, struct copy *c, enum copy_prio prio)
+{
+	pthread_mutex_lock(&k->m);
+	if (!list_empty(&c->node) && prio < c->prio && !c->n_flight &&
+	    !c->next_part && !c->next_off && !c->after) {
+		list_del(&c->node);
+		c->prio = prio;
+		list_push(&k->lanes[c->dir][prio].queue, &c->node);
+		pthread_cond_broadcast(&k->changed);
+	}
+	pthread_mutex_unlock(&k->m);
+}
+
 int copier_lost(const struct copier *k)
 {
 	return atomic_load(&k->lost);

@@ -90,6 +90,9 @@ void copy_start(struct copier *k, struct copy *c);
  * there was nothing left. Harmless on one that is over but not told. */
 void copy_cancel(struct copier *k, struct copy *c);
 
+/* c goes with those of prio, if it is less urgent and nothing of it is at the device. */
+void copy_hurry(struct copier *k, struct copy *c, enum copy_prio prio);
+
 struct copy_counts {
 	uint64_t bytes[COPY_N_DIRS]; /* landed */
 	uint64_t copies,

@@ -24,7 +24,8 @@ struct dev_io {
 };
 
 struct dev_op {
-	struct move *op;
+	struct list node; /* of the pager's */
+	struct move *op; /* NULL: not started */
 	struct vmm_op vop;
 	struct wait vmm_wait, copy_wait;
 	struct park_req req;
@@ -58,10 +59,16 @@ struct dev_op *dev_op_new(const struct range *r, uint32_t n, enum op_kind kind)
 		ok = (d->parts = calloc(units, sizeof(*d->parts))) != NULL;
 	if (ok && kind == OP_READ)
 		ok = (d->ios = calloc(units, sizeof(*d->ios))) != NULL;
+	if (d) {
+		list_init(&d->node);
+		list_init(&d->req.node);
+		list_init(&d->copy.node);
+	}
 	if (!ok) {
 		dev_op_free(d);
 		return NULL;
 	}
+	list_push(&r->pager->dev_ops, &d->node);
 	return d;
 }
 
@@ -69,6 +76,7 @@ void dev_op_free(struct dev_op *d)
 {
 	if (!d)
 		return;
+	list_del(&d->node);
 	free(d->parts);
 	free(d->ios);
 	free(d);
@@ -160,7 +168,7 @@ static void start_vmm(struct move *op, enum vmm_verb verb,
 
 static int is_ahead(const struct move *op)
 {
-	return op->kind == OP_MAP && op->prio >= WANT_PREFETCH;
+	return op->kind == OP_MAP && op_prio(op) >= WANT_PREFETCH;
 }
 
 static void note_mapped(struct move *op, uint8_t is_mapped)
@@ -181,7 +189,7 @@ static void mapped(struct wait *w, int ret)
 
 	for (uint32_t i = 0; i < op->n; i++)
 		wanted |= op->page[i].n_pins != 0;
-	if (ret && ret != -ENODEV && is_ahead(op) &&
+	if (ret && ret != -ENODEV && op->dev->vop.verb == VMM_AHEAD &&
 	    (wanted || ret == -ECANCELED)) {
 		op->prio = WANT_NEXT; /* now it is not only a wish */
 		dev_map(op);
@@ -240,6 +248,18 @@ static uint32_t add_parts(struct copy_part *at, const struct page *pg,
 	return n;
 }
 
+static enum copy_prio copy_prio(uint32_t prio)
+{
+	switch (prio) {
+	case WANT_STEP:
+		return COPY_NOW;
+	case WANT_NEXT:
+		return COPY_SOON;
+	default:
+		return COPY_LATER;
+	}
+}
+
 static void start_copy(struct move *op, enum copy_dir dir, enum copy_prio prio,
 		       uint32_t n_parts, void (*done)(struct wait *w, int ret))
 {
@@ -268,7 +288,7 @@ static int get_room(struct move *op, enum park_for what,
 		.page_bytes = op->page->range->tier->page_bytes,
 		.n = op->n,
 		.what = what,
-		.prio = (enum want_prio)op->prio,
+		.prio = (enum want_prio)op_prio(op),
 		.out = d->held,
 		.done = done,
 	};
@@ -338,7 +358,8 @@ static void write_granted(struct park_req *r, int ret)
 	}
 	for (uint32_t i = 0; i < op->n; i++)
 		n += add_parts(d->parts + n, op->page + i, d->held[i]);
-	start_copy(op, COPY_TO_HOST, op->page->to_go ? COPY_NOW : COPY_LATER, n,
+	start_copy(op, COPY_TO_HOST,
+		   op->page->to_go ? COPY_NOW : copy_prio(op_prio(op)), n,
 		   copied_down);
 }
 
@@ -351,18 +372,6 @@ void dev_write(struct move *op)
 }
 
 /* ---- up -------------------------------------------------------------------- */
-
-static enum copy_prio up_prio(const struct move *op)
-{
-	switch (op->prio) {
-	case WANT_STEP:
-		return COPY_NOW;
-	case WANT_NEXT:
-		return COPY_SOON;
-	default:
-		return COPY_LATER;
-	}
-}
 
 static void copied_up(struct wait *w, int ret)
 {
@@ -386,7 +395,7 @@ static void copy_up(struct move *op)
 		move_read(op);
 		return;
 	}
-	start_copy(op, COPY_TO_DEVICE, up_prio(op), n, copied_up);
+	start_copy(op, COPY_TO_DEVICE, copy_prio(op_prio(op)), n, copied_up);
 }
 
 static void read_crc_done(struct loop_work *w)
@@ -454,7 +463,7 @@ static void read_disk(struct move *op)
 	d->io_ret = 0;
 	for (uint32_t i = 0; i < n; i++)
 		stores_read(p->conf.stores, pg->range->i_disk, &p->flow,
-			    op->prio, &d->ios[i].req);
+			    op_prio(op), &d->ios[i].req);
 }
 
 static void read_granted(struct park_req *r, int ret)
@@ -467,6 +476,43 @@ static void read_granted(struct park_req *r, int ret)
 		return;
 	}
 	read_disk(op);
+}
+
+/* ---- who is waited for --------------------------------------------------------- */
+
+/* Its requests in the disk's line: a page may lie in several. */
+static void hurry_disk(const struct page *pg, enum want_prio prio)
+{
+	const struct range *r = pg->range;
+	struct pager *p = r->pager;
+	const size_t frame = device_frame_bytes(p->conf.device);
+
+	for (size_t at = 0; at < r->tier->page_bytes; at += frame)
+		(void)stores_hurry(p->conf.stores, r->i_disk, &p->flow, prio,
+				   (uint64_t)pg->slot + at / 4096);
+}
+
+void dev_hurry(struct page *pg, enum want_prio prio)
+{
+	struct pager *p = pg->range->pager;
+
+	if (pg->state != PAGE_MAPPING && pg->state != PAGE_READING &&
+	    pg->state != PAGE_WRITING)
+		return;
+	pg->prio = (uint8_t)prio;
+	list_for_each(n, &p->dev_ops) {
+		struct dev_op *d = list_entry(n, struct dev_op, node);
+
+		if (!d->op || pg < d->op->page || pg >= d->op->page + d->op->n)
+			continue;
+		if (pg->state == PAGE_MAPPING && prio < WANT_PREFETCH)
+			vmm_hurry(device_vmm(p->conf.device), &d->vop);
+		park_hurry(device_park(p->conf.device), &d->req, prio);
+		copy_hurry(device_copier(p->conf.device), &d->copy,
+			   copy_prio(prio));
+	}
+	if (pg->state == PAGE_READING && !pg->parked)
+		hurry_disk(pg, prio);
 }
 
 /* ---- up, past the host ------------------------------------------------------- */

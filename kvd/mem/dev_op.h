@@ -25,6 +25,10 @@ void dev_drop(struct move *op);
 void dev_write(struct move *op);
 void dev_read(struct move *op);
 
+/* A want of prio waits for a page that is being mapped, read or written: whatever line its
+ * operation stands in, it goes before those that are less urgent. */
+void dev_hurry(struct page *pg, enum want_prio prio);
+
 /* A space of the device for t. As space_open(). */
 int dev_space_open(struct pager *p, struct tier *t);
 /* As range_load_ns(): from the host pool, or from disk. */

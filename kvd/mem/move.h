@@ -54,6 +54,7 @@ struct pager {
 	struct stores_flow flow;
 	uint32_t tenant; /* of its frames: with a device */
 	struct park_part part; /* the same */
+	struct list dev_ops; /* the same: struct dev_op.node */
 	int keep_records; /* the daemon stops */
 	uint32_t n_persists; /* ranges on their way to be durable */
 	int refused; /* a reservation had to wait */

@@ -328,16 +328,20 @@ void page_hurry(struct page *pg, enum want_prio prio)
 {
 	struct pager *p = pg->range->pager;
 
-	if ((pg->state != PAGE_READING && pg->state != PAGE_WRITING) ||
-	    !list_empty(&pg->starved) || prio >= pg->prio || p->conf.device)
+	if (!list_empty(&pg->starved) || prio >= pg->prio)
+		return;
+	if (p->conf.device) {
+		dev_hurry(pg, prio);
+		return;
+	}
+	if (pg->state != PAGE_READING && pg->state != PAGE_WRITING)
 		return;
 	pg->prio = (uint8_t)prio;
 	(void)stores_hurry(p->conf.stores, pg->range->i_disk, &p->flow, prio,
 			   (uint64_t)pg->slot);
 }
 
-/* Of those who wait for one of its pages, the most urgent. */
-static uint32_t op_prio(const struct move *op)
+uint32_t op_prio(const struct move *op)
 {
 	uint32_t prio = op->prio;
 

@@ -60,6 +60,8 @@ void op_work(struct move *op, void (*run)(struct loop_work *w),
 /* Read or write the run; done() calls op_io_end(), which sets op->ret. */
 void op_io(struct move *op, void (*done)(struct kio_req *r));
 void op_io_end(struct move *op);
+/* Of those who wait for one of its pages, the most urgent. */
+uint32_t op_prio(const struct move *op);
 /* A want of prio waits for a page that is being read or written. */
 void page_hurry(struct page *pg, enum want_prio prio);
 /*

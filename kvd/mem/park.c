@@ -400,6 +400,16 @@ int park_get(struct park *k, struct park_part *part, struct park_req *r)
 	return 0;
 }
 
+void park_hurry(struct park *k, struct park_req *r, enum want_prio prio)
+{
+	if (list_empty(&r->node) || r->prio <= prio)
+		return;
+	list_del(&r->node);
+	r->prio = prio;
+	list_push(&r->part->waiting[r->what][prio], &r->node);
+	park_kick(k);
+}
+
 /* ---- start and end --------------------------------------------------------- */
 
 static int open_memory(struct park *k)

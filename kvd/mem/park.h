@@ -99,6 +99,8 @@ struct park_req {
 };
 /* 1: out is there; 0: done() will be called; -ENOMEM. */
 int park_get(struct park *k, struct park_part *part, struct park_req *r);
+/* r is to be served with those of prio, if it waits and is less urgent. */
+void park_hurry(struct park *k, struct park_req *r, enum want_prio prio);
 /* Undo a part of it: h is nobody's. */
 void park_put(struct parked *h);
 /* The same, but something may still write to its memory: it is not used again. */

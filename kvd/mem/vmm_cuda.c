@@ -452,6 +452,19 @@ void vmm_start(struct vmm *v, struct vmm_op *op)
 	pthread_mutex_unlock(&v->m);
 }
 
+void vmm_hurry(struct vmm *v, struct vmm_op *op)
+{
+	pthread_mutex_lock(&v->m);
+	list_for_each_safe(it, &v->ahead) {
+		if (it != &op->node)
+			continue;
+		list_del(it);
+		op->verb = VMM_MAP;
+		list_push(&v->urgent, it);
+	}
+	pthread_mutex_unlock(&v->m);
+}
+
 void vmm_settle(struct vmm *v)
 {
 	pthread_mutex_lock(&v->m);

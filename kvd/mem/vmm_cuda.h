@@ -161,6 +161,9 @@ struct vmm_op {
  * the caller's again when its waiter is told. */
 void vmm_start(struct vmm *v, struct vmm_op *op);
 
+/* An AHEAD that has not begun is a MAP from now on. */
+void vmm_hurry(struct vmm *v, struct vmm_op *op);
+
 /* Since the start; n_frames, n_pool, n_idle, n_stuck: frames now. */
 struct vmm_counts {
 	uint64_t n_frames, n_pool, n_idle, n_stuck;

@@ -414,6 +414,11 @@ int device_lost(const struct device *d)
 	return vmm_lost(d->vmm) || copier_lost(d->copier);
 }
 
+void device_lose(struct device *d)
+{
+	vmm_lose(d->vmm);
+}
+
 uint32_t device_new_tenant(struct device *d)
 {
 	return ++d->n_tenants;

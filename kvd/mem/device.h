@@ -82,6 +82,8 @@ size_t device_page_most(const struct device *d);
 int device_pci_node(const char *root, const char *pci);
 /* It is gone, and what was in it. Any thread. */
 int device_lost(const struct device *d);
+/* As vmm_lose(). */
+void device_lose(struct device *d);
 /* A number for a tenant's frames, never used before. */
 uint32_t device_new_tenant(struct device *d);
 

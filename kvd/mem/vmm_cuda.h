@@ -91,6 +91,9 @@ size_t vmm_frame_bytes(const struct vmm *v);
 cuda_handle vmm_ctx(const struct vmm *v);
 /* The device is gone: every op ends with -ENODEV. Any thread. */
 int vmm_lost(const struct vmm *v);
+/* What runs there cannot be waited for: nothing moves any more, as if it were lost. Any
+ * thread. */
+void vmm_lose(struct vmm *v);
 
 /*
  * Reserve addresses for n_pages pages of page_bytes, a multiple of the frame's,

@@ -27,6 +27,13 @@ int vmm_result(struct vmm *v, const char *what, int result)
 	return ret;
 }
 
+void vmm_lose(struct vmm *v)
+{
+	if (!atomic_exchange(&v->lost, 1))
+		log_error("vmm", "a stream cannot be waited for: the device "
+				 "counts as lost");
+}
+
 /* ---- calls ----------------------------------------------------------------- */
 
 static int frames_reserve(struct vmm_space *s)

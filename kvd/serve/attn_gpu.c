@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define WAIT_TRIES 3 /* for a stream */
+
 /* ---- buffers ------------------------------------------------------------------- */
 
 int gpu_buf_want(struct attn_gpu *g, struct gpu_buf *b, size_t n)
@@ -97,6 +99,20 @@ uint64_t attn_gpu_n_wide(const struct attn_gpu *g)
 int attn_gpu_use(const struct attn_gpu *g)
 {
 	return kern_errno(g->c.api->ctx_set(g->c.ctx));
+}
+
+int attn_gpu_over(const struct attn_gpu *g, int ret)
+{
+	const int end = kern_errno(g->c.api->stream_sync(g->c.stream));
+	int left = end;
+
+	for (int i = 0; i < WAIT_TRIES && left && left != -ENODEV; i++)
+		left = kern_errno(g->c.api->stream_sync(g->c.stream));
+	if (left && g->c.device)
+		device_lose(g->c.device);
+	if (left)
+		return -ENODEV;
+	return ret ? ret : end;
 }
 
 /* ---- a step ---------------------------------------------------------------------------- */

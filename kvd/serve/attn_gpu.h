@@ -15,6 +15,7 @@
 #define KVD_SERVE_ATTN_GPU_H
 
 #include "kernels/gpu.h"
+#include "kvd/mem/device.h"
 #include "kvd/serve/attn.h"
 
 struct attn_gpu;
@@ -24,6 +25,8 @@ struct attn_gpu_conf {
 	cuda_handle ctx;
 	struct kern_gpu *kern;
 	cuda_stream stream; /* its own */
+	struct device *
+		device; /* told when the stream cannot be waited for; or NULL */
 	size_t query_bytes; /* as ATTN_GPU_QUERY_BYTES; 0: that */
 	int dev; /* the context's device */
 	uint32_t
@@ -42,6 +45,12 @@ void attn_gpu_free(struct attn_gpu *g);
 uint64_t attn_gpu_n_wide(const struct attn_gpu *g);
 /* The calling thread computes from now on. Errors of the driver. */
 int attn_gpu_use(const struct attn_gpu *g);
+/*
+ * Nothing of the stream runs after this, however the calls before ended (ret): pages may go, and
+ * buffers be used again. ret, or the error of waiting; -ENODEV it could not be waited for:
+ * then the device counts as lost.
+ */
+int attn_gpu_over(const struct attn_gpu *g, int ret);
 
 struct attn_gpu_step {
 	/*

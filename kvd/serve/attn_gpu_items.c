@@ -224,7 +224,7 @@ static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 					    .n_items = s->n_items,
 					    .layer = layer,
 					    .n_layers = 1 };
-	int ret = attn_gpu_begin(g, scratch, &step, 1), end;
+	int ret = attn_gpu_begin(g, scratch, &step, 1);
 
 	if (!ret)
 		ret = buffers(g, s);
@@ -232,9 +232,7 @@ static int run_slice(struct attn_gpu *g, struct attn_scratch *scratch,
 		ret = queue(g, s, layer);
 	if (!ret && ml_elems(s))
 		ret = fetch_ml(g, s);
-	end = kern_errno(g->c.api->stream_sync(g->c.stream));
-	if (!ret)
-		ret = end;
+	ret = attn_gpu_over(g, ret);
 	if (!ret && ml_elems(s))
 		tell_lse(g, s);
 	if (!ret && wants_o(s) && !s->items[0].on_device)
@@ -360,8 +358,7 @@ int attn_gpu_put(struct attn_gpu *g, const void *p, size_t n, cuda_ptr *out)
 		memcpy(g->io.p, (const char *)p + at, k);
 		ret = kern_errno(
 			cu->h2d(g->rows.at + at, g->io.p, k, g->c.stream));
-		if (!ret)
-			ret = kern_errno(cu->stream_sync(g->c.stream));
+		ret = attn_gpu_over(g, ret);
 	}
 	*out = g->rows.at;
 	return ret;
@@ -412,9 +409,7 @@ int attn_gpu_copy(struct attn_gpu *g, const struct seq_copy *c)
 	ret = kern_errno(g->c.api->h2d(g->plan.at, g->host.p, n, g->c.stream));
 	if (!ret)
 		ret = kern_gpu_move(g->c.kern, &m, g->c.stream);
-	if (!ret)
-		ret = kern_errno(g->c.api->stream_sync(g->c.stream));
-	return ret;
+	return attn_gpu_over(g, ret);
 }
 
 /* ---- fresh rows against old ones -------------------------------------------------- */

@@ -102,6 +102,7 @@ int serve_open_gpu(struct serve *s, char *err, size_t err_len)
 	gc = (struct serve_gpu_conf){
 		.api = device_api(s->device),
 		.ctx = device_ctx(s->device),
+		.device = s->device,
 		.index = device_index(s->device),
 		.image = c->cuda_image,
 		.cublas = c->cublas_library,

@@ -197,6 +197,7 @@ int gpu_lane_new(struct gpu_lane **out, struct serve_gpu *g)
 	struct attn_gpu_conf c = { .api = g->c.api,
 				   .ctx = g->c.ctx,
 				   .kern = g->kern,
+				   .device = g->c.device,
 				   .dev = g->c.index,
 				   .wide = g->wide };
 	int ret;
@@ -229,6 +230,8 @@ void gpu_lane_free(struct gpu_lane *l)
 {
 	if (!l)
 		return;
+	if (l->attn)
+		(void)attn_gpu_over(l->attn, 0); /* or it is lost */
 	for (uint32_t i = 0; i < CONF_MAX_MODELS; i++)
 		llama_gpu_scratch_free(l->scratch[i]);
 	attn_gpu_free(l->attn);
@@ -420,8 +423,8 @@ static int run(struct probe *p, uint32_t n_layers)
 		pad(p->l, s, &b);
 		ret = llama_gpu_step(p->l->scratch[s->i_model], &b);
 	}
-	if (ret) /* nothing of it is left when the buffers are used again */
-		(void)p->l->g->c.api->stream_sync(p->l->stream);
+	if (ret)
+		ret = attn_gpu_over(p->l->attn, ret);
 	else
 		gpu_keep_end(p->l->keep);
 	return ret;
@@ -492,7 +495,5 @@ int gpu_lane_look(struct gpu_lane *l, const struct gpu_step *s,
 
 	if (!ret)
 		ret = llama_gpu_step(l->scratch[s->i_model], &b);
-	if (ret)
-		(void)l->g->c.api->stream_sync(l->stream);
-	return ret;
+	return ret ? attn_gpu_over(l->attn, ret) : 0;
 }

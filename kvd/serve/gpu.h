@@ -21,6 +21,7 @@ struct serve_gpu;
 struct serve_gpu_conf {
 	const struct cuda_api *api; /* outlives it */
 	cuda_handle ctx;
+	struct device *device; /* whose it is */
 	int index; /* of the device */
 	const char *image; /* a file with the kernels; "": the binary's own */
 	const char *cublas; /* library; "": as cublas_open() finds it */

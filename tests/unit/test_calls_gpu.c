@@ -153,6 +153,60 @@ START_TEST(a_head_that_was_not_copied_is_copied_later)
 }
 END_TEST
 
+/* A wait that fails says nothing of what was waited for: pages stay as long as it runs. Where no
+ * wait ends well nobody gets them any more. */
+START_TEST(a_call_ends_when_nothing_of_it_runs)
+{
+	struct fake_ctl fake;
+	struct cuda_api *api = rig_cuda_open(&fake, 64u << 20, 65536);
+	struct rig_serve *r = rig_serve_open(
+		(struct rig_serve_options){ .cuda = api, .head_dim = 64 });
+	const int append = _i & 1, for_ever = _i & 2;
+	float x[(HEAD + MORE) * ROW], o[MORE * ROW];
+	struct call c = {
+		.req = { .wait.done = call_done,
+			 .n_items = 1,
+			 .append_only = append },
+		.item = { .n_tokens = MORE,
+			  .pos = append ? HEAD : 0,
+			  .q = append ? NULL : x,
+			  .k = append ? x : NULL,
+			  .v = append ? x : NULL,
+			  .o = append ? NULL : o },
+	};
+	const int seq = new_seq(r);
+	int fork;
+
+	for (uint32_t i = 0; i < (HEAD + MORE) * ROW; i++)
+		x[i] = 1;
+	ck_assert_int_eq(call(r, seq, 0, HEAD, x, 1, NULL), 0);
+	fork = fork_of(r, seq); /* its frames are there for the next */
+	ck_assert_int_eq(call(r, fork, HEAD, MORE, x, 1, NULL), 0);
+	ck_assert_int_eq(serve_seq_free(r->session, (uint32_t)fork), 0);
+	fork = fork_of(r, seq);
+	for (int i = 0; i < 100; i++)
+		rig_serve_turn(r);
+	fake.hold();
+	fake.arm(for_ever ? FAKE_FOREVER : FAKE_ONCE, "cuStreamSynchronize", 1,
+		 OUT_OF_MEMORY);
+	c.item.seq = (uint32_t)fork;
+	c.req.items = &c.item;
+	ck_assert_int_eq(serve_attend(r->session, &c.req), 0);
+	while (!fake.count())
+		rig_serve_turn(r);
+	for (int i = 0; i < 100; i++)
+		rig_serve_turn(r);
+	ck_assert(c.told == !!for_ever);
+	ck_assert(!for_ever || c.ret == -ENODEV);
+	ck_assert(!for_ever || call(r, seq, 0, 1, x, 0, o) == -ENODEV);
+	fake.go();
+	ck_assert(rig_serve_until(r, &c.told));
+	fake.arm(FAKE_OFF, "", 0, 0);
+	rig_serve_close(r);
+	rig_cuda_drop(api, &fake);
+}
+END_TEST
+
 /* ---- what clients have mapped --------------------------------------------------- */
 
 #define STEP	 4096u
@@ -221,6 +275,7 @@ int main(void)
 
 	tcase_add_loop_test(t, a_head_that_was_not_copied_is_copied_later, 0,
 			    2);
+	tcase_add_loop_test(t, a_call_ends_when_nothing_of_it_runs, 0, 4);
 	tcase_add_test(t, what_does_not_fit_beside_exports_is_in_nobodys_way);
 	tcase_set_timeout(t, 300);
 	suite_add_tcase(s, t);

@@ -59,8 +59,10 @@ static void set_conf(struct rig_serve *r, const struct rig_serve_options *o)
 	if (o->cuda)
 		fprintf(f,
 			"device = cuda\ncublas_library = %s\n"
-			"cuda_image = %s/kvd.conf\nhost_memory = 8M\n",
-			rig_cuda_path(), r->dir); /* it takes any image */
+			"cuda_image = %s/kvd.conf\nhost_memory = %llu\n",
+			rig_cuda_path(), r->dir, /* it takes any image */
+			(unsigned long long)(o->host_bytes ? o->host_bytes
+							   : 8u << 20));
 	for (uint32_t i = 0; i < (o->n_models ? o->n_models : 1); i++)
 		write_model(f, r->dir, i, o);
 	fprintf(f,

@@ -34,6 +34,7 @@ struct rig_serve_options {
 	enum conf_persist persist;
 	const char *order; /* NULL: prefix */
 	const struct cuda_api *cuda; /* device = cuda; the fake's; NULL: cpu */
+	uint64_t host_bytes; /* of its pool; 0: 8 MiB */
 	/* Not NULL: tenants t0 and t1, with these names to share by ("": none). */
 	const char *share[2];
 };

@@ -3,8 +3,9 @@
  * middle of it, while the disk fails and its bytes go bad
  *
  * All invariants are walked after each turn. Each request ends; what an answer says does not
- * depend on what happened; at the end nothing is held. KVD_SEED=n repeats the operations,
- * KVD_LONG=1 does twenty times as many.
+ * depend on what happened; at the end nothing is held. The same with all KV on a device, of which
+ * clients map pages while calls of the driver fail, until it is lost. KVD_SEED=n repeats the
+ * operations, KVD_LONG=1 does twenty times as many.
  */
 #include <check.h>
 #include <errno.h>
@@ -12,26 +13,40 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "io/fault.h"
 #include "kernels/kern.h"
 #include "kvd/base/clock.h"
 #include "kvd/mem/stores.h"
 #include "kvd/serve/tenant.h"
 #include "libkvclient/kv_abi.h"
+#include "tests/rig/rig_cuda.h"
 #include "tests/rig/rig_serve.h"
 
 #define N_SESSIONS 5u /* 3 of t0, 2 of t1 */
 #define N_PROMPTS  12u
 #define N_CHUNKS   4u
-#define CHUNK	   130u
+#define CHUNK	   (on_device ? 40u : 130u)
 #define N_CALLS	   24u /* in flight at most */
 #define N_SEQS	   6u /* of a session */
+#define N_ENTRIES  32u
+#define N_FDS	   8u
+#define N_EXPORTS  8u /* remembered, of a session */
 #define ROW	   64u
-#define MAX_ROWS   300u
+#define MAX_ROWS   (on_device ? 60u : 300u)
 #define FIRST_BAD  (8l << 20) /* of the store's file: behind its index */
 #define PATIENCE   300000000000ull
+#define CARD	   (256ull << 20)
+#define FRAME	   65536u
+#ifdef __SANITIZE_THREAD__
+#define DEVICE_ROUNDS 150u /* threads of blocks are slow there */
+#else
+#define DEVICE_ROUNDS 1000u
+#endif
 
 static uint64_t seed;
+static int on_device, is_lost;
+static struct fake_ctl fake;
 
 static uint32_t dice(uint32_t n)
 {
@@ -59,9 +74,11 @@ static void make_prompts(void)
 		chunks[i] = rig_ids(CHUNK, 900 + i);
 	for (uint32_t i = 0; i < N_PROMPTS; i++) {
 		struct prompt *p = &prompts[i];
-		uint32_t *head = rig_ids(1000, i / 3), n = 40 + 170 * (i % 3);
+		const uint32_t step = on_device ? 30 : 170;
+		uint32_t *head = rig_ids(1000, i / 3),
+			 n = step / 2 + step * (i % 3);
 
-		p->n = n + 20 + 7 * i;
+		p->n = n + (on_device ? 8 + i : 20 + 7 * i);
 		p->tokens = rig_ids(p->n, 100 + i);
 		memcpy(p->tokens, head, n * sizeof(*head));
 		free(head);
@@ -81,13 +98,17 @@ static void make_prompts(void)
 }
 
 struct call {
-	enum { FREE, GEN, ATTEND, PERSIST, PUT } kind;
+	enum { FREE, GEN, ATTEND, PERSIST, PUT, EXPORT, PAGES } kind;
 	struct rig_gen *g; /* of GEN */
 	struct prompt *p;
 	struct serve_attend attend;
 	struct serve_attend_item items[2];
 	struct serve_persist persist;
 	struct serve_chunk_put put;
+	struct serve_export export;
+	struct serve_export_entry entries[N_ENTRIES];
+	struct serve_export_pages pages;
+	int fds[N_FDS];
 	struct member *of;
 	int told, ret, cancelled;
 	uint64_t since_ns;
@@ -97,6 +118,7 @@ struct member {
 	struct serve_tenant *t;
 	struct serve_session *ss;
 	int geometry, seq[N_SEQS];
+	uint32_t exports[N_EXPORTS];
 	struct wait closed;
 	int leaving, left;
 };
@@ -135,6 +157,28 @@ static void put_told(struct wait *w, int ret)
 	     ret);
 }
 
+static void export_told(struct wait *w, int ret)
+{
+	struct call *c =
+		container_of(container_of(w, struct serve_export, wait),
+			     struct call, export);
+
+	for (uint32_t i = 0; !ret && i < c->export.n_entries; i++)
+		c->of->exports[dice(N_EXPORTS)] = c->entries[i].id;
+	told(c, ret);
+}
+
+static void pages_told(struct wait *w, int ret)
+{
+	struct call *c =
+		container_of(container_of(w, struct serve_export_pages, wait),
+			     struct call, pages);
+
+	for (uint32_t i = 0; !ret && i < c->pages.n_fds; i++)
+		ck_assert_int_eq(close(c->fds[i]), 0);
+	told(c, ret);
+}
+
 static void closed(struct wait *w, int ret)
 {
 	(void)ret; /* there is no failure */
@@ -154,6 +198,7 @@ static void join(struct member *m)
 						 .page_layers = 1 });
 	ck_assert_int_gt(m->geometry, 0);
 	memset(m->seq, 0, sizeof(m->seq));
+	memset(m->exports, 0, sizeof(m->exports));
 }
 
 /* ---- ends ------------------------------------------------------------------------ */
@@ -165,8 +210,12 @@ static void look_at_error(const struct call *c, int ret)
 	const int full = ret == -EDQUOT || ret == -ENOSPC;
 	const int gone = ret == -ECANCELED && (c->cancelled || c->of->leaving);
 
-	ck_assert_msg(bad || full || gone || ret == -EINVAL || ret == -ENOENT ||
-			      ret == -EBUSY,
+	/* of a driver that failed */
+	const int of_device = on_device && (ret == -ENOMEM || ret == -EAGAIN ||
+					    (ret == -ENODEV && is_lost));
+
+	ck_assert_msg(bad || full || gone || of_device || ret == -EINVAL ||
+			      ret == -ENOENT || ret == -EBUSY,
 		      "kind %d: %s", (int)c->kind, strerror(-ret));
 	ck_assert_msg(c->kind != GEN || ret != -EINVAL, "gen");
 	n_failed[-ret]++;
@@ -386,6 +435,44 @@ static void put_or_rm(struct member *m)
 		c->kind = PUT;
 }
 
+static void export(struct member *m)
+{
+	struct call *c = free_call(m);
+
+	if (!c)
+		return;
+	c->export = (struct serve_export){ .wait.done = export_told,
+					   .seq = (uint32_t)*any_seq(m),
+					   .with_tail = !dice(3),
+					   .entries = c->entries,
+					   .n_room = N_ENTRIES };
+	if (!serve_export(m->ss, &c->export))
+		c->kind = EXPORT;
+}
+
+static void export_more(struct member *m)
+{
+	uint32_t *id = &m->exports[dice(N_EXPORTS)];
+	struct call *c = free_call(m);
+
+	if (!*id || !c)
+		return;
+	if (dice(2)) {
+		const int ret = serve_unexport(m->ss, *id);
+
+		ck_assert(!ret || ret == -EBUSY || ret == -ENOENT);
+		return;
+	}
+	c->pages = (struct serve_export_pages){ .wait.done = pages_told,
+						.id = *id,
+						.first = dice(2),
+						.n = 1 + dice(2),
+						.fds = c->fds,
+						.n_fds_room = N_FDS };
+	if (!serve_export_pages(m->ss, &c->pages))
+		c->kind = PAGES;
+}
+
 static void cancel(void)
 {
 	struct call *c = &calls[dice(N_CALLS)];
@@ -408,6 +495,35 @@ static void leave(struct member *m)
 	serve_session_close(m->ss, &m->closed);
 }
 
+/* A call of the driver fails once, or others have some of the card for a while. */
+static void harm_device(void)
+{
+	static const char *const calls_of[] = {
+		"cuMemCreate",	       "cuMemMap",
+		"cuMemSetAccess",      "cuMemcpyHtoD",
+		"cuMemcpyDtoH",	       "cuLaunchKernel",
+		"cuMemAlloc",	       "cuMemHostAlloc",
+		"cuEventRecord",       "cuMemExport",
+		"cuMemRelease",	       "cuMemsetD8Async",
+		"cuStreamBegin",       "cuGraphInstantiate",
+		"cuGraphLaunch",       "cuEventSynchronize",
+		"cuStreamSynchronize", "cuMemUnmap",
+		"cuEventQuery",	       "cuEventCreate",
+	};
+	struct fake_stats st;
+
+	if (dice(4))
+		fake.arm(FAKE_ONCE, calls_of[dice(KV_ARRAY_LEN(calls_of))],
+			 1 + dice(6),
+			 dice(2) ? CUDA_OUT_OF_MEMORY : CUDA_OPERATING_SYSTEM);
+	else if (dice(2))
+		fake.others(0);
+	else {
+		fake.stats(&st);
+		fake.others(CARD - st.used_bytes - dice(4) * FRAME);
+	}
+}
+
 /* The disk: an error that passes, one that does not, a page of junk. */
 static void harm(void)
 {
@@ -416,6 +532,10 @@ static void harm(void)
 	FILE *f;
 	long end;
 
+	if (on_device && dice(2)) {
+		harm_device();
+		return;
+	}
 	if (dice(2)) {
 		kio_fault_arm(KIO_FAULT_ONCE,
 			      dice(2) ? "uring.read" : "uring.write",
@@ -464,6 +584,18 @@ static void any_operation(void)
 	case 7:
 	case 8:
 		put_or_rm(m);
+		return;
+	case 9:
+	case 10:
+	case 11:
+		if (on_device)
+			export(m);
+		return;
+	case 12:
+	case 13:
+	case 14:
+		if (on_device)
+			export_more(m);
 		return;
 	default:
 		break;
@@ -516,13 +648,42 @@ static void nothing_is_held(void)
 		ck_assert_uint_eq(r->serve->models[i].queued_rows, 0);
 }
 
+static void all_end(void)
+{
+	kio_fault_disarm();
+	if (on_device) {
+		fake.arm(FAKE_OFF, "", 0, 0);
+		fake.others(0);
+	}
+	for (uint32_t i = 0; i < N_SESSIONS; i++)
+		if (!members[i].leaving)
+			leave(&members[i]);
+	while (n_busy())
+		turn();
+	for (uint32_t i = 0; i < N_SESSIONS; i++) {
+		leave(&members[i]);
+		while (!members[i].left)
+			rig_serve_turn(r);
+	}
+	nothing_is_held();
+	for (uint32_t i = 0; i < N_SESSIONS; i++)
+		join(&members[i]);
+}
+
 static void run(uint32_t n_rounds)
 {
+	struct cuda_api *api = on_device ? rig_cuda_open(&fake, CARD, FRAME)
+					 : NULL;
+
+	if (on_device)
+		fake.quick(1);
 	r = rig_serve_open((struct rig_serve_options){
-		.memory_bytes = (3u + dice(6)) << 20,
+		.cuda = api,
+		.host_bytes = (1u + dice(6)) << 20,
+		.memory_bytes = ((on_device ? 2u : 3u) + dice(6)) << 20,
 		.disk_bytes = (6u + dice(20)) << 20,
-		.n_layers = 4,
-		.n_kv_heads = 2,
+		.n_layers = on_device ? 3 : 4,
+		.n_kv_heads = on_device ? 1 : 2,
 		.head_dim = 64,
 		.page_tokens = 128,
 		.page_layers = 1,
@@ -541,61 +702,70 @@ static void run(uint32_t n_rounds)
 			any_operation();
 		for (uint32_t i = dice(dice(4) ? 10 : 60); i--;)
 			turn();
-		if (k % 1000 == 999) { /* all comes to its end */
-			kio_fault_disarm();
-			for (uint32_t i = 0; i < N_SESSIONS; i++)
-				if (!members[i].leaving)
-					leave(&members[i]);
-			while (n_busy())
-				turn();
-			for (uint32_t i = 0; i < N_SESSIONS; i++) {
-				leave(&members[i]);
-				while (!members[i].left)
-					rig_serve_turn(r);
-			}
-			nothing_is_held();
-			for (uint32_t i = 0; i < N_SESSIONS; i++)
-				join(&members[i]);
+		if (k % 1000 == 999) /* all comes to its end */
+			all_end();
+		if (on_device && k + 50 == n_rounds) {
+			fake.lose(CUDA_ILLEGAL_ADDRESS);
+			is_lost = 1;
 		}
 	}
+	all_end();
 	for (uint32_t i = 0; i < N_SESSIONS; i++) {
 		leave(&members[i]);
 		while (!members[i].left)
 			rig_serve_turn(r);
 	}
 	rig_serve_close(r);
+	if (api)
+		rig_cuda_drop(api, &fake);
 }
 
-START_TEST(anything_may_end_at_any_time)
+static void anything(uint32_t n_rounds)
 {
 	const char *s = getenv("KVD_SEED");
 
 	seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL);
-	printf("seed %llu\n", (unsigned long long)seed);
+	printf("%s, seed %llu\n", on_device ? "device" : "host",
+	       (unsigned long long)seed);
 	fflush(stdout);
 	make_prompts();
 	x = calloc(MAX_ROWS * 2 * ROW, sizeof(*x));
 	o = calloc(MAX_ROWS * 2 * ROW, sizeof(*o));
-	run(getenv("KVD_LONG") ? 40000 : 2000);
+	run(getenv("KVD_LONG") ? 20 * n_rounds : n_rounds);
 	printf("%u answers, %u calls of attention, %u times durable, %u chunks; "
 	       "%u cancelled, %u without room, %u of bad pages\n",
 	       n_answers, n_ended[ATTEND], n_ended[PERSIST], n_ended[PUT],
 	       n_failed[ECANCELED], n_failed[EDQUOT] + n_failed[ENOSPC],
 	       n_failed[EBADMSG] + n_failed[EIO]);
-	ck_assert_uint_gt(n_answers, 10);
+	ck_assert_uint_gt(n_answers, n_rounds / 200);
+}
+
+START_TEST(anything_may_end_at_any_time)
+{
+	anything(2000);
+}
+END_TEST
+
+START_TEST(and_on_a_device)
+{
+	on_device = 1;
+	anything(DEVICE_ROUNDS);
 }
 END_TEST
 
 int main(void)
 {
 	Suite *s = suite_create("any_end");
-	TCase *t = tcase_create("any_end");
+	TCase *t = tcase_create("host"), *d = tcase_create("device");
 	SRunner *sr;
 	int failed;
 
 	tcase_add_test(t, anything_may_end_at_any_time);
+	tcase_add_test(d, and_on_a_device);
 	tcase_set_timeout(t, 1800);
+	tcase_set_timeout(d, 1800);
 	suite_add_tcase(s, t);
+	suite_add_tcase(s, d);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);
 	failed = srunner_ntests_failed(sr);

@@ -64,6 +64,9 @@ struct fake_stats {
 	X(cublas_objects, int, (void)) \
 	/* Of products with so many outputs only what splits is offered; 0: as ever. */ \
 	X(cublas_refuse, void, (uint64_t n_outputs)) \
+	/* Attention in f32 of heads of 64 by plain loops: other bits, not the kernel's; \
+	 * for tests of what is around it. Until it is told otherwise. */ \
+	X(quick, void, (int on)) \
 	/* Memory that others have taken. */ \
 	X(others, void, (uint64_t n)) \
 	X(stats, void, (struct fake_stats * out))

@@ -78,6 +78,69 @@ static const struct entry {
 	size_t n_bytes;
 	void (*fn)(const void *args);
 } entries[] = { KERNELS(ENTRY) };
+static int is_quick;
+
+/* What a block of attn_f32_64 leaves of part p, for one head; sums in another order. */
+static void quick_part(const struct gpu_attn *a, uint32_t p, uint32_t head)
+{
+	const struct gpu_part part = ((const struct gpu_part *)a->parts)[p];
+	const struct gpu_span *first =
+		(const struct gpu_span *)a->spans + part.span;
+	const int64_t pos = ((const struct gpu_row *)a->rows)[part.row].pos;
+	const uint32_t kv = head / (a->n_heads / a->n_kv_heads);
+	const size_t row = span_row_bytes(first, 64 * sizeof(float));
+	const size_t to = (size_t)p * a->n_heads + head;
+	const float *q = (const float *)a->q +
+			 first->q_variant * a->q_variant_elems +
+			 ((size_t)part.row * a->n_heads + head) * 64;
+	float *o = (float *)a->part_o + to * 64, *ml = (float *)a->part_ml;
+	float m = -INFINITY, l = 0;
+
+	memset(o, 0, 64 * sizeof(*o));
+	for (uint32_t j = 0; j < GPU_SPLIT_TOKENS; j += GPU_TILE) {
+		const struct gpu_half at = half_at(first, part.t0 + j);
+		const uint32_t mask = tile_mask(at.s, at.t, pos);
+
+		for (uint32_t t = 0; t < GPU_TILE && mask >> t; t++) {
+			const size_t off = tile_offset(at.s, at.t, kv) +
+					   (at.t % at.s->page_tokens + t) * row;
+			const float *k = (const float *)(at.s->k + off);
+			const float *v = (const float *)(at.s->v + off);
+			float dot = 0, top, x, y;
+
+			if (!(mask >> t & 1))
+				continue;
+			for (uint32_t d = 0; d < 64; d++)
+				dot += q[d] * k[d];
+			top = fmaxf(m, dot * a->scale);
+			x = m == -INFINITY ? 0 : expf(m - top);
+			y = expf(dot * a->scale - top);
+			for (uint32_t d = 0; d < 64; d++)
+				o[d] = o[d] * x + y * v[d];
+			l = l * x + y;
+			m = top;
+		}
+	}
+	ml[2 * to] = m;
+	ml[2 * to + 1] = l;
+}
+
+static void quick_attn(const void *args)
+{
+	struct gpu_attn a;
+
+	memcpy(&a, args, sizeof(a));
+	for (uint32_t p = 0; p < a.n_parts; p++)
+		for (uint32_t h = 0; h < a.n_heads; h++)
+			quick_part(&a, p, h);
+}
+
+void fake_quick(int on);
+void fake_quick(int on)
+{
+	is_quick = on;
+}
+
 static unsigned int
 	allowed[sizeof(entries) / sizeof(*entries)]; /* shared bytes */
 
@@ -167,6 +230,10 @@ int cuLaunchKernel(cuda_handle f, unsigned int gx, unsigned int gy,
 	    (shared > STATIC_MAX && shared > allowed[e - entries]))
 		return fake_leave(CUDA_INVALID_VALUE);
 	op.fn = e->fn;
+	if (is_quick && e->fn == call_attn_f32_64) {
+		op.fn = quick_attn;
+		op.grid[0] = 0;
+	}
 	memcpy(op.args, args[0], e->n_bytes);
 	return fake_leave(fake_queue(st, op));
 }

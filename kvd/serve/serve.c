@@ -225,9 +225,11 @@ const char *serve_tenant_name(const struct serve_tenant *t)
 /* ---- models ------------------------------------------------------------------- */
 
 /* Operations a second of a fast host, and a device: what they are measured to do soon. */
-#define GUESS_CPU 1e12
-#define GUESS_GPU 1e14
-#define GUESS_NS  200000u /* it weighs as a step of that time */
+#define GUESS_CPU      1e12
+#define GUESS_GPU      1e14
+#define GUESS_NS       200000u /* it weighs as a step of that time */
+/* Rows a second: of a small model launches take the time, and nobody knows how much. */
+#define GUESS_GPU_MOST 1e4
 
 /*
  * Until a step tells, a row takes what its products take: the first who come after a start
@@ -239,8 +241,10 @@ static void guess_rate(struct serve_model *m)
 	const double heads = (double)(sh->n_heads + sh->n_kv_heads);
 	const double weights = (double)sh->n_layers * sh->d_model *
 			       (2 * heads * sh->head_dim + 3.0 * sh->n_ff);
-	const double per_s = (m->gpu ? GUESS_GPU : GUESS_CPU) / (2 * weights);
+	double per_s = (m->gpu ? GUESS_GPU : GUESS_CPU) / (2 * weights);
 
+	if (m->gpu)
+		per_s = KV_MIN(per_s, GUESS_GPU_MOST);
 	rate_add(&m->prefill, per_s * GUESS_NS * 1e-9, GUESS_NS);
 }
 

@@ -150,7 +150,8 @@ install: all
 	> $(D)/lib/systemd/system/kvd.service
 	install -m 644 tools/dist/kvd.sysusers $(D)/lib/sysusers.d/kvd.conf
 	install -m 644 tools/dist/kvd.tmpfiles $(D)/lib/tmpfiles.d/kvd.conf
-	install -m 644 docs/kvd.conf.example README.md LICENSE tools/dist/kvd-gpu.conf $(D)/share/doc/kvd/
+	install -m 644 docs/kvd.conf.example README.md LICENSE tools/dist/kvd-gpu.conf \
+	tools/dist/kvd-store.conf $(D)/share/doc/kvd/
 uninstall:
 	rm -f $(D)/sbin/kvd $(D)/sbin/kvfsck $(D)/bin/kvctl $(D)/bin/kvbench $(D)/bin/kvsim \
 	$(D)/include/kvclient.h $(D)/include/kv_abi.h $(D)/lib/libkvclient.* \

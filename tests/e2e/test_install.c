@@ -109,6 +109,7 @@ static const struct {
 	{ "share/doc/kvd/LICENSE", 0644 },
 	{ "share/doc/kvd/kvd.conf.example", 0644 },
 	{ "share/doc/kvd/kvd-gpu.conf", 0644 },
+	{ "share/doc/kvd/kvd-store.conf", 0644 },
 };
 #define N_FILES (sizeof(files) / sizeof(files[0]))
 
@@ -227,6 +228,18 @@ START_TEST(systemd_accepts_the_unit)
 			  "%s/own/lib/systemd/system/kvd.service 2>&1",
 			  tmp),
 		      "%s", out);
+	ck_assert_msg(!out[0], "%s", out);
+	/* and with the drop-ins, all lines of them */
+	ck_assert_msg(
+		!sh(out, sizeof(out),
+		    "cd %s/own && u=lib/systemd/system && "
+		    "mkdir $u/kvd.service.d && for d in gpu store; do "
+		    "sed 's/^#\\([A-Z]\\)/\\1/' share/doc/kvd/kvd-$d.conf "
+		    ">$u/kvd.service.d/$d.conf; done && "
+		    "systemd-analyze verify --man=no $PWD/$u/kvd.service "
+		    "2>&1; s=$?; rm -r $u/kvd.service.d; exit $s",
+		    tmp),
+		"%s", out);
 	ck_assert_msg(!out[0], "%s", out);
 	if (have("systemd-sysusers"))
 		ck_assert_msg(!sh(out, sizeof(out),

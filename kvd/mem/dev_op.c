@@ -4,6 +4,8 @@
  *  (1) A page that is read has a parked copy from the start (then it stays where it is,
  *      park_read_begin()), or gets one from disk.
  *  (2) What a copy that failed may still write to is not used again (park_lose()).
+ *  (3) Bytes that came past the host, and are wrong, are read by way of it before anybody says
+ *      that the disk is.
  */
 #include "kvd/mem/dev_op.h"
 
@@ -31,6 +33,7 @@ struct dev_op {
 	struct park_req req;
 	struct copy copy;
 	struct gds_file *direct; /* READ past the host */
+	int was_wrong; /* what came so */
 	uint32_t n_ios;
 	int io_ret;
 	struct copy_part *parts; /* [n units] READ, WRITE */
@@ -381,6 +384,15 @@ static void copied_up(struct wait *w, int ret)
 	move_read(op);
 }
 
+static int is_right(const struct move *op)
+{
+	uint32_t i = 0;
+
+	while (i < op->n && op->crc[i] == op->page[i].crc)
+		i++;
+	return i == op->n;
+}
+
 /* Pages without a copy in the pool failed their check. */
 static void copy_up(struct move *op)
 {
@@ -402,6 +414,8 @@ static void read_crc_done(struct loop_work *w)
 {
 	struct move *op = container_of(w, struct move, work);
 
+	if (op->dev->was_wrong && is_right(op)) /* the disk is sound */
+		device_direct_off(device_of(op), -EBADMSG);
 	for (uint32_t i = 0; i < op->n; i++) {
 		struct page *pg = op->page + i;
 
@@ -531,19 +545,32 @@ static void work_direct(struct loop_work *w)
 				     &op->crc[i]);
 }
 
+/* Whatever is known of its bytes is forgotten. */
+static void read_by_host(struct move *op)
+{
+	int ret;
+
+	memset(op->crc, 0, op->n * sizeof(op->crc[0]));
+	ret = get_room(op, PARK_READ, read_granted);
+	if (ret)
+		read_granted(&op->dev->req, ret > 0 ? 0 : ret);
+}
+
 static void direct_done(struct loop_work *w)
 {
 	struct move *op = container_of(w, struct move, work);
 	struct device *d = device_of(op);
 
-	if (op->dev->io_ret) {
+	op->dev->was_wrong = !op->dev->io_ret && !is_right(op);
+	if (op->dev->io_ret)
 		device_direct_off(d, op->dev->io_ret);
-		dev_read(op); /* as ever */
+	if (op->dev->io_ret || op->dev->was_wrong) {
+		read_by_host(op);
 		return;
 	}
 	device_count_direct(d, op->n * op->page->range->tier->page_bytes);
 	op->ret = 0;
-	move_read(op); /* compares the checksums */
+	move_read(op);
 }
 
 static struct gds_file *direct_of(const struct move *op)
@@ -564,8 +591,6 @@ static struct gds_file *direct_of(const struct move *op)
 
 void dev_read(struct move *op)
 {
-	int ret;
-
 	op->dev->op = op;
 	if (op->page->parked) {
 		for (uint32_t i = 0; i < op->n; i++)
@@ -574,11 +599,8 @@ void dev_read(struct move *op)
 		return;
 	}
 	op->dev->direct = direct_of(op);
-	if (op->dev->direct) {
+	if (op->dev->direct)
 		op_work(op, work_direct, direct_done);
-		return;
-	}
-	ret = get_room(op, PARK_READ, read_granted);
-	if (ret)
-		read_granted(&op->dev->req, ret > 0 ? 0 : ret);
+	else
+		read_by_host(op);
 }

@@ -53,7 +53,7 @@ struct device_conf {
  */
 int device_open(struct device **out, const struct device_conf *conf, char *err,
 		size_t err_len);
-/* All pagers are freed. NULL is fine. Blocks. */
+/* All pagers are freed, the stores are not yet (device_direct()). NULL is fine. Blocks. */
 void device_close(struct device *d);
 
 /* What others need to compute there. */

@@ -507,8 +507,8 @@ void serve_free(struct serve *s)
 		llama_close(s->models[i].llama);
 	}
 	serve_gpu_free(s->gpu);
+	device_close(s->device); /* cuFile has descriptors of stores */
 	stores_free(s->stores);
-	device_close(s->device);
 	trace_free(s->trace);
 	if (s->huge_dir > 0)
 		(void)close(s->huge_dir);

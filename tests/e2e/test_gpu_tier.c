@@ -154,17 +154,26 @@ END_TEST
 /* Records written from the pinned pool are found, also by one that was killed. */
 START_TEST(what_is_persisted_is_found_again)
 {
-	struct rig_daemon *d = start("device = cuda\nhost_memory = 8M\n",
-				     "memory = 2M\ndisk = 64M\n");
+	const int direct = _i & 2;
+	const char *path = rig_cuda_path();
 	struct answer first[2], again[2];
+	char lines[PATH_MAX + 128];
+	struct rig_daemon *d;
 	struct kvc *c;
+
+	snprintf(lines, sizeof(lines),
+		 "device = cuda\nhost_memory = 8M\n%s%.*s%s\n",
+		 direct ? "direct_storage = " : "",
+		 direct ? (int)(strrchr(path, '/') - path) : 0, path,
+		 direct ? "/libfakecufile.so" : "");
+	d = start(lines, "memory = 2M\ndisk = 64M\n");
 
 	ck_assert_ptr_nonnull(d);
 	c = rig_join(d->socket);
 	ask_all(c, first, 2);
 	ck_assert_int_eq(kvc_persist(c), 0);
 	kvc_close(c);
-	if (_i)
+	if (_i & 1)
 		rig_daemon_kill(d);
 	else
 		ck_assert_int_eq(rig_daemon_stop(d), 0);
@@ -276,7 +285,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, what_cannot_be_had_is_said);
-	tcase_add_loop_test(t, what_is_persisted_is_found_again, 0, 2);
+	tcase_add_loop_test(t, what_is_persisted_is_found_again, 0, 4);
 	tcase_add_test(t, a_pool_without_a_disk);
 	tcase_add_test(t, kvctl_tells_and_trims);
 	suite_add_tcase(s, t);

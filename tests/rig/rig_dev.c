@@ -183,10 +183,10 @@ void rig_dev_close(struct rig_dev *r)
 	}
 	for (uint32_t i = 0; i < r->n_pagers; i++)
 		pager_free(r->pagers[i]);
-	stores_free(r->stores);
 	r->armed |= r->device && device_lost(r->device);
 	r->ctl.arm(FAKE_OFF, "", 0, 0);
 	device_close(r->device);
+	stores_free(r->stores);
 	loop_free(r->loop);
 	if (r->armed)
 		rig_cuda_drop(r->api, &r->ctl);

@@ -5,6 +5,7 @@
  * FAKE_CUFILE=driver, handle, read, short or flip in the environment: that call fails, the read
  * is half, or one byte of it is wrong. Any thread.
  */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
@@ -59,6 +60,9 @@ struct cufile_error cuFileHandleRegister(void **out, struct cufile_descr *d)
 void cuFileHandleDeregister(void *handle);
 void cuFileHandleDeregister(void *handle)
 {
+	/* its files are open as long as it has them */
+	if (fcntl(*(int *)handle, F_GETFD) < 0)
+		abort();
 	free(handle);
 }
 

@@ -12,7 +12,9 @@
  *      flight: the loop comes back.
  *
  * Both engines share settle(), so both know short transfers and fault points.
- * Threads: they take from todo and put into finished, both under m.
+ * Threads: they take from a crew's todo and put into finished, both under m.
+ * Discards have a crew of one in either engine, started with the first of them:
+ * io_uring has none before Linux 6.12, and one that takes long delays no page.
  *
  * Reserving and punching go through the engine too: io_uring runs fallocate on
  * a thread of the kernel. From the loop thread it could wait for ever on
@@ -41,10 +43,20 @@ struct fifo {
 	struct kio_req *first, **end;
 };
 
+/* Threads that take from one queue. */
+struct crew {
+	struct kio_engine *engine;
+	pthread_t threads[N_THREADS];
+	int n;
+	pthread_cond_t more;
+	struct fifo todo; /* (m) */
+};
+
 struct kio_engine {
 	enum kio_engine_kind kind; /* AUTO: none started */
 	uint32_t depth;
 	uint32_t n_in_flight;
+	uint32_t n_discards; /* given to their thread, not counted above */
 	int event_fd;
 	struct fifo queued;
 	struct fifo refused; /* the kernel would not take them: ret is set */
@@ -52,11 +64,8 @@ struct kio_engine {
 	uint8_t used_files[N_FILES]; /* slots of the table taken */
 	int n_files; /* size of the table; 0: none */
 
-	pthread_t threads[N_THREADS];
-	int n_threads;
+	struct crew pages, discards;
 	pthread_mutex_t m;
-	pthread_cond_t more;
-	struct fifo todo; /* (m) */
 	struct fifo finished; /* (m) */
 	int stop; /* (m) */
 };
@@ -99,7 +108,7 @@ static void ring_bell(struct kio_engine *e)
 
 /* Where and how much of a request is still to be done. */
 struct span {
-	char *buf; /* NULL: RESERVE and PUNCH */
+	char *buf; /* NULL: nothing is transferred */
 	size_t n_bytes;
 	off_t off;
 };
@@ -118,7 +127,8 @@ static struct span span_of(const struct kio_req *r)
 static int fault_of(const struct kio_req *r)
 {
 	static const char *const names[] = { "uring.read", "uring.write",
-					     "uring.reserve", "uring.punch" };
+					     "uring.reserve", "uring.punch",
+					     "uring.discard" };
 
 	return kio_fault(names[r->op]);
 }
@@ -177,6 +187,8 @@ static int transfer(struct kio_req *r)
 	const struct span s = span_of(r);
 	int ret;
 
+	if (r->op == KIO_OP_DISCARD)
+		return kio_sys_discard(r->fd, s.off, (off_t)s.n_bytes);
 	if (!s.buf)
 		return kio_sys_fallocate(r->fd, punch_mode(r), s.off,
 					 (off_t)s.n_bytes);
@@ -188,13 +200,14 @@ static int transfer(struct kio_req *r)
 
 static void *thread_main(void *arg)
 {
-	struct kio_engine *e = arg;
+	struct crew *c = arg;
+	struct kio_engine *e = c->engine;
 	struct kio_req *r;
 
 	pthread_mutex_lock(&e->m);
 	for (;;) {
-		while (!(r = fifo_pop(&e->todo)) && !e->stop)
-			pthread_cond_wait(&e->more, &e->m);
+		while (!(r = fifo_pop(&c->todo)) && !e->stop)
+			pthread_cond_wait(&c->more, &e->m);
 		if (!r)
 			break;
 		pthread_mutex_unlock(&e->m);
@@ -210,27 +223,50 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
+static void crew_init(struct crew *c, struct kio_engine *e)
+{
+	c->engine = e;
+	fifo_init(&c->todo);
+	pthread_cond_init(&c->more, NULL);
+}
+
+static int crew_start(struct crew *c, int n, const char *name)
+{
+	int ret = 0;
+
+	for (; c->n < n && !ret; c->n += !ret)
+		ret = kio_sys_thread(&c->threads[c->n], thread_main, c, name);
+	return ret;
+}
+
+/* e->stop is set. */
+static void crew_fini(struct crew *c)
+{
+	pthread_cond_broadcast(&c->more);
+	for (int i = 0; i < c->n; i++)
+		pthread_join(c->threads[i], NULL);
+	pthread_cond_destroy(&c->more);
+}
+
 static int start_threads(struct kio_engine *e)
 {
 	e->kind = KIO_ENGINE_THREADS;
-	for (; e->n_threads < N_THREADS; e->n_threads++) {
-		int ret = kio_sys_thread(&e->threads[e->n_threads], thread_main,
-					 e, "kvd-io");
-
-		if (ret)
-			return ret;
-	}
-	return 0;
+	return crew_start(&e->pages, N_THREADS, "kvd-io");
 }
 
 static void stop_threads(struct kio_engine *e)
 {
 	pthread_mutex_lock(&e->m);
 	e->stop = 1;
-	pthread_cond_broadcast(&e->more);
 	pthread_mutex_unlock(&e->m);
-	for (int i = 0; i < e->n_threads; i++)
-		pthread_join(e->threads[i], NULL);
+	crew_fini(&e->pages);
+	crew_fini(&e->discards);
+}
+
+static void crew_push_locked(struct crew *c, struct kio_req *r)
+{
+	fifo_push(&c->todo, r);
+	pthread_cond_signal(&c->more);
 }
 
 static void submit_threads(struct kio_engine *e)
@@ -239,9 +275,8 @@ static void submit_threads(struct kio_engine *e)
 
 	pthread_mutex_lock(&e->m);
 	while (e->n_in_flight < e->depth && (r = fifo_pop(&e->queued))) {
-		fifo_push(&e->todo, r);
+		crew_push_locked(&e->pages, r);
 		e->n_in_flight++;
-		pthread_cond_signal(&e->more);
 	}
 	pthread_mutex_unlock(&e->m);
 }
@@ -253,7 +288,8 @@ static void reap_threads(struct kio_engine *e, struct fifo *done)
 	pthread_mutex_lock(&e->m);
 	while ((r = fifo_pop(&e->finished))) {
 		fifo_push(done, r);
-		e->n_in_flight--;
+		*(r->op == KIO_OP_DISCARD ? &e->n_discards : &e->n_in_flight) -=
+			1;
 	}
 	pthread_mutex_unlock(&e->m);
 }
@@ -439,10 +475,10 @@ int kio_engine_new(struct kio_engine **out, enum kio_engine_kind kind,
 	e->depth = depth ? depth : DEPTH_DEFAULT;
 	fifo_init(&e->queued);
 	fifo_init(&e->refused);
-	fifo_init(&e->todo);
 	fifo_init(&e->finished);
 	pthread_mutex_init(&e->m, NULL);
-	pthread_cond_init(&e->more, NULL);
+	crew_init(&e->pages, e);
+	crew_init(&e->discards, e);
 	ret = kio_sys_eventfd();
 	e->event_fd = ret;
 	if (ret >= 0)
@@ -460,7 +496,8 @@ static void drain(struct kio_engine *e)
 {
 	struct pollfd bell = { .fd = e->event_fd, .events = POLLIN };
 
-	while (e->n_in_flight || e->queued.first || e->refused.first) {
+	while (e->n_in_flight || e->n_discards || e->queued.first ||
+	       e->refused.first) {
 		kio_engine_submit(e);
 		/* the time limit is for safety only; see (3) */
 		(void)kio_sys_poll(&bell, 1, 10);
@@ -478,7 +515,6 @@ void kio_engine_free(struct kio_engine *e)
 		io_uring_queue_exit(&e->ring);
 	if (e->event_fd >= 0)
 		close(e->event_fd);
-	pthread_cond_destroy(&e->more);
 	pthread_mutex_destroy(&e->m);
 	free(e);
 }
@@ -495,11 +531,28 @@ const char *kio_engine_name(const struct kio_engine *e)
 
 /* ---- submit and reap ---------------------------------------------------- */
 
+static void discard(struct kio_engine *e, struct kio_req *r)
+{
+	const int ret = crew_start(&e->discards, 1, "kvd-discard");
+
+	if (ret) {
+		fail_now(e, r, ret);
+		return;
+	}
+	e->n_discards++;
+	pthread_mutex_lock(&e->m);
+	crew_push_locked(&e->discards, r);
+	pthread_mutex_unlock(&e->m);
+}
+
 void kio_engine_queue(struct kio_engine *e, struct kio_req *r)
 {
 	r->done_bytes = 0;
 	r->ret = 0;
-	fifo_push(&e->queued, r);
+	if (r->op == KIO_OP_DISCARD)
+		discard(e, r);
+	else
+		fifo_push(&e->queued, r);
 }
 
 void kio_engine_submit(struct kio_engine *e)
@@ -525,7 +578,7 @@ int kio_engine_reap(struct kio_engine *e)
 		fifo_push(&done, r);
 	if (e->kind == KIO_ENGINE_URING)
 		reap_uring(e, &done);
-	else
+	if (e->kind != KIO_ENGINE_URING || e->n_discards)
 		reap_threads(e, &done);
 	kio_engine_submit(e); /* the disk does not wait for callbacks */
 	for (; (r = fifo_pop(&done)); n++)

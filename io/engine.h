@@ -1,8 +1,9 @@
 /*
- * engine.h - run reads, writes and fallocate: on io_uring, or on threads
+ * engine.h - run reads, writes, fallocate, discards: on io_uring, or on threads
  *
  * One thread (the loop's) queues, submits and reaps. Where io_uring is not to be
- * had, a few threads do pread/pwrite behind the same calls.
+ * had, a few threads do pread/pwrite behind the same calls. Discards, which a device
+ * may take its time for, are done by a thread of their own, one by one.
  */
 #ifndef IO_ENGINE_H
 #define IO_ENGINE_H
@@ -40,12 +41,13 @@ enum kio_op {
 	KIO_OP_WRITE,
 	KIO_OP_RESERVE, /* fallocate */
 	KIO_OP_PUNCH, /* fallocate: give the blocks back, keep the size */
+	KIO_OP_DISCARD, /* of a device: what is read there is not said */
 };
 
 /* One request; memory is the caller's until done(). */
 struct kio_req {
 	struct kio_req *next; /* the engine's */
-	void *buf; /* 4 KiB aligned, n_bytes long; not used by fallocate */
+	void *buf; /* 4 KiB aligned, n_bytes long; only reads and writes */
 	size_t n_bytes;
 	uint64_t block; /* store.h: where */
 	off_t off; /* of the file; the store sets it */

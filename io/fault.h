@@ -3,7 +3,7 @@
  *
  * io/sys.c asks at every system call that can fail ("sys.open" ...),
  * io/engine.c at every completion ("uring.read", "uring.write", "uring.punch",
- * "uring.reserve"), at set-up and submission ("uring.setup", "uring.register",
+ * "uring.reserve", "uring.discard"), at set-up and submission ("uring.setup", "uring.register",
  * "uring.files", "uring.file", "uring.submit"),
  * and whether to call a transfer short ("uring.short": any err). The threads
  * engine has the same points. Off (the default) costs one relaxed load.

@@ -188,6 +188,13 @@ static void reserve_ahead(struct kio_store *s, uint32_t zone)
 	}
 }
 
+/* It never will, as opposed to: it failed. */
+static int cannot(int ret)
+{
+	return ret == -EOPNOTSUPP || ret == -ENOSYS || ret == -ENOTTY ||
+	       ret == -EINVAL || ret == -EPERM;
+}
+
 static void punch_done(struct kio_req *r)
 {
 	struct chore *c = container_of(r, struct chore, req);
@@ -199,15 +206,39 @@ static void punch_done(struct kio_req *r)
 		return;
 	}
 	s->slots.zones[c->zone].punching = 0;
-	if (r->ret == -EOPNOTSUPP || r->ret == -ENOSYS)
-		s->no_punch = 1;
+	if (!cannot(r->ret) || s->gives_back == KIO_BACK_NO)
+		return;
+	s->gives_back = KIO_BACK_NO;
+	if (s->kept)
+		s->kept(s->kept_ctx);
+}
+
+void kio_store_on_kept(struct kio_store *s, void (*kept)(void *ctx), void *ctx)
+{
+	s->kept = kept;
+	s->kept_ctx = ctx;
+}
+
+/* What a discard does not do for a zone, zeros that take no room may. */
+static void discard_done(struct kio_req *r)
+{
+	struct chore *c = container_of(r, struct chore, req);
+	struct kio_store *s = c->store;
+
+	if (cannot(r->ret))
+		s->gives_back = KIO_BACK_HOLES;
+	if (r->ret && !s->closing)
+		chore_start(c, KIO_OP_PUNCH, c->zone, punch_done);
+	else
+		punch_done(r);
 }
 
 static void punch_behind(struct kio_store *s)
 {
+	const int discards = s->gives_back == KIO_BACK_DISCARD;
 	uint32_t i;
 
-	if (s->no_punch || s->punch.busy || s->closing)
+	if (s->gives_back == KIO_BACK_NO || s->punch.busy || s->closing)
 		return;
 	i = slots_punchable(&s->slots);
 	if (i == NO_ZONE)
@@ -216,7 +247,8 @@ static void punch_behind(struct kio_store *s)
 	s->slots.zones[i].backed = 0;
 	s->slots.n_free_backed--;
 	s->n_ahead = KV_MIN(s->n_ahead, i);
-	chore_start(&s->punch, KIO_OP_PUNCH, i, punch_done);
+	chore_start(&s->punch, discards ? KIO_OP_DISCARD : KIO_OP_PUNCH, i,
+		    discards ? discard_done : punch_done);
 }
 
 /* ---- pages --------------------------------------------------------------------------- */
@@ -550,6 +582,7 @@ void kio_store_info(struct kio_store *s, struct kio_store_info *out)
 		.orphan_bytes = s->orphan_bytes,
 		.page_written_bytes = s->page_written,
 		.direct = s->direct,
+		.gives_back = s->gives_back,
 		.moved_bytes = m->moved_bytes,
 		.n_zones_cleaned = m->n_cleaned,
 		.cleaning_bytes = clean_left(m),

@@ -211,6 +211,16 @@ void kio_store_moved(struct kio_store *s, uint64_t n_bytes);
 /* It cannot be emptied now: slots of it are given out again. */
 void kio_store_clean_stop(struct kio_store *s);
 
+/* How the bytes of zones that are free go back to the file system or device. */
+enum kio_back {
+	KIO_BACK_HOLES, /* fallocate; of a device: as zeros without blocks */
+	KIO_BACK_DISCARD, /* of a device */
+	KIO_BACK_NO, /* it takes neither: they stay */
+};
+
+/* kept() is called once, from kio_engine_reap(), when it has become KIO_BACK_NO. */
+void kio_store_on_kept(struct kio_store *s, void (*kept)(void *ctx), void *ctx);
+
 struct kio_store_info {
 	uint64_t bytes; /* of slots and free zones, as far as configured */
 	uint64_t
@@ -234,6 +244,7 @@ struct kio_store_info {
 	uint32_t n_delayed; /* times in a row that deletions found no room */
 	int failed; /* puts are refused */
 	int direct; /* 1: O_DIRECT */
+	enum kio_back gives_back; /* as far as it was tried */
 };
 void kio_store_info(struct kio_store *s, struct kio_store_info *out);
 /* Asserts that slots, zones and counters agree. */

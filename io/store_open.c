@@ -150,6 +150,7 @@ static int file_size(struct kio_store *s, uint64_t *bytes)
 	if (ret)
 		return ret;
 	s->is_device = S_ISBLK(st.st_mode);
+	s->gives_back = s->is_device ? KIO_BACK_DISCARD : KIO_BACK_HOLES;
 	if (!s->is_device && !S_ISREG(st.st_mode))
 		return -EMEDIUMTYPE;
 	*bytes = (uint64_t)st.st_size;

@@ -434,12 +434,15 @@ struct kio_store {
 	uint64_t putting_bytes; /* of those on their way */
 	uint32_t n_ahead; /* zones below were reserved, or tried to be */
 	struct chore reserve, punch;
-	int no_reserve, no_punch;
+	int no_reserve;
+	enum kio_back gives_back;
 	int closing;
 	void (*lost)(void *ctx, uint64_t handle); /* kio_store_on_lost() */
 	void *lost_ctx;
 	void (*clean)(void *ctx); /* kio_store_on_clean() */
 	void *clean_ctx;
+	void (*kept)(void *ctx); /* kio_store_on_kept() */
+	void *kept_ctx;
 };
 
 /* Open: the file, its superblock, its records (store_open.c). */

@@ -328,6 +328,17 @@ int kio_sys_device_bytes(int fd, uint64_t *out)
 	return ioctl(fd, BLKGETSIZE64, out) ? -errno : 0;
 }
 
+int kio_sys_discard(int fd, off_t off, off_t n_bytes)
+{
+	uint64_t range[2] = { (uint64_t)off, (uint64_t)n_bytes };
+	int ret = kio_fault("sys.discard");
+
+	if (ret)
+		return ret;
+	RETRY(ret, ioctl(fd, BLKDISCARD, range));
+	return ret ? -errno : 0;
+}
+
 int kio_sys_random(void *buf, size_t n)
 {
 	const int fault = kio_fault("sys.random");

@@ -65,6 +65,8 @@ int kio_sys_lock_dir(const char *path);
 /* Closing it does not, as long as an io_uring has it as a registered file. */
 void kio_sys_unlock(int fd);
 int kio_sys_device_bytes(int fd, uint64_t *out);
+/* Of a device: what is there afterwards is not said. -EOPNOTSUPP it cannot. */
+int kio_sys_discard(int fd, off_t off, off_t n_bytes);
 int kio_sys_random(void *buf, size_t n); /* n <= 256 */
 int kio_sys_epoll(void);
 int kio_sys_epoll_ctl(int epoll, int op, int fd, struct epoll_event *e);

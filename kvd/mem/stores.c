@@ -261,6 +261,12 @@ static void record_lost(void *ctx, uint64_t handle)
 		s->lost(s->lost_ctx, (uint32_t)(d - s->disks), handle);
 }
 
+static void space_kept(void *ctx)
+{
+	log_warn("store", "%s: knows no discard, no holes: what is free stays",
+		 ((struct disk *)ctx)->path);
+}
+
 static int open_disk(struct stores *s, uint32_t i)
 {
 	struct disk *d = &s->disks[i];
@@ -289,6 +295,7 @@ static int open_disk(struct stores *s, uint32_t i)
 	kio_store_info(d->store, &info);
 	log_info("store", "%s: %s", d->path,
 		 info.direct ? "O_DIRECT" : "buffered, there is no O_DIRECT");
+	kio_store_on_kept(d->store, space_kept, d);
 	if (s->conf.scratch)
 		return 0;
 	log_info("store", "%s: %llu records, %llu pages, in %.1f ms%s", d->path,

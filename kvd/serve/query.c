@@ -327,6 +327,7 @@ static double amplification(const struct kio_store_info *k)
 
 static json_t *stores(struct serve *s)
 {
+	static const char *const back[] = { "holes", "discards", "no" };
 	json_t *array = json_array();
 
 	for (uint32_t i = 0; i < stores_n(s->stores); i++) {
@@ -360,6 +361,7 @@ static json_t *stores(struct serve *s)
 		set_int(o, "lost_records", k.n_lost_records);
 		set_int(o, "queue", stores_n_busy(s->stores, i));
 		json_object_set_new(o, "direct", json_boolean(k.direct));
+		set_str(o, "gives_back", back[k.gives_back]);
 		json_object_set_new(o, "failed", json_boolean(k.failed));
 		set_str(o, "error", "");
 		json_array_append_new(array, o);

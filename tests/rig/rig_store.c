@@ -307,6 +307,22 @@ void rig_store_release(struct rig_store *r, const struct rig_record *x)
 		kio_store_release(r->store, x->places[i].block, x->page_bytes);
 }
 
+uint32_t rig_store_fill(struct rig_store *r, struct rig_record *x,
+			uint32_t n_most, uint32_t page_bytes, uint32_t n_pages)
+{
+	uint32_t n = 0;
+
+	while (n < n_most &&
+	       !rig_store_take(r, &x[n], n + 1, page_bytes, n_pages, 40)) {
+		ck_assert_int_eq(rig_store_write(r, &x[n]), 0);
+		rig_store_put(r, &x[n++]);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		while (!x[i].told)
+			rig_store_turn(r);
+	return n;
+}
+
 void rig_store_del(struct rig_store *r, struct rig_record *x)
 {
 	kio_store_del(r->store, x->handle);

@@ -61,6 +61,9 @@ int rig_store_commit(struct rig_store *r, struct rig_record *x);
 /* All four; asserts that it works. */
 void rig_store_add(struct rig_store *r, struct rig_record *x, uint64_t id,
 		   uint32_t n_pages, uint32_t meta_bytes);
+/* Records of that shape from id 1 on until nothing fits, or n_most: how many. */
+uint32_t rig_store_fill(struct rig_store *r, struct rig_record *x,
+			uint32_t n_most, uint32_t page_bytes, uint32_t n_pages);
 /* Delete and release. */
 void rig_store_del(struct rig_store *r, struct rig_record *x);
 void rig_store_release(struct rig_store *r, const struct rig_record *x);

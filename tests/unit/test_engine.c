@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "io/engine.h"
+#include "io/fault.h"
 
 #define BLOCK	4096u
 #define LONG_MS 50000 /* that it hangs */
@@ -166,6 +167,46 @@ START_TEST(beyond_the_end_is_an_error)
 }
 END_TEST
 
+static void refused_done(struct kio_req *r)
+{
+	ck_assert_int_eq(r->ret, -ENOTTY);
+	rig.n_done++;
+}
+
+/* The engine has room for one, the file is none that can: pages go by. */
+START_TEST(discards_are_in_nobodys_way)
+{
+	struct req d[8], w[8];
+
+	setup(_i, 1);
+	memset(rig.buf, 1, 8 * BLOCK);
+	for (uint32_t i = 0; i < 8; i++) {
+		queue(&d[i], KIO_OP_DISCARD, i, refused_done);
+		queue(&w[i], KIO_OP_WRITE, i, was_done);
+	}
+	run_until(16);
+	queue(&d[0], KIO_OP_DISCARD, 0, refused_done);
+	teardown(); /* waits for it */
+	ck_assert_uint_eq(rig.n_done, 17);
+}
+END_TEST
+
+/* No thread for it: that is told, and the next one is tried again. */
+START_TEST(without_a_thread_a_discard_fails)
+{
+	struct req d;
+
+	setup(_i, 4);
+	kio_fault_arm(KIO_FAULT_ONCE, "sys.thread", 1, EIO);
+	queue(&d, KIO_OP_DISCARD, 0, failed_done);
+	run_until(1);
+	queue(&d, KIO_OP_DISCARD, 0, refused_done);
+	run_until(2);
+	kio_fault_disarm();
+	teardown();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("engine");
@@ -176,6 +217,8 @@ int main(void)
 	tcase_add_loop_test(t, the_disk_does_not_wait_for_callbacks, 0, 2);
 	tcase_add_loop_test(t, any_number_ends_once, 0, 2);
 	tcase_add_loop_test(t, beyond_the_end_is_an_error, 0, 2);
+	tcase_add_loop_test(t, discards_are_in_nobodys_way, 0, 2);
+	tcase_add_loop_test(t, without_a_thread_a_discard_fails, 0, 2);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

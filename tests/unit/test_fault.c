@@ -102,6 +102,12 @@ static int try_punch(void)
 	return kio_sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				 0, 4096);
 }
+static int try_discard(void)
+{
+	const int ret = kio_sys_discard(fd, 0, 4096);
+
+	return ret == -ENOTTY ? 0 : ret; /* no device */
+}
 static int try_fstat(void)
 {
 	return kio_sys_fstat(fd, &st);
@@ -202,6 +208,7 @@ static const struct {
 	{ "sys.ftruncate", try_ftruncate },
 	{ "sys.fallocate", try_fallocate },
 	{ "sys.punch", try_punch },
+	{ "sys.discard", try_discard },
 	{ "sys.fstat", try_fstat },
 	{ "sys.fchmod", try_fchmod },
 	{ "sys.pread", try_pread },

@@ -163,57 +163,6 @@ START_TEST(looking_changes_nothing)
 }
 END_TEST
 
-/* Needs root and a loop device; else there is nothing to see. */
-START_TEST(a_device_is_a_store_too)
-{
-	char cmd[256], dev[64] = "";
-	struct rig_record scratch;
-	struct rig_store other;
-	FILE *p;
-	int fd;
-
-	rig_store_init(&other, KIO_ENGINE_THREADS, "/var/tmp");
-	ck_assert_int_eq(truncate(other.path, 68 << 20), 0);
-	snprintf(cmd, sizeof(cmd), "losetup -f --show %s 2>/dev/null",
-		 other.path);
-	p = popen(cmd, "r");
-	ck_assert_ptr_nonnull(p);
-	if (!fgets(dev, sizeof(dev), p) || pclose(p)) {
-		printf("a_device_is_a_store_too: skipped: no loop device\n");
-		rig_store_fini(&other);
-		return;
-	}
-	dev[strcspn(dev, "\n")] = 0;
-	init();
-	ck_assert_int_eq(unlink(r.path), 0);
-	strcpy(r.path, dev);
-	fd = open(dev, O_RDWR | O_EXCL | O_CLOEXEC); /* a mount, say */
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(rig_store_open(&r, 0, 0), -EBUSY);
-	close(fd);
-	ck_assert_int_eq(rig_store_open(&r, 0, 0), 0);
-	ck_assert_int_eq(r.report.formatted, 1);
-	rig_store_add(&r, &x[0], 1, 3, 100);
-	rig_store_close(&r);
-	ck_assert_int_eq(rig_store_open(&r, 0, KIO_STORE_SCRATCH), 0);
-	ck_assert_int_eq(rig_store_take(&r, &scratch, 2, RIG_PAGE, 4, 0), 0);
-	ck_assert_int_eq(rig_store_write(&r, &scratch), 0);
-	ck_assert_int_eq(rig_store_read(&r, &scratch), 0);
-	ck_assert_int_eq(rig_store_commit(&r, &scratch), -ENOTSUP);
-	rig_store_close(&r);
-	r.verdict = KIO_RECORD_KEEP;
-	ck_assert_int_eq(rig_store_open(&r, 0, 0), 0);
-	ck_assert_uint_eq(r.n_found, 1);
-	ck_assert_int_eq(rig_store_read(&r, &r.found[0]), 0);
-	rig_store_close(&r);
-	r.path[0] = 0; /* a device is not to be unlinked */
-	rig_store_fini(&r);
-	snprintf(cmd, sizeof(cmd), "losetup -d %s", dev);
-	ck_assert_int_eq(system(cmd), 0);
-	rig_store_fini(&other);
-}
-END_TEST
-
 /* ---- damage ----------------------------------------------------------------- */
 
 START_TEST(one_superblock_is_enough)
@@ -555,7 +504,6 @@ static Suite *suite(void)
 	tcase_add_test(tc, other_things_are_refused);
 	tcase_add_test(tc, two_do_not_share_a_store);
 	tcase_add_test(tc, scratch_leaves_the_store_alone);
-	tcase_add_test(tc, a_device_is_a_store_too);
 	tcase_add_test(tc, looking_changes_nothing);
 	tcase_add_loop_test(tc, one_superblock_is_enough, 0, 2);
 	tcase_add_loop_test(tc, without_superblocks_it_is_not_formatted, 0, 2);

@@ -9,11 +9,11 @@
  */
 #include <check.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "io/fault.h"
 #include "io/store_priv.h"
 #include "tests/rig/rig_store.h"
 
@@ -40,32 +40,16 @@ static void open_new(uint64_t bytes)
 	ck_assert_int_eq(rig_store_open(&r, bytes, 0), 0);
 }
 
-/* Records until nothing fits; returns how many. */
 static uint32_t fill(uint32_t page_bytes)
 {
-	uint32_t n = 0;
-
-	while (n < N_MOST &&
-	       !rig_store_take(&r, &x[n], n + 1, page_bytes, PAGES, 40)) {
-		ck_assert_int_eq(rig_store_write(&r, &x[n]), 0);
-		rig_store_put(&r, &x[n++]);
-	}
-	for (uint32_t i = 0; i < n; i++)
-		while (!x[i].told)
-			rig_store_turn(&r);
-	return n;
+	return rig_store_fill(&r, x, N_MOST, page_bytes, PAGES);
 }
-
-static char
-	backing[128]; /* the file of a loop device; "": the store is a file */
 
 static uint64_t file_bytes(void)
 {
 	struct stat st;
 
-	ck_assert_int_eq(*backing ? stat(backing, &st)
-				  : fstat(kio_store_fd(r.store), &st),
-			 0);
+	ck_assert_int_eq(fstat(kio_store_fd(r.store), &st), 0);
 	return (uint64_t)st.st_blocks * 512;
 }
 
@@ -146,40 +130,48 @@ START_TEST(space_goes_back_to_the_file_system)
 }
 END_TEST
 
-/* A loop device of that file; 0: there is none, or no right to it. */
-static int attach(char dev[128])
+/* As a device that knows no discard: a file knows none either. */
+START_TEST(without_discards_there_are_holes)
 {
-	char cmd[256];
-	FILE *p;
-	int ret;
-
-	snprintf(cmd, sizeof(cmd), "losetup -f --show %s 2>/dev/null", backing);
-	p = popen(cmd, "r");
-	ck_assert_ptr_nonnull(p);
-	ret = fscanf(p, "%127s", dev) == 1;
-	return !pclose(p) && ret;
-}
-
-/* What is discarded of a device is free behind it. Needs root. */
-START_TEST(space_goes_back_to_a_device)
-{
-	char cmd[256];
-
-	rig_store_init(&r, KIO_ENGINE_AUTO, "/dev/shm");
-	strcpy(backing, r.path);
-	ck_assert_int_eq(truncate(backing, 3 * BYTES), 0);
-	if (!attach(r.path)) {
-		printf("space_goes_back_to_a_device: skipped: no loop device\n");
-		strcpy(r.path, backing);
-		rig_store_fini(&r);
-		return;
-	}
-	ck_assert_int_eq(rig_store_open(&r, 0, 0), 0);
-	/* it goes when it is closed, however this ends */
-	snprintf(cmd, sizeof(cmd), "losetup -d %s", r.path);
-	ck_assert_int_eq(system(cmd), 0);
-	strcpy(r.path, backing);
+	open_new(3 * BYTES);
+	r.store->gives_back = KIO_BACK_DISCARD;
 	fill_and_empty();
+	ck_assert_int_eq(info().gives_back, KIO_BACK_HOLES);
+	rig_store_fini(&r);
+}
+END_TEST
+
+/* Nothing comes back; that is told, and all goes on. */
+START_TEST(who_takes_neither_keeps_the_space)
+{
+	uint64_t full;
+	uint32_t n;
+
+	rig_store_init(&r, KIO_ENGINE_THREADS, "/dev/shm");
+	ck_assert_int_eq(rig_store_open(&r, 3 * BYTES, 0), 0);
+	r.store->gives_back = _i ? KIO_BACK_DISCARD : KIO_BACK_HOLES;
+	n = fill(BIG);
+	full = file_bytes();
+	kio_fault_arm(KIO_FAULT_FOREVER, "sys.punch", 1, EOPNOTSUPP);
+	for (uint32_t i = 10; i < n; i++) {
+		x[i].handle = x[i].commit.handle;
+		rig_store_del(&r, &x[i]);
+	}
+	rig_store_settle(&r);
+	for (int i = 0; i < 2000 && info().gives_back != KIO_BACK_NO; i++)
+		rig_store_turn(&r);
+	ck_assert_int_eq(info().gives_back, KIO_BACK_NO);
+	kio_fault_disarm();
+	ck_assert_uint_eq(file_bytes(), full);
+	ck_assert_uint_gt(info().free_zone_bytes, info().bytes / 2);
+	for (uint32_t i = 0; i < 10; i++)
+		ck_assert_int_eq(rig_store_read(&r, &x[i]), 0);
+	for (uint32_t i = 10; i < n; i++)
+		ck_assert_int_eq(
+			rig_store_take(&r, &x[i], n + i, BIG, PAGES, 0), 0);
+	ck_assert_int_eq(rig_store_write(&r, &x[n - 1]), 0);
+	ck_assert_int_eq(rig_store_read(&r, &x[n - 1]), 0);
+	kio_store_check(r.store);
 	rig_store_fini(&r);
 }
 END_TEST
@@ -321,7 +313,8 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, a_full_store_goes_on_without_cleaning);
 	tcase_add_test(t, space_goes_back_to_the_file_system);
-	tcase_add_test(t, space_goes_back_to_a_device);
+	tcase_add_test(t, without_discards_there_are_holes);
+	tcase_add_loop_test(t, who_takes_neither_keeps_the_space, 0, 2);
 	tcase_add_test(t, what_other_sizes_hold_back_is_known);
 	tcase_add_test(t, the_sparsest_zone_is_the_victim);
 	tcase_add_test(t, kept_and_passing_lie_apart);

@@ -681,6 +681,53 @@ START_TEST(a_range_goes_where_it_can_be_written)
 }
 END_TEST
 
+/* A store is used to the last slot, and all of it is free again. */
+static void use_all(struct rig_mem *m)
+{
+	static int64_t at[8192];
+	struct kio_store *store = stores_disk(m->stores, 0);
+	uint32_t n = 0;
+
+	while (n < 8192 && (at[n] = kio_store_alloc(store, 65536)) >= 0)
+		n++;
+	ck_assert_uint_gt(n, 2048);
+	while (n--)
+		kio_store_release(store, (uint64_t)at[n], 65536);
+	for (int i = 0; i < 20; i++)
+		rig_mem_turn(m);
+}
+
+/* Free space that cannot go back to the file system: one line, however often. */
+START_TEST(space_that_stays_is_told_once)
+{
+	char text[4096], *line;
+	FILE *out = tmpfile();
+	struct rig_mem *m;
+
+	new_path();
+	m = rig_mem_open((struct rig_mem_options){ .memory_bytes = 4 * PAGE,
+						   .disk_bytes = 8 * PAGE,
+						   .store_bytes = 256u << 20,
+						   .kind = KIO_ENGINE_THREADS,
+						   .store = path });
+	ck_assert_ptr_nonnull(out);
+	ck_assert_int_ge(dup2(fileno(out), STDERR_FILENO), 0);
+	kio_fault_arm(KIO_FAULT_FOREVER, "sys.punch", 1, EOPNOTSUPP);
+	for (uint64_t t0 = clock_ns();
+	     info(m).gives_back != KIO_BACK_NO && rig_mem_patient(t0);)
+		use_all(m);
+	use_all(m);
+	kio_fault_disarm();
+	rewind(out);
+	text[fread(text, 1, sizeof(text) - 1, out)] = 0;
+	line = strstr(text, ": knows no discard, no holes: what is free stays");
+	ck_assert_ptr_nonnull(line);
+	ck_assert_ptr_null(strstr(line + 10, "knows no discard"));
+	rig_mem_close(m);
+	unlink(path);
+}
+END_TEST
+
 static Suite *suite(void)
 {
 	Suite *s = suite_create("stores");
@@ -699,6 +746,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_range_goes_where_it_can_be_kept);
 	tcase_add_test(tc, a_range_goes_where_its_pages_fit);
 	tcase_add_test(tc, a_range_goes_where_it_can_be_written);
+	tcase_add_test(tc, space_that_stays_is_told_once);
 	suite_add_tcase(s, tc);
 	return s;
 }

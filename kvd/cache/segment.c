@@ -206,12 +206,22 @@ static int indexed(const struct segment *s)
 	return s->is_chunk || s->is_variant || s->n_indexed;
 }
 
+/* Who stands in line for s does so no more. */
+static void drop_awaits(struct segment *s)
+{
+	struct list *n;
+
+	while ((n = list_pop(&s->awaits)))
+		list_entry(n, struct segment_await, node)->seg = NULL;
+}
+
 static void segment_free(struct segment *s)
 {
 	struct segment_pool *p = s->pool;
 
 	list_del(&s->node);
 	list_del(&s->persist.node);
+	drop_awaits(s);
 	range_free(s->range);
 	p->bytes -= s->bytes;
 	p->n--;
@@ -254,6 +264,7 @@ static int open_segment(struct segment_pool *p, const struct kv_layout *g,
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
+	list_init(&s->awaits);
 	list_push(&p->live, &s->node);
 	*out = s;
 	return 0;
@@ -331,6 +342,7 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
+	list_init(&s->awaits);
 	list_push(&p->live, &s->node);
 	*out = s;
 	return 0;
@@ -342,6 +354,7 @@ struct range *segment_disown(struct segment *s)
 
 	assert(s->n_refs == 1 && !indexed(s));
 	list_del(&s->node);
+	drop_awaits(s);
 	s->pool->bytes -= s->bytes;
 	s->pool->live_bytes -= s->bytes;
 	s->pool->n--;
@@ -371,13 +384,20 @@ int segment_fits(const struct segment *s)
 				    pager_place_bytes(s->pool->pager);
 }
 
+static void hint(struct segment *s)
+{
+	range_hint(s->range, !list_empty(&s->awaits) ? RANGE_AWAITED
+			     : s->n_refs	     ? RANGE_HOT
+						     : RANGE_COLD);
+}
+
 void segment_get(struct segment *s)
 {
 	if (!s->n_refs++) {
 		s->pool->live_bytes += s->bytes;
 		list_del(&s->node);
 		list_push(&s->pool->live, &s->node);
-		range_hint(s->range, RANGE_HOT);
+		hint(s);
 	}
 }
 
@@ -393,7 +413,30 @@ void segment_put(struct segment *s)
 	}
 	list_del(&s->node);
 	list_push(&s->pool->kept, &s->node);
-	range_hint(s->range, RANGE_COLD);
+	hint(s);
+}
+
+void segment_await(struct segment *s, struct segment_await *a)
+{
+	a->seg = s;
+	list_push(&s->awaits, &a->node);
+	hint(s);
+	if (s->n_refs)
+		return;
+	list_del(&s->node);
+	list_push(&s->pool->kept, &s->node);
+}
+
+void segment_await_end(struct segment_await *a)
+{
+	struct segment *s = a->seg;
+
+	if (!s)
+		return;
+	a->seg = NULL;
+	list_del(&a->node);
+	if (list_empty(&s->awaits))
+		hint(s);
 }
 
 void segment_forget(struct segment *s)
@@ -503,6 +546,8 @@ static void check_one(struct segment *s, void *arg)
 	bytes[0] += s->bytes;
 	bytes[1] += s->n_refs ? s->bytes : 0;
 	assert(s->n_refs || (s->sealed && indexed(s)));
+	list_for_each(n, &s->awaits)
+		assert(list_entry(n, struct segment_await, node)->seg == s);
 	assert(s->n_tokens <= s->cap_tokens);
 	assert(s->bytes / s->layout.page_bytes == range_n_pages(s->range));
 }

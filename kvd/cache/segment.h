@@ -93,6 +93,7 @@ struct segment {
 	double (*worth)(const struct segment *s, const void *ctx);
 	void *unindex_ctx; /* of both */
 	int evicted; /* unindex(): to make room */
+	struct list awaits; /* who stands in line for it: segment_await.node */
 	struct persist_node { /* persist.h's */
 		struct list node;
 		uint64_t turn;
@@ -150,6 +151,18 @@ int segment_fits(const struct segment *s);
 void segment_get(struct segment *s);
 /* The last reference of an unindexed segment frees it. */
 void segment_put(struct segment *s);
+/*
+ * Somebody is about to use s, without a reference yet: until the last of these ends its
+ * pages go after all others of the tenant, and it is the last that segment_reclaim() frees
+ * of those that are kept now. a is zero before; a->seg is NULL when it has ended, or s
+ * has gone.
+ */
+struct segment_await {
+	struct list node; /* of the segment's */
+	struct segment *seg;
+};
+void segment_await(struct segment *s, struct segment_await *a);
+void segment_await_end(struct segment_await *a);
 /* Drop from its index; freed at once if nobody refers to it. */
 void segment_forget(struct segment *s);
 /* The same, to make room: its index counts it. */

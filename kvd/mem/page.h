@@ -74,6 +74,7 @@ struct range {
 	uint32_t i_disk; /* has_disk: where its slots are */
 	int has_disk;
 	int freed;
+	int awaited; /* RANGE_AWAITED */
 	float compute_cost; /* range_cost(); 0: not known */
 	float gain; /* range_gain() */
 	int durable;

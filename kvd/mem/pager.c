@@ -187,9 +187,12 @@ int range_lost(const struct range *r)
 void range_hint(struct range *r, enum range_hint hint)
 {
 	static const uint8_t as[] = {
-		[RANGE_COLD] = EVICT_COLD, [RANGE_HOT] = EVICT_HOT
+		[RANGE_COLD] = EVICT_COLD,
+		[RANGE_HOT] = EVICT_HOT,
+		[RANGE_AWAITED] = EVICT_HOT,
 	};
 
+	r->awaited = hint == RANGE_AWAITED;
 	for (uint32_t i = 0; i < r->n_pages; i++) {
 		r->pages[i].evict.hint = as[hint];
 		policy_hint(&r->pages[i]);
@@ -295,7 +298,7 @@ static void pin(struct page *pg)
 	policy_remove(pg);
 	if (!pg->n_pins++) {
 		p->pinned_bytes += pg->range->tier->page_bytes;
-		pg->evict.hint = EVICT_NONE;
+		pg->evict.hint = pg->range->awaited ? EVICT_HOT : EVICT_NONE;
 		pg->evict.gain = pg->range->gain;
 		p->policy->use(p->policy_state, &pg->evict);
 	}

@@ -136,11 +136,12 @@ void pager_disks_limit(const struct pager *p, double *bytes_per_s,
 		       uint64_t *queue_bytes);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
-/*
- * A hint for eviction: nobody runs on r any more (it is only kept for reuse);
- * it is about to be used again. Holds until a page is used.
- */
-enum range_hint { RANGE_COLD, RANGE_HOT };
+/* A hint for eviction. Of each page it holds until that is used, or another comes. */
+enum range_hint {
+	RANGE_COLD, /* nobody runs on r any more: it is only kept for reuse */
+	RANGE_HOT, /* it is about to be used again */
+	RANGE_AWAITED, /* HOT, and again after each use, until another comes */
+};
 void range_hint(struct range *r, enum range_hint hint);
 /* Pages [first, first + n) behave like others of that kind (< EVICT_KINDS). */
 void range_class(struct range *r, uint32_t first, uint32_t n, uint32_t kind);

@@ -12,6 +12,7 @@
 #include "kvd/serve/craft.h"
 #include "kvd/serve/gate.h"
 #include "kvd/serve/keeper.h"
+#include "kvd/serve/preload.h"
 #include "kvd/serve/restore.h"
 #include "kvd/serve/share.h"
 
@@ -55,7 +56,7 @@ void gen_free(struct gen *g)
 	free(g->tokens);
 	free(g->parts);
 	free(g->runs);
-	free(g->preload);
+	preload_end(g);
 	free(g->text);
 	free(g);
 }
@@ -140,6 +141,7 @@ void gen_end(struct gen *g, int err)
 	if (g->state == GEN_END)
 		return;
 	list_del(&g->waiter.node);
+	preload_end(g);
 	list_del(&g->node);
 	gen_release(g);
 	g->state = GEN_END;
@@ -611,6 +613,7 @@ static int room_for_out(struct gen *g)
 void gen_alone(struct gen *g)
 {
 	list_del(&g->waiter.node);
+	preload_end(g);
 	g->alone = 1;
 	for (uint32_t i = 0; i < g->n_parts; i++)
 		g->parts[i].found = 0; /* it may turn out otherwise */
@@ -630,6 +633,7 @@ static int gen_retry(struct waiter *w)
 	if (!ret && g->req)
 		ret = room_for_out(g);
 	list_del(&g->waiter.node);
+	preload_end(g);
 	if (ret == -EXDEV) { /* others have no memory for it now */
 		gen_alone(g);
 		return 0;

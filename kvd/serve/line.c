@@ -180,8 +180,7 @@ void line_stand(struct gen *g)
 
 	if (!g->req)
 		return; /* a chunk job stands as it stood */
-	free(g->preload);
-	g->preload = NULL;
+	preload_end(g);
 	w->gen = g;
 	if (!by_prefix(g->tenant))
 		return;

@@ -1,5 +1,6 @@
 /*
- * preload.c - pages for requests in line, by layers; see preload.h
+ * preload.c - pages for requests in line, by layers, and what they find stays; see
+ * preload.h
  */
 #include "kvd/serve/preload.h"
 
@@ -46,21 +47,27 @@ static struct preload *add_prefix(struct preload *p, const struct gen *g)
 	const struct segment *s, *last = NULL;
 	uint32_t i = 0;
 
-	while (line_next_tile(g, &c) &&
-	       (s = map_find(&g->tenant->prefix.map, c.id))) {
-		const uint32_t behind = s == last ? i + 1 : 0;
-		uint32_t n;
+	while (line_next_tile(g, &c)) {
+		uint32_t behind, n;
 
-		i = tile_of(s, behind, c.id);
-		if (i == n_tiles(s))
+		s = map_find(&g->tenant->prefix.map, c.id);
+		behind = s && s == last ? i + 1 : 0;
+		if (s)
+			i = tile_of(s, behind, c.id);
+		if (!s || i == n_tiles(s)) {
+			p->next = c.id;
+			p->has_next = 1;
 			break;
+		}
 		n = KV_MIN(SEGMENT_BLOCK, s->n_tokens - i * SEGMENT_BLOCK);
 		if (s == last && i == behind && p->n_items)
 			p->items[p->n_items - 1].n += n;
 		else
-			p = add(p,
-				(struct preload_item){ UINT32_MAX, c.id,
-						       i * SEGMENT_BLOCK, n });
+			p = add(p, (struct preload_item){ .i_part = UINT32_MAX,
+							  .id = c.id,
+							  .from = i *
+								  SEGMENT_BLOCK,
+							  .n = n });
 		last = s;
 	}
 	return p;
@@ -89,11 +96,11 @@ static struct preload *preload_new(const struct gen *g)
 }
 
 /* Borrowed; NULL: it is not there any more. */
-static const struct segment *segment_of(const struct gen *g,
-					const struct preload_item *i)
+static struct segment *segment_of(const struct gen *g,
+				  const struct preload_item *i)
 {
 	const uint32_t tile = i->from / SEGMENT_BLOCK;
-	const struct segment *s;
+	struct segment *s;
 
 	if (i->i_part != UINT32_MAX)
 		return i->i_part < g->n_parts ? g->parts[i->i_part].seg : NULL;
@@ -102,6 +109,58 @@ static const struct segment *segment_of(const struct gen *g,
 	    !map_id_equal(s->ids[tile], i->id))
 		return NULL;
 	return s->layout.n_groups == g->model->layout.n_groups ? s : NULL;
+}
+
+/* ---- staying ------------------------------------------------------------------- */
+
+void preload_end(struct gen *g)
+{
+	struct preload *p = g->preload;
+
+	g->preload = NULL;
+	for (uint32_t i = 0; p && i < p->n_items; i++)
+		segment_await_end(&p->items[i].await);
+	free(p);
+}
+
+/* What is found in the index now; what others own is their business. */
+static void await_items(struct gen *g)
+{
+	struct preload *p = g->preload;
+
+	for (uint32_t i = 0; i < p->n_items; i++) {
+		struct preload_item *item = &p->items[i];
+		struct segment *s = segment_of(g, item);
+
+		if (!s || s == item->await.seg || s->pool != g->tenant->pool)
+			continue;
+		segment_await_end(&item->await);
+		segment_await(s, &item->await);
+		stat_add(g->tenant->st_awaited, 1);
+	}
+}
+
+/* 1: it was looked up, which is hashing: one a turn. */
+static int find(struct gen *g)
+{
+	const struct prefix_tree *t = &g->tenant->prefix;
+	struct preload *p = g->preload;
+	int counted = 0, is_new;
+
+	if (p && p->seen == t->n_added)
+		return 0;
+	is_new = !p || (p->has_next && map_find(&t->map, p->next));
+	if (is_new) {
+		counted = p && p->counted;
+		preload_end(g);
+		p = g->preload = preload_new(g);
+	}
+	if (!p)
+		return 1;
+	p->counted |= counted;
+	p->seen = t->n_added;
+	await_items(g);
+	return is_new;
 }
 
 /* ---- asking ------------------------------------------------------------------- */
@@ -154,8 +213,9 @@ static enum look look_at(struct gen *g, uint64_t *coming)
 		if (f.lower && at >= p->n_asked) {
 			if (*coming >= PRELOAD_BYTES)
 				return LOOK_COMING;
-			if (!p->n_asked)
+			if (!p->counted)
 				stat_add(g->tenant->st_preloaded, 1);
+			p->counted = 1;
 			f = walk(g, at, 1);
 			f.coming = f.lower;
 		}
@@ -172,7 +232,7 @@ static void look(struct loop_timer *timer)
 {
 	struct serve_tenant *t =
 		container_of(timer, struct serve_tenant, preload);
-	uint32_t n_left = PRELOAD_HEADS;
+	uint32_t n_heads = 0;
 	enum look now = LOOK_DONE;
 	uint64_t coming = 0;
 	int is_new = 0;
@@ -182,20 +242,17 @@ static void look(struct loop_timer *timer)
 
 		if (!g || !g->n_parts)
 			continue;
-		if (!n_left || is_new || now == LOOK_NO_ROOM ||
-		    coming >= PRELOAD_BYTES)
+		if (n_heads++ == PRELOAD_AWAITED || is_new)
 			break;
-		n_left--;
-		is_new = !g->preload; /* one a turn: its prefix is hashed */
-		if (is_new)
-			g->preload = preload_new(g);
-		if (g->preload)
+		is_new = find(g);
+		if (g->preload && n_heads <= PRELOAD_HEADS &&
+		    now != LOOK_NO_ROOM && coming < PRELOAD_BYTES)
 			now = look_at(g, &coming);
 	}
-	if (now == LOOK_NO_ROOM)
-		loop_timer_set(t->serve->loop, timer, clock_ns() + NO_ROOM_NS);
-	else if (coming || is_new)
+	if (is_new || (coming && now != LOOK_NO_ROOM))
 		loop_timer_set(t->serve->loop, timer, clock_ns() + LOOK_NS);
+	else if (now == LOOK_NO_ROOM)
+		loop_timer_set(t->serve->loop, timer, clock_ns() + NO_ROOM_NS);
 }
 
 void preload_wake(struct serve_tenant *t)

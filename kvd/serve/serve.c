@@ -70,6 +70,8 @@ static void tenant_stats(struct serve_tenant *t)
 		  "Hits on disk that were faster to compute again" },
 		{ &t->st_preloaded, "kvd_preloaded_requests_total",
 		  "Requests in line whose KV on disk was asked for" },
+		{ &t->st_awaited, "kvd_awaited_segments_total",
+		  "Cached segments kept back for requests in line" },
 		{ &t->st_passed, "kvd_line_passed_total",
 		  "Places in line gained as more was cached" },
 		{ &t->st_refused, "kvd_refused_total",

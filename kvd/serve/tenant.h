@@ -89,9 +89,9 @@ struct serve_tenant {
 	struct stat *st_requests, *st_tokens, *st_prompt, *st_prefix_hits,
 		*st_prefix_tokens, *st_chunk_hits, *st_chunk_tokens,
 		*st_chunk_misses, *st_loaded, *st_recomputed, *st_preloaded,
-		*st_refused, *st_ttft, *st_attends, *st_edits, *st_edit_tokens,
-		*st_ahead, *st_by_deadline, *st_late, *st_lookup, *st_shared,
-		*st_stopped, *st_passed, *st_repaired;
+		*st_awaited, *st_refused, *st_ttft, *st_attends, *st_edits,
+		*st_edit_tokens, *st_ahead, *st_by_deadline, *st_late,
+		*st_lookup, *st_shared, *st_stopped, *st_passed, *st_repaired;
 };
 
 /* Somebody who waits for memory or a place of the tenant. */

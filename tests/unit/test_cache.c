@@ -527,6 +527,46 @@ START_TEST(what_saved_least_goes_for_room)
 }
 END_TEST
 
+/* Who is about to use it holds no reference: it is the last to go, but it may. */
+START_TEST(what_is_awaited_goes_last)
+{
+	struct segment_await a[3] = { 0 };
+	struct map_id id[3];
+	struct segment *s;
+	struct chunk_table t;
+
+	chunk_init(&t);
+	for (uint32_t i = 0; i < 3; i++)
+		id[i] = put_chunk(&t, i, 32);
+	s = chunk_find(&t, id[0], NULL, 0);
+	s->worth = NULL; /* as of a prefix */
+	segment_put(s);
+	ck_assert(use_chunk(&t, id[1]) && use_chunk(&t, id[2]));
+	segment_await(s, &a[0]);
+	segment_await(s, &a[1]);
+	segment_pool_check(pool);
+	ck_assert_int_eq(s->range->pages[0].evict.hint, EVICT_HOT);
+	ck_assert_int_eq(segment_reclaim(pool), 0);
+	ck_assert(!use_chunk(&t, id[1]));
+	segment_await_end(&a[0]);
+	ck_assert_int_eq(s->range->pages[0].evict.hint, EVICT_HOT);
+	segment_get(s);
+	segment_put(s);
+	ck_assert_int_eq(s->range->pages[0].evict.hint, EVICT_HOT);
+	segment_await_end(&a[1]);
+	segment_await_end(&a[1]);
+	ck_assert_int_eq(s->range->pages[0].evict.hint, EVICT_COLD);
+	segment_await(s, &a[0]);
+	segment_await(s, &a[2]);
+	while (!segment_reclaim(pool))
+		;
+	ck_assert_ptr_null(a[0].seg);
+	segment_await_end(&a[0]);
+	segment_await_end(&a[2]);
+	chunk_fini(&t);
+}
+END_TEST
+
 START_TEST(a_chunk_is_found_by_its_tokens)
 {
 	const uint64_t model[2] = { 1, 2 };
@@ -600,6 +640,7 @@ int main(void)
 	tcase_add_test(t, a_chunk_is_found_by_its_tokens);
 	tcase_add_test(t, chunks_are_bounded_by_what_they_saved_for_each_byte);
 	tcase_add_test(t, what_saved_least_goes_for_room);
+	tcase_add_test(t, what_is_awaited_goes_last);
 	tcase_add_test(t, a_map_forgets_nothing);
 	suite_add_tcase(s, t);
 	r = srunner_create(s);

@@ -200,7 +200,7 @@ static void op_tell(struct item *it)
 {
 	const struct page_run all = { it->range, 0, it->n, 0 };
 
-	range_hint(it->range, rnd(2) ? RANGE_COLD : RANGE_HOT);
+	range_hint(it->range, (enum range_hint)rnd(3));
 	range_class(it->range, rnd(it->n), 1, rnd(EVICT_KINDS));
 	range_cost(it->range, 1 + (float)rnd(9));
 	page_prefetch(r->pager, &all, 1);

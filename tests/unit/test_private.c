@@ -26,7 +26,7 @@ static const char *const counters[] = {
 	"kvd_hits_recomputed_total",	"kvd_shared_tokens_total",
 	"kvd_generated_tokens_total",	"kvd_prompt_tokens_total",
 	"kvd_seq_edits_total",		"kvd_seq_edit_tokens_total",
-	"kvd_preloaded_requests_total",
+	"kvd_preloaded_requests_total", "kvd_awaited_segments_total",
 };
 
 /* All of it is compared, byte for byte. */

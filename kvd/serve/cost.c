@@ -65,10 +65,11 @@ double cost_ns(const struct cost_now *now, const struct cost_item *items,
 static double limit(const struct cost_now *now, double best, double all)
 {
 	const double left = (double)now->left_ns;
+	const double most = now->left_ns == COST_NO_DEADLINE ? best * 1.1
+			    : left < best		     ? best
+							     : left;
 
-	if (now->left_ns == COST_NO_DEADLINE)
-		return best * 1.1;
-	return left < best ? best : left < all * 1.1 ? left : all * 1.1;
+	return KV_MIN(most, all);
 }
 
 uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,

@@ -51,9 +51,10 @@ double cost_ns(const struct cost_now *now, const struct cost_item *items,
  * Returns the latest cut (what is read leaves the processor to others) that takes
  *   no more than a tenth longer than the fastest, without a deadline;
  *   the fastest, with a deadline that it misses or meets narrowly;
- *   no more than the deadline allows, nor a tenth longer than computing all, else.
- * So a hit is never slower than computing it by more than a tenth. A thing that can only
- * be had whole is one item: 1 is to read it.
+ *   no more than the deadline allows, else;
+ * and never longer than computing all. A hit is to be slower than computing it by a tenth at
+ * most: that tenth is for rates that were wrong, and nothing of it is spent here. A thing
+ * that can only be had whole is one item: 1 is to read it.
  */
 uint32_t cost_cut(const struct cost_now *now, const struct cost_item *items,
 		  uint32_t n);

@@ -361,6 +361,8 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 	if (ret)
 		return ret;
 	x->base = p;
+	/* or a hundred MiB are faulted in 4 KiB at a time; a wish */
+	(void)kio_sys_madvise(p, x->room, MADV_HUGEPAGE);
 	while (!(ret = next_frame(&l, &f))) {
 		ret = take_frame(&l, &f);
 		if (ret)

@@ -3,8 +3,9 @@
  *
  * Start: a sparse store with a million records of a page each, opened again. The
  * index is read with O_DIRECT and dropped from the page cache before, so what is
- * measured is the disk, the checksums and the maps; the owner's own work for each
- * record is not in it.
+ * measured is the disk, the checksums and the maps. Then the same with what the daemon
+ * does for each record: a million pages as segments of 256 tokens, which it adopts and
+ * indexes for one tenant; and as a million segments of a page each.
  *
  * Acknowledgement: one page is written and its record put, one after the other.
  *
@@ -13,6 +14,7 @@
  * over the pages' bytes, by the store's count and by the kernel's.
  */
 #include "tools/bench.h"
+#include "tools/bench_owner.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,9 +29,11 @@
 
 #define N_MILLION     1000000u
 #define MILLION_BYTES (64ull << 30) /* sparse: 0.8 % of it are the index */
+#define OWNED_BYTES   (128ull << 30)
 #define PAGE	      (64u << 10)
 #define PAGES	      8u /* of a record */
 #define META	      100u
+#define META_MAX      2048u
 #define BATCH	      4096u
 
 struct rig {
@@ -53,7 +57,8 @@ struct one {
 	struct kio_commit commit;
 	struct io ios[PAGES];
 	struct kio_place places[PAGES];
-	char meta[META];
+	char meta[META_MAX];
+	size_t meta_bytes; /* 0: META */
 	struct rig *rig;
 	uint64_t handle;
 	int told;
@@ -143,40 +148,54 @@ static void on_commit(struct kio_commit *c)
 		o->rig->err = c->ret;
 }
 
-static void put(struct rig *r, struct one *o, uint64_t key, uint32_t page_bytes,
-		uint32_t n_pages)
+static void put(struct rig *r, struct one *o, const uint64_t key[2],
+		uint32_t page_bytes, uint32_t n_pages)
 {
 	o->rig = r;
 	o->told = 0;
-	o->commit = (struct kio_commit){ .key = { { key, key } },
+	o->commit = (struct kio_commit){ .key = { { key[0], key[1] } },
 					 .page_bytes = page_bytes,
 					 .n_pages = n_pages,
 					 .places = o->places,
 					 .meta = o->meta,
-					 .meta_bytes = META,
+					 .meta_bytes = o->meta_bytes
+							       ? o->meta_bytes
+							       : META,
 					 .done = on_commit };
 	kio_store_put(r->store, &o->commit);
 }
 
 /* ---- a million records ------------------------------------------------------ */
 
-static int fill_million(struct rig *r)
+/* What goes into the n-th record; NULL: nothing in particular. */
+typedef int fill_meta(void *arg, uint32_t n, struct one *o, uint64_t key[2]);
+
+/* A million pages in records of n_pages. */
+static int fill_million(struct rig *r, uint32_t n_pages, fill_meta *meta,
+			void *arg)
 {
+	const uint32_t n_all = N_MILLION / n_pages;
 	struct one *all = calloc(BATCH, sizeof(*all));
 	int ret = all ? 0 : -ENOMEM;
 
-	for (uint32_t n = 0; n < N_MILLION && !ret; n += BATCH) {
-		uint32_t n_batch = KV_MIN(BATCH, N_MILLION - n), n_put = 0;
+	for (uint32_t n = 0; n < n_all && !ret; n += BATCH) {
+		uint32_t n_batch = KV_MIN(BATCH, n_all - n), n_put = 0;
 
 		for (; n_put < n_batch && !ret; n_put++) {
-			const int64_t at = kio_store_alloc(r->store, 4096);
+			struct one *o = &all[n_put];
+			uint64_t key[2] = { n + n_put, n + n_put };
+			int64_t at = 0;
 
-			if (at < 0) {
-				ret = (int)at;
-				break;
+			for (uint32_t i = 0; i < n_pages && at >= 0; i++) {
+				at = kio_store_alloc(r->store, 4096);
+				o->places[i].block = (uint64_t)at;
 			}
-			all[n_put].places[0].block = (uint64_t)at;
-			put(r, &all[n_put], n + n_put, 4096, 1);
+			ret = at < 0 ? (int)at
+			      : meta ? meta(arg, n + n_put, o, key)
+				     : 0;
+			if (ret)
+				break;
+			put(r, o, key, 4096, n_pages);
 		}
 		for (uint32_t i = 0; i < n_put; i++)
 			while (!all[i].told)
@@ -219,7 +238,7 @@ static int restart(struct bench *b)
 	if (!ret)
 		ret = open_store(&r, MILLION_BYTES, &n_found, NULL);
 	if (!ret)
-		ret = fill_million(&r);
+		ret = fill_million(&r, 1, NULL, NULL);
 	for (unsigned int i = 0; i < n_rounds && !ret; i++) {
 		uint64_t t0;
 
@@ -245,6 +264,70 @@ static int restart(struct bench *b)
 			  "store.restart_1m_ms");
 		bench_put(b, (double)rep.index_bytes / N_MILLION, "bytes",
 			  "store.record_bytes");
+	}
+	rig_fini(&r);
+	return ret;
+}
+
+/* ---- the same in the daemon --------------------------------------------------- */
+
+static int owned_meta(void *arg, uint32_t n, struct one *o, uint64_t key[2])
+{
+	const int ret = owner_meta(arg, n, o->meta, META_MAX, key);
+
+	o->meta_bytes = ret < 0 ? 0 : (size_t)ret;
+	return ret < 0 ? ret : 0;
+}
+
+static int fill_owned(struct rig *r, uint32_t n_pages)
+{
+	struct owner *o = NULL; /* it names the records */
+	uint64_t n_found;
+	int ret = owner_new(&o, r->path, n_pages);
+
+	ret = ret ? ret : open_store(r, OWNED_BYTES, &n_found, NULL);
+	ret = ret ? ret : fill_million(r, n_pages, owned_meta, o);
+	close_store(r);
+	owner_free(o);
+	return ret;
+}
+
+/* ms of a start, or a negative number. */
+static double owned_start(struct rig *r, uint32_t n_pages, double *cpu)
+{
+	struct owner *o = NULL;
+	int ret = owner_new(&o, r->path, n_pages);
+	double ms = -1, was = cpu_ms();
+	uint64_t t0;
+
+	ret = ret ? ret : forget_cache(r);
+	t0 = clock_ns();
+	if (!ret && owner_open(o) == N_MILLION / n_pages) {
+		ms = (double)(clock_ns() - t0) / 1e6;
+		*cpu = cpu_ms() - was;
+	}
+	owner_free(o);
+	return ms;
+}
+
+static int restart_owned(struct bench *b, uint32_t n_pages, const char *name)
+{
+	const unsigned int n_rounds = b->quick ? 1 : 5;
+	double ms[5], cpu = 0;
+	struct rig r;
+	int ret = rig_init(&r, b);
+
+	ret = ret ? ret : fill_owned(&r, n_pages);
+	for (unsigned int i = 0; i < n_rounds && !ret; i++) {
+		ms[i] = owned_start(&r, n_pages, &cpu);
+		ret = ms[i] < 0 ? -EBADMSG : 0;
+	}
+	if (!ret) {
+		bench_note("store: %u segments of %u pages found: %.0f ms of "
+			   "CPU",
+			   N_MILLION / n_pages, n_pages, cpu);
+		bench_put(b, bench_quantile(ms, n_rounds, 0.5), "ms",
+			  "store.restart_1m.%s_ms", name);
 	}
 	rig_fini(&r);
 	return ret;
@@ -286,7 +369,7 @@ static int make(struct rig *r, struct one *o, uint64_t key, uint32_t n)
 	}
 	while (r->n_busy)
 		turn(r);
-	put(r, o, key, PAGE, n);
+	put(r, o, (const uint64_t[2]){ key, key }, PAGE, n);
 	return r->err;
 }
 
@@ -448,5 +531,9 @@ int bench_store(struct bench *b)
 		ret = overhead(b);
 	if (!ret)
 		ret = restart(b);
+	if (!ret)
+		ret = restart_owned(b, PAGES, "segments");
+	if (!ret)
+		ret = restart_owned(b, 1, "single");
 	return ret ? bench_fail(ret, "store: in %s", b->dir) : 0;
 }

@@ -4,12 +4,12 @@
 #include "kvd/cache/persist.h"
 
 #include <errno.h>
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
 #include "kvd/base/stat.h"
+#include "kvd/cache/blob.h"
 
 #define N_JOBS	  16u /* with a waiter */
 #define LOG_EVERY 1000u
@@ -39,54 +39,6 @@ struct persist {
 };
 
 /* ---- the blob -------------------------------------------------------------- */
-
-/*
- * What a record says of its pages; then uint32_t tokens[n_tokens], then
- * struct map_id ids[n_ids]; of a variant (from version 2 on) then struct blob_variant, float
- * inter[n_ids], float score[n_tokens]. Little-endian, docs/store.md.
- */
-struct blob {
-	uint32_t magic;
-	uint16_t version;
-	uint16_t kind;
-	char tenant[64];
-	uint32_t n_layers, n_kv_heads, head_dim, elem_bytes;
-	uint32_t page_tokens, page_layers;
-	uint32_t n_tokens, n_ids;
-	int64_t pos0;
-	uint64_t chunk_id[2];
-	uint64_t n_hits;
-	uint64_t sum[2]; /* version 3: of all of it, this being 0; before: 0 */
-};
-static_assert(sizeof(struct blob) == 152, "on disk");
-#define BLOB_MAGIC   0x6773766bu /* "kvsg" */
-#define BLOB_VERSION 3u /* 1 had no variants, 1 and 2 no sum */
-enum { KIND_PREFIX = 1, KIND_CHUNK = 2, KIND_VARIANT = 3 };
-
-struct blob_variant { /* ids: of the chunks before it */
-	uint64_t ctx[2], frame[2];
-	double value;
-	float cci;
-	uint32_t depth;
-};
-static_assert(sizeof(struct blob_variant) == 48, "on disk");
-
-static uint32_t n_tiles(uint32_t n_tokens)
-{
-	return KV_DIV_UP(n_tokens, SEGMENT_BLOCK);
-}
-
-static size_t blob_bytes(uint32_t kind, uint32_t n_tokens, uint32_t n_ids)
-{
-	const size_t n = sizeof(struct blob) +
-			 (size_t)n_tokens * sizeof(uint32_t) +
-			 (size_t)n_ids * sizeof(struct map_id);
-
-	return kind != KIND_VARIANT
-		       ? n
-		       : n + sizeof(struct blob_variant) +
-				 ((size_t)n_ids + n_tokens) * sizeof(float);
-}
 
 static uint16_t kind_of(const struct segment *s)
 {
@@ -120,27 +72,13 @@ static void append_variant(void *at, const struct variant_table *t,
 	(void)append(at, v->score, s->n_tokens * sizeof(*v->score));
 }
 
-/* Of a head, whose own sum does not count, and the n_bytes behind it. */
-static void blob_sum(const struct blob *b, const void *rest, size_t n_bytes,
-		     uint64_t sum[2])
-{
-	crypto_generichash_state st;
-	struct blob head = *b;
-
-	head.sum[0] = head.sum[1] = 0;
-	crypto_generichash_init(&st, NULL, 0, sizeof(head.sum));
-	crypto_generichash_update(&st, (const void *)&head, sizeof(head));
-	crypto_generichash_update(&st, rest, n_bytes);
-	crypto_generichash_final(&st, (unsigned char *)sum, sizeof(head.sum));
-}
-
 static void *blob_new(const struct persist *p, const struct segment *s,
 		      size_t *n_bytes)
 {
 	const uint16_t kind = kind_of(s);
 	const uint32_t n_ids = kind == KIND_CHUNK     ? 0
 			       : kind == KIND_VARIANT ? s->variant->n_prefix
-						      : n_tiles(s->n_tokens);
+						      : blob_tiles(s->n_tokens);
 	struct blob *b = calloc(1, blob_bytes(kind, s->n_tokens, n_ids));
 	const struct map_id id = kind == KIND_VARIANT ? s->variant->chunk
 						      : s->chunk_id;
@@ -173,49 +111,6 @@ static void *blob_new(const struct persist *p, const struct segment *s,
 	*n_bytes = blob_bytes(kind, s->n_tokens, n_ids);
 	blob_sum(b, b + 1, *n_bytes - sizeof(*b), b->sum);
 	return b;
-}
-
-/* It is as it was written, as far as its version can tell. */
-static int blob_sound(const struct kio_record *r, const struct blob *b)
-{
-	uint64_t sum[2] = { 0, 0 };
-
-	if (b->version >= 3)
-		blob_sum(b, (const char *)r->meta + sizeof(*b),
-			 r->meta_bytes - sizeof(*b), sum);
-	return sum[0] == b->sum[0] && sum[1] == b->sum[1];
-}
-
-/* The head of a blob that is ours, by its shape. */
-static int blob_head(const struct kio_record *r, struct blob *b)
-{
-	if (r->meta_bytes < sizeof(*b))
-		return -EINVAL;
-	memcpy(b, r->meta, sizeof(*b));
-	if (b->magic != BLOB_MAGIC || !b->version ||
-	    b->version > BLOB_VERSION ||
-	    memchr(b->tenant, 0, sizeof(b->tenant)) == NULL)
-		return -EINVAL;
-	switch (b->kind) {
-	case KIND_PREFIX:
-		if (b->n_ids != n_tiles(b->n_tokens))
-			return -EINVAL;
-		break;
-	case KIND_CHUNK:
-		if (b->n_ids)
-			return -EINVAL;
-		break;
-	case KIND_VARIANT:
-		if (b->version < 2 || b->n_ids > VARIANT_MAX_PREFIX)
-			return -EINVAL;
-		break;
-	default:
-		return -EINVAL;
-	}
-	if (!b->n_tokens || b->pos0 < 0 || b->pos0 > INT32_MAX ||
-	    r->meta_bytes != blob_bytes(b->kind, b->n_tokens, b->n_ids))
-		return -EINVAL;
-	return 0;
 }
 
 int persist_record_sound(const struct kio_record *r)
@@ -332,7 +227,7 @@ static struct map_id main_id(const struct segment *s)
 		return (struct map_id){ { v->chunk.w[0] ^ v->ctx.w[1],
 					  v->chunk.w[1] ^ v->ctx.w[0] } };
 	default:
-		return s->ids[n_tiles(s->n_tokens) - 1];
+		return s->ids[blob_tiles(s->n_tokens) - 1];
 	}
 }
 
@@ -347,7 +242,14 @@ static void job_key(const struct persist *p, const struct segment *s,
 		h = (h ^ (unsigned char)*c) * 0x100000001b3u;
 	key[0] = id.w[0] ^ h;
 	key[1] = id.w[1] ^
-		 (kind_of(s) == KIND_PREFIX ? n_tiles(s->n_tokens) : 0);
+		 (kind_of(s) == KIND_PREFIX ? blob_tiles(s->n_tokens) : 0);
+}
+
+void *persist_record_new(const struct persist *p, const struct segment *s,
+			 size_t *n_bytes, uint64_t key[2])
+{
+	job_key(p, s, key);
+	return blob_new(p, s, n_bytes);
 }
 
 static int job_start(struct job *j, struct segment *s)
@@ -355,13 +257,12 @@ static int job_start(struct job *j, struct segment *s)
 	struct persist *p = j->persist;
 	int ret;
 
-	j->meta = blob_new(p, s, &j->rp.meta_bytes);
+	j->meta = persist_record_new(p, s, &j->rp.meta_bytes, j->rp.key);
 	if (!j->meta)
 		return -ENOMEM;
 	j->rp.meta = j->meta;
 	j->rp.range = s->range;
 	j->rp.wait.done = job_done;
-	job_key(p, s, j->rp.key);
 	ret = range_persist(&j->rp);
 	if (ret) {
 		free(j->meta);
@@ -577,48 +478,18 @@ static int adopt_index(struct persist *p, struct segment *s,
 		       const struct blob *b, const char *data)
 {
 	const size_t token_bytes = b->n_tokens * sizeof(uint32_t);
-	struct map_id *ids;
 	int ret;
 
-	s->tokens = malloc(token_bytes);
-	if (!s->tokens)
-		return -ENOMEM;
 	memcpy(s->tokens, data, token_bytes);
 	if (b->kind == KIND_VARIANT)
 		return adopt_variant(p, s, b, data + token_bytes);
 	if (b->kind == KIND_CHUNK)
 		return adopt_chunk(p, s, b);
-	ids = malloc(b->n_ids * sizeof(*ids));
-	if (!ids)
-		return -ENOMEM;
-	memcpy(ids, data + token_bytes, b->n_ids * sizeof(*ids));
-	ret = prefix_add(p->conf.prefix, s, ids); /* s owns ids now */
+	memcpy(segment_ids(s), data + token_bytes, b->n_ids * sizeof(*s->ids));
+	ret = prefix_add(p->conf.prefix, s, segment_ids(s));
 	if (!ret && !s->n_indexed)
 		ret = -EALREADY;
 	return ret;
-}
-
-/* The layout that the blob tells, complete and equal to the record's pages. */
-static int blob_layout(const struct blob *b, const struct kio_record *r,
-		       size_t page_align, struct kv_layout *g)
-{
-	*g = (struct kv_layout){
-		.n_layers = b->n_layers,
-		.n_kv_heads = b->n_kv_heads,
-		.head_dim = b->head_dim,
-		.elem_bytes = b->elem_bytes,
-		.page_tokens = b->page_tokens,
-		.page_layers = b->page_layers,
-		.page_align = page_align,
-	};
-	if (g->page_tokens < SEGMENT_BLOCK || !g->page_layers ||
-	    kv_layout_init(g))
-		return -EINVAL;
-	return g->page_bytes == r->page_bytes &&
-			       kv_layout_bytes(g, b->n_tokens) ==
-				       (uint64_t)r->page_bytes * r->n_pages
-		       ? 0
-		       : -EINVAL;
 }
 
 /* What became of it since its record was written. */
@@ -689,7 +560,8 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 				  &range);
 	if (ret)
 		return ret;
-	ret = segment_adopt(p->conf.pool, &g, b.n_tokens, b.pos0, range, &s);
+	ret = segment_adopt(p->conf.pool, &g, b.n_tokens, b.pos0,
+			    b.kind == KIND_PREFIX ? b.n_ids : 0, range, &s);
 	if (ret) {
 		range_disown(range);
 		return ret;

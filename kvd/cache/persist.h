@@ -80,6 +80,13 @@ int persist_wait(struct persist *p, struct persist_wait *w);
 void persist_wait_cancel(struct persist_wait *w);
 
 /*
+ * The blob of a record of s, and its key: [*n_bytes], malloc'ed. NULL: no memory. Of s its
+ * layout, tokens, ids and what it is are looked at, not its range.
+ */
+void *persist_record_new(const struct persist *p, const struct segment *s,
+			 size_t *n_bytes, uint64_t key[2]);
+
+/*
  * A record that a store found. The tenant it belongs to: *len bytes of the blob, not
  * NUL-terminated; NULL if the blob is not one of ours. Its sum is not looked at.
  */

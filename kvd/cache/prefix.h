@@ -39,8 +39,8 @@ struct segment *prefix_find(struct prefix_tree *t, struct map_id id,
 			    const uint32_t *tokens, uint32_t n,
 			    uint32_t *block);
 /*
- * Index the sealed s by ids, one for each of its tiles; s owns ids (malloc'ed)
- * and must have its tokens. Tiles that are there already stay with the other
+ * Index the sealed s by ids, one for each of its tiles; s owns ids (malloc'ed,
+ * or segment_ids()) and must have its tokens. Tiles that are there already stay with the other
  * segment. 0, or -ENOMEM (then some are indexed, which does no harm).
  */
 int prefix_add(struct prefix_tree *t, struct segment *s, struct map_id *ids);

@@ -215,6 +215,16 @@ static void drop_awaits(struct segment *s)
 		list_entry(n, struct segment_await, node)->seg = NULL;
 }
 
+static void release(struct segment *s)
+{
+	if (!s->adopted || s->ids != segment_ids(s))
+		free(s->ids);
+	if (!s->adopted)
+		free(s->tokens);
+	variant_free(s->variant);
+	free(s);
+}
+
 static void segment_free(struct segment *s)
 {
 	struct segment_pool *p = s->pool;
@@ -225,10 +235,7 @@ static void segment_free(struct segment *s)
 	range_free(s->range);
 	p->bytes -= s->bytes;
 	p->n--;
-	free(s->tokens);
-	free(s->ids);
-	variant_free(s->variant);
-	free(s);
+	release(s);
 }
 
 static int open_segment(struct segment_pool *p, const struct kv_layout *g,
@@ -315,10 +322,12 @@ void segment_ahead_drop(struct segment_ahead *a)
 }
 
 int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
-		  uint32_t n_tokens, int64_t pos0, struct range *range,
-		  struct segment **out)
+		  uint32_t n_tokens, int64_t pos0, uint32_t n_ids,
+		  struct range *range, struct segment **out)
 {
 	const uint64_t bytes = kv_layout_bytes(g, n_tokens);
+	const size_t behind = n_ids * sizeof(*(*out)->ids) +
+			      (size_t)n_tokens * sizeof(*(*out)->tokens);
 	struct segment *s;
 
 	if (bytes / g->page_bytes != range_n_pages(range) ||
@@ -326,9 +335,12 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 		return -EINVAL;
 	if (bytes > p->capacity_bytes - p->bytes)
 		return -EDQUOT;
-	s = calloc(1, sizeof(*s));
+	/* once for all of it: a start does so a million times */
+	s = malloc(sizeof(*s) + behind);
 	if (!s)
 		return -ENOMEM;
+	*s = (struct segment){ .adopted = 1 };
+	s->tokens = (uint32_t *)(segment_ids(s) + n_ids);
 	s->pool = p;
 	s->layout = *g;
 	s->range = range;
@@ -358,10 +370,7 @@ struct range *segment_disown(struct segment *s)
 	s->pool->bytes -= s->bytes;
 	s->pool->live_bytes -= s->bytes;
 	s->pool->n--;
-	free(s->tokens);
-	free(s->ids);
-	variant_free(s->variant);
-	free(s);
+	release(s);
 	return r;
 }
 

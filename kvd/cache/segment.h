@@ -80,6 +80,7 @@ struct segment {
 	int sealed;
 	uint32_t *tokens; /* [n_tokens] ids, or NULL; owned */
 	struct map_id *ids; /* [n_blocks] chained ids, or NULL; owned */
+	int adopted; /* its tokens lie behind it, and its ids if segment_ids() */
 	uint32_t n_indexed; /* of ids in the prefix index */
 	struct map_id chunk_id;
 	int is_chunk; /* in the chunk table */
@@ -137,11 +138,16 @@ struct segment *segment_ahead_take(struct segment_ahead *a);
 /*
  * A sealed segment over a range that holds n_tokens already (a restart). Takes over
  * the range; one reference. -EINVAL the range has another size, -EDQUOT, -ENOMEM:
- * then the range stays the caller's.
+ * then the range stays the caller's. It has memory for its tokens, which the caller is to
+ * fill, and for n_ids ids at segment_ids(), where prefix_add() may be told they are.
  */
 int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
-		  uint32_t n_tokens, int64_t pos0, struct range *range,
-		  struct segment **out);
+		  uint32_t n_tokens, int64_t pos0, uint32_t n_ids,
+		  struct range *range, struct segment **out);
+static inline struct map_id *segment_ids(struct segment *s)
+{
+	return (struct map_id *)(s + 1);
+}
 /* Undo: the only reference, not indexed. The range is the caller's again. */
 struct range *segment_disown(struct segment *s);
 /* Make s immutable with n_tokens and give back the pages beyond. */

@@ -22,7 +22,7 @@ allowed() {
 	kvd/serve/*) echo 'kvd/serve|kvd/cache|kvd/model|kvd/mem|kvd/base|kernels|io' ;;
 	kvd/ipc/*) echo 'kvd/ipc|kvd/serve|kvd/base|libkvclient|io/base' ;;
 	tools/kvbench.c | tools/bench*)
-		echo 'tools|libkvclient|kernels|io|kvd/base|kvd/mem' ;;
+		echo 'tools|libkvclient|kernels|io|kvd/base|kvd/mem|kvd/cache' ;;
 	tools/kvfsck.c) echo 'tools|io' ;;
 	tools/kvsim.c | tools/sim*)
 		echo 'tools|kvd/mem|kvd/base|io/base' ;;

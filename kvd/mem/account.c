@@ -102,7 +102,7 @@ void account_open(struct accounts *as, struct account *a,
 	a->conf = *conf;
 	a->conf.weight = conf->weight ? conf->weight : 1;
 	for (int t = 0; t < ACCOUNT_TIERS; t++)
-		a->side[t].since_ns = now_ns;
+		a->side[t].meter.since_ns = now_ns;
 	list_init(&a->node);
 	list_push(&as->all, &a->node);
 	settle(as);
@@ -139,12 +139,26 @@ uint64_t account_room(const struct account *a, enum account_tier t)
 	return KV_MIN(pool, account_limit_room(a, t));
 }
 
+void account_meter(struct account_meter *m, uint64_t used, uint64_t now_ns)
+{
+	if (now_ns > m->since_ns) {
+		m->byte_ns += (double)used * (double)(now_ns - m->since_ns);
+		m->since_ns = now_ns;
+	}
+}
+
+double account_meter_read(const struct account_meter *m, uint64_t used,
+			  uint64_t now_ns)
+{
+	struct account_meter now = *m;
+
+	account_meter(&now, used, now_ns);
+	return now.byte_ns * 1e-9;
+}
+
 static void tick(struct account_side *s, uint64_t now_ns)
 {
-	if (now_ns > s->since_ns) {
-		s->byte_ns += (double)s->used * (double)(now_ns - s->since_ns);
-		s->since_ns = now_ns;
-	}
+	account_meter(&s->meter, s->used, now_ns);
 }
 
 void account_charge(struct account *a, enum account_tier t, uint64_t bytes,
@@ -182,10 +196,9 @@ void account_left(struct account *a, uint64_t bytes)
 double account_byte_seconds(const struct account *a, enum account_tier t,
 			    uint64_t now_ns)
 {
-	struct account_side s = a->side[t];
+	const struct account_side *s = &a->side[t];
 
-	tick(&s, now_ns);
-	return s.byte_ns * 1e-9;
+	return account_meter_read(&s->meter, s->used, now_ns);
 }
 
 uint64_t account_share(const struct account *a, enum account_tier t)

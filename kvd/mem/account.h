@@ -62,12 +62,17 @@ struct accounts {
 	int loosened; /* reservations that had to wait may go now */
 };
 
+/* Bytes times time: right up to since_ns. */
+struct account_meter {
+	uint64_t since_ns;
+	double byte_ns;
+};
+
 struct account_side {
 	uint64_t limit, floor; /* in force; a fixed share has both = share */
 	uint64_t share;
 	uint64_t used;
-	uint64_t since_ns; /* byte_ns is right up to here */
-	double byte_ns;
+	struct account_meter meter;
 };
 
 struct account_conf {
@@ -135,6 +140,11 @@ struct account *account_victim(struct accounts *as, enum account_tier t);
 /* Of those with demand that their limit allows, the one furthest below its share. */
 struct account *account_neediest(struct accounts *as);
 
+/* used bytes were had up to now. Before they change. */
+void account_meter(struct account_meter *m, uint64_t used, uint64_t now_ns);
+/* Byte-seconds, with those bytes up to now. */
+double account_meter_read(const struct account_meter *m, uint64_t used,
+			  uint64_t now_ns);
 /* Byte-seconds used since account_open(). */
 double account_byte_seconds(const struct account *a, enum account_tier t,
 			    uint64_t now_ns);

@@ -65,7 +65,7 @@ struct pager {
 	struct stat *st_mapped, *st_evicted, *st_read, *st_written,
 		*st_read_bytes, *st_written_bytes, *st_lost, *st_write_errors,
 		*st_mapped_bytes, *st_slot_bytes, *st_io_held, *st_small,
-		*st_byte_s[ACCOUNT_TIERS], *st_page_in;
+		*st_byte_s[PAGER_TIERS], *st_page_in;
 	uint64_t logged_ns;
 };
 

@@ -602,6 +602,7 @@ void pager_info(struct pager *p, struct pager_info *out)
 /* What the counters of a pager are sums of. */
 struct sums {
 	uint64_t mapped, pinned, slots, clean, policy, writing, demand, leaving;
+	uint64_t parked, unwritten;
 	uint64_t n_state[PAGE_N_STATES];
 	uint32_t n_busy, n_resident, n_lower, n_lost; /* of the range in hand */
 	uint64_t n_ops;
@@ -630,6 +631,10 @@ static void add_page(struct sums *s, const struct page *pg)
 	s->leaving += is_leaving(pg) || (writing && pg->to_go) ? bytes : 0;
 	if (!list_empty(&pg->starved) && pg->prio < WANT_PREFETCH)
 		s->demand += bytes;
+	if (pg->parked)
+		s->parked += bytes;
+	if (park_is_dirty(pg))
+		s->unwritten += bytes;
 	s->n_state[pg->state]++;
 	s->n_busy += pg->busy;
 	s->n_ops += pg->busy && !pg->resting;
@@ -664,6 +669,18 @@ static void check_range(const struct range *r, struct sums *s)
 	s->n_persists += r->persist != NULL;
 }
 
+/* In the host pool; more while pages come, or are written after they were let go of. */
+static void check_parked(struct pager *p, const struct sums *s)
+{
+	uint64_t used, dirty;
+
+	if (!p->conf.device)
+		return;
+	park_part_bytes(device_park(p->conf.device), &p->part, &used, &dirty);
+	assert(s->parked <= used && s->unwritten <= dirty);
+	assert(p->n_ops || (s->parked == used && s->unwritten == dirty));
+}
+
 void pager_check(struct pager *p)
 {
 	struct sums s = { 0 };
@@ -691,4 +708,5 @@ void pager_check(struct pager *p)
 	for (struct tier *t = p->tiers; t; t = t->next)
 		files += tier_bytes(t);
 	assert(busy || files == s.mapped);
+	check_parked(p, &s);
 }

@@ -269,14 +269,20 @@ struct pager_info {
 	uint64_t host_bytes, host_dirty_bytes; /* device.h: in the host pool */
 };
 void pager_info(struct pager *p, struct pager_info *out);
-/* The account: of memory [0] and disk [1]. */
+/*
+ * The account: of memory [0] and disk [1]; with a device, of its host pool [2], where
+ * nothing is guaranteed and all that others leave may be had. Without a disk those
+ * bytes are the disk's, too.
+ */
+#define PAGER_TIERS 3
 struct pager_usage {
 	uint32_t weight;
+	int n_tiers; /* 2, 3 */
 	uint64_t io_limit, io_held; /* reads that waited for the limit */
 	struct pager_usage_tier {
 		uint64_t limit, floor, share, used;
 		double byte_seconds; /* since the start */
-	} tiers[2];
+	} tiers[PAGER_TIERS];
 };
 void pager_usage(struct pager *p, struct pager_usage *out);
 /* Walk every invariant; asserts. st_blocks of the space files equals the sum

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "io/crc.h"
+#include "kvd/base/clock.h"
 #include "kvd/mem/park_mem.h"
 #include "kvd/mem/park_priv.h"
 
@@ -45,6 +46,13 @@ uint32_t park_crc(const struct parked *h)
 	return crc;
 }
 
+/* Before its units change. */
+static void meter(const struct park *k, struct park_part *part)
+{
+	account_meter(&part->meter, part->n_units * k->conf.unit_bytes,
+		      clock_ns());
+}
+
 /* Side by side if it can be. There are enough. */
 static void take_units(struct park *k, struct parked *h)
 {
@@ -58,6 +66,7 @@ static void take_units(struct park *k, struct parked *h)
 		h->unit[u] = (uint32_t)one;
 	}
 	k->n_free -= h->n_units;
+	meter(k, h->part);
 	h->part->n_units += h->n_units;
 }
 
@@ -130,6 +139,7 @@ static void end(struct parked *h)
 	park_set_dirty(h, 0);
 	h->park->n_coming -= (uint32_t)h->is_coming;
 	list_del(&h->node);
+	meter(h->park, h->part);
 	h->part->n_units -= h->n_units;
 	park_kick(h->park);
 	free(h->ios);
@@ -485,6 +495,7 @@ void park_open_part(struct park *k, struct park_part *part, struct pager *p,
 	memset(part, 0, sizeof(*part));
 	part->pager = p;
 	part->weight = weight ? weight : 1;
+	part->meter.since_ns = clock_ns();
 	list_init(&part->clean);
 	list_init(&part->dirty);
 	for (int w = 0; w < PARK_FORS; w++)
@@ -519,6 +530,24 @@ void park_part_bytes(const struct park *k, const struct park_part *part,
 {
 	*used = part->n_units * k->conf.unit_bytes;
 	*dirty = part->n_dirty * k->conf.unit_bytes;
+}
+
+uint64_t park_part_share(const struct park *k, const struct park_part *part)
+{
+	const struct park_part *o;
+	uint64_t weights = 0;
+
+	EACH_PART(o, k)
+	weights += o->weight;
+	return (uint64_t)((__uint128_t)k->n_units * part->weight / weights) *
+	       k->conf.unit_bytes;
+}
+
+double park_part_byte_seconds(const struct park *k,
+			      const struct park_part *part, uint64_t now_ns)
+{
+	return account_meter_read(&part->meter,
+				  part->n_units * k->conf.unit_bytes, now_ns);
 }
 
 static void check_list(const struct list *l, const struct park_part *part,

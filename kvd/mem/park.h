@@ -26,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "kvd/base/list.h"
+#include "kvd/mem/account.h"
 #include "kvd/mem/copy.h"
 #include "kvd/mem/pager.h"
 
@@ -58,6 +59,7 @@ struct park_part {
 	struct pager *pager;
 	uint32_t weight;
 	uint64_t n_units, n_dirty;
+	struct account_meter meter; /* of its bytes */
 	struct list clean, dirty; /* struct parked.node, oldest first */
 	struct list waiting[PARK_FORS][WANT_PRIOS]; /* struct park_req.node */
 };
@@ -139,6 +141,10 @@ void park_info(const struct park *k, struct park_info *out);
 /* Bytes of the part: in the pool, and of these not on disk. */
 void park_part_bytes(const struct park *k, const struct park_part *part,
 		     uint64_t *used, uint64_t *dirty);
+/* What of the pool is the part's by weight, when all want it. */
+uint64_t park_part_share(const struct park *k, const struct park_part *part);
+double park_part_byte_seconds(const struct park *k,
+			      const struct park_part *part, uint64_t now_ns);
 /* Assert the invariants. */
 void park_check(const struct park *k);
 

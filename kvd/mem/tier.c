@@ -115,8 +115,23 @@ int tier_get(struct pager *p, size_t page_bytes, struct tier **out)
 	return 0;
 }
 
+static int n_tiers(const struct pager *p)
+{
+	return p->conf.device ? PAGER_TIERS : ACCOUNT_TIERS;
+}
+
 static void pager_stats(struct pager *p)
 {
+	static const struct {
+		const char *name, *help;
+	} byte_s[PAGER_TIERS] = {
+		{ "kvd_memory_byte_seconds_total",
+		  "Bytes of frames times seconds" },
+		{ "kvd_disk_byte_seconds_total",
+		  "Bytes of slots times seconds" },
+		{ "kvd_host_byte_seconds_total",
+		  "Bytes in the pinned host pool times seconds" },
+	};
 	const struct {
 		struct stat **st;
 		enum stat_kind kind;
@@ -151,14 +166,10 @@ static void pager_stats(struct pager *p)
 	for (size_t i = 0; i < KV_ARRAY_LEN(list); i++)
 		*list[i].st = stat_get(list[i].kind, list[i].name, list[i].help,
 				       "tenant", p->name, 1);
-	for (int t = 0; t < ACCOUNT_TIERS; t++)
-		p->st_byte_s[t] = stat_get(
-			STAT_COUNTER,
-			t == ACCOUNT_MEMORY ? "kvd_memory_byte_seconds_total"
-					    : "kvd_disk_byte_seconds_total",
-			t == ACCOUNT_MEMORY ? "Bytes of frames times seconds"
-					    : "Bytes of slots times seconds",
-			"tenant", p->name, 1);
+	for (int t = 0; t < n_tiers(p); t++)
+		p->st_byte_s[t] = stat_get(STAT_COUNTER, byte_s[t].name,
+					   byte_s[t].help, "tenant", p->name,
+					   1);
 	p->st_page_in = stat_get(STAT_HISTOGRAM, "kvd_page_in_seconds",
 				 "From room to resident, per page", "tenant",
 				 p->name, 1e-9);
@@ -221,13 +232,33 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	return 0;
 }
 
+static double byte_seconds(const struct pager *p, int t, uint64_t now_ns)
+{
+	return t < ACCOUNT_TIERS
+		       ? account_byte_seconds(&p->account, (enum account_tier)t,
+					      now_ns)
+		       : park_part_byte_seconds(device_park(p->conf.device),
+						&p->part, now_ns);
+}
+
 void pager_stat_usage(struct pager *p, uint64_t now_ns)
 {
 	stat_set(p->st_io_held, p->flow.n_held_total);
-	for (int t = 0; t < ACCOUNT_TIERS; t++)
-		stat_set(p->st_byte_s[t],
-			 (uint64_t)account_byte_seconds(
-				 &p->account, (enum account_tier)t, now_ns));
+	for (int t = 0; t < n_tiers(p); t++)
+		stat_set(p->st_byte_s[t], (uint64_t)byte_seconds(p, t, now_ns));
+}
+
+static struct pager_usage_tier host_usage(const struct pager *p)
+{
+	const struct park *k = device_park(p->conf.device);
+	struct pager_usage_tier u = { .share = park_part_share(k, &p->part) };
+	struct park_info i;
+	uint64_t dirty;
+
+	park_info(k, &i);
+	u.limit = i.bytes;
+	park_part_bytes(k, &p->part, &u.used, &dirty);
+	return u;
 }
 
 void pager_usage(struct pager *p, struct pager_usage *out)
@@ -245,10 +276,13 @@ void pager_usage(struct pager *p, struct pager_usage *out)
 			.floor = s->floor,
 			.share = s->share,
 			.used = s->used,
-			.byte_seconds = account_byte_seconds(
-				&p->account, (enum account_tier)t, now),
 		};
 	}
+	if (p->conf.device)
+		out->tiers[ACCOUNT_TIERS] = host_usage(p);
+	out->n_tiers = n_tiers(p);
+	for (int t = 0; t < out->n_tiers; t++)
+		out->tiers[t].byte_seconds = byte_seconds(p, t, now);
 	pager_stat_usage(p, now);
 }
 

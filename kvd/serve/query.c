@@ -85,11 +85,13 @@ static json_t *page_counts(struct serve_tenant *t)
 
 static json_t *usage_object(struct serve_tenant *t)
 {
-	static const char *const keys[2][5] = {
+	static const char *const keys[PAGER_TIERS][5] = {
 		{ "memory_limit", "memory_floor", "memory_share", "memory_used",
 		  "memory_byte_s" },
 		{ "disk_limit", "disk_floor", "disk_share", "disk_used",
 		  "disk_byte_s" },
+		{ "host_limit", "host_floor", "host_share", "host_used",
+		  "host_byte_s" },
 	};
 	json_t *o = json_object();
 	struct pager_usage u;
@@ -99,7 +101,7 @@ static json_t *usage_object(struct serve_tenant *t)
 	pager_info(t->pager, &p);
 	set_str(o, "name", t->conf->name);
 	set_int(o, "weight", u.weight);
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < u.n_tiers; i++) {
 		set_int(o, keys[i][0], u.tiers[i].limit);
 		set_int(o, keys[i][1], u.tiers[i].floor);
 		set_int(o, keys[i][2], u.tiers[i].share);

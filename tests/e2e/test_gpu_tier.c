@@ -208,6 +208,10 @@ START_TEST(a_pool_without_a_disk)
 	ck_assert_uint_gt(rig_counter(c, "pages", NULL, "evicted_total"), 0);
 	ck_assert_uint_gt(rig_counter(c, "pages", NULL, "read_total"), 0);
 	ck_assert_uint_gt(rig_counter(c, "pages", NULL, "host_bytes"), 0);
+	ck_assert_uint_gt(rig_counter(c, "usage", NULL, "host_used"), 0);
+	ck_assert_uint_eq(rig_counter(c, "usage", NULL, "host_limit"),
+			  16 << 20);
+	ck_assert_uint_gt(rig_counter(c, "usage", NULL, "host_byte_s"), 0);
 	ck_assert_uint_eq(rig_counter(c, "pages", NULL, "lost"), 0);
 	kvc_close(c);
 	stop(d);
@@ -230,6 +234,9 @@ START_TEST(kvctl_tells_and_trims)
 	ask(c, 0, &x);
 	ck_assert_int_eq(ctl(d, "device", out, sizeof(out)), 0);
 	ck_assert_ptr_nonnull(strstr(out, "Fake GPU"));
+	ck_assert_int_eq(ctl(d, "metrics", out, sizeof(out)), 0);
+	ck_assert_ptr_nonnull(
+		strstr(out, "kvd_host_byte_seconds_total{tenant=\"t\"}"));
 	taken = device(c, "taken_bytes");
 	ck_assert_uint_gt(taken, 0);
 	ck_assert_uint_gt(device(c, "idle_bytes"), 0);

@@ -286,6 +286,70 @@ START_TEST(the_pool_goes_by_weight)
 }
 END_TEST
 
+static struct pager_usage_tier host_of(int t)
+{
+	struct pager_usage u;
+
+	pager_usage(r->pagers[t], &u);
+	ck_assert_int_eq(u.n_tiers, PAGER_TIERS);
+	return u.tiers[PAGER_TIERS - 1];
+}
+
+/* What is had of the pool costs its tenant, and nobody else, as long as it is had. */
+START_TEST(time_in_the_pool_is_accounted)
+{
+	struct pager_usage_tier from, to;
+	struct pager_info i;
+	struct range *range;
+	uint64_t ns[4];
+	double had;
+
+	r = rig_dev_open((struct rig_dev_options){ .memory_bytes = 8 * PAGE,
+						   .host_bytes = 64 * PAGE,
+						   .disk_bytes = 64 * PAGE,
+						   .n_pagers = 2,
+						   .weights = { 100, 300 } });
+	ck_assert_uint_eq(host_of(0).limit, 64 * PAGE);
+	ck_assert_uint_eq(host_of(0).share, 16 * PAGE);
+	ck_assert_uint_eq(host_of(1).share, 48 * PAGE);
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 24, &range), 0);
+	for (uint32_t k = 0; k < 24; k++)
+		write_page(range, k, k);
+	rig_dev_settle(r);
+	rig_dev_check(r);
+	pager_info(r->pagers[0], &i);
+	ck_assert_uint_ge(i.host_bytes, 16 * PAGE);
+	ns[0] = clock_ns();
+	from = host_of(0);
+	ns[1] = clock_ns();
+	ck_assert_uint_eq(from.used, i.host_bytes);
+	while (clock_ns() < ns[1] + 1000000)
+		;
+	ns[2] = clock_ns();
+	to = host_of(0);
+	ns[3] = clock_ns();
+	ck_assert_uint_eq(to.used, from.used);
+	ck_assert_double_ge_tol(
+		to.byte_seconds - from.byte_seconds,
+		(double)to.used * 1e-9 * (double)(ns[2] - ns[1]), 1);
+	ck_assert_double_le_tol(
+		to.byte_seconds - from.byte_seconds,
+		(double)to.used * 1e-9 * (double)(ns[3] - ns[0]), 1);
+	had = to.byte_seconds;
+	range_free(range);
+	rig_dev_settle(r);
+	from = host_of(0);
+	ck_assert_double_ge(from.byte_seconds, had);
+	while (clock_ns() < ns[3] + 2000000)
+		;
+	to = host_of(0);
+	ck_assert_uint_eq(to.used, 0);
+	ck_assert_double_eq_tol(to.byte_seconds, from.byte_seconds, 1e-9);
+	ck_assert_double_eq_tol(host_of(1).byte_seconds, 0, 1e-9);
+	rig_dev_close(r);
+}
+END_TEST
+
 /* Frames that go from one to the other bring no bytes along. */
 START_TEST(nobody_sees_bytes_of_another)
 {
@@ -693,6 +757,7 @@ int main(void)
 	tcase_add_test(t, without_a_disk_the_pool_is_the_place);
 	tcase_add_loop_test(t, what_is_durable_survives, 0, 2);
 	tcase_add_test(t, the_pool_goes_by_weight);
+	tcase_add_test(t, time_in_the_pool_is_accounted);
 	tcase_add_test(t, nobody_sees_bytes_of_another);
 	tcase_add_test(t, idle_memory_goes_back);
 	tcase_add_test(t, mapped_ahead_nobody_waits);

@@ -262,6 +262,7 @@ static int open_segment(struct segment_pool *p, const struct kv_layout *g,
 	}
 	s->pool = p;
 	s->layout = *g;
+	range_set_owner(s->range, s);
 	s->bytes = bytes;
 	s->n_refs = 1;
 	s->cap_tokens = cap_tokens;
@@ -344,6 +345,7 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	s->pool = p;
 	s->layout = *g;
 	s->range = range;
+	range_set_owner(range, s);
 	s->bytes = bytes;
 	s->n_refs = 1;
 	s->sealed = 1;
@@ -360,10 +362,16 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	return 0;
 }
 
+struct segment *segment_over(const struct range *r)
+{
+	return range_owner(r);
+}
+
 struct range *segment_disown(struct segment *s)
 {
 	struct range *r = s->range;
 
+	range_set_owner(r, NULL);
 	assert(s->n_refs == 1 && !indexed(s));
 	list_del(&s->node);
 	drop_awaits(s);
@@ -558,6 +566,7 @@ static void check_one(struct segment *s, void *arg)
 	list_for_each(n, &s->awaits)
 		assert(list_entry(n, struct segment_await, node)->seg == s);
 	assert(s->n_tokens <= s->cap_tokens);
+	assert(segment_over(s->range) == s);
 	assert(s->bytes / s->layout.page_bytes == range_n_pages(s->range));
 }
 

@@ -152,6 +152,8 @@ static inline struct map_id *segment_ids(struct segment *s)
 struct range *segment_disown(struct segment *s);
 /* Make s immutable with n_tokens and give back the pages beyond. */
 void segment_seal(struct segment *s, uint32_t n_tokens);
+/* The segment over a range; NULL: it is no segment's. */
+struct segment *segment_over(const struct range *r);
 /* 1 when a reference may be taken without breaking (3). */
 int segment_fits(const struct segment *s);
 void segment_get(struct segment *s);

@@ -71,6 +71,7 @@ struct range {
 	uint32_t n_pages;
 	uint32_t n_virtual;
 	uint32_t n_resident, n_lower, n_lost, n_busy;
+	void *owner; /* range_set_owner() */
 	uint32_t i_disk; /* has_disk: where its slots are */
 	int has_disk;
 	int freed;

@@ -71,6 +71,7 @@ void range_free(struct range *r)
 	assert(!r->persist);
 	durable_forget(r); /* before its slots are given back */
 	r->freed = 1;
+	r->owner = NULL;
 	r->n_busy++; /* ours, so that the last page's end does not free it */
 	for (uint32_t i = 0; i < r->n_pages; i++)
 		page_discard(&r->pages[i]);
@@ -93,6 +94,16 @@ char *range_addr(const struct range *r)
 struct pager *range_pager(const struct range *r)
 {
 	return r->pager;
+}
+
+void range_set_owner(struct range *r, void *owner)
+{
+	r->owner = owner;
+}
+
+void *range_owner(const struct range *r)
+{
+	return r->owner;
 }
 
 uint32_t range_n_pages(const struct range *r)

@@ -110,6 +110,9 @@ void range_trim(struct range *r, uint32_t n_keep);
 /* Address of page 0; valid until range_free(); read only what is pinned. */
 char *range_addr(const struct range *r);
 struct pager *range_pager(const struct range *r);
+/* Whose it is: the caller's to set, never looked at here; NULL at first. */
+void range_set_owner(struct range *r, void *owner);
+void *range_owner(const struct range *r);
 uint32_t range_n_pages(const struct range *r);
 size_t range_page_bytes(const struct range *r);
 /* Pages of r that have a frame now. */

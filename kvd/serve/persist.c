@@ -216,32 +216,18 @@ int tenant_open_persist(struct serve_tenant *t)
 	return persist_new(&t->persist, &pc);
 }
 
-struct owner {
-	struct range *range;
-	struct segment *found;
-};
-
-static void look_owner(struct segment *s, void *arg)
-{
-	struct owner *o = arg;
-
-	if (s->range == o->range)
-		o->found = s;
-}
-
 void tenant_damaged(void *ctx, struct range *r)
 {
 	struct serve_tenant *t = ctx;
-	struct owner o = { .range = r };
+	struct segment *s = segment_over(r);
 
-	segment_each(t->pool, look_owner, &o); /* rare */
-	if (!o.found)
+	if (!s)
 		return;
 	if (!range_lost(r)) {
 		if (t->persist)
-			persist_again(t->persist, o.found);
-	} else if (!o.found->n_refs) {
-		segment_forget(o.found); /* others find out when they read */
+			persist_again(t->persist, s);
+	} else if (!s->n_refs) {
+		segment_forget(s); /* others find out when they read */
 	}
 }
 

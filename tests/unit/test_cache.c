@@ -334,6 +334,35 @@ START_TEST(cuts_keep_where_a_part_begins)
 }
 END_TEST
 
+/* Whoever is told of a range finds its segment without looking through all. */
+START_TEST(a_range_knows_its_segment)
+{
+	struct segment *s[20], *other;
+	struct range *range;
+
+	for (int i = 0; i < 20; i++)
+		ck_assert_int_eq(segment_new(pool, &layout, 64, 0, &s[i]), 0);
+	for (int i = 0; i < 20; i++)
+		ck_assert_ptr_eq(segment_over(s[i]->range), s[i]);
+	segment_seal(s[7], 33);
+	ck_assert_ptr_eq(segment_over(s[7]->range), s[7]);
+	/* it goes from one to another, and has none in between */
+	range = segment_disown(s[7]);
+	ck_assert_ptr_null(segment_over(range));
+	ck_assert_int_eq(segment_adopt(pool, &layout, 33, 0, 0, range, &other),
+			 0);
+	ck_assert_ptr_eq(segment_over(range), other);
+	s[7] = other;
+	segment_pool_check(pool);
+	ck_assert_int_eq(range_new(mem->pager, layout.page_bytes, 1, &range),
+			 0);
+	ck_assert_ptr_null(segment_over(range)); /* nobody's */
+	range_free(range);
+	for (int i = 0; i < 20; i++)
+		segment_put(s[i]);
+}
+END_TEST
+
 START_TEST(capacity_is_an_answer)
 {
 	struct seq q;
@@ -634,6 +663,7 @@ int main(void)
 	tcase_add_test(t, pages_by_token_have_one_stride);
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, cuts_keep_where_a_part_begins);
+	tcase_add_test(t, a_range_knows_its_segment);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
 	tcase_add_test(t, pages_have_the_kind_of_their_use);

@@ -305,7 +305,7 @@ static struct rig_dev_options two_disks(void)
 START_TEST(a_range_goes_where_its_pages_fit)
 {
 	const uint32_t n = (256u << 20) / (2 * PAGE);
-	int64_t *at = calloc(n, sizeof(*at));
+	int64_t *at = calloc(n + 1, sizeof(*at));
 	struct range *range = open_small(two_disks());
 	struct kio_store *disk = stores_disk(r->stores, 0);
 	struct kio_store_info k[2];

@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include "io/crc.h"
 #include "io/store_priv.h"
 #include "io/sys.h"
 
+#define READ_FIRST  (1u << 20) /* then twice as much each time */
 #define READ_BYTES  (8u << 20)
 #define LABEL_BYTES (1u << 20) /* INDEX_OFF is within it */
 
@@ -152,12 +154,35 @@ struct loader {
 	uint64_t have; /* bytes read */
 	uint64_t step; /* of the reads */
 	uint64_t n_room; /* of entries */
+	uint64_t read_bytes,
+		read_ns; /* but for the last: the log may end in it */
+	uint64_t last_bytes, last_ns;
 };
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &t); /* cannot fail */
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static int read_at(const struct loader *l, uint64_t area, uint64_t n)
 {
 	return kio_sys_pread(l->fd, l->x->base + l->have, n,
 			     (off_t)(area + l->have));
+}
+
+/* The log went on behind the read before, so that was all log. Small ones tell nothing. */
+static void count_read(struct loader *l, uint64_t n, uint64_t ns)
+{
+	l->read_bytes += l->last_bytes;
+	l->read_ns += l->last_ns;
+	l->last_bytes = n < READ_FIRST ? 0 : n;
+	l->last_ns = n < READ_FIRST ? 0 : ns;
+	l->have += n;
+	if (l->step >= READ_FIRST)
+		l->step = KV_MIN(2 * l->step, (uint64_t)READ_BYTES);
 }
 
 /* See that base holds [0, end), as far as the area goes. */
@@ -169,6 +194,7 @@ static int need(struct loader *l, uint64_t end)
 		return -ENODATA;
 	while (l->have < end) {
 		const uint64_t n = KV_MIN(l->step, l->x->room - l->have);
+		const uint64_t begin = now_ns();
 		const int ret = read_at(l, area, n);
 
 		if (ret == -EIO && n > KIO_BLOCK_BYTES)
@@ -177,7 +203,7 @@ static int need(struct loader *l, uint64_t end)
 		else if (ret)
 			return ret;
 		else
-			l->have += n;
+			count_read(l, n, now_ns() - begin);
 	}
 	return 0;
 }
@@ -346,7 +372,7 @@ static void look_beyond(struct loader *l)
 
 int index_load(int fd, const struct sb *sb, struct index_image *x)
 {
-	struct loader l = { .fd = fd, .sb = sb, .x = x, .step = READ_BYTES };
+	struct loader l = { .fd = fd, .sb = sb, .x = x, .step = READ_FIRST };
 	struct frame f;
 	uint64_t n = 0;
 	void *p;
@@ -378,6 +404,8 @@ int index_load(int fd, const struct sb *sb, struct index_image *x)
 		x->end = l.have;
 		return ret;
 	}
+	if (l.read_bytes >= READ_FIRST && l.read_ns)
+		x->bytes_per_s = (double)l.read_bytes * 1e9 / (double)l.read_ns;
 	look_beyond(&l);
 	for (uint64_t i = 0; i < x->n_entries; i++)
 		if (x->entries[i].n_bytes)

@@ -72,6 +72,9 @@ struct kio_store_report {
 	uint64_t n_records, n_pages, n_bad_slots;
 	uint64_t n_refused; /* records that contradict others or the layout */
 	uint64_t n_frames, index_bytes;
+	/* What the medium gave, by the parts of the index, a MiB and more, that were
+	 * read one after the other; 0: it has none so large, or there is no O_DIRECT. */
+	double bytes_per_s;
 	uint64_t
 		torn_bytes; /* of a frame that a crash cut off: nobody was told */
 	uint64_t n_lost_frames; /* behind a damaged one: records are lost */

@@ -338,6 +338,7 @@ static int load(struct finder *f, struct sb *sb, int readonly)
 	f->image = &x;
 	f->rep->n_frames = x.n_frames;
 	f->rep->index_bytes = x.end;
+	f->rep->bytes_per_s = s->direct ? x.bytes_per_s : 0;
 	f->rep->torn_bytes = x.torn_bytes;
 	f->rep->n_refused = x.n_malformed;
 	f->rep->n_lost_frames = x.n_beyond;

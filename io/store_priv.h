@@ -263,6 +263,7 @@ struct index_image {
 	uint64_t seq, epoch;
 	uint32_t prev_crc;
 	uint64_t n_frames;
+	double bytes_per_s; /* of reads that gave nothing but log, or 0 */
 	uint64_t n_beyond; /* frames behind a damaged one: lost */
 	uint64_t n_malformed; /* records in whole frames */
 	struct entry *entries; /* [n_entries] PUT and BAD, by serial */

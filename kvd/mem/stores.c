@@ -293,6 +293,8 @@ static int open_disk(struct stores *s, uint32_t i)
 	if (ret)
 		return ret;
 	kio_store_info(d->store, &info);
+	if (rep.bytes_per_s > 0) /* little, beside what pages will say */
+		rate_add(&d->rate, rep.bytes_per_s * 1e-3, 1000000);
 	log_info("store", "%s: %s", d->path,
 		 info.direct ? "O_DIRECT" : "buffered, there is no O_DIRECT");
 	kio_store_on_kept(d->store, space_kept, d);

@@ -187,6 +187,52 @@ START_TEST(no_store_is_there_twice)
 }
 END_TEST
 
+#define LARGE	   (1ull << 30) /* so that its index may be 4 MiB */
+#define META_BYTES 60000u
+
+/* n records; then opened again: how fast its disk is taken to be. */
+static double speed_found(uint32_t n, int *direct)
+{
+	static struct rig_record x;
+	struct rig_store r;
+	struct stores_flow f;
+	struct kio_store_info info;
+	double v;
+
+	rig_store_init(&r, KIO_ENGINE_THREADS, "/var/tmp");
+	ck_assert_int_eq(rig_store_open(&r, LARGE, 0), 0);
+	for (uint32_t i = 1; i <= n; i++)
+		rig_store_add(&r, &x, i, 1, META_BYTES);
+	rig_store_close(&r);
+	conf.n = 1;
+	conf.disks[0] = (struct stores_disk_conf){ r.path, LARGE };
+	ck_assert_msg(!open_all(), "%s", err);
+	ck_assert_uint_eq(n_found[0], n);
+	stores_flow_init(&f, 100, 0);
+	v = stores_speed(stores, 0, &f).bytes_per_s;
+	kio_store_info(stores_disk(stores, 0), &info);
+	*direct = info.direct;
+	stores_free(stores);
+	stores = NULL;
+	rig_store_fini(&r);
+	memset(n_found, 0, sizeof(n_found));
+	return v;
+}
+
+/* Before a page has been read: not what any disk is taken to give. */
+START_TEST(reading_the_index_says_how_fast_a_disk_is)
+{
+	int direct;
+	double v;
+
+	v = speed_found(2, &direct);
+	ck_assert(v == 1e9); /* too little to say */
+	v = speed_found(40, &direct);
+	ck_assert(v > 0);
+	ck_assert(direct ? v != 1e9 : v == 1e9);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("stores_open");
@@ -202,6 +248,7 @@ int main(void)
 	tcase_add_loop_test(tc, what_is_no_fault_of_a_disk_ends_the_start, 0,
 			    2);
 	tcase_add_test(tc, no_store_is_there_twice);
+	tcase_add_test(tc, reading_the_index_says_how_fast_a_disk_is);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

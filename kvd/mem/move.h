@@ -23,9 +23,9 @@ struct tier {
 	uint32_t n_ranges;
 	float ns_per_byte; /* of restoring a page: moving average; 0: none yet */
 	char *base; /* of page 0 */
-	struct space *space;
-	uint8_t *states;
-	/* states.c; NULL: nobody asked */ /* in host memory; else NULL */
+	struct space *space; /* in host memory; else NULL */
+	int is_shared; /* others have its file, and can fill its holes */
+	uint8_t *states; /* states.c; NULL: nobody asked */
 	struct vmm_space *dev_space; /* of the device; else NULL */
 	uint64_t n_mapped; /* of the device: pages with frames */
 };

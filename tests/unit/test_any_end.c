@@ -737,7 +737,9 @@ static void anything(uint32_t n_rounds)
 	       n_answers, n_ended[ATTEND], n_ended[PERSIST], n_ended[PUT],
 	       n_failed[ECANCELED], n_failed[EDQUOT] + n_failed[ENOSPC],
 	       n_failed[EBADMSG] + n_failed[EIO]);
-	ck_assert_uint_gt(n_answers, n_rounds / 200);
+	/* of few rounds no request may have come to its end */
+	ck_assert_uint_gt(n_answers + (n_rounds < 1000 ? n_ended[ATTEND] : 0),
+			  n_rounds / 200);
 }
 
 START_TEST(anything_may_end_at_any_time)

@@ -531,6 +531,12 @@ START_TEST(who_leaves_its_faults_is_ended)
 	struct kvc *c = rig_join(d->socket), *o = rig_join(d->socket);
 	struct kvc_map *m = rig_map(c, many_pages(c));
 
+#ifdef __SANITIZE_THREAD__
+	printf("who leaves its faults: skipped, the sanitizer keeps signals back while a touch waits\n");
+	kvc_close(c);
+	stop(d, o);
+	return;
+#endif
 	ck_assert(signal(SIGALRM, leave) != SIG_ERR);
 	ck_assert(signal(SIGSEGV, leave) != SIG_ERR); /* once it is ended */
 	ck_assert(signal(SIGBUS, leave) != SIG_ERR); /* after seconds */

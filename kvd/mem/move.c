@@ -331,6 +331,8 @@ static void write_done(struct kio_req *r)
 	struct move *op = container_of(r, struct move, req);
 
 	op_io_end(op);
+	if (op->ret == -ECANCELED) /* withdrawn: it is tried again in a while */
+		op->ret = -ETIMEDOUT;
 	move_written(op);
 }
 
@@ -509,9 +511,39 @@ static void read_done(struct kio_req *r)
 	op_io_end(op);
 	if (!op->ret) {
 		op_work(op, work_crc, read_crc_done);
-		return;
+	} else if (op->ret == -ECANCELED) { /* withdrawn */
+		for (uint32_t i = 0; i < op->n; i++)
+			fetch_failed(op->page + i, OP_READ, -EIO, 0);
+		op_free(op);
+	} else {
+		move_read_failed(op, read_one);
 	}
-	move_read_failed(op, read_one);
+}
+
+/* Writes are tried again, reads that nobody waits for are not missed. */
+static int unwanted(const struct kio_req *r)
+{
+	const struct move *op = container_of(r, const struct move, req);
+	uint32_t i = 0;
+
+	if (r->done == write_done)
+		return 1;
+	if (r->done != read_done)
+		return 0;
+	while (i < op->n && list_empty(&op->page[i].waiters))
+		i++;
+	return i == op->n;
+}
+
+void pager_leave_disk(struct pager *p, uint32_t i_disk)
+{
+	if (!p->conf.stores)
+		return;
+	stores_withdraw(p->conf.stores, i_disk, &p->flow, unwanted);
+	p->stuck = p->n_ops && p->n_ended == p->n_ended_then;
+	p->n_ended_then = p->n_ended;
+	if (p->stuck)
+		pager_make_room(p);
 }
 
 int move_is_medium(int err)

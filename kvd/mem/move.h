@@ -45,6 +45,9 @@ struct pager {
 	uint64_t clean_bytes; /* in PAGE_CLEAN */
 	uint64_t policy_bytes; /* in the policy's hands */
 	uint32_t n_ops; /* pages in operations */
+	uint64_t n_ended,
+		n_ended_then; /* such; at the last pager_leave_disk() */
+	int stuck; /* none has ended since: those wait for a disk that is silent */
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
 	struct move *spare; /* op_new(); NULL while it is in use */

@@ -204,6 +204,10 @@ int page_take_slot(struct page *pg)
 	slot = alloc_slot(pg->range);
 	if (slot < 0)
 		return (int)slot;
+	if (stores_is_silent(p->conf.stores, pg->range->i_disk)) {
+		kio_store_release(disk_of(pg), (uint64_t)slot, bytes);
+		return -EIO;
+	}
 	pg->slot = slot;
 	kio_store_own(disk_of(pg), (uint64_t)slot, bytes, pg);
 	pager_charge_slots(p, bytes);
@@ -424,6 +428,8 @@ void page_end(struct page *pg, enum op_kind kind, int err)
 {
 	pg->busy = 0;
 	pg->range->pager->n_ops--;
+	pg->range->pager->n_ended++;
+	pg->range->pager->stuck = 0;
 	settle(pg, kind, err);
 	/* dirty again while it was scrubbed or moved: it can be written now */
 	if (kind == OP_WRITE || kind == OP_SCRUB || kind == OP_CLEAN)

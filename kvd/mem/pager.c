@@ -128,11 +128,17 @@ uint32_t range_n_lower(const struct range *r)
 
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n)
 {
+	const int silent = r->pager->conf.stores && r->has_disk &&
+			   stores_is_silent(r->pager->conf.stores, r->i_disk);
 	uint64_t bytes = 0;
 
-	for (uint32_t i = first; r->n_lower && i < first + n; i++)
-		if (r->pages[i].state == PAGE_LOWER && !r->pages[i].parked)
+	for (uint32_t i = first; (r->n_lower || silent) && i < first + n; i++) {
+		const struct page *pg = &r->pages[i];
+
+		if ((pg->state == PAGE_LOWER && !pg->parked) ||
+		    (silent && pg->state == PAGE_READING))
 			bytes += r->tier->page_bytes;
+	}
 	return bytes;
 }
 

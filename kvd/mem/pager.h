@@ -124,7 +124,8 @@ uint32_t range_n_lower(const struct range *r);
  * only; 0: it is in memory, or on its way. In ns, from the rate of the disk.
  */
 uint64_t range_load_ns(const struct range *r, uint32_t first, uint32_t n);
-/* Bytes of these pages that are on disk only, and not on their way. */
+/* Bytes of these pages that are on disk only, and not on their way: of a disk that is
+ * silent, those too. */
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n);
 /* Bytes of these pages that are on their way up, or in line for that. */
 uint64_t range_coming_bytes(const struct range *r, uint32_t first, uint32_t n);
@@ -137,6 +138,11 @@ void pager_disk_speed(const struct pager *p, uint32_t i, double *bytes_per_s,
 /* Of all disks together, that its limit allows: bytes a second, 0 without one. */
 void pager_disks_limit(const struct pager *p, double *bytes_per_s,
 		       uint64_t *queue_bytes);
+/*
+ * The disk is silent (stores_on_silent()): what waits to be written there stays dirty, what was to
+ * be read and nobody waits for any more gives back its frames.
+ */
+void pager_leave_disk(struct pager *p, uint32_t i_disk);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /* A hint for eviction. Of each page it holds until that is used, or another comes. */

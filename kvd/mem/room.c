@@ -217,28 +217,37 @@ static uint64_t beyond(uint64_t n, uint64_t have)
 	return n > have ? n - have : 0;
 }
 
+/* What is leaving, and not waiting for a disk that is silent. */
+static uint64_t leaving(const struct pager *p)
+{
+	return p->stuck ? 0 : p->account.leaving;
+}
+
 /* Demand of p beyond what its own limit lets it have or is leaving. */
 static uint64_t limit_short(const struct pager *p)
 {
 	const struct account *a = &p->account;
 
 	return beyond(a->demand,
-		      account_limit_room(a, ACCOUNT_MEMORY) + a->leaving);
+		      account_limit_room(a, ACCOUNT_MEMORY) + leaving(p));
 }
 
 /* All demand that limits allow, beyond what is free or leaving. */
 static uint64_t pool_short(struct accounts *as, uint64_t keep_free)
 {
-	uint64_t need = keep_free;
+	uint64_t need = keep_free, n_leaving = as->leaving;
 	struct pager *p;
 
 	EACH_PAGER(p, as)
-	need += KV_MIN(p->account.demand,
-		       account_limit_room(&p->account, ACCOUNT_MEMORY) +
-			       p->account.leaving);
+	{
+		need += KV_MIN(p->account.demand,
+			       account_limit_room(&p->account, ACCOUNT_MEMORY) +
+				       leaving(p));
+		n_leaving -= p->account.leaving - leaving(p);
+	}
 	return beyond(need + as->missing, as->bytes[ACCOUNT_MEMORY] -
 						  as->used[ACCOUNT_MEMORY] +
-						  as->leaving);
+						  n_leaving);
 }
 
 void pager_missing(struct pager *p, uint64_t bytes)
@@ -556,13 +565,19 @@ static void tell_reservable(struct accounts *as)
 	}
 }
 
+/* Pages of p on their way, that will get there. */
+static uint32_t n_ops_of(const struct pager *p)
+{
+	return p->stuck ? 0 : p->n_ops;
+}
+
 static uint32_t n_ops(struct accounts *as)
 {
 	struct pager *p;
 	uint32_t n = 0;
 
 	EACH_PAGER(p, as)
-	n += p->n_ops;
+	n += n_ops_of(p);
 	return n;
 }
 
@@ -574,7 +589,7 @@ static int take(struct accounts *as, uint64_t now)
 	EACH_PAGER(p, as)
 	{
 		ret = p->account.demand ? make_own(p, now) : 0;
-		if (!ret || p->n_ops || passes(p, ret))
+		if (!ret || n_ops_of(p) || passes(p, ret))
 			continue;
 		give_up_own(p, ret);
 		return 1;

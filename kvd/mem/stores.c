@@ -1,19 +1,13 @@
 /*
  * stores.c - disks, their engines, their events on the loop; see stores.h
  */
-#include "kvd/mem/stores.h"
+#include "kvd/mem/stores_priv.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#include "io/sys.h"
 #include "kvd/base/clock.h"
-#include "kvd/base/log.h"
-#include "kvd/base/rate.h"
 
 #define SAMPLE_BYTES (4u << 20)
 #define BURST_PART   8 /* of a second: what a limit may be ahead */
@@ -24,47 +18,12 @@
 #define QUANTUM	    (1u << 20) /* for a turn of weight 100 */
 #define LEAST_EVERY 8u /* this often the least urgent goes first */
 #define PRIOR_RATE  1e9 /* bytes a second, before anything was measured */
+#define SILENT_RATE 1.0
 #define MANY_DELAYS 10u /* of a tenth of a second each */
 #define ASIDE_MOST  8u /* slots, without a write that ended well */
 #define ASIDE_PART  64u
-#define BUSY_TRIES  100
-#define BUSY_US	    20000u
-
-struct disk {
-	struct stores *stores;
-	char *path;
-	struct kio_engine *engine;
-	struct kio_store *store;
-	struct loop_fd io_fd, commit_fd;
-	struct list lanes; /* with requests: struct stores_lane.node */
-	uint32_t n_sent; /* in the engine */
-	uint64_t sent_bytes;
-	uint32_t n_busy; /* and those that wait here */
-	uint64_t busy_bytes; /* queued or in flight */
-	uint64_t busy_since; /* what was done since then */
-	uint64_t done_bytes;
-	struct rate rate; /* bytes, while it is busy */
-	uint32_t n_aside; /* slots, since a write ended well */
-};
 
 static void held_time(struct loop_timer *t);
-
-struct stores {
-	struct stores_conf conf;
-	uint64_t window_bytes;
-	struct loop_poller poller;
-	struct list held; /* flows of which reads wait: stores_flow.held_node */
-	struct loop_timer held_timer;
-	struct disk disks[STORES_MAX];
-	struct stores_missing missing[STORES_MAX];
-	uint32_t n_missing;
-	void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle);
-	void *lost_ctx;
-	/* while open runs */
-	int (*found)(void *ctx, uint32_t i_disk, const struct kio_record *r);
-	void *ctx;
-	uint32_t i_opening;
-};
 
 /* ---- by weight ------------------------------------------------------------- */
 
@@ -121,6 +80,7 @@ static void send(struct disk *d, struct stores_lane *l, uint32_t prio)
 		list_del(&l->node);
 		l->credit = 0;
 	}
+	silent_sent(d);
 	d->n_sent++;
 	d->sent_bytes += r->n_bytes;
 	r->aside = prio == STORES_PRIOS - 1;
@@ -135,7 +95,7 @@ static void pump(struct stores *s, struct disk *d)
 {
 	struct list *n;
 
-	while (d->sent_bytes < s->window_bytes &&
+	while (!d->silent && d->sent_bytes < s->window_bytes &&
 	       d->n_sent < s->conf.depth + NEXT &&
 	       (n = list_first(&d->lanes))) {
 		struct stores_lane *l = list_entry(n, struct stores_lane, node);
@@ -159,12 +119,6 @@ static void io_ready(struct loop_fd *f, uint32_t events)
 	(void)events;
 	kio_engine_reap(d->engine);
 	pump(d->stores, d);
-}
-
-static void commit_ready(struct loop_fd *f, uint32_t events)
-{
-	(void)events;
-	kio_store_reap(container_of(f, struct disk, commit_fd)->store);
 }
 
 /* Before the loop looks for events or sleeps: start what was queued. */
@@ -212,6 +166,7 @@ int stores_new(struct stores **out, const struct stores_conf *conf)
 	list_init(&s->held);
 	list_init(&s->held_timer.node);
 	s->held_timer.run = held_time;
+	silent_init(s);
 	for (uint32_t i = 0; i < conf->n && !ret; i++) {
 		s->disks[i].stores = s;
 		list_init(&s->disks[i].lanes);
@@ -228,213 +183,6 @@ int stores_new(struct stores **out, const struct stores_conf *conf)
 	return 0;
 }
 
-static int record_found(void *ctx, const struct kio_record *r)
-{
-	struct stores *s = ctx;
-
-	return s->found ? s->found(s->ctx, s->i_opening, r) : KIO_RECORD_ORPHAN;
-}
-
-/* Another name of a file or device that is a store here already. */
-static int is_ours(const struct stores *s, uint32_t i)
-{
-	struct stat a, b;
-
-	if (kio_sys_stat(s->disks[i].path, &a))
-		return 0;
-	for (uint32_t k = 0; k < i; k++)
-		if (!kio_sys_fstat(kio_store_fd(s->disks[k].store), &b) &&
-		    (S_ISBLK(a.st_mode)
-			     ? S_ISBLK(b.st_mode) && a.st_rdev == b.st_rdev
-			     : a.st_dev == b.st_dev && a.st_ino == b.st_ino))
-			return 1;
-	return 0;
-}
-
-static void record_lost(void *ctx, uint64_t handle)
-{
-	struct disk *d = ctx;
-	struct stores *s = d->stores;
-
-	log_warn("store", "%s: a record was damaged in the index", d->path);
-	if (s->lost)
-		s->lost(s->lost_ctx, (uint32_t)(d - s->disks), handle);
-}
-
-static void space_kept(void *ctx)
-{
-	log_warn("store", "%s: knows no discard, no holes: what is free stays",
-		 ((struct disk *)ctx)->path);
-}
-
-static int open_disk(struct stores *s, uint32_t i)
-{
-	struct disk *d = &s->disks[i];
-	const struct stores_disk_conf *dc = &s->conf.disks[i];
-	const struct kio_store_conf kc = {
-		.path = d->path,
-		.bytes = dc->bytes,
-		.flags = s->conf.scratch ? KIO_STORE_SCRATCH : 0,
-		.engine = d->engine,
-	};
-	struct kio_store_report rep = { 0 };
-	struct kio_store_info info;
-	int ret;
-
-	s->i_opening = i;
-	ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
-	if (ret == -EBUSY && is_ours(s, i))
-		return -EEXIST;
-	/* the kernel lets go of a killed daemon's io_uring, and lock, after it */
-	for (int k = 0; ret == -EBUSY && k < BUSY_TRIES; k++) {
-		(void)usleep(BUSY_US);
-		ret = kio_store_open(&d->store, &kc, record_found, s, &rep);
-	}
-	if (ret)
-		return ret;
-	kio_store_info(d->store, &info);
-	if (rep.bytes_per_s > 0) /* little, beside what pages will say */
-		rate_add(&d->rate, rep.bytes_per_s * 1e-3, 1000000);
-	log_info("store", "%s: %s", d->path,
-		 info.direct ? "O_DIRECT" : "buffered, there is no O_DIRECT");
-	kio_store_on_kept(d->store, space_kept, d);
-	if (s->conf.scratch)
-		return 0;
-	log_info("store", "%s: %llu records, %llu pages, in %.1f ms%s", d->path,
-		 (unsigned long long)rep.n_records,
-		 (unsigned long long)rep.n_pages, (double)rep.open_ns / 1e6,
-		 rep.torn_bytes ? ", torn end of log cut off" : "");
-	if (rep.n_lost_frames || rep.n_refused)
-		log_warn("store",
-			 "%s: index damaged: %llu frames of it lost, %llu "
-			 "records refused",
-			 d->path, (unsigned long long)rep.n_lost_frames,
-			 (unsigned long long)rep.n_refused);
-	if (info.failed)
-		log_error(
-			"store",
-			"%s: cannot be written: what is there is used, nothing "
-			"more becomes durable",
-			d->path);
-	kio_store_on_lost(d->store, record_lost, d);
-	d->commit_fd.fd = kio_store_event_fd(d->store);
-	d->commit_fd.events = EPOLLIN;
-	d->commit_fd.ready = commit_ready;
-	return loop_watch(s->conf.loop, &d->commit_fd);
-}
-
-static const char *reason(int err)
-{
-	switch (-err) {
-	case EBUSY:
-		return "in use by another process";
-	case EEXIST:
-		return "the same file or device as another store";
-	case EIO:
-		return "cannot be read (I/O error): kvfsck tells where";
-	case ENOSPC:
-		return "no room for its index, or the device is smaller now";
-	case EINVAL:
-		return "too small for a store, or size is missing";
-	case EBADMSG:
-		return "damaged: kvfsck tells more";
-	case EMEDIUMTYPE:
-		return "not a page store; kept as it is";
-	case EPROTONOSUPPORT:
-		return "written by a newer version";
-	default:
-		return strerror(-err);
-	}
-}
-
-/* It says something about one disk, not about the configuration or this host. */
-static int may_go_without(int err)
-{
-	static const int errs[] = { EIO,       EBADMSG,	  ENOENT, ENXIO,
-				    ENODEV,    ENOMEDIUM, EROFS,  ESTALE,
-				    EREMOTEIO, ETIMEDOUT };
-
-	for (size_t i = 0; i < KV_ARRAY_LEN(errs); i++)
-		if (err == -errs[i])
-			return 1;
-	return 0;
-}
-
-/* Those behind it move up: nobody has a number of one that is open. */
-static int leave_out(struct stores *s, uint32_t i, const char *why)
-{
-	struct loop *loop = s->conf.loop;
-	struct stores_missing *m = &s->missing[s->n_missing++];
-	int ret = 0;
-
-	*m = (struct stores_missing){ .path = s->disks[i].path };
-	(void)snprintf(m->why, sizeof(m->why), "%s", why);
-	loop_unwatch(loop, &s->disks[i].io_fd);
-	kio_engine_free(s->disks[i].engine);
-	s->conf.n--;
-	for (; i < s->conf.n; i++) {
-		struct disk *d = &s->disks[i];
-		int err;
-
-		loop_unwatch(loop, &s->disks[i + 1].io_fd);
-		*d = s->disks[i + 1];
-		s->conf.disks[i] = s->conf.disks[i + 1];
-		list_init(&d->lanes);
-		err = loop_watch(loop, &d->io_fd);
-		ret = ret ? ret : err;
-	}
-	memset(&s->disks[i], 0, sizeof(s->disks[i]));
-	return ret;
-}
-
-void stores_on_lost(struct stores *s,
-		    void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle),
-		    void *ctx)
-{
-	s->lost = lost;
-	s->lost_ctx = ctx;
-}
-
-uint32_t stores_n_missing(const struct stores *s)
-{
-	return s->n_missing;
-}
-
-const struct stores_missing *stores_missing(const struct stores *s, uint32_t i)
-{
-	return &s->missing[i];
-}
-
-int stores_open(struct stores *s,
-		int (*found)(void *ctx, uint32_t i_disk,
-			     const struct kio_record *r),
-		void *ctx, char *err, size_t err_len)
-{
-	uint32_t i = 0;
-	int ret;
-
-	s->found = found;
-	s->ctx = ctx;
-	while (i < s->conf.n) {
-		const char *path = s->disks[i].path;
-
-		ret = open_disk(s, i);
-		if (!ret) {
-			i++;
-			continue;
-		}
-		(void)snprintf(err, err_len, "store %s: %s", path, reason(ret));
-		if (s->conf.n == 1 || !may_go_without(ret))
-			return ret;
-		log_error("store", "%s: %s: left as it is; the others serve",
-			  path, reason(ret));
-		ret = leave_out(s, i, reason(ret));
-		if (ret)
-			return ret;
-	}
-	return 0;
-}
-
 void stores_free(struct stores *s)
 {
 	if (!s)
@@ -442,6 +190,7 @@ void stores_free(struct stores *s)
 	if (!list_empty(&s->poller.node))
 		loop_del_poller(s->conf.loop, &s->poller);
 	loop_timer_cancel(s->conf.loop, &s->held_timer);
+	loop_timer_cancel(s->conf.loop, &s->ear_timer);
 	for (uint32_t i = 0; i < s->conf.n; i++) {
 		struct disk *d = &s->disks[i];
 
@@ -504,7 +253,8 @@ int stores_is_bad(const struct stores *s, uint32_t i)
 	struct kio_store_info info;
 
 	kio_store_info(s->disks[i].store, &info);
-	return info.failed || s->disks[i].n_aside >= ASIDE_MOST;
+	return info.failed || s->disks[i].n_aside >= ASIDE_MOST ||
+	       s->disks[i].silent;
 }
 
 int stores_pick(struct stores *s, uint64_t bytes, uint32_t not_those)
@@ -539,7 +289,7 @@ uint64_t stores_pending(const struct stores *s)
 		struct kio_store_info info;
 
 		kio_store_info(s->disks[i].store, &info);
-		if (info.failed)
+		if (info.failed || s->disks[i].silent)
 			continue; /* nothing becomes durable any more */
 		n += info.cleaning_bytes;
 		if (!s->conf.scratch && info.n_delayed < MANY_DELAYS)
@@ -711,12 +461,69 @@ int stores_hurry(struct stores *s, uint32_t i, struct stores_flow *f,
 	return 0;
 }
 
+/* Those of the queue that are unwanted, in front of the others of out; their bytes. */
+static uint64_t queue_sift(struct stores_queue *q, struct kio_req **out,
+			   int (*unwanted)(const struct kio_req *r))
+{
+	struct stores_queue left = { NULL, NULL };
+	uint64_t bytes = 0;
+	struct kio_req *r;
+
+	while ((r = queue_pop(q))) {
+		if (!unwanted(r)) {
+			queue_push(&left, r);
+			continue;
+		}
+		bytes += r->n_bytes;
+		r->next = *out;
+		*out = r;
+	}
+	*q = left;
+	return bytes;
+}
+
+void stores_withdraw(struct stores *s, uint32_t i, struct stores_flow *f,
+		     int (*unwanted)(const struct kio_req *r))
+{
+	struct stores_lane *l = &f->lanes[i];
+	struct disk *d = &s->disks[i];
+	struct kio_req *out = NULL, *r;
+	uint64_t bytes;
+
+	for (uint32_t k = 0; k < STORES_PRIOS; k++) {
+		bytes = queue_sift(&l->held[k], &out, unwanted);
+		f->held_bytes -= bytes;
+		d->busy_bytes += bytes; /* stores_end() takes it off */
+	}
+	if (!f->held_bytes)
+		list_del(&f->held_node);
+	for (r = out; r; r = r->next)
+		d->n_busy++;
+	for (uint32_t k = 0; k < STORES_PRIOS; k++)
+		(void)queue_sift(&l->queue[k], &out, unwanted);
+	if (lane_next(l) == STORES_PRIOS) {
+		list_del(&l->node);
+		l->credit = 0;
+	}
+	while ((r = out)) {
+		out = r->next;
+		r->ret = -ECANCELED;
+		r->done(r);
+	}
+}
+
 void stores_end(struct stores *s, uint32_t i, const struct kio_req *r)
 {
 	struct disk *d = &s->disks[i];
 	uint64_t now;
 
+	if (r->ret == -ECANCELED) { /* it was never sent */
+		d->n_busy--;
+		d->busy_bytes -= r->n_bytes;
+		return;
+	}
 	assert(d->n_sent && d->sent_bytes >= r->n_bytes);
+	silent_heard(d);
 	d->n_sent--;
 	d->sent_bytes -= r->n_bytes;
 	d->n_busy--;
@@ -766,6 +573,8 @@ struct stores_speed stores_speed(const struct stores *s, uint32_t i,
 				  s->disks[i].busy_bytes };
 	const struct stores_speed most = stores_limit(f);
 
+	if (s->disks[i].silent)
+		v.bytes_per_s = SILENT_RATE;
 	if (!f->limit || most.bytes_per_s >= v.bytes_per_s)
 		return v;
 	v.queue_bytes = (uint64_t)KV_MAX(

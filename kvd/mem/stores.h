@@ -45,6 +45,16 @@ int stores_open(struct stores *s,
 void stores_on_lost(struct stores *s,
 		    void (*lost)(void *ctx, uint32_t i_disk, uint64_t handle),
 		    void *ctx);
+/*
+ * A disk that has requests in flight and ends none for patience_ns (0: as it was, and five
+ * seconds at first) is silent till it does: a driver that retries, a network that is away. Then
+ * no new range goes there, reading from it takes for ever as far as anybody asks
+ * (stores_speed()), and on_silent is told, once a second: what can be had without it
+ * should be. What is in flight waits: its memory is the kernel's.
+ */
+void stores_on_silent(struct stores *s, uint64_t patience_ns,
+		      void (*on_silent)(void *ctx, uint32_t i_disk), void *ctx);
+int stores_is_silent(const struct stores *s, uint32_t i);
 /* Those that were left out. */
 struct stores_missing {
 	char *path;
@@ -71,7 +81,8 @@ int stores_scratch(const struct stores *s);
  * that is bad only if no other has the room. Not those (a bit each). -ENOSPC.
  */
 int stores_pick(struct stores *s, uint64_t bytes, uint32_t not_those);
-/* 1: its index has failed, or no write ended well since many slots refused theirs. */
+/* 1: it is silent, its index has failed, or no write ended well since many slots refused
+ * theirs. */
 int stores_is_bad(const struct stores *s, uint32_t i);
 /* Bytes of slots that come back: when a deletion is durable, a zone is emptied. */
 uint64_t stores_pending(const struct stores *s);
@@ -128,6 +139,12 @@ void stores_end(struct stores *s, uint32_t i, const struct kio_req *r);
  */
 int stores_hurry(struct stores *s, uint32_t i, struct stores_flow *f,
 		 uint32_t prio, uint64_t block);
+/*
+ * The flow's requests that wait here, and not in the engine of disk i, and are unwanted(): done
+ * with -ECANCELED, at once. They call stores_end() as ever.
+ */
+void stores_withdraw(struct stores *s, uint32_t i, struct stores_flow *f,
+		     int (*unwanted)(const struct kio_req *r));
 /*
  * A slot could not be written, by itself: 1, set it aside (kio_store_set_aside()).
  * 0: not one more. A disk that takes no writes at all loses eight so, one that takes

@@ -138,6 +138,15 @@ static void record_lost(void *ctx, uint32_t i_disk, uint64_t handle)
 		pager_record_lost(s->tenants[i]->pager, i_disk, handle);
 }
 
+static void disk_silent(void *ctx, uint32_t i_disk)
+{
+	struct serve *s = ctx;
+
+	gen_leave_disk(s, i_disk); /* who waits does so no more */
+	for (uint32_t i = 0; i < s->n_tenants; i++)
+		pager_leave_disk(s->tenants[i]->pager, i_disk);
+}
+
 static int start_cleaner(struct serve *s)
 {
 	const uint64_t rate = s->conf->clean_bytes;
@@ -172,6 +181,8 @@ int serve_open_stores(struct serve *s, char *err, size_t err_len)
 					s->conf->scrub_bytes);
 	if (!ret)
 		stores_on_lost(s->stores, record_lost, s);
+	if (!ret)
+		stores_on_silent(s->stores, 0, disk_silent, s);
 	if (!ret)
 		ret = start_cleaner(s);
 	if (!ret && f.n_damaged)

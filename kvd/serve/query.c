@@ -365,6 +365,9 @@ static json_t *stores(struct serve *s)
 		json_object_set_new(o, "direct", json_boolean(k.direct));
 		set_str(o, "gives_back", back[k.gives_back]);
 		json_object_set_new(o, "failed", json_boolean(k.failed));
+		json_object_set_new(
+			o, "silent",
+			json_boolean(stores_is_silent(s->stores, i)));
 		set_str(o, "error", "");
 		json_array_append_new(array, o);
 	}

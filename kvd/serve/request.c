@@ -177,6 +177,44 @@ void gen_cancel_session(struct serve_session *ss)
 		gen_cancel(list_entry(n, struct gen, session_node));
 }
 
+/* ---- disks that do not answer ---------------------------------------------- */
+
+static int lies_on(const struct page_run *runs, uint32_t n, uint32_t i_disk)
+{
+	while (n && (range_disk(runs->range) != i_disk ||
+		     !range_lower_bytes(runs->range, runs->first, runs->n)))
+		runs++, n--;
+	return n != 0;
+}
+
+/* At its begin all can be computed again; later it would be other tokens. */
+static void leave_disk(struct gen *g, uint32_t i_disk)
+{
+	struct restore *r = g->restore;
+
+	if (g->pos)
+		return;
+	if (r && !r->err && lies_on(r->runs, r->n_runs, i_disk))
+		restore_fail(r, -EIO);
+	else if (!r && g->state == GEN_WANT && g->wanting &&
+		 lies_on(g->runs, g->n_runs, i_disk))
+		gen_pages_failed(g, -EIO);
+}
+
+void gen_leave_disk(struct serve *s, uint32_t i_disk)
+{
+	for (uint32_t i = 0; i < s->n_tenants && s->conf->recompute; i++)
+		list_for_each_safe(at, &s->tenants[i]->sessions) {
+			struct serve_session *ss =
+				list_entry(at, struct serve_session, node);
+
+			list_for_each_safe(n, &ss->requests)
+				leave_disk(
+					list_entry(n, struct gen, session_node),
+					i_disk);
+		}
+}
+
 int serve_chunk_put(struct serve_session *ss, struct serve_chunk_put *p)
 {
 	struct serve_tenant *t = ss->tenant;

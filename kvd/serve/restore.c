@@ -109,7 +109,7 @@ static void answer(struct restore *r, int ret)
 	engine_answer(&r->ask, ret);
 }
 
-static void failed(struct restore *r, int err)
+void restore_fail(struct restore *r, int err)
 {
 	struct gen *g = r->g;
 
@@ -156,7 +156,7 @@ static void stage_done(struct wait *w, int ret)
 
 	s->asked = 0;
 	if (ret) {
-		failed(s->restore, ret);
+		restore_fail(s->restore, ret);
 		return;
 	}
 	s->pinned = 1;

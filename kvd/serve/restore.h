@@ -65,6 +65,8 @@ void restore_drop(struct restore *r);
  * all is dropped; with none the restore goes on if pages are still missing.
  */
 int restore_stepped(struct gen *g, int ret);
+/* Its pages will not come: as if one could not be read. It may be gone after. */
+void restore_fail(struct restore *r, int err);
 /* The gen is cancelled: its engine need not wait. */
 void restore_cancel(struct restore *r);
 /* Engine thread: before the layer is computed. 0, or why it cannot be. */

@@ -500,8 +500,10 @@ void serve_free(struct serve *s)
 	keeper_free(s->keeper);
 	s->keeper = NULL;
 	serve_flush(s);
-	if (s->stores)
+	if (s->stores) {
 		stores_on_lost(s->stores, NULL, NULL);
+		stores_on_silent(s->stores, 0, NULL, NULL);
+	}
 	for (uint32_t i = 0; i < s->n_tenants; i++)
 		serve_tenant_free(s->tenants[i]);
 	for (uint32_t i = 0; i < s->n_models; i++) {

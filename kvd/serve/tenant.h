@@ -242,6 +242,8 @@ struct session_seq *session_seq_find(struct serve_session *ss, uint32_t handle);
 int session_seq_settled(const struct session_seq *s);
 /* gen.c: cancel every generation of ss. */
 void gen_cancel_session(struct serve_session *ss);
+/* request.c: what waits for a disk that is silent is planned again, without it. */
+void gen_leave_disk(struct serve *s, uint32_t i_disk);
 /* attend.c: end what of ss still waits for memory. */
 void attend_cancel_session(struct serve_session *ss);
 

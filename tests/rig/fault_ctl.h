@@ -13,7 +13,7 @@
  */
 int rig_fault_use(void);
 /*
- * Arm "once|forever PREFIX NTH ERRNO" or "off" in the running daemon; returns
+ * Arm "once|forever PREFIX NTH ERRNO", "hang" or "off" (rig/kvd/faulty.c) in the running daemon; returns
  * the points counted since the last call. Asserts.
  */
 uint64_t rig_fault(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

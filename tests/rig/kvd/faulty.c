@@ -5,6 +5,9 @@
  * KVD_FAULT_START="MODE PREFIX NTH ERRNO" arms before main(). KVD_FAULT=PATH: a
  * thread answers on a SOCK_SEQPACKET socket there; each message of that form
  * (or "off") is answered with the number of points counted since the last one.
+ *
+ * "hang": from now on no pread, pwrite or fdatasync ends, till another message comes. What
+ * io_uring does is not held up: see uring.setup.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -17,7 +20,38 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "io/fault.h"
+#include "io/sys.h"
 #include "tests/rig/rig_alloc.h"
+
+static _Atomic int hangs;
+
+static void hang(void)
+{
+	while (hangs)
+		(void)usleep(10000);
+}
+
+static ssize_t hung_pread(int fd, void *buf, size_t n, off_t at)
+{
+	hang();
+	return pread(fd, buf, n, at);
+}
+
+static ssize_t hung_pwrite(int fd, const void *buf, size_t n, off_t at)
+{
+	hang();
+	return pwrite(fd, buf, n, at);
+}
+
+static int hung_fdatasync(int fd)
+{
+	hang();
+	return fdatasync(fd);
+}
+
+static const struct kio_disk hung_disk = { .pread = hung_pread,
+					   .pwrite = hung_pwrite,
+					   .fdatasync = hung_fdatasync };
 
 static void arm(const char *text)
 {
@@ -25,6 +59,7 @@ static void arm(const char *text)
 	unsigned long long nth = 0;
 	int err = 0;
 
+	hangs = !strcmp(text, "hang");
 	if (sscanf(text, "%15s %31s %llu %d", mode, prefix, &nth, &err) != 4) {
 		kio_fault_disarm();
 		return;
@@ -72,6 +107,7 @@ __attribute__((constructor)) static void faulty(void)
 	int fd;
 
 	rig_alloc_fails = 1; /* where "mem." is armed */
+	kio_sys_disk = &hung_disk;
 	if (start)
 		arm(start);
 	if (!path)

@@ -52,6 +52,8 @@ static const struct command {
 	  "                                checksums; .memfd: on 4 KiB pages;\n"
 	  "                                .small: 256 KiB on those; .folios:\n"
 	  "                                256 KiB on folios\n"
+	  "paging.restore.cores_least      what raw requests, clearing and\n"
+	  "                                checksums take of those cores\n"
 	  "paging.write.raw_ratio          the same, written\n"
 	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n"
 	  "paging.restore.mmap_part_ratio  the same where a quarter of the\n"

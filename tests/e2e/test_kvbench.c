@@ -397,6 +397,7 @@ START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 		"paging.restore.mmap_part_ratio",
 		"paging.write.raw_ratio",
 		"paging.restore.cores_per_gbs",
+		"paging.restore.cores_least",
 		"paging.restore.memfd.cores_per_gbs",
 		"paging.restore.small.cores_per_gbs",
 		"paging.restore.folios.cores_per_gbs",

@@ -540,6 +540,9 @@ void pager_leave_disk(struct pager *p, uint32_t i_disk)
 	if (!p->conf.stores)
 		return;
 	stores_withdraw(p->conf.stores, i_disk, &p->flow, unwanted);
+	while (i_disk--)
+		if (stores_is_silent(p->conf.stores, i_disk))
+			return; /* it was asked for that one, a moment ago */
 	p->stuck = p->n_ops && p->n_ended == p->n_ended_then;
 	p->n_ended_then = p->n_ended;
 	if (p->stuck)

@@ -627,25 +627,33 @@ void persist_free(struct persist *p)
 	free(p);
 }
 
-static void count_durable(struct segment *s, void *arg)
+static void count_left(struct segment *s, void *arg)
 {
-	struct persist_info *i = arg;
+	struct persist_left *l = arg;
 
-	if (range_durable(s->range)) {
-		i->n_durable++;
-		i->durable_bytes += s->bytes;
-	} else if (s->sealed && is_indexed(s) && !range_lost(s->range)) {
-		i->n_left++;
-		i->left_bytes += s->bytes;
+	if (!range_durable(s->range) && s->sealed && is_indexed(s) &&
+	    !range_lost(s->range)) {
+		l->n++;
+		l->bytes += s->bytes;
 	}
+}
+
+struct persist_left persist_left(const struct persist *p)
+{
+	struct persist_left l = { 0, 0 };
+
+	segment_each(p->conf.pool, count_left, &l);
+	return l;
 }
 
 void persist_info(const struct persist *p, struct persist_info *out)
 {
+	struct pager_info i;
+
+	pager_info(segment_pool_pager(p->conf.pool), &i);
 	*out = p->info;
-	out->n_durable = out->durable_bytes = 0;
-	out->n_left = out->left_bytes = 0;
-	segment_each(p->conf.pool, count_durable, out);
+	out->n_durable = i.n_durable;
+	out->durable_bytes = i.durable_bytes;
 	out->n_queued = p->n_busy;
 	list_for_each(n, (struct list *)&p->queue)
 		out->n_queued++;

@@ -111,10 +111,13 @@ int persist_uses(struct persist *p, struct uses *u);
 
 struct persist_info {
 	uint64_t n_queued, n_durable, durable_bytes, n_adopted, n_failed;
-	uint64_t n_left,
-		left_bytes; /* would be found again, were they durable */
 };
 void persist_info(const struct persist *p, struct persist_info *out);
+/* Segments that would be found again, were they durable. Looks at all there are. */
+struct persist_left {
+	uint64_t n, bytes;
+};
+struct persist_left persist_left(const struct persist *p);
 /* Asserts (1) to (3). */
 void persist_check(const struct persist *p);
 

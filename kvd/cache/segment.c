@@ -17,8 +17,16 @@ struct segment_pool {
 	struct list live; /* referenced */
 	struct list kept; /* for reuse, oldest first */
 	struct list aheads; /* of live, not needed yet: segment_ahead.node */
+	struct table_slot {
+		struct segment *s; /* or NULL */
+		uint32_t next_free;
+	} * table; /* of all segments: each stays at its place, for segment_walk() */
+	uint32_t n_table, table_room, first_free;
+	uint64_t
+		sealed_waste; /* of those that are sealed: see segment_waste() */
 };
 
+#define NO_SLOT		    UINT32_MAX
 #define LAYOUT_MAX	    65536u
 #define LAYOUT_BLOCKS_MAX   32u /* of a page in frames */
 #define LAYOUT_SHORT	    2048u /* tokens of a sequence that is not to waste */
@@ -167,6 +175,7 @@ int segment_pool_new(struct segment_pool **out, struct pager *pager,
 	list_init(&p->live);
 	list_init(&p->kept);
 	list_init(&p->aheads);
+	p->first_free = NO_SLOT;
 	*out = p;
 	return 0;
 }
@@ -178,6 +187,7 @@ void segment_pool_free(struct segment_pool *p)
 	while (!segment_reclaim(p))
 		;
 	assert(list_empty(&p->live));
+	free(p->table);
 	free(p);
 }
 
@@ -204,6 +214,75 @@ uint64_t segment_pool_capacity(const struct segment_pool *p)
 static int indexed(const struct segment *s)
 {
 	return s->is_chunk || s->is_variant || s->n_indexed;
+}
+
+/* ---- the table --------------------------------------------------------------- */
+
+static uint64_t waste(const struct segment *s)
+{
+	return s->bytes - s->n_tokens * kv_layout_token_bytes(&s->layout);
+}
+
+static int table_grow(struct segment_pool *p)
+{
+	const uint32_t n = p->table_room ? 2 * p->table_room : 64;
+	struct table_slot *t;
+
+	if (n <= p->table_room)
+		return -ENOMEM;
+	t = realloc(p->table, n * sizeof(*t));
+	if (!t)
+		return -ENOMEM;
+	p->table = t;
+	p->table_room = n;
+	return 0;
+}
+
+static int table_add(struct segment_pool *p, struct segment *s)
+{
+	uint32_t i = p->first_free;
+
+	if (i != NO_SLOT) {
+		p->first_free = p->table[i].next_free;
+	} else {
+		if (p->n_table == p->table_room && table_grow(p))
+			return -ENOMEM;
+		i = p->n_table++;
+	}
+	p->table[i].s = s;
+	s->i_table = i;
+	return 0;
+}
+
+static void table_del(struct segment_pool *p, const struct segment *s)
+{
+	assert(p->table[s->i_table].s == s);
+	if (s->sealed)
+		p->sealed_waste -= waste(s);
+	p->table[s->i_table].s = NULL;
+	p->table[s->i_table].next_free = p->first_free;
+	p->first_free = s->i_table;
+}
+
+int segment_walk(struct segment_pool *p, uint32_t *at, uint32_t n,
+		 void (*fn)(struct segment *s, void *arg), void *arg)
+{
+	for (; n && *at < p->n_table; n--, ++*at)
+		if (p->table[*at].s)
+			fn(p->table[*at].s, arg);
+	return *at < p->n_table;
+}
+
+uint64_t segment_waste(const struct segment_pool *p)
+{
+	uint64_t n = p->sealed_waste;
+
+	list_for_each(i, (struct list *)&p->live) {
+		const struct segment *s = list_entry(i, struct segment, node);
+
+		n += s->sealed ? 0 : waste(s);
+	}
+	return n;
 }
 
 /* Who stands in line for s does so no more. */
@@ -233,6 +312,7 @@ static void segment_free(struct segment *s)
 	list_del(&s->persist.node);
 	drop_awaits(s);
 	range_free(s->range);
+	table_del(p, s);
 	p->bytes -= s->bytes;
 	p->n--;
 	release(s);
@@ -253,10 +333,16 @@ static int open_segment(struct segment_pool *p, const struct kv_layout *g,
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
+	ret = table_add(p, s);
+	if (ret) {
+		free(s);
+		return ret;
+	}
 	ret = range_new(p->pager, g->page_bytes,
 			KV_DIV_UP(cap_tokens, g->page_tokens) * g->n_groups,
 			&s->range);
 	if (ret) {
+		table_del(p, s);
 		free(s);
 		return ret;
 	}
@@ -341,6 +427,10 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	if (!s)
 		return -ENOMEM;
 	*s = (struct segment){ .adopted = 1 };
+	if (table_add(p, s)) {
+		free(s);
+		return -ENOMEM;
+	}
 	s->tokens = (uint32_t *)(segment_ids(s) + n_ids);
 	s->pool = p;
 	s->layout = *g;
@@ -353,6 +443,7 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	s->pos0 = pos0;
 	p->bytes += bytes;
 	p->live_bytes += bytes;
+	p->sealed_waste += waste(s);
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
@@ -378,6 +469,7 @@ struct range *segment_disown(struct segment *s)
 	s->pool->bytes -= s->bytes;
 	s->pool->live_bytes -= s->bytes;
 	s->pool->n--;
+	table_del(s->pool, s);
 	release(s);
 	return r;
 }
@@ -393,6 +485,7 @@ void segment_seal(struct segment *s, uint32_t n_tokens)
 	s->pool->bytes -= s->bytes - bytes;
 	s->pool->live_bytes -= s->bytes - bytes;
 	s->bytes = bytes;
+	s->pool->sealed_waste += waste(s);
 }
 
 int segment_fits(const struct segment *s)
@@ -560,7 +653,9 @@ static void check_one(struct segment *s, void *arg)
 {
 	uint64_t *bytes = arg;
 
+	assert(s->pool->table[s->i_table].s == s);
 	bytes[0] += s->bytes;
+	bytes[2] += s->sealed ? waste(s) : 0;
 	bytes[1] += s->n_refs ? s->bytes : 0;
 	assert(s->n_refs || (s->sealed && indexed(s)));
 	list_for_each(n, &s->awaits)
@@ -572,9 +667,10 @@ static void check_one(struct segment *s, void *arg)
 
 void segment_pool_check(struct segment_pool *p)
 {
-	uint64_t bytes[2] = { 0 };
+	uint64_t bytes[3] = { 0 };
 
 	segment_each(p, check_one, bytes);
 	assert(bytes[0] == p->bytes && bytes[0] <= p->capacity_bytes);
 	assert(bytes[1] == p->live_bytes);
+	assert(bytes[2] == p->sealed_waste);
 }

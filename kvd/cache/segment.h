@@ -80,6 +80,7 @@ struct segment {
 	int sealed;
 	uint32_t *tokens; /* [n_tokens] ids, or NULL; owned */
 	struct map_id *ids; /* [n_blocks] chained ids, or NULL; owned */
+	uint32_t i_table; /* the pool's */
 	int adopted; /* its tokens lie behind it, and its ids if segment_ids() */
 	uint32_t n_indexed; /* of ids in the prefix index */
 	struct map_id chunk_id;
@@ -183,6 +184,14 @@ void segment_evict(struct segment *s);
 int segment_reclaim(struct segment_pool *p);
 void segment_each(struct segment_pool *p,
 		  void (*fn)(struct segment *s, void *arg), void *arg);
+/*
+ * The same in parts: the next n places from *at (0 at first) on; 1: there are more. Between two
+ * calls segments may come and go: who is there all the time is seen once.
+ */
+int segment_walk(struct segment_pool *p, uint32_t *at, uint32_t n,
+		 void (*fn)(struct segment *s, void *arg), void *arg);
+/* Bytes of pages beyond those of tokens. */
+uint64_t segment_waste(const struct segment_pool *p);
 
 /* K (v = 0) or V (v = 1) of token 0 of the page that holds token t, kv head 0. */
 char *segment_addr(const struct segment *s, uint32_t layer, int v, uint32_t t);

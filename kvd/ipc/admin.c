@@ -5,7 +5,8 @@
  * administrator sees everything, others their own tenant.
  *
  * An answer may be long, and is made by the loop: a tenant that asks again at once
- * waits for a multiple of what the last one took, so that others are served.
+ * waits for a multiple of what the last one took, so that others are served. Lists that grow
+ * with the cache are made in parts, with such a pause after each.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -16,7 +17,8 @@
 #include "kvd/base/log.h"
 #include "kvd/ipc/sess.h"
 
-#define PAUSE 4u /* a tenant has at most 1 / (1 + PAUSE) of the loop's time */
+#define PART_NS 500000u
+#define PAUSE	4u /* a tenant has at most 1 / (1 + PAUSE) of the loop's time */
 
 /* ---- answers made here: *out is malloc'ed ------------------------------ */
 
@@ -234,6 +236,46 @@ static void late_arm(struct ipc *ipc)
 		loop_timer_set(ipc->loop, &ipc->late_timer, at);
 }
 
+void admin_late_free(struct sess_req *r)
+{
+	serve_list_free(r->u.late.list);
+	r->u.late.list = NULL;
+}
+
+static void late_end(struct sess_req *r, int ret)
+{
+	admin_late_free(r);
+	sess_req_end(r, ret, 0, 0);
+}
+
+static int list_begin(struct sess_req *r)
+{
+	const struct kv_query *q = &r->u.late.query;
+	struct sess *s = r->sess;
+	const int admin = s->flags & SESS_ADMIN;
+
+	if (!s->ipc->serve || (!s->ss && !admin))
+		return -ENOENT;
+	return serve_list_new(s->ipc->serve, admin ? NULL : s->ss, q->what,
+			      q->arg, s->ch.arena + q->out_off, q->out_bytes,
+			      &r->u.late.list);
+}
+
+/* A part of the list: 0 there is more, else res of the completion. */
+static int list_part(struct sess_req *r)
+{
+	struct sess *s = r->sess;
+	const uint64_t t0 = clock_ns();
+	int64_t n = r->u.late.list ? 0 : list_begin(r);
+	uint64_t now;
+
+	if (!n)
+		n = serve_list_step(r->u.late.list, t0 + PART_NS);
+	now = clock_ns();
+	s->ipc->query_ns[s->i_tenant] = now + PAUSE * (now - t0);
+	return n > INT32_MAX ? -EMSGSIZE : (int)n;
+}
+
 /* One that has waited long enough; then others have their turn. */
 void admin_late(struct loop_timer *t)
 {
@@ -241,11 +283,18 @@ void admin_late(struct loop_timer *t)
 
 	list_for_each(n, &ipc->late) {
 		struct sess_req *r = list_entry(n, struct sess_req, drain);
-		const struct kv_query q = r->u.late;
+		const struct kv_query q = r->u.late.query;
+		int ret;
 
 		if (clock_ns() < ipc->query_ns[r->sess->i_tenant])
 			continue;
-		sess_req_end(r, ask(r->sess, &q), 0, 0);
+		ret = serve_is_list(q.what) ? list_part(r) : ask(r->sess, &q);
+		if (ret || !serve_is_list(q.what)) {
+			late_end(r, ret);
+		} else { /* behind the others of its tenant */
+			list_del(&r->drain);
+			list_push(&ipc->late, &r->drain);
+		}
 		break;
 	}
 	late_arm(ipc);
@@ -256,7 +305,9 @@ static int later(struct sess *s, const struct kv_sqe *e,
 {
 	struct sess_req *r = sess_req_begin(s, e);
 
-	r->u.late = *q;
+	r->u.late.query = *q;
+	r->u.late.list = NULL;
+	r->late = 1;
 	list_push(&s->ipc->late, &r->drain);
 	late_arm(s->ipc);
 	return DISPATCH_LATER;
@@ -280,7 +331,7 @@ int op_query(struct sess *s, const struct kv_sqe *e)
 	if (is(&q, "trim"))
 		return s->flags & SESS_ADMIN && s->ipc->serve ? trim(s, e, &q)
 							      : -EACCES;
-	if (clock_ns() < s->ipc->query_ns[s->i_tenant])
+	if (serve_is_list(q.what) || clock_ns() < s->ipc->query_ns[s->i_tenant])
 		return later(s, e, &q);
 	return ask(s, &q);
 }

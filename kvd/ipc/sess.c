@@ -30,6 +30,7 @@ struct sess_req *sess_req_begin(struct sess *s, const struct kv_sqe *e)
 	r->opcode = e->opcode;
 	r->copy = NULL;
 	r->copy_bytes = 0;
+	r->late = 0;
 	memset(&r->u, 0, sizeof(r->u));
 	list_init(&r->drain);
 	list_push(&s->inflight, n);
@@ -249,8 +250,11 @@ static void end_drains(struct sess *s)
 	list_for_each_safe(n, &s->inflight) {
 		struct sess_req *r = list_entry(n, struct sess_req, node);
 
-		if (!list_empty(&r->drain))
-			sess_req_drop(r);
+		if (list_empty(&r->drain))
+			continue;
+		if (r->late)
+			admin_late_free(r);
+		sess_req_drop(r);
 	}
 }
 

@@ -67,6 +67,7 @@ struct sess_req {
 	struct sess *sess;
 	uint64_t user_data;
 	uint16_t opcode;
+	int late; /* of ipc.late */
 	void *copy; /* malloc'ed arguments, freed with the request */
 	size_t copy_bytes;
 	union {
@@ -82,7 +83,10 @@ struct sess_req {
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 		} query; /* that waits for the end of draining */
-		struct kv_query late; /* checked */
+		struct {
+			struct kv_query query; /* checked */
+			struct serve_list *list; /* begun, or NULL */
+		} late;
 		struct {
 			uint64_t out_off, out_bytes; /* checked */
 			struct serve_trim req;
@@ -192,5 +196,7 @@ int op_buffer_free(struct sess *s, const struct kv_sqe *e);
 /* admin.c */
 int op_query(struct sess *s, const struct kv_sqe *e);
 void admin_late(struct loop_timer *t); /* ipc.late_timer */
+/* r is of ipc.late, and goes without an answer. */
+void admin_late_free(struct sess_req *r);
 
 #endif

@@ -58,6 +58,23 @@ static void tell(struct range_persist *rp, int ret)
 	loop_defer(rp->range->pager->conf.loop, &rp->call);
 }
 
+static void set_durable(struct range *r, int yes)
+{
+	struct pager *p = r->pager;
+	const uint64_t bytes = (uint64_t)r->n_pages * range_page_bytes(r);
+
+	if (r->durable == yes)
+		return;
+	r->durable = yes;
+	p->n_durable += yes ? 1 : -1ull;
+	p->durable_bytes += yes ? bytes : -bytes;
+}
+
+void durable_gone(struct range *r)
+{
+	set_durable(r, 0);
+}
+
 /* Is every page still where the record says? */
 static int is_true(const struct range_persist *rp)
 {
@@ -76,7 +93,7 @@ static void committed(struct kio_commit *c)
 		container_of(c, struct range_persist, commit);
 
 	if (!c->ret) {
-		rp->range->durable = 1;
+		set_durable(rp->range, 1);
 		rp->range->record = c->handle;
 		if (!is_true(rp))
 			durable_spoilt(rp->range);
@@ -277,7 +294,7 @@ void durable_forget(struct range *r)
 {
 	if (!r->durable || r->pager->keep_records)
 		return;
-	r->durable = 0;
+	set_durable(r, 0);
 	kio_store_del(stores_disk(r->pager->conf.stores, r->i_disk), r->record);
 }
 
@@ -328,7 +345,7 @@ int range_adopt(struct pager *p, uint32_t i_disk, const struct kio_record *rec,
 	}
 	r->i_disk = i_disk;
 	r->has_disk = 1;
-	r->durable = 1;
+	set_durable(r, 1);
 	r->record = rec->handle;
 	pager_charge_slots(p, bytes);
 	*out = r;
@@ -344,7 +361,7 @@ void range_disown(struct range *r)
 		page_set_state(&r->pages[i], PAGE_EMPTY);
 	}
 	pager_uncharge_slots(p, (uint64_t)r->n_pages * range_page_bytes(r));
-	r->durable = 0;
+	set_durable(r, 0);
 	range_free(r);
 }
 

@@ -703,6 +703,7 @@ void range_look_freed(struct range *r)
 		(void)vmm_space_free(r->tier->dev_space, r->first,
 				     r->n_virtual);
 	r->tier->n_ranges--;
+	durable_gone(r);
 	list_del(&r->node);
 	free(r);
 }

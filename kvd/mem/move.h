@@ -44,6 +44,7 @@ struct pager {
 	uint64_t pinned_bytes;
 	uint64_t clean_bytes; /* in PAGE_CLEAN */
 	uint64_t policy_bytes; /* in the policy's hands */
+	uint64_t n_durable, durable_bytes; /* ranges */
 	uint32_t n_ops; /* pages in operations */
 	uint64_t n_ended,
 		n_ended_then; /* such; at the last pager_leave_disk() */
@@ -116,6 +117,8 @@ int page_write_back(struct page *pg);
 void durable_page_let_go(struct page *pg, int ret);
 /* durable.c: the range is freed: so is its record. */
 void durable_forget(struct range *r);
+/* durable.c: it is gone, its record, if that is to stay, is not. */
+void durable_gone(struct range *r);
 /* One of its places went bad, the bytes did not: its record goes, the rest stays. */
 void durable_spoilt(struct range *r);
 /* Free the range's memory once all its pages have let go. */

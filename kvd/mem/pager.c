@@ -594,6 +594,8 @@ void pager_info(struct pager *p, struct pager_info *out)
 	out->evictable_bytes = p->policy_bytes;
 	out->reserved_bytes = p->account.reserved;
 	out->slot_bytes = pager_used(p, ACCOUNT_DISK);
+	out->n_durable = p->n_durable;
+	out->durable_bytes = p->durable_bytes;
 	out->n_empty = p->n_state[PAGE_EMPTY];
 	out->n_dirty = p->n_state[PAGE_DIRTY];
 	out->n_clean = p->n_state[PAGE_CLEAN];
@@ -625,6 +627,7 @@ struct sums {
 	uint32_t n_busy, n_resident, n_lower, n_lost; /* of the range in hand */
 	uint64_t n_ops;
 	uint32_t n_persists;
+	uint64_t n_durable, durable_bytes;
 };
 
 /* Its frame is being taken. */
@@ -685,6 +688,9 @@ static void check_range(const struct range *r, struct sums *s)
 	assert(s->n_busy == r->n_busy && s->n_resident == r->n_resident);
 	assert(s->n_lower == r->n_lower && s->n_lost == r->n_lost);
 	s->n_persists += r->persist != NULL;
+	s->n_durable += r->durable ? 1 : 0;
+	s->durable_bytes +=
+		r->durable ? (uint64_t)r->n_pages * range_page_bytes(r) : 0;
 }
 
 /* In the host pool; more while pages come, or are written after they were let go of. */
@@ -717,6 +723,8 @@ void pager_check(struct pager *p)
 	assert(s.slots == pager_used(p, ACCOUNT_DISK));
 	assert(s.clean == p->clean_bytes && s.policy == p->policy_bytes);
 	assert(s.writing == p->writing_bytes && s.n_persists == p->n_persists);
+	assert(s.n_durable == p->n_durable &&
+	       s.durable_bytes == p->durable_bytes);
 	assert(s.demand == p->account.demand);
 	assert(s.leaving == p->account.leaving);
 	assert(s.n_ops <=

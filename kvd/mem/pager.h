@@ -268,6 +268,7 @@ struct pager_info {
 	uint64_t memory_bytes, mapped_bytes, pinned_bytes, reserved_bytes;
 	uint64_t evictable_bytes; /* of mapped: whatever could go now */
 	uint64_t disk_bytes, slot_bytes;
+	uint64_t n_durable, durable_bytes; /* ranges */
 	uint64_t n_empty, n_dirty, n_clean, n_lower, n_in_flight, n_lost;
 	uint64_t n_mapped_total, n_evicted_total, n_read_total, n_written_total;
 	uint64_t read_bytes_total, written_bytes_total, n_lost_total;

@@ -260,21 +260,21 @@ static void flush_begin(struct serve_tenant *t)
 /* What did not become durable in time, or could not. */
 static void flush_end(struct serve_tenant *t)
 {
-	struct persist_info i;
+	struct persist_left left;
 
 	if (t->flushing)
 		persist_wait_cancel(&t->flush);
 	t->flushing = 0;
 	if (!t->persist || t->conf->persist != CONF_PERSIST_AUTO)
 		return;
-	persist_info(t->persist, &i);
-	if (i.n_left)
+	left = persist_left(t->persist);
+	if (left.n)
 		log_warn(
 			"serve",
 			"tenant %s: %llu segments, %llu bytes, are not durable: "
 			"what needs them computes them again",
-			t->conf->name, (unsigned long long)i.n_left,
-			(unsigned long long)i.left_bytes);
+			t->conf->name, (unsigned long long)left.n,
+			(unsigned long long)left.bytes);
 	persist_stop(t->persist);
 }
 

@@ -10,41 +10,15 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/serve/gate.h"
+#include "kvd/serve/json.h"
 #include "kvd/serve/tenant.h"
 
-static void set_int(json_t *o, const char *key, uint64_t n)
-{
-	json_object_set_new(o, key, json_integer((json_int_t)n));
-}
-
-static void set_str(json_t *o, const char *key, const char *s)
-{
-	json_object_set_new(o, key, json_string(s));
-}
-
-static void set_id(json_t *o, const char *key, struct map_id id)
-{
-	char hex[33];
-
-	snprintf(hex, sizeof(hex), "%016llx%016llx",
-		 (unsigned long long)id.w[0], (unsigned long long)id.w[1]);
-	set_str(o, key, hex);
-}
-
 /* ---- one object each --------------------------------------------------------- */
-
-static void add_waste(struct segment *s, void *arg)
-{
-	uint64_t *waste = arg;
-
-	*waste += s->bytes - s->n_tokens * kv_layout_token_bytes(&s->layout);
-}
 
 static json_t *page_counts(struct serve_tenant *t)
 {
 	json_t *o = json_object();
 	struct pager_info i;
-	uint64_t waste = 0;
 
 	pager_info(t->pager, &i);
 	set_str(o, "tenant", t->conf->name);
@@ -55,8 +29,7 @@ static json_t *page_counts(struct serve_tenant *t)
 	set_int(o, "held_bytes", i.mapped_bytes);
 	set_int(o, "used_bytes", i.pinned_bytes);
 	set_int(o, "reclaimable_bytes", i.evictable_bytes);
-	segment_each(t->pool, add_waste, &waste);
-	set_int(o, "waste_bytes", waste);
+	set_int(o, "waste_bytes", segment_waste(t->pool));
 	set_int(o, "empty", i.n_empty);
 	set_int(o, "dirty", i.n_dirty);
 	set_int(o, "clean", i.n_clean);
@@ -158,96 +131,6 @@ static json_t *tenant_object(struct serve_tenant *t)
 	set_int(o, "prompt_tokens", stat_read(t->st_prompt));
 	set_int(o, "generated_tokens", stat_read(t->st_tokens));
 	return o;
-}
-
-struct segment_list {
-	json_t *array;
-	struct serve_tenant *t;
-	int chunks;
-};
-
-static int is_utf8(const char *text, size_t n)
-{
-	json_t *j = json_stringn(text, n);
-
-	json_decref(j);
-	return !!j;
-}
-
-/* The text of a chunk, shortened, for a person to recognise it; any bytes may be in it. */
-static void set_text(json_t *o, struct serve_tenant *t, const struct segment *s)
-{
-	const struct tokenizer *tok;
-	char text[64];
-	int64_t n;
-
-	if (!t->serve->n_models || !s->tokens)
-		return;
-	tok = llama_tokenizer(t->serve->models[0].llama);
-	n = tokenizer_decode(tok, s->tokens, KV_MIN(s->n_tokens, 16u), text,
-			     sizeof(text) - 1);
-	if (n < 0)
-		return;
-	n = KV_MIN(n, (int64_t)sizeof(text) - 1);
-	while (n && text[n - 1] & 0x80) /* no half character at the end */
-		n--;
-	for (int64_t i = 0; i < n && !is_utf8(text, (size_t)n); i++)
-		if (text[i] & 0x80)
-			text[i] = '?';
-	json_object_set_new(o, "text", json_stringn(text, (size_t)n));
-}
-
-/* It was computed in company: which one of the chunk, behind how many others. */
-static void set_variant(json_t *o, const struct variant *v, double value)
-{
-	char name[17];
-
-	snprintf(name, sizeof(name), "%016llx",
-		 (unsigned long long)v->ctx.w[0]);
-	set_str(o, "variant", name);
-	set_int(o, "behind", v->n_prefix);
-	set_int(o, "depth", v->depth);
-	json_object_set_new(o, "cci", json_real((double)v->cci));
-	json_object_set_new(o, "value", json_real(value));
-}
-
-static void segment_object(struct segment *s, void *arg)
-{
-	struct segment_list *l = arg;
-	json_t *o;
-
-	if (l->chunks && !s->is_chunk && !s->is_variant)
-		return;
-	o = json_object();
-	set_str(o, "tenant", l->t->conf->name);
-	if (s->is_chunk || s->is_variant)
-		set_id(o, "id", s->is_chunk ? s->chunk_id : s->variant->chunk);
-	else if (s->ids)
-		set_id(o, "id",
-		       s->ids[KV_DIV_UP(s->n_tokens, SEGMENT_BLOCK) - 1]);
-	set_int(o, "tokens", s->n_tokens);
-	set_int(o, l->chunks ? "hits" : "refs",
-		l->chunks ? s->n_hits : s->n_refs);
-	set_int(o, "pages", range_n_pages(s->range));
-	set_int(o, "resident", range_n_resident(s->range));
-	set_int(o, "lower", range_n_lower(s->range));
-	json_object_set_new(o, "durable",
-			    json_boolean(range_durable(s->range)));
-	if (l->chunks)
-		set_text(o, l->t, s);
-	if (l->chunks && s->is_variant)
-		set_variant(o, s->variant,
-			    variant_value(&l->t->variants, s->variant));
-	else if (l->chunks)
-		json_object_set_new(o, "value",
-				    json_real(chunk_value(&l->t->chunks, s)));
-	if (!l->chunks)
-		set_str(o, "kind",
-			s->is_chunk	? "chunk"
-			: s->is_variant ? "variant"
-			: s->sealed	? "prefix"
-					: "open");
-	json_array_append_new(l->array, o);
 }
 
 static void sequence_objects(json_t *array, struct serve_tenant *t)
@@ -451,26 +334,21 @@ static json_t *status(struct serve *s, const struct serve_session *ss)
 static void append_tenant(json_t *array, struct serve_tenant *t,
 			  const char *what)
 {
-	struct segment_list l = { .array = array, .t = t };
-
 	if (!strcmp(what, "pages")) {
 		json_array_append_new(array, page_counts(t));
 	} else if (!strcmp(what, "sequences")) {
 		sequence_objects(array, t);
 	} else if (!strcmp(what, "usage")) {
 		json_array_append_new(array, usage_object(t));
-	} else if (!strcmp(what, "tenants")) {
-		json_array_append_new(array, tenant_object(t));
 	} else {
-		l.chunks = !strcmp(what, "chunks");
-		segment_each(t->pool, segment_object, &l);
+		json_array_append_new(array, tenant_object(t));
 	}
 }
 
 static int known(const char *what)
 {
-	static const char *const lists[] = { "usage",	"pages",    "sequences",
-					     "tenants", "segments", "chunks" };
+	static const char *const lists[] = { "usage", "pages", "sequences",
+					     "tenants" };
 
 	for (size_t i = 0; i < KV_ARRAY_LEN(lists); i++)
 		if (!strcmp(what, lists[i]))
@@ -483,6 +361,8 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 {
 	json_t *j;
 
+	if (serve_is_list(what))
+		return serve_list_whole(s, ss, what, arg, out);
 	if (!strcmp(what, "trace"))
 		return ss ? -EACCES : trace_query(&s->trace, arg, out);
 	if (!strcmp(what, "status")) {

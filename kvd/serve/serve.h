@@ -445,6 +445,22 @@ int64_t serve_detokenize(struct serve_session *ss, const char *model,
 int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 		const char *arg, char **out);
 
+/*
+ * "segments" and "chunks" in parts: there may be a million. ss and arg as above. Written to out
+ * as far as room goes, which is borrowed until serve_list_free(). -ENOENT, -ENOMEM.
+ */
+struct serve_list;
+int serve_is_list(const char *what);
+int serve_list_new(struct serve *s, const struct serve_session *ss,
+		   const char *what, const char *arg, char *out, size_t room,
+		   struct serve_list **list);
+/* Until then (clock_ns()), or a little longer: 0 there is more, its size, -ENOMEM. */
+int64_t serve_list_step(struct serve_list *l, uint64_t until_ns);
+void serve_list_free(struct serve_list *l);
+/* All at once; *out is malloc'ed, with a 0 at the end. */
+int serve_list_whole(struct serve *s, const struct serve_session *ss,
+		     const char *what, const char *arg, char **out);
+
 /* Give memory of the device that no page needs back to the system. */
 struct serve_trim {
 	struct wait wait; /* told 0, or -ENODEV */

@@ -262,6 +262,93 @@ START_TEST(questions_of_one_tenant_stop_no_other)
 }
 END_TEST
 
+#define N_MANY 1500
+
+/* Each with a segment of its own. */
+static void many_segments(struct honest *h)
+{
+	const uint64_t q = kvc_off(h->c, h->q);
+
+	for (int i = 0; i < N_MANY; i++) {
+		const int seq = kvc_seq_new(h->c, h->geometry, 32);
+
+		ck_assert_int_gt(seq, 0);
+		*h->item =
+			(struct kv_attend_item){ .seq = (uint32_t)seq,
+						 .n_tokens = 1,
+						 .q_off = q,
+						 .k_off = q,
+						 .v_off = q,
+						 .o_off = kvc_off(h->c, h->o) };
+		ck_assert_int_eq(kvc_attend(h->c, h->item, 1, 0, KV_SQE_WAIT),
+				 0);
+	}
+}
+
+static void ask_segments(struct kvc *c, struct kv_query *q, char *out,
+			 uint32_t room, struct kvc_req *r)
+{
+	struct kv_sqe e = { .opcode = KV_OP_QUERY, .arg[0] = kvc_off(c, q) };
+
+	memset(q, 0, sizeof(*q));
+	memset(r, 0, sizeof(*r));
+	strcpy(q->what, "segments");
+	q->out_off = kvc_off(c, out);
+	q->out_bytes = room;
+	ck_assert_int_eq(kvc_submit(c, &e, r), 0);
+}
+
+/* A list is made in parts, and others are served in between. */
+START_TEST(a_long_list_holds_up_nobody)
+{
+	struct honest h, leaver;
+	struct kv_query *q;
+	struct kvc_req r;
+	char conf[256], *text, *out;
+	int n = 0, size;
+
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	rig_daemon_free(d);
+	snprintf(conf, sizeof(conf),
+		 "[tenant a]\nuid = %u\nmemory = 64M\nsequences = 10000\n",
+		 getuid());
+	d = rig_daemon_start(conf);
+	ck_assert_ptr_nonnull(d);
+	honest_open(&h);
+	many_segments(&h);
+	ck_assert_int_eq(kvc_query(h.c, "segments", "", &text), 0);
+	size = (int)strlen(text);
+	for (const char *at = text; (at = strstr(at, "\"open\"")); at++)
+		n++;
+	ck_assert_int_eq(n, N_MANY);
+	/* what fits, and no more */
+	q = kvc_alloc(h.c, sizeof(*q));
+	out = kvc_alloc(h.c, 200);
+	memset(out, 'x', 200);
+	(void)usleep(1000000); /* it need not wait for what it had */
+	ask_segments(h.c, q, out, 100, &r);
+	for (n = 0; !r.done; n++)
+		ck_assert_int_eq(kvc_nop(h.c), 0);
+	ck_assert_int_ge(n, 5);
+	ck_assert_int_eq(r.res, size);
+	ck_assert(!memcmp(out, text, 100) && out[100] == 'x');
+	free(text);
+	ck_assert_int_eq(kvc_query(h.c, "segments", "nobody", &text), -ENOENT);
+	/* who leaves in the middle of one, and one at the daemon's end */
+	honest_open(&leaver);
+	ask_segments(leaver.c, kvc_alloc(leaver.c, sizeof(*q)),
+		     kvc_alloc(leaver.c, 200), 200, &r);
+	ck_assert_int_eq(kvc_nop(leaver.c), 0);
+	kvc_close(leaver.c);
+	honest_check(&h);
+	ask_segments(h.c, q, out, 100, &r);
+	ck_assert_int_eq(kvc_nop(h.c), 0);
+	ck_assert_int_eq(rig_daemon_stop(d), 0);
+	kvc_close(h.c);
+	ck_assert_int_eq(rig_daemon_restart(d), 0); /* for end_daemon() */
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("hostile");
@@ -280,6 +367,7 @@ int main(void)
 	tcase_add_test(t, hostile_clients_at_once_killed_in_the_middle);
 	tcase_add_test(t, connects_by_the_thousand);
 	tcase_add_test(t, questions_of_one_tenant_stop_no_other);
+	tcase_add_test(t, a_long_list_holds_up_nobody);
 	srunner_run_all(sr, CK_NORMAL);
 	failed = srunner_ntests_failed(sr);
 	srunner_free(sr);

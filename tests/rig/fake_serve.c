@@ -511,6 +511,38 @@ int serve_query(struct serve *s, struct serve_session *ss, const char *what,
 	return *out ? 0 : -ENOMEM;
 }
 
+int serve_is_list(const char *what)
+{
+	(void)what;
+	return 0;
+}
+
+int serve_list_new(struct serve *s, const struct serve_session *ss,
+		   const char *what, const char *arg, char *out, size_t room,
+		   struct serve_list **list)
+{
+	(void)s;
+	(void)ss;
+	(void)what;
+	(void)arg;
+	(void)out;
+	(void)room;
+	(void)list;
+	return -ENOENT;
+}
+
+int64_t serve_list_step(struct serve_list *l, uint64_t until_ns)
+{
+	(void)l;
+	(void)until_ns;
+	return -ENOENT;
+}
+
+void serve_list_free(struct serve_list *l)
+{
+	(void)l;
+}
+
 int serve_trim(struct serve *s, struct serve_trim *t)
 {
 	(void)s;

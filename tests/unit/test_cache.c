@@ -363,6 +363,59 @@ START_TEST(a_range_knows_its_segment)
 }
 END_TEST
 
+static void count_seen(struct segment *s, void *arg)
+{
+	uint32_t *seen = arg;
+
+	seen[s->pos0]++;
+}
+
+/* Who is there all the time is seen once, whatever comes and goes. */
+START_TEST(a_walk_in_parts_sees_all_that_stay)
+{
+	struct segment *stay[40], *come[40] = { NULL };
+	uint32_t seen[41] = { 0 }, at = 0, n_parts = 0;
+	uint64_t waste = 0;
+
+	for (int i = 0; i < 40; i++) {
+		ck_assert_int_eq(segment_new(pool, &layout, 64, i, &stay[i]),
+				 0);
+		ck_assert_int_eq(segment_new(pool, &layout, 64, 40, &come[i]),
+				 0);
+	}
+	while (segment_walk(pool, &at, 7, count_seen, seen)) {
+		const uint32_t i = rnd(40);
+
+		n_parts++;
+		if (come[i])
+			segment_put(come[i]);
+		come[i] = NULL;
+		if (!come[39 - i])
+			ck_assert_int_eq(segment_new(pool, &layout, 64, 40,
+						     &come[39 - i]),
+					 0);
+	}
+	ck_assert_uint_ge(n_parts, 80 / 7);
+	for (int i = 0; i < 40; i++) {
+		ck_assert_uint_eq(seen[i], 1);
+		if (i % 3)
+			segment_seal(stay[i], 33);
+	}
+	for (int i = 0; i < 40; i++) {
+		waste += stay[i]->bytes -
+			 stay[i]->n_tokens * kv_layout_token_bytes(&layout);
+		if (come[i])
+			segment_put(come[i]);
+	}
+	ck_assert_uint_gt(waste, 0);
+	ck_assert_uint_eq(segment_waste(pool), waste);
+	segment_pool_check(pool);
+	for (int i = 0; i < 40; i++)
+		segment_put(stay[i]);
+	ck_assert_uint_eq(segment_waste(pool), 0);
+}
+END_TEST
+
 START_TEST(capacity_is_an_answer)
 {
 	struct seq q;
@@ -664,6 +717,7 @@ int main(void)
 	tcase_add_test(t, forks_cuts_and_appends_keep_their_tokens);
 	tcase_add_test(t, cuts_keep_where_a_part_begins);
 	tcase_add_test(t, a_range_knows_its_segment);
+	tcase_add_test(t, a_walk_in_parts_sees_all_that_stay);
 	tcase_add_test(t, capacity_is_an_answer);
 	tcase_add_test(t, a_prefix_is_found_tile_by_tile);
 	tcase_add_test(t, pages_have_the_kind_of_their_use);

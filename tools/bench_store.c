@@ -288,6 +288,7 @@ static int fill_owned(struct rig *r, uint32_t n_pages)
 	ret = ret ? ret : open_store(r, OWNED_BYTES, &n_found, NULL);
 	ret = ret ? ret : fill_million(r, n_pages, owned_meta, o);
 	close_store(r);
+	ret = ret ? ret : new_engine(r); /* or it may still be locked */
 	owner_free(o);
 	return ret;
 }

@@ -14,6 +14,7 @@
 #define N_JOBS	  16u /* with a waiter */
 #define LOG_EVERY 1000u
 #define LAZY_NS	  20000000u /* a segment is likely to be followed by others */
+#define MISSED_NS 500000000u /* from look to look whether a disk answers */
 
 enum { NONE, QUEUED, BUSY, DURABLE };
 
@@ -33,6 +34,7 @@ struct persist {
 	uint32_t n_busy;
 	uint64_t turn;
 	int stopped;
+	int missed; /* some were not made durable as a disk is silent: they will be */
 	struct loop_timer timer; /* set while something is left to do */
 	struct persist_info info;
 	struct stat *st_durable, *st_failed, *st_adopted, *st_bytes;
@@ -177,6 +179,11 @@ static void note_error(struct persist *p, int err)
 
 static void start_jobs(struct persist *p);
 
+static struct pager *pager_of(const struct persist *p)
+{
+	return segment_pool_pager(p->conf.pool);
+}
+
 static int is_indexed(const struct segment *s)
 {
 	return s->is_chunk || s->is_variant || s->n_indexed;
@@ -205,6 +212,7 @@ static void job_done(struct wait *w, int ret)
 		stat_add(p->st_bytes, s->bytes);
 	} else {
 		job_failed(p, ret);
+		p->missed |= p->conf.automatic && pager_any_silent(pager_of(p));
 	}
 	free(j->meta);
 	j->meta = NULL;
@@ -291,12 +299,14 @@ static int may_start(const struct persist *p)
 		return 0;
 	if (!list_empty(&p->waits))
 		return p->n_busy < N_JOBS;
-	return !p->n_busy && !pager_starved(segment_pool_pager(p->conf.pool));
+	return !p->n_busy && !pager_starved(pager_of(p));
 }
 
 static void kick(struct persist *p)
 {
-	const uint64_t delay = list_empty(&p->waits) ? LAZY_NS : 0;
+	const uint64_t delay = !list_empty(&p->waits)  ? 0
+			       : list_empty(&p->queue) ? MISSED_NS
+						       : LAZY_NS;
 
 	loop_timer_set(p->conf.loop, &p->timer, clock_ns() + delay);
 }
@@ -316,13 +326,8 @@ static void start_jobs(struct persist *p)
 			job_failed(p, ret);
 	}
 	tell_waits(p);
-	if (!list_empty(&p->queue) && !p->n_busy && !p->stopped)
+	if ((!list_empty(&p->queue) || p->missed) && !p->n_busy && !p->stopped)
 		kick(p);
-}
-
-static void timer_run(struct loop_timer *t)
-{
-	start_jobs(container_of(t, struct persist, timer));
 }
 
 /* ---- calls ------------------------------------------------------------------------ */
@@ -334,9 +339,30 @@ static void enqueue(struct persist *p, struct segment *s)
 	list_push(&p->queue, &s->persist.node);
 }
 
+/* What nobody queued, or what failed before. */
+static void queue_missing(struct segment *s, void *arg)
+{
+	struct persist *p = arg;
+
+	if (s->sealed && is_indexed(s) && s->persist.state == NONE &&
+	    !range_lost(s->range))
+		enqueue(p, s);
+}
+
+static void timer_run(struct loop_timer *t)
+{
+	struct persist *p = container_of(t, struct persist, timer);
+
+	if (p->missed && !pager_any_silent(pager_of(p))) {
+		p->missed = 0;
+		segment_each(p->conf.pool, queue_missing, p);
+	}
+	start_jobs(p);
+}
+
 static int has_store(const struct persist *p)
 {
-	return pager_durable(segment_pool_pager(p->conf.pool));
+	return pager_durable(pager_of(p));
 }
 
 void persist_add(struct persist *p, struct segment *s)
@@ -353,16 +379,6 @@ void persist_again(struct persist *p, struct segment *s)
 	if (s->persist.state == DURABLE)
 		s->persist.state = NONE;
 	persist_add(p, s);
-}
-
-/* What nobody queued, or what failed before. */
-static void queue_missing(struct segment *s, void *arg)
-{
-	struct persist *p = arg;
-
-	if (s->sealed && is_indexed(s) && s->persist.state == NONE &&
-	    !range_lost(s->range))
-		enqueue(p, s);
 }
 
 int persist_wait(struct persist *p, struct persist_wait *w)
@@ -553,11 +569,9 @@ int persist_adopt(struct persist *p, uint32_t i_disk,
 
 	if (blob_head(r, &b) || !blob_sound(r, &b))
 		return -EINVAL;
-	ret = blob_layout(
-		&b, r, pager_page_align(segment_pool_pager(p->conf.pool)), &g);
+	ret = blob_layout(&b, r, pager_page_align(pager_of(p)), &g);
 	if (!ret)
-		ret = range_adopt(segment_pool_pager(p->conf.pool), i_disk, r,
-				  &range);
+		ret = range_adopt(pager_of(p), i_disk, r, &range);
 	if (ret)
 		return ret;
 	ret = segment_adopt(p->conf.pool, &g, b.n_tokens, b.pos0,
@@ -623,7 +637,7 @@ void persist_free(struct persist *p)
 		return;
 	persist_stop(p);
 	assert(persist_idle(p));
-	pager_keep_records(segment_pool_pager(p->conf.pool));
+	pager_keep_records(pager_of(p));
 	free(p);
 }
 

@@ -13,6 +13,7 @@
  *      the record names. Writing back and making durable are the same write.
  *  (3) While BUSY a job holds a reference. A segment that is freed has its record
  *      deleted first, and its slots are used again only after that is durable.
+ *      What failed as a disk is silent is queued again when that answers, if automatic.
  *  (4) What comes back after a restart has the id it had: the ids name model,
  *      arithmetic and tokens, so what another build computed is never found.
  *

@@ -180,11 +180,22 @@ int segment_pool_new(struct segment_pool **out, struct pager *pager,
 	return 0;
 }
 
+/* Wherever it lies. */
+static int forget_oldest(struct segment_pool *p)
+{
+	struct list *n = list_first(&p->kept);
+
+	if (!n)
+		return -ENOSPC;
+	segment_evict(list_entry(n, struct segment, node));
+	return 0;
+}
+
 void segment_pool_free(struct segment_pool *p)
 {
 	if (!p)
 		return;
-	while (!segment_reclaim(p))
+	while (!forget_oldest(p))
 		;
 	assert(list_empty(&p->live));
 	free(p->table);
@@ -328,7 +339,7 @@ static int open_segment(struct segment_pool *p, const struct kv_layout *g,
 	if (p->live_bytes + bytes > pager_place_bytes(p->pager))
 		return -EDQUOT;
 	while (p->bytes + bytes > p->capacity_bytes)
-		if (segment_reclaim(p))
+		if (segment_reclaim(p) && forget_oldest(p))
 			return -EDQUOT;
 	s = calloc(1, sizeof(*s));
 	if (!s)
@@ -579,7 +590,8 @@ static struct segment *least_worth(struct segment_pool *p,
 	list_for_each(node, &p->kept) {
 		struct segment *s = list_entry(node, struct segment, node);
 
-		if (s->worth && worth(s) < worth(least))
+		if (s->worth && worth(s) < worth(least) &&
+		    !range_is_away(s->range))
 			least = s;
 		if (++n == SEGMENT_SAMPLE)
 			break;
@@ -589,14 +601,15 @@ static struct segment *least_worth(struct segment_pool *p,
 
 int segment_reclaim(struct segment_pool *p)
 {
-	struct list *n = list_first(&p->kept);
-	struct segment *s;
+	list_for_each(n, &p->kept) {
+		struct segment *s = list_entry(n, struct segment, node);
 
-	if (!n)
-		return -ENOSPC;
-	s = list_entry(n, struct segment, node);
-	segment_evict(s->worth ? least_worth(p, s) : s);
-	return 0;
+		if (range_is_away(s->range))
+			continue;
+		segment_evict(s->worth ? least_worth(p, s) : s);
+		return 0;
+	}
+	return -ENOSPC;
 }
 
 void segment_each(struct segment_pool *p,

@@ -178,7 +178,8 @@ void segment_forget(struct segment *s);
 void segment_evict(struct segment *s);
 /*
  * Free the oldest segment kept for reuse; if that has a score, the one with the
- * least score of the SEGMENT_SAMPLE oldest. -ENOSPC if there is none.
+ * least score of the SEGMENT_SAMPLE oldest. Not what is away (range_is_away()): that would be
+ * lost, and make no room. -ENOSPC if there is none.
  */
 #define SEGMENT_SAMPLE 32u
 int segment_reclaim(struct segment_pool *p);

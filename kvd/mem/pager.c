@@ -121,6 +121,28 @@ uint32_t range_n_resident(const struct range *r)
 	return r->n_resident;
 }
 
+/* Whether its disk does not answer. */
+static int is_silent(const struct range *r)
+{
+	return r->pager->conf.stores && r->has_disk &&
+	       stores_is_silent(r->pager->conf.stores, r->i_disk);
+}
+
+int pager_any_silent(const struct pager *p)
+{
+	uint32_t i = 0, n = p->conf.stores ? stores_n(p->conf.stores) : 0;
+
+	while (i < n && !stores_is_silent(p->conf.stores, i))
+		i++;
+	return i < n;
+}
+
+int range_is_away(const struct range *r)
+{
+	/* above a device it may have pages in the host pool */
+	return !r->n_resident && !r->pager->conf.device && is_silent(r);
+}
+
 uint32_t range_n_lower(const struct range *r)
 {
 	return r->n_lower;
@@ -128,8 +150,7 @@ uint32_t range_n_lower(const struct range *r)
 
 uint64_t range_lower_bytes(const struct range *r, uint32_t first, uint32_t n)
 {
-	const int silent = r->pager->conf.stores && r->has_disk &&
-			   stores_is_silent(r->pager->conf.stores, r->i_disk);
+	const int silent = is_silent(r);
 	uint64_t bytes = 0;
 
 	for (uint32_t i = first; (r->n_lower || silent) && i < first + n; i++) {

@@ -117,6 +117,10 @@ uint32_t range_n_pages(const struct range *r);
 size_t range_page_bytes(const struct range *r);
 /* Pages of r that have a frame now. */
 uint32_t range_n_resident(const struct range *r);
+/*
+ * 1: what r has is on a disk that is silent, and nowhere else: to free it makes no room now.
+ */
+int range_is_away(const struct range *r);
 /* Pages of r on the lower tier only. */
 uint32_t range_n_lower(const struct range *r);
 /*
@@ -143,6 +147,8 @@ void pager_disks_limit(const struct pager *p, double *bytes_per_s,
  * be read and nobody waits for any more gives back its frames.
  */
 void pager_leave_disk(struct pager *p, uint32_t i_disk);
+/* 1: one of its disks is. */
+int pager_any_silent(const struct pager *p);
 /* 1 if a page of r is LOST (its bytes failed the check or the read). */
 int range_lost(const struct range *r);
 /* A hint for eviction. Of each page it holds until that is used, or another comes. */

@@ -510,15 +510,16 @@ START_TEST(a_recording_that_is_refused_empties_nothing)
 		printf("skipped: only root can be somebody else\n");
 		return;
 	}
-	snprintf(cmd, sizeof(cmd),
-		 "cp %s %s/k && cd %s && echo old >t && chmod 666 t && "
-		 /* what a sanitizer is told names a file below another folder */
-		 "! env -u TSAN_OPTIONS "
-		 "setpriv --reuid 4243 --regid 4243 --clear-groups ./k "
-		 "--socket %s trace record t --seconds 0.01 2>said && "
-		 "grep -qx 'kvctl: trace: Permission denied' said && "
-		 "grep -qx old t",
-		 kvctl, d->dir, d->dir, d->socket);
+	snprintf(
+		cmd, sizeof(cmd),
+		"cp %s %s/k && cd %s && echo old >t && chmod 666 t && "
+		/* what a sanitizer is told names a file below another folder */
+		"! env -u TSAN_OPTIONS "
+		"setpriv --reuid 4243 --regid 4243 --clear-groups ./k "
+		"--socket %s trace record t --seconds 0.01 2>said && "
+		"grep -qx 'kvctl: trace: Permission denied' said && "
+		"grep -qx old t",
+		kvctl, d->dir, d->dir, d->socket);
 	ck_assert_int_eq(system(cmd), 0);
 }
 END_TEST

@@ -98,12 +98,12 @@ static void req_done(struct kio_req *r)
 }
 
 /* Reads, or writes, of disk 0. */
-static void ask(struct kio_req *reqs, struct stores_flow *f, void *buf,
+static void ask(struct kio_req *reqs, struct stores_flow *f, char *buf,
 		const int64_t *at, int writes)
 {
 	n_done = 0;
 	for (uint32_t i = 0; i < N_REQS; i++) {
-		reqs[i] = (struct kio_req){ .buf = buf,
+		reqs[i] = (struct kio_req){ .buf = buf + (size_t)i * PAGE,
 					    .block = (uint64_t)at[i],
 					    .n_bytes = PAGE,
 					    .done = req_done };
@@ -128,8 +128,8 @@ START_TEST(what_is_new_goes_elsewhere)
 	open_two();
 	stores_flow_init(&f, 100, 0);
 	stores_on_silent(stores, PATIENCE, told, &n_told);
-	ck_assert(!posix_memalign(&buf, 4096, PAGE));
-	memset(buf, 1, PAGE);
+	ck_assert(!posix_memalign(&buf, 4096, N_REQS * PAGE));
+	memset(buf, 1, N_REQS * PAGE);
 	for (uint32_t i = 0; i < N_REQS; i++)
 		at[i] = kio_store_alloc(stores_disk(stores, 0), PAGE);
 	hung_fd = kio_store_fd(stores_disk(stores, 0));

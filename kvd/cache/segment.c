@@ -268,8 +268,7 @@ static int table_add(struct segment_pool *p, struct segment *s)
 static void table_del(struct segment_pool *p, const struct segment *s)
 {
 	assert(p->table[s->i_table].s == s);
-	if (s->sealed)
-		p->sealed_waste -= waste(s);
+	p->sealed_waste -= s->waste;
 	p->table[s->i_table].s = NULL;
 	p->table[s->i_table].next_free = p->first_free;
 	p->first_free = s->i_table;
@@ -454,7 +453,8 @@ int segment_adopt(struct segment_pool *p, const struct kv_layout *g,
 	s->pos0 = pos0;
 	p->bytes += bytes;
 	p->live_bytes += bytes;
-	p->sealed_waste += waste(s);
+	s->waste = waste(s);
+	p->sealed_waste += s->waste;
 	p->n++;
 	list_init(&s->node);
 	list_init(&s->persist.node);
@@ -496,7 +496,8 @@ void segment_seal(struct segment *s, uint32_t n_tokens)
 	s->pool->bytes -= s->bytes - bytes;
 	s->pool->live_bytes -= s->bytes - bytes;
 	s->bytes = bytes;
-	s->pool->sealed_waste += waste(s);
+	s->waste = waste(s);
+	s->pool->sealed_waste += s->waste;
 }
 
 int segment_fits(const struct segment *s)
@@ -668,7 +669,7 @@ static void check_one(struct segment *s, void *arg)
 
 	assert(s->pool->table[s->i_table].s == s);
 	bytes[0] += s->bytes;
-	bytes[2] += s->sealed ? waste(s) : 0;
+	bytes[2] += s->waste;
 	bytes[1] += s->n_refs ? s->bytes : 0;
 	assert(s->n_refs || (s->sealed && indexed(s)));
 	list_for_each(n, &s->awaits)

@@ -73,6 +73,7 @@ struct segment {
 	struct kv_layout layout;
 	struct range *range;
 	uint64_t bytes; /* charged to the capacity */
+	uint64_t waste; /* sealed: of them, beyond its tokens */
 	uint32_t n_refs;
 	uint32_t n_tokens; /* sealed: final; open: its writer's business */
 	uint32_t cap_tokens;

@@ -13,8 +13,9 @@
  *
  * Workers: one carries what comes while it keeps up. Two at once are as fast where the
  * memory's bandwidth or the disk is the limit, and cost more: they interrupt each other
- * for their TLBs, wake and sleep at each piece. Another is called when pieces wait
- * (CALL_AT for each that is awake), or when a slow piece is begun and others wait.
+ * for their TLBs, wait for each other's locks in the kernel, wake and sleep at each
+ * piece. Another is called when some piece waited all the time for BEHIND_NS, or at once
+ * when a slow piece is begun and others wait.
  *
  * Locks: post_m guards the posted list, work_m the list of work. Never both.
  */
@@ -30,7 +31,7 @@
 #include "kvd/base/clock.h"
 
 #define MAX_EVENTS 64
-#define CALL_AT	   3 /* pieces of work that wait for a worker */
+#define BEHIND_NS  4000000u
 #define BUSY_TURNS 16 /* between two looks at epoll while there is work */
 
 struct loop {
@@ -61,6 +62,8 @@ struct loop {
 	uint32_t n_awake; /* (work_m) workers, without those at slow work */
 	uint32_t n_asleep; /* (work_m) and not called */
 	uint32_t n_called; /* (work_m) and not awake yet */
+	int caught_up; /* (work_m) none waited, since behind_timer was set */
+	struct loop_timer behind_timer;
 	struct list work_done; /* (post_m) */
 	int workers_stop; /* (work_m) */
 	pthread_t *workers;
@@ -86,6 +89,7 @@ int loop_new(struct loop **out)
 	list_init(&l->posted);
 	list_init(&l->work);
 	list_init(&l->work_done);
+	list_init(&l->behind_timer.node);
 	pthread_mutex_init(&l->post_m, NULL);
 	pthread_mutex_init(&l->work_m, NULL);
 	pthread_cond_init(&l->work_more, NULL);
@@ -444,11 +448,13 @@ int loop_turn(struct loop *l, int timeout_ms)
 
 /* ---- workers ------------------------------------------------------------ */
 
-/* work_m is held. 1: another worker is called, work_more is to be signalled. */
-static int call_worker(struct loop *l)
+/*
+ * work_m is held. 1: another worker is called, work_more is to be signalled. behind: those
+ * awake do not keep up.
+ */
+static int call_worker(struct loop *l, int behind)
 {
-	if (!l->n_work || !l->n_asleep ||
-	    (l->n_awake && l->n_work < CALL_AT * l->n_awake))
+	if (!l->n_work || !l->n_asleep || (l->n_awake && !behind))
 		return 0;
 	l->n_asleep--;
 	l->n_called++;
@@ -476,10 +482,11 @@ static void worker_run(struct loop *l, struct loop_work *w)
 {
 	const int slow = w->slow;
 
-	l->n_work--;
+	if (!--l->n_work)
+		l->caught_up = 1;
 	if (slow) {
 		l->n_awake--;
-		if (call_worker(l))
+		if (call_worker(l, 0))
 			pthread_cond_signal(&l->work_more);
 	}
 	pthread_mutex_unlock(&l->work_m);
@@ -526,18 +533,50 @@ int loop_start_workers(struct loop *l, unsigned int n_threads)
 	return 0;
 }
 
+static void watch_work(struct loop *l);
+
+static void look_behind(struct loop_timer *t)
+{
+	struct loop *l = container_of(t, struct loop, behind_timer);
+	int call, waits;
+
+	pthread_mutex_lock(&l->work_m);
+	call = call_worker(l, !l->caught_up);
+	waits = l->n_work && l->n_asleep;
+	pthread_mutex_unlock(&l->work_m);
+	if (call)
+		pthread_cond_signal(&l->work_more);
+	if (waits)
+		watch_work(l);
+}
+
+/* Some piece waits behind others. */
+static void watch_work(struct loop *l)
+{
+	if (!list_empty(&l->behind_timer.node))
+		return;
+	pthread_mutex_lock(&l->work_m);
+	l->caught_up = !l->n_work;
+	pthread_mutex_unlock(&l->work_m);
+	l->behind_timer.run = look_behind;
+	loop_timer_set(l, &l->behind_timer, clock_ns() + BEHIND_NS);
+}
+
 void loop_work_start(struct loop *l, struct loop_work *w)
 {
-	int call;
+	int call, waits;
 
 	assert(l->n_workers);
 	pthread_mutex_lock(&l->work_m);
 	list_init(&w->node);
 	list_push(&l->work, &w->node);
 	l->n_work++;
-	call = call_worker(l);
+	call = call_worker(l, 0);
+	waits = !call && l->n_asleep;
 	pthread_mutex_unlock(&l->work_m);
 	/* not before: who wakes would wait for the lock, and be woken twice */
 	if (call)
 		pthread_cond_signal(&l->work_more);
+	if (waits)
+		watch_work(l);
 }

@@ -55,9 +55,11 @@ static const struct command {
 	  "paging.restore.cores_least      what raw requests, clearing and\n"
 	  "                                checksums take of those cores\n"
 	  "paging.write.raw_ratio          the same, written\n"
-	  "paging.{restore,raw}.mmap_ratio  over faults of a plain map\n"
-	  "paging.restore.mmap_part_ratio  the same where a quarter of the\n"
-	  "                                file is wanted, a page here and there\n" },
+	  "paging.restore.mmap_ratio       over faults of a plain map with as\n"
+	  "                                much memory for its page cache\n"
+	  "paging.{restore,raw}.mmap_free_ratio  with all that is free for it\n"
+	  "paging.restore.mmap_part_ratio  and where a quarter of the file\n"
+	  "                                is wanted, a page here and there\n" },
 	{ "io", bench_io, "what io_uring's options are worth, in --dir",
 	  "io.{2m,64k}.HOW.{gb_s,cores_per_gbs}  reads of 2 MiB, 64 KiB: plain;\n"
 	  "                                registered files; and buffers; SQPOLL;\n"

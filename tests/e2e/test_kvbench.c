@@ -394,6 +394,7 @@ START_TEST(paging_reads_back_and_resident_wants_are_quiet)
 		"paging.resident.ns",
 		"paging.restore.raw_ratio",
 		"paging.restore.mmap_ratio",
+		"paging.restore.mmap_free_ratio",
 		"paging.restore.mmap_part_ratio",
 		"paging.write.raw_ratio",
 		"paging.restore.cores_per_gbs",

@@ -24,7 +24,7 @@
 #include "kvd/mem/op.h"
 #include "kvd/mem/stores.h"
 
-#define N_JOBS	   4u
+#define N_JOBS	   4u /* of a disk: one that is silent holds up no other */
 #define JOB_PAGES  16u
 #define JOB_BYTES  (2u << 20) /* or one page */
 #define AGAIN_NS   2000000u /* what cannot be moved now may be later */
@@ -68,7 +68,7 @@ struct cleaner {
 	uint64_t next_ns; /* no job before: the budget */
 	struct loop_timer timer;
 	struct work_disk disks[STORES_MAX];
-	struct job jobs[N_JOBS];
+	struct job jobs[N_JOBS * STORES_MAX];
 	uint32_t n_busy;
 	struct cleaner_info info;
 };
@@ -131,6 +131,7 @@ static void job_end(struct job *j, int moved)
 		settle(j, i, moved && j->ok[i]);
 		c->info.n_failed += !j->ok[i] || !moved;
 	}
+	pager_from_disk(p, j->disk->i, j->n, 0);
 	for (uint32_t i = 0; i < j->n; i++)
 		page_end(j->pages[i], OP_CLEAN, 0);
 	r->n_busy -= j->n;
@@ -276,7 +277,7 @@ static void job_next(struct job *j)
 
 static int in_a_job(const struct cleaner *c, const struct range *r)
 {
-	for (uint32_t i = 0; i < N_JOBS; i++)
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(c->jobs); i++)
 		if (c->jobs[i].range == r)
 			return 1;
 	return 0;
@@ -350,6 +351,7 @@ static void job_start(struct job *j, uint64_t now)
 	j->i = 0;
 	for (uint32_t i = 0; i < j->n; i++)
 		page_begin(j->pages[i]);
+	pager_to_disk(j->range->pager, j->disk->i, j->n, 0);
 	c->n_busy++;
 	j->disk->n_jobs++;
 	bytes = (uint64_t)j->n * bytes_of(j);
@@ -360,7 +362,7 @@ static void job_start(struct job *j, uint64_t now)
 
 static struct job *free_job(struct cleaner *c)
 {
-	for (uint32_t i = 0; i < N_JOBS; i++)
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(c->jobs); i++)
 		if (!c->jobs[i].disk)
 			return &c->jobs[i];
 	return NULL;
@@ -381,7 +383,8 @@ static int disk_next(struct work_disk *d, uint64_t now)
 	const uint32_t n_slots = kio_store_victim(store_of(d), &page_bytes);
 	int ret;
 
-	if (!n_slots || !j)
+	if (!n_slots || !j || d->n_jobs == N_JOBS ||
+	    stores_is_silent(c->stores, d->i))
 		return 0;
 	j->disk = d;
 	j->n = 0;
@@ -457,7 +460,7 @@ int cleaner_new(struct cleaner **out, struct loop *loop, struct stores *s,
 	c->bytes_per_s = bytes_per_s;
 	c->timer.run = tick;
 	list_init(&c->timer.node);
-	for (uint32_t i = 0; i < N_JOBS; i++)
+	for (uint32_t i = 0; i < KV_ARRAY_LEN(c->jobs); i++)
 		c->jobs[i].cleaner = c;
 	for (uint32_t i = 0; i < stores_n(s); i++) {
 		struct work_disk *d = &c->disks[i];

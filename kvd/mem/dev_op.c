@@ -440,6 +440,7 @@ static void disk_done(struct kio_req *r)
 		d->io_ret = r->ret;
 	if (--d->n_ios)
 		return;
+	pager_from_disk(range->pager, range->i_disk, op->n, 0);
 	if (!d->io_ret) {
 		op_work(op, work_crc, read_crc_done);
 		return;
@@ -475,6 +476,7 @@ static void read_disk(struct move *op)
 	}
 	d->n_ios = n;
 	d->io_ret = 0;
+	pager_to_disk(p, pg->range->i_disk, op->n, 0);
 	for (uint32_t i = 0; i < n; i++)
 		stores_read(p->conf.stores, pg->range->i_disk, &p->flow,
 			    op_prio(op), &d->ios[i].req);

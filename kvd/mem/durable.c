@@ -43,7 +43,7 @@ static void tell_turn(struct loop_call *c)
 	rp->range->persist = NULL;
 	free(rp->places);
 	rp->places = NULL;
-	p->n_persists--;
+	list_del(&rp->node);
 	rp->wait.done(&rp->wait, rp->ret);
 	pager_make_room(p); /* it may be given up now */
 }
@@ -280,8 +280,21 @@ int range_persist(struct range_persist *rp)
 	list_init(&rp->timer.node);
 	list_init(&rp->call.node);
 	r->persist = rp;
-	p->n_persists++;
+	list_push(&p->persists, &rp->node);
 	clean(rp);
+	return 0;
+}
+
+int durable_on_the_way(const struct pager *p)
+{
+	list_for_each(n, &p->persists) {
+		const struct range *r =
+			list_entry(n, struct range_persist, node)->range;
+
+		if (!r->has_disk ||
+		    !stores_is_silent(p->conf.stores, r->i_disk))
+			return 1;
+	}
 	return 0;
 }
 

@@ -25,6 +25,7 @@ struct range_persist {
 	const void *meta;
 	size_t meta_bytes;
 	/* the pager's */
+	struct list node;
 	struct kio_commit commit;
 	struct kio_place *places;
 	struct loop_call call;
@@ -39,6 +40,8 @@ struct range_persist {
  * is, -ENOTSUP no disk, -ENOMEM.
  */
 int range_persist(struct range_persist *rp);
+/* 1: a range of p is on its way to be durable, and its disk answers. */
+int durable_on_the_way(const struct pager *p);
 /* 1: a record on stable media names all pages of r. */
 int range_durable(const struct range *r);
 

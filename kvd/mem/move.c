@@ -24,6 +24,7 @@
 #include "kvd/base/log.h"
 #include "kvd/mem/dev_op.h"
 #include "kvd/mem/device.h"
+#include "kvd/mem/park_priv.h"
 #include "kvd/mem/stores.h"
 
 #define RETRY_NS   1000000000u /* a page whose write failed rests so long */
@@ -540,13 +541,11 @@ void pager_leave_disk(struct pager *p, uint32_t i_disk)
 	if (!p->conf.stores)
 		return;
 	stores_withdraw(p->conf.stores, i_disk, &p->flow, unwanted);
-	while (i_disk--)
-		if (stores_is_silent(p->conf.stores, i_disk))
-			return; /* it was asked for that one, a moment ago */
-	p->stuck = p->n_ops && p->n_ended == p->n_ended_then;
-	p->n_ended_then = p->n_ended;
-	if (p->stuck)
-		pager_make_room(p);
+	if (!p->at_disk[i_disk].n_ops)
+		return;
+	pager_make_room(p); /* what is there does not count any more */
+	if (p->conf.device)
+		park_kick(device_park(p->conf.device));
 }
 
 int move_is_medium(int err)

@@ -46,9 +46,12 @@ struct pager {
 	uint64_t policy_bytes; /* in the policy's hands */
 	uint64_t n_durable, durable_bytes; /* ranges */
 	uint32_t n_ops; /* pages in operations */
-	uint64_t n_ended,
-		n_ended_then; /* such; at the last pager_leave_disk() */
-	int stuck; /* none has ended since: those wait for a disk that is silent */
+	uint32_t
+		n_idle; /* of those: no frame is to be had of them afterwards */
+	struct { /* of n_ops, without n_idle: in line at a disk, or with it */
+		uint32_t n_ops;
+		uint64_t leaving; /* bytes of account.leaving */
+	} at_disk[STORES_MAX];
 	uint64_t writing_bytes;
 	struct list drops, writes; /* page.starved: about to start */
 	struct move *spare; /* op_new(); NULL while it is in use */
@@ -60,7 +63,7 @@ struct pager {
 	struct park_part part; /* the same */
 	struct list dev_ops; /* the same: struct dev_op.node */
 	int keep_records; /* the daemon stops */
-	uint32_t n_persists; /* ranges on their way to be durable */
+	struct list persists; /* struct range_persist: on their way */
 	int refused; /* a reservation had to wait */
 	uint64_t n_state[PAGE_N_STATES];
 	uint64_t n_map_waits_total;

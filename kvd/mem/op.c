@@ -345,6 +345,22 @@ void page_hurry(struct page *pg, enum want_prio prio)
 			   (uint64_t)pg->slot);
 }
 
+void pager_to_disk(struct pager *p, uint32_t i_disk, uint32_t n_ops,
+		   uint64_t leaving)
+{
+	p->at_disk[i_disk].n_ops += n_ops;
+	p->at_disk[i_disk].leaving += leaving;
+}
+
+void pager_from_disk(struct pager *p, uint32_t i_disk, uint32_t n_ops,
+		     uint64_t leaving)
+{
+	assert(p->at_disk[i_disk].n_ops >= n_ops &&
+	       p->at_disk[i_disk].leaving >= leaving);
+	p->at_disk[i_disk].n_ops -= n_ops;
+	p->at_disk[i_disk].leaving -= leaving;
+}
+
 uint32_t op_prio(const struct move *op)
 {
 	uint32_t prio = op->prio;
@@ -366,6 +382,9 @@ void op_io(struct move *op, void (*done)(struct kio_req *r))
 		.n_bytes = op->n * pg->range->tier->page_bytes,
 		.done = done,
 	};
+	op->leaving = op->kind == OP_WRITE && pg->to_go ? op->req.n_bytes : 0;
+	pager_to_disk(p, pg->range->i_disk, op->is_idle ? 0 : op->n,
+		      op->leaving);
 	if (op->kind != OP_WRITE)
 		stores_read(p->conf.stores, pg->range->i_disk, &p->flow, prio,
 			    &op->req);
@@ -379,6 +398,8 @@ void op_io_end(struct move *op)
 	const struct range *r = op->page->range;
 
 	stores_end(r->pager->conf.stores, r->i_disk, &op->req);
+	pager_from_disk(r->pager, r->i_disk, op->is_idle ? 0 : op->n,
+			op->leaving);
 	op->ret = op->req.ret;
 }
 
@@ -428,8 +449,6 @@ void page_end(struct page *pg, enum op_kind kind, int err)
 {
 	pg->busy = 0;
 	pg->range->pager->n_ops--;
-	pg->range->pager->n_ended++;
-	pg->range->pager->stuck = 0;
 	settle(pg, kind, err);
 	/* dirty again while it was scrubbed or moved: it can be written now */
 	if (kind == OP_WRITE || kind == OP_SCRUB || kind == OP_CLEAN)

@@ -38,9 +38,11 @@ struct move {
 	enum op_kind kind;
 	int ret;
 	uint32_t prio; /* of its request */
+	uint64_t leaving; /* op_io(): bytes of its request that make room */
 	uint32_t n_tries; /* READ and SCRUB of one page: that failed */
 	uint64_t start_ns;
 	struct page_scrub *scrub; /* SCRUB */
+	int is_idle; /* SCRUB of a page that has no frame: see pager.n_idle */
 	struct dev_op *dev; /* with a device */
 	struct pager *spare_of; /* it is that one's spare operation */
 	uint32_t crc[]; /* [n] */
@@ -57,6 +59,14 @@ struct move *op_new(struct page *pg, uint32_t n, enum op_kind kind);
 int op_spare_new(struct pager *p);
 void op_work(struct move *op, void (*run)(struct loop_work *w),
 	     void (*done)(struct loop_work *w));
+/*
+ * n_ops pages in operations, leaving bytes of them to make room, go to the disk, are back:
+ * while it is silent nobody counts on them.
+ */
+void pager_to_disk(struct pager *p, uint32_t i_disk, uint32_t n_ops,
+		   uint64_t leaving);
+void pager_from_disk(struct pager *p, uint32_t i_disk, uint32_t n_ops,
+		     uint64_t leaving);
 /* Read or write the run; done() calls op_io_end(), which sets op->ret. */
 void op_io(struct move *op, void (*done)(struct kio_req *r));
 void op_io_end(struct move *op);

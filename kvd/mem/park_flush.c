@@ -6,7 +6,8 @@
  *  (2) Its page may let go of it meanwhile (park_forget()): then slot and room are
  *      given back at the end.
  *  (3) What could not be written goes to another disk, with all of its range, if nothing of
- *      that is written; else it gets another slot, and rests for a second.
+ *      that is written; else it gets another slot, and rests for a second. So does what
+ *      would go to a disk that is silent; what is on its way there counts for nothing.
  */
 #include <assert.h>
 #include <errno.h>
@@ -34,6 +35,12 @@ static struct kio_store *disk_of(const struct parked *h)
 static void timer_ends(struct loop_timer *t)
 {
 	park_kick(container_of(t, struct park, timer));
+}
+
+static void look_at(struct park *k, uint64_t ns)
+{
+	k->timer.run = timer_ends;
+	loop_timer_set(k->conf.loop, &k->timer, ns);
 }
 
 /* ---- the end of a write ---------------------------------------------------- */
@@ -85,10 +92,8 @@ static void failed(struct parked *h)
 		log_warn("park", "%s: page host->disk: %s, kept in host",
 			 p->name, strerror(-h->ret));
 	}
-	if (!h->retry_ns)
-		return; /* there is another disk */
-	k->timer.run = timer_ends;
-	loop_timer_set(k->conf.loop, &k->timer, h->retry_ns);
+	if (h->retry_ns) /* else there is another disk */
+		look_at(k, h->retry_ns);
 }
 
 static void flush_end(struct parked *h)
@@ -99,8 +104,9 @@ static void flush_end(struct parked *h)
 	const int ret = h->ret;
 
 	h->is_flushing = 0;
-	k->flight_bytes -= bytes_of(h);
+	k->flight_bytes[h->i_disk] -= bytes_of(h);
 	p->n_ops--;
+	pager_from_disk(p, h->i_disk, 1, 0);
 	if (!pg) {
 		kio_store_release(disk_of(h), (uint64_t)h->slot, bytes_of(h));
 		park_put(h);
@@ -145,8 +151,10 @@ static void start(struct parked *h, enum want_prio prio)
 	h->is_flushing = 1;
 	h->ret = 0;
 	park_list(h);
-	k->flight_bytes += bytes_of(h);
+	k->flight_bytes[h->i_disk] += bytes_of(h);
+	k->stores = p->conf.stores;
 	p->n_ops++;
+	pager_to_disk(p, h->i_disk, 1, 0);
 	block = (uint64_t)h->slot;
 	for (uint32_t u = 0; u < h->n_units; u += park_run_units(h, u)) {
 		struct park_io *io = &h->ios[n++];
@@ -174,6 +182,32 @@ int park_flush(struct page *pg)
 	return 1;
 }
 
+/* 1: its disk answers, or it has another now; else it rests, behind all others. */
+static int has_ear(struct parked *h, uint64_t now)
+{
+	const struct stores *s = h->part->pager->conf.stores;
+
+	if (!stores_is_silent(s, h->page->range->i_disk) ||
+	    !page_leave_disk(h->page, 0))
+		return 1;
+	h->retry_ns = now + RETRY_NS;
+	list_del(&h->node);
+	list_push(&h->part->dirty, &h->node);
+	look_at(h->park, h->retry_ns);
+	return 0;
+}
+
+/* On the way to disks that answer. */
+static uint64_t flight(const struct park *k)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < STORES_MAX; i++)
+		if (k->flight_bytes[i] && !stores_is_silent(k->stores, i))
+			n += k->flight_bytes[i];
+	return n;
+}
+
 void park_flush_turn(struct park *k)
 {
 	const int asked = k->n_waiting[PARK_WRITE] != 0;
@@ -190,12 +224,13 @@ void park_flush_turn(struct park *k)
 			return;
 		of = PARK_OF_OVER;
 	}
-	while (k->flight_bytes < FLIGHT_BYTES) {
+	while (flight(k) < FLIGHT_BYTES) {
 		h = park_oldest(k, offsetof(struct park_part, dirty), of, now);
 		if (!h)
 			break;
-		start(h, asked ? WANT_NEXT : WANT_BACKGROUND);
+		if (has_ear(h, now))
+			start(h, asked ? WANT_NEXT : WANT_BACKGROUND);
 	}
 	/* the rest is on its way to be dirty, or rests */
-	k->is_stuck = asked && !k->flight_bytes && !k->n_coming;
+	k->is_stuck = asked && !flight(k) && !k->n_coming;
 }

@@ -19,7 +19,8 @@ struct park {
 	struct list parts;
 	uint32_t n_waiting[PARK_FORS];
 	uint32_t n_coming; /* pages on their way in, or being read */
-	uint64_t flight_bytes; /* being written */
+	uint64_t flight_bytes[STORES_MAX]; /* being written, to each disk */
+	struct stores *stores; /* where to */
 	int is_stuck; /* what is dirty cannot be written now */
 	struct loop_call call;
 	int is_queued;

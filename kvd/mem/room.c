@@ -17,6 +17,7 @@
 #include <string.h>
 #include "kvd/base/clock.h"
 #include "kvd/mem/device.h"
+#include "kvd/mem/durable.h"
 #include "kvd/mem/move.h"
 #include "kvd/mem/stores.h"
 
@@ -217,10 +218,21 @@ static uint64_t beyond(uint64_t n, uint64_t have)
 	return n > have ? n - have : 0;
 }
 
+/* 1: what p has at disk i will not come back soon. */
+static int is_held_up(const struct pager *p, uint32_t i)
+{
+	return p->at_disk[i].n_ops && stores_is_silent(p->conf.stores, i);
+}
+
 /* What is leaving, and not waiting for a disk that is silent. */
 static uint64_t leaving(const struct pager *p)
 {
-	return p->stuck ? 0 : p->account.leaving;
+	uint64_t n = p->account.leaving;
+
+	for (uint32_t i = 0; i < STORES_MAX; i++)
+		if (is_held_up(p, i))
+			n -= p->at_disk[i].leaving;
+	return n;
 }
 
 /* Demand of p beyond what its own limit lets it have or is leaving. */
@@ -389,7 +401,7 @@ static size_t largest_page(const struct pager *p)
 /* What becomes durable is referred to meanwhile, and can be given up soon: 1. */
 static int persists(struct pager *p)
 {
-	if (!p->n_persists)
+	if (!durable_on_the_way(p))
 		return 0;
 	pager_look_again(p);
 	return 1;
@@ -568,7 +580,12 @@ static void tell_reservable(struct accounts *as)
 /* Pages of p on their way, that will get there. */
 static uint32_t n_ops_of(const struct pager *p)
 {
-	return p->stuck ? 0 : p->n_ops;
+	uint32_t n = p->n_ops - p->n_idle;
+
+	for (uint32_t i = 0; i < STORES_MAX; i++)
+		if (is_held_up(p, i))
+			n -= p->at_disk[i].n_ops;
+	return n;
 }
 
 static uint32_t n_ops(struct accounts *as)

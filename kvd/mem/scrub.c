@@ -82,6 +82,7 @@ static void scrub_end(struct move *op)
 	s->done(s, op->ret);
 	if (bad && !pg->range->freed && p->conf.damaged)
 		p->conf.damaged(p->conf.ctx, pg->range);
+	p->n_idle -= op->is_idle ? 1 : 0;
 	page_end(pg, OP_SCRUB, op->ret);
 	op_free(op);
 }
@@ -122,6 +123,8 @@ int page_scrub_start(struct page *pg, struct page_scrub *s)
 	if (!op)
 		return -ENOMEM;
 	page_begin(pg);
+	op->is_idle = !pg->charged;
+	pg->range->pager->n_idle += op->is_idle ? 1 : 0;
 	op->scrub = s;
 	op->prio = WANT_BACKGROUND;
 	s->crc = pg->crc;

@@ -2,7 +2,8 @@
  * stores_silent.c - disks that do not answer; see stores_on_silent()
  *
  * While something is in an engine a timer looks once a second. It reaps before it
- * judges: what has ended and was not seen, as the daemon itself stood still, is an answer.
+ * judges: what has ended and was not seen, as the daemon itself stood still, is an answer;
+ * and time for which it stood still (the timer is late) does not count.
  */
 #include "kvd/base/clock.h"
 #include "kvd/base/log.h"
@@ -37,16 +38,18 @@ static void look(struct stores *s, struct disk *d)
 static void ear_time(struct loop_timer *t)
 {
 	struct stores *s = container_of(t, struct stores, ear_timer);
+	const uint64_t now = clock_ns(), late = now - t->at_ns;
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < s->conf.n; i++) {
+		s->disks[i].heard_ns = KV_MIN(now, s->disks[i].heard_ns + late);
 		look(s, &s->disks[i]);
 		n += s->disks[i].n_sent;
 	}
 	if (n)
-		loop_timer_set(
-			s->conf.loop, t,
-			clock_ns() + KV_MIN((uint64_t)LOOK_NS, s->patience_ns));
+		loop_timer_set(s->conf.loop, t,
+			       clock_ns() + KV_MIN((uint64_t)LOOK_NS,
+						   s->patience_ns / 4));
 }
 
 void silent_init(struct stores *s)
@@ -70,9 +73,9 @@ void silent_sent(struct disk *d)
 	if (!d->n_sent)
 		d->heard_ns = clock_ns();
 	if (list_empty(&s->ear_timer.node))
-		loop_timer_set(
-			s->conf.loop, &s->ear_timer,
-			clock_ns() + KV_MIN((uint64_t)LOOK_NS, s->patience_ns));
+		loop_timer_set(s->conf.loop, &s->ear_timer,
+			       clock_ns() + KV_MIN((uint64_t)LOOK_NS,
+						   s->patience_ns / 4));
 }
 
 void silent_heard(struct disk *d)

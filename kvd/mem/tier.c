@@ -207,6 +207,7 @@ int pager_new(struct pager **out, const struct pager_conf *conf)
 	list_init(&p->drops);
 	list_init(&p->writes);
 	list_init(&p->resting);
+	list_init(&p->persists);
 	list_init(&p->dev_ops);
 	list_init(&p->rest_timer.node);
 	stores_flow_init(&p->flow, conf->weight, conf->io_limit);

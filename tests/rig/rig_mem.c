@@ -19,17 +19,20 @@ int rig_mem_patient(uint64_t since_ns)
 static void open_stores(struct rig_mem *r, const struct rig_mem_options *o,
 			struct pager_conf *c)
 {
-	char path[128], err[256] = "";
+	char path[STORES_MAX][128], err[256] = "";
 	struct stores_conf sc = { .loop = r->loop,
 				  .kind = o->kind,
 				  .depth = 16,
-				  .n = 1,
+				  .n = o->n_stores ? o->n_stores : 1,
 				  .scratch = !o->store };
 
-	snprintf(path, sizeof(path), "%s/store", r->dir);
-	sc.disks[0].path = o->store ? o->store : path;
-	sc.disks[0].bytes = o->store_bytes ? o->store_bytes
-					   : o->disk_bytes * 2 + (64u << 20);
+	for (uint32_t i = 0; i < sc.n; i++) {
+		snprintf(path[i], sizeof(path[i]), "%s/store%u", r->dir, i);
+		sc.disks[i].path = o->store ? o->store : path[i];
+		sc.disks[i].bytes = o->store_bytes
+					    ? o->store_bytes
+					    : o->disk_bytes * 2 + (64u << 20);
+	}
 	ck_assert_int_eq(stores_new(&r->stores, &sc), 0);
 	c->stores = r->stores;
 	ck_assert_int_eq(pager_new(&r->pager, c), 0);

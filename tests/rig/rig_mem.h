@@ -18,6 +18,7 @@ struct rig_mem {
 struct rig_mem_options {
 	uint64_t memory_bytes, disk_bytes;
 	uint64_t store_bytes; /* 0: twice disk_bytes and some */
+	uint32_t n_stores; /* of that size, without store; 0: one */
 	enum kio_engine_kind kind;
 	const char *policy; /* NULL: clock */
 	uint64_t io_limit; /* pager_conf's */

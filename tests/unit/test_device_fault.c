@@ -369,6 +369,78 @@ START_TEST(a_range_goes_where_it_can_be_written)
 }
 END_TEST
 
+#define N_MANY 300u /* more than may be on the way to a disk */
+
+static int hung_fd;
+static _Atomic int hangs;
+
+static ssize_t hung_pwrite(int fd, const void *buf, size_t n, off_t at)
+{
+	while (fd == hung_fd && hangs)
+		(void)usleep(1000);
+	return pwrite(fd, buf, n, at);
+}
+
+static void leave(void *ctx, uint32_t i_disk)
+{
+	(void)ctx;
+	pager_leave_disk(r->pagers[0], i_disk);
+}
+
+/* All pages one by one: written, or compared. */
+static void touch_many(struct range *range, uint32_t salt, int write)
+{
+	for (uint32_t i = 0; i < N_MANY; i++) {
+		struct page_run run = { range, i, 1, write ? PAGE_WRITE : 0 };
+
+		ck_assert_int_eq(rig_dev_want(r, r->pagers[0], &run, 1), 0);
+		if (write)
+			for (uint32_t k = 0; k < PAGE / 4; k++)
+				words(range, i)[k] =
+					(i + 1 + salt) * 2654435761u + k;
+		else
+			ck_assert(holds(range, i, i + 1 + salt));
+		page_unpin(r->pagers[0], &run, 1);
+	}
+}
+
+/* What is on the way to one that is silent keeps nothing from going to the other. */
+START_TEST(one_that_is_silent_holds_up_no_other)
+{
+	static const struct kio_disk hung = { .pread = pread,
+					      .pwrite = hung_pwrite,
+					      .fdatasync = fdatasync };
+	struct rig_dev_options o = two_disks();
+	struct range *a, *b;
+
+	o.host_bytes = 512 * PAGE;
+	o.disk_bytes = 1024 * PAGE;
+	a = open_small(o);
+	range_free(a);
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_MANY, &a), 0);
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_MANY, &b), 0);
+	ck_assert_int_eq(pager_reserve(r->pagers[0], PAGE), 0);
+	stores_on_silent(r->stores, 100000000, leave, NULL);
+	hung_fd = kio_store_fd(stores_disk(r->stores, 0));
+	kio_sys_disk = &hung;
+	hangs = 1;
+	touch_many(a, 0, 1);
+	ck_assert_uint_eq(range_disk(a), 0);
+	while (!stores_is_silent(r->stores, 0))
+		rig_dev_turn(r);
+	touch_many(b, N_MANY, 1);
+	ck_assert_uint_eq(range_disk(b), 1);
+	touch_many(b, N_MANY, 0);
+	hangs = 0;
+	touch_many(a, 0, 0);
+	touch_many(b, N_MANY, 0);
+	pager_unreserve(r->pagers[0], PAGE);
+	range_free(a);
+	finish(b);
+	kio_sys_disk = NULL;
+}
+END_TEST
+
 /* A bit of the page changes on disk. */
 static void damage(const struct range *range, uint32_t i)
 {
@@ -496,6 +568,7 @@ int main(void)
 	tcase_add_loop_test(disk, the_disk_fails, 0, 2);
 	tcase_add_test(disk, a_range_goes_where_its_pages_fit);
 	tcase_add_test(disk, a_range_goes_where_it_can_be_written);
+	tcase_add_test(disk, one_that_is_silent_holds_up_no_other);
 	tcase_add_loop_test(disk, what_is_on_disk_is_checked, 0, 2);
 	tcase_add_test(disk, a_stuck_address_keeps_no_slot);
 	suite_add_tcase(s, t);

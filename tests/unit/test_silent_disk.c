@@ -13,6 +13,8 @@
 #include <unistd.h>
 #include "io/sys.h"
 #include "kvd/base/clock.h"
+#include "kvd/mem/durable.h"
+#include "kvd/mem/op.h"
 #include "kvd/mem/stores.h"
 #include "tests/rig/rig_mem.h"
 
@@ -161,6 +163,48 @@ START_TEST(what_is_new_goes_elsewhere)
 }
 END_TEST
 
+/* Time for which the daemon was stopped is not the disk's: its threads were, too. */
+START_TEST(a_daemon_that_stood_still_does_not_blame_it)
+{
+	static struct kio_req reqs[N_REQS];
+	struct stores_flow f;
+	int64_t at[N_REQS];
+	uint64_t now;
+	void *buf;
+
+	open_two();
+	stores_flow_init(&f, 100, 0);
+	stores_on_silent(stores, PATIENCE, told, &n_told);
+	ck_assert(!posix_memalign(&buf, 4096, N_REQS * PAGE));
+	memset(buf, 1, N_REQS * PAGE);
+	for (uint32_t i = 0; i < N_REQS; i++)
+		at[i] = kio_store_alloc(stores_disk(stores, 0), PAGE);
+	hung_fd = kio_store_fd(stores_disk(stores, 0));
+	kio_sys_disk = &hung;
+	hangs = 1;
+	now = clock_ns();
+	clock_set(now);
+	n_told = 0;
+	ask(reqs, &f, buf, at, 1);
+	for (int i = 0; i < 3; i++) {
+		clock_set(now += 50ull * PATIENCE);
+		turn();
+		ck_assert(!stores_is_silent(stores, 0));
+	}
+	while (!n_told) {
+		clock_set(now += PATIENCE / 4);
+		turn();
+	}
+	hangs = 0;
+	while (n_done < N_REQS)
+		turn();
+	clock_set(0);
+	stores_turn(stores);
+	free(buf);
+	close_two();
+}
+END_TEST
+
 /* ---- a pager on a disk --------------------------------------------------------- */
 
 static struct rig_mem *m;
@@ -173,16 +217,24 @@ static void leave(void *ctx, uint32_t i_disk)
 	pager_leave_disk(r->pager, i_disk);
 }
 
-static void open_mem(void)
+/* path: of a store that survives; NULL: scratch */
+static void open_mem_on(uint32_t n_stores, const char *path)
 {
 	m = rig_mem_open(
 		(struct rig_mem_options){ .memory_bytes = N_FRAMES * PAGE,
 					  .disk_bytes = 8 * N_FRAMES * PAGE,
+					  .n_stores = n_stores,
+					  .store = path,
 					  .kind = KIO_ENGINE_THREADS });
 	stores_set_window(m->stores, 1); /* one after the other */
 	stores_on_silent(m->stores, PATIENCE, leave, m);
 	hung_fd = kio_store_fd(stores_disk(m->stores, 0));
 	kio_sys_disk = &hung;
+}
+
+static void open_mem(uint32_t n_stores)
+{
+	open_mem_on(n_stores, NULL);
 }
 
 static void new_range(struct page_run *run, uint32_t n)
@@ -225,7 +277,7 @@ START_TEST(reads_that_nobody_waits_for_give_back_their_frames)
 	struct page_want wants[N_REQS];
 	struct page_run runs[N_REQS], more, all;
 
-	open_mem();
+	open_mem(1);
 	for (uint32_t i = 0; i < N_REQS; i++) {
 		new_range(&runs[i], 1);
 		ck_assert_int_eq(write_run(&runs[i], i + 1), 0);
@@ -265,7 +317,7 @@ START_TEST(who_needs_room_that_only_it_could_make_is_told)
 	struct page_run full, more;
 	int ret;
 
-	open_mem();
+	open_mem(1);
 	hangs = 1; /* so none becomes clean */
 	new_range(&full, N_FRAMES);
 	ck_assert_int_eq(write_run(&full, 3), 0);
@@ -286,6 +338,128 @@ START_TEST(who_needs_room_that_only_it_could_make_is_told)
 }
 END_TEST
 
+static void persist_over(struct wait *w, int ret)
+{
+	struct range_persist *rp = container_of(w, struct range_persist, wait);
+
+	n_done++;
+	ck_assert_int_eq(ret ? -EIO : 0, range_durable(rp->range) ? 0 : -EIO);
+}
+
+/* What is on its way to be durable there frees nothing, either. */
+START_TEST(what_becomes_durable_there_is_no_hope)
+{
+	char path[] = "/var/tmp/kvd-silent-XXXXXX";
+	struct page_run kept, full, more;
+	struct range_persist rp = { .key = { 1, 2 },
+				    .meta = "m",
+				    .meta_bytes = 1,
+				    .wait.done = persist_over };
+	int ret;
+
+	ck_assert_int_eq(close(mkstemp(path)), 0);
+	open_mem_on(1, path);
+	new_range(&kept, 1);
+	ck_assert_int_eq(write_run(&kept, 9), 0);
+	hangs = 1;
+	rp.range = kept.range;
+	n_done = 0;
+	ck_assert_int_eq(range_persist(&rp), 0);
+	new_range(&full, N_FRAMES - 1);
+	ck_assert_int_eq(write_run(&full, 3), 0);
+	new_range(&more, N_FRAMES / 2);
+	ret = write_run(&more, 4);
+	ck_assert_msg(ret == -EIO || ret == -ENOSPC, "%d", ret);
+	ck_assert_uint_eq(n_done, 0);
+	hangs = 0;
+	for (uint64_t t0 = clock_ns(); !n_done && rig_mem_patient(t0);)
+		rig_mem_turn(m);
+	ck_assert_uint_eq(n_done, 1);
+	holds(&kept, 9);
+	holds(&full, 3);
+	range_free(kept.range);
+	range_free(full.range);
+	range_free(more.range);
+	rig_mem_close(m);
+	ck_assert_int_eq(unlink(path), 0);
+}
+END_TEST
+
+/* A page on a disk that works is read again and again. */
+static struct page_scrub scrub;
+static struct page *scrubbed;
+static struct loop_call scrub_call;
+static int scrubs, n_scrubs;
+
+static void scrub_again(struct loop_call *c)
+{
+	(void)c;
+	scrubs = hangs && !page_scrub_start(scrubbed, &scrub);
+}
+
+static void scrub_done(struct page_scrub *s, int ret)
+{
+	(void)s;
+	ck_assert_int_eq(ret, 0);
+	n_scrubs++;
+	loop_defer(m->loop, &scrub_call);
+}
+
+/* What ends there makes no room for who waits for the other. */
+START_TEST(another_disk_that_works_is_no_hope)
+{
+	struct page_run out[8], full, more, all;
+	uint32_t n = 0;
+	int ret;
+
+	open_mem(2);
+	new_range(&full, 3 * N_FRAMES / 4);
+	ck_assert_int_eq(write_run(&full, 3), 0);
+	do { /* until one is elsewhere */
+		ck_assert_uint_lt(n, KV_ARRAY_LEN(out));
+		new_range(&out[n], 1);
+		ck_assert_int_eq(write_run(&out[n], 100 + n), 0);
+		new_range(&all, N_FRAMES); /* they go down for it */
+		ck_assert_int_eq(write_run(&all, 77), 0);
+		range_free(all.range);
+		rig_mem_settle(m);
+	} while (range_disk(out[n++].range) == range_disk(full.range));
+	full.flags = PAGE_WRITE;
+	ck_assert_int_eq(write_run(&full, 3), 0);
+	hung_fd = kio_store_fd(stores_disk(m->stores, range_disk(full.range)));
+	hangs = 1;
+	scrubbed = &out[n - 1].range->pages[0];
+	scrub = (struct page_scrub){ .n_bytes = PAGE, .done = scrub_done };
+	scrub_call.run = scrub_again;
+	list_init(&scrub_call.node);
+	ck_assert(!posix_memalign(&scrub.buf, 4096, PAGE));
+	scrubs = !page_scrub_start(scrubbed, &scrub);
+	new_range(&more, N_FRAMES / 2);
+	n_told = 0;
+	ret = write_run(&more, 4);
+	ck_assert_msg(ret == -EIO || ret == -ENOSPC, "%d", ret);
+	ck_assert_uint_le(n_told, 10);
+	ck_assert_int_gt(n_scrubs, 1);
+	hangs = 0;
+	while (scrubs)
+		rig_mem_turn(m);
+	ret = -EIO;
+	for (uint64_t t0 = clock_ns(); ret && rig_mem_patient(t0);)
+		ret = write_run(&more, 4);
+	ck_assert_int_eq(ret, 0);
+	holds(&full, 3);
+	holds(&more, 4);
+	range_free(full.range);
+	range_free(more.range);
+	while (n--) {
+		holds(&out[n], 100 + n);
+		range_free(out[n].range);
+	}
+	free(scrub.buf);
+	rig_mem_close(m);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("silent_disk");
@@ -295,8 +469,11 @@ int main(void)
 
 	tcase_set_timeout(tc, 120);
 	tcase_add_test(tc, what_is_new_goes_elsewhere);
+	tcase_add_test(tc, a_daemon_that_stood_still_does_not_blame_it);
 	tcase_add_test(tc, reads_that_nobody_waits_for_give_back_their_frames);
 	tcase_add_test(tc, who_needs_room_that_only_it_could_make_is_told);
+	tcase_add_test(tc, what_becomes_durable_there_is_no_hope);
+	tcase_add_test(tc, another_disk_that_works_is_no_hope);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

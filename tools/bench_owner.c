@@ -155,3 +155,17 @@ int64_t owner_open(struct owner *o)
 		return bench_fail(ret, "store: %s", err);
 	return (int64_t)o->n_adopted;
 }
+
+double owner_persist(struct owner *o)
+{
+	struct persist_wait w = { .ret = 0 };
+	struct uses u = { 0 };
+	uint64_t t0 = clock_ns();
+	int ret;
+
+	ret = persist_wait(o->persist, &w) != 1 ? -EBADMSG : 0;
+	ret = ret ? ret : persist_uses(o->persist, &u);
+	t0 = clock_ns() - t0;
+	uses_fini(&u);
+	return ret ? -1 : (double)t0 / 1e6;
+}

@@ -22,5 +22,7 @@ int owner_meta(struct owner *o, uint32_t n, void *meta, size_t most,
 	       uint64_t key[2]);
 /* Open the store: how many records became segments, or -errno. */
 int64_t owner_open(struct owner *o);
+/* What a request to make durable takes where all are: ms, or a negative number. */
+double owner_persist(struct owner *o);
 
 #endif

@@ -293,8 +293,9 @@ static int fill_owned(struct rig *r, uint32_t n_pages)
 	return ret;
 }
 
-/* ms of a start, or a negative number. */
-static double owned_start(struct rig *r, uint32_t n_pages, double *cpu)
+/* ms of a start, and of a request to make durable then, or a negative number. */
+static double owned_start(struct rig *r, uint32_t n_pages, double *cpu,
+			  double *persist)
 {
 	struct owner *o = NULL;
 	int ret = owner_new(&o, r->path, n_pages);
@@ -306,6 +307,9 @@ static double owned_start(struct rig *r, uint32_t n_pages, double *cpu)
 	if (!ret && owner_open(o) == N_MILLION / n_pages) {
 		ms = (double)(clock_ns() - t0) / 1e6;
 		*cpu = cpu_ms() - was;
+		*persist = owner_persist(o);
+		if (*persist < 0)
+			ms = -1;
 	}
 	owner_free(o);
 	return ms;
@@ -314,13 +318,13 @@ static double owned_start(struct rig *r, uint32_t n_pages, double *cpu)
 static int restart_owned(struct bench *b, uint32_t n_pages, const char *name)
 {
 	const unsigned int n_rounds = b->quick ? 1 : 5;
-	double ms[5], cpu = 0;
+	double ms[5], persist[5], cpu = 0;
 	struct rig r;
 	int ret = rig_init(&r, b);
 
 	ret = ret ? ret : fill_owned(&r, n_pages);
 	for (unsigned int i = 0; i < n_rounds && !ret; i++) {
-		ms[i] = owned_start(&r, n_pages, &cpu);
+		ms[i] = owned_start(&r, n_pages, &cpu, &persist[i]);
 		ret = ms[i] < 0 ? -EBADMSG : 0;
 	}
 	if (!ret) {
@@ -329,6 +333,8 @@ static int restart_owned(struct bench *b, uint32_t n_pages, const char *name)
 			   N_MILLION / n_pages, n_pages, cpu);
 		bench_put(b, bench_quantile(ms, n_rounds, 0.5), "ms",
 			  "store.restart_1m.%s_ms", name);
+		bench_put(b, bench_quantile(persist, n_rounds, 0.5), "ms",
+			  "store.restart_1m.%s_persist_ms", name);
 	}
 	rig_fini(&r);
 	return ret;

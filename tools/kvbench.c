@@ -69,6 +69,8 @@ static const struct command {
 	  "store.restart_1m_ms             open with a million records, cold\n"
 	  "store.restart_1m.{segments_ms,single_ms}  and adopted, as the daemon\n"
 	  "                                does: segments of 8 pages; of one\n"
+	  "store.restart_1m.{segments,single}_persist_ms  of the loop, for a\n"
+	  "                                request to persist where all is durable\n"
 	  "store.record_bytes              of the index, for each of them\n"
 	  "store.persist.{p50_ms,p99_ms}   one page written and acknowledged\n"
 	  "store.write_amplification       80 % full, random replacement\n"

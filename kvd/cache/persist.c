@@ -189,6 +189,14 @@ static int is_indexed(const struct segment *s)
 	return s->is_chunk || s->is_variant || s->n_indexed;
 }
 
+/* It is in no line, and not durable. */
+static void set_volatile(struct persist *p, struct segment *s)
+{
+	s->persist.state = NONE;
+	list_del(&s->persist.node);
+	list_push(segment_volatiles(p->conf.pool), &s->persist.node);
+}
+
 static void job_failed(struct persist *p, int err)
 {
 	p->info.n_failed++;
@@ -206,11 +214,12 @@ static void job_done(struct wait *w, int ret)
 	struct persist *p = j->persist;
 	struct segment *s = j->seg;
 
-	s->persist.state = ret ? NONE : DURABLE;
 	if (!ret) {
+		s->persist.state = DURABLE;
 		stat_add(p->st_durable, 1);
 		stat_add(p->st_bytes, s->bytes);
 	} else {
+		set_volatile(p, s);
 		job_failed(p, ret);
 		p->missed |= p->conf.automatic && pager_any_silent(pager_of(p));
 	}
@@ -278,6 +287,7 @@ static int job_start(struct job *j, struct segment *s)
 		return ret;
 	}
 	segment_get(s);
+	list_del(&s->persist.node);
 	s->persist.state = BUSY;
 	j->seg = s;
 	p->n_busy++;
@@ -315,11 +325,11 @@ static void start_jobs(struct persist *p)
 {
 	struct list *n;
 
-	while (may_start(p) && (n = list_pop(&p->queue))) {
+	while (may_start(p) && (n = list_first(&p->queue))) {
 		struct segment *s = list_entry(n, struct segment, persist.node);
 		int ret = -ENOENT;
 
-		s->persist.state = NONE;
+		set_volatile(p, s);
 		if (is_indexed(s))
 			ret = job_start(free_job(p), s);
 		if (ret && ret != -ENOENT)
@@ -336,17 +346,19 @@ static void enqueue(struct persist *p, struct segment *s)
 {
 	s->persist.state = QUEUED;
 	s->persist.turn = ++p->turn;
+	list_del(&s->persist.node);
 	list_push(&p->queue, &s->persist.node);
 }
 
 /* What nobody queued, or what failed before. */
-static void queue_missing(struct segment *s, void *arg)
+static void queue_missing(struct persist *p)
 {
-	struct persist *p = arg;
+	list_for_each_safe(n, segment_volatiles(p->conf.pool)) {
+		struct segment *s = list_entry(n, struct segment, persist.node);
 
-	if (s->sealed && is_indexed(s) && s->persist.state == NONE &&
-	    !range_lost(s->range))
-		enqueue(p, s);
+		if (is_indexed(s) && !range_lost(s->range))
+			enqueue(p, s);
+	}
 }
 
 static void timer_run(struct loop_timer *t)
@@ -355,7 +367,7 @@ static void timer_run(struct loop_timer *t)
 
 	if (p->missed && !pager_any_silent(pager_of(p))) {
 		p->missed = 0;
-		segment_each(p->conf.pool, queue_missing, p);
+		queue_missing(p);
 	}
 	start_jobs(p);
 }
@@ -377,7 +389,7 @@ void persist_add(struct persist *p, struct segment *s)
 void persist_again(struct persist *p, struct segment *s)
 {
 	if (s->persist.state == DURABLE)
-		s->persist.state = NONE;
+		set_volatile(p, s);
 	persist_add(p, s);
 }
 
@@ -387,7 +399,7 @@ int persist_wait(struct persist *p, struct persist_wait *w)
 		return -ENOTSUP;
 	if (p->stopped)
 		return -ESHUTDOWN;
-	segment_each(p->conf.pool, queue_missing, p);
+	queue_missing(p);
 	if (list_empty(&p->queue) && !p->n_busy)
 		return 1;
 	w->turn = p->turn;
@@ -409,9 +421,8 @@ void persist_stop(struct persist *p)
 
 	p->stopped = 1;
 	loop_timer_cancel(p->conf.loop, &p->timer);
-	while ((n = list_pop(&p->queue)))
-		list_entry(n, struct segment, persist.node)->persist.state =
-			NONE;
+	while ((n = list_first(&p->queue)))
+		set_volatile(p, list_entry(n, struct segment, persist.node));
 	while ((n = list_pop(&p->waits))) {
 		struct persist_wait *w =
 			list_entry(n, struct persist_wait, node);
@@ -542,7 +553,7 @@ static void add_uses(struct segment *s, void *arg)
 	const struct persist_conf *c = &o->persist->conf;
 	struct use_entry e = { .n_hits = s->n_hits };
 
-	if (o->ret || (!s->is_chunk && !s->is_variant))
+	if (o->ret)
 		return;
 	job_key(o->persist, s, e.key);
 	e.value = s->is_chunk ? chunk_value(c->chunks, s)
@@ -554,7 +565,12 @@ int persist_uses(struct persist *p, struct uses *u)
 {
 	struct uses_of o = { p, u, 0 };
 
-	segment_each(p->conf.pool, add_uses, &o);
+	const struct map *m = &p->conf.chunks->map;
+
+	for (uint64_t i = 0; i < m->n_slots; i++)
+		if (m->slots[i].value)
+			add_uses(m->slots[i].value, &o);
+	variant_each(p->conf.variants, add_uses, &o);
 	return o.ret;
 }
 
@@ -673,9 +689,22 @@ void persist_info(const struct persist *p, struct persist_info *out)
 		out->n_queued++;
 }
 
+static void check_place(struct segment *s, void *arg)
+{
+	(void)arg;
+	assert((s->sealed && s->persist.state <= QUEUED) !=
+	       list_empty(&s->persist.node));
+}
+
 void persist_check(const struct persist *p)
 {
 	uint32_t n_busy = 0;
+
+	segment_each(p->conf.pool, check_place, NULL);
+	list_for_each(n, segment_volatiles(p->conf.pool)) {
+		assert(list_entry(n, struct segment, persist.node)
+			       ->persist.state == NONE);
+	}
 
 	list_for_each(n, (struct list *)&p->queue) {
 		const struct segment *s =

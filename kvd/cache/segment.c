@@ -17,6 +17,7 @@ struct segment_pool {
 	struct list live; /* referenced */
 	struct list kept; /* for reuse, oldest first */
 	struct list aheads; /* of live, not needed yet: segment_ahead.node */
+	struct list volatiles; /* see segment_volatiles() */
 	struct table_slot {
 		struct segment *s; /* or NULL */
 		uint32_t next_free;
@@ -175,6 +176,7 @@ int segment_pool_new(struct segment_pool **out, struct pager *pager,
 	list_init(&p->live);
 	list_init(&p->kept);
 	list_init(&p->aheads);
+	list_init(&p->volatiles);
 	p->first_free = NO_SLOT;
 	*out = p;
 	return 0;
@@ -491,6 +493,7 @@ void segment_seal(struct segment *s, uint32_t n_tokens)
 
 	assert(!s->sealed && n_tokens <= s->cap_tokens && n_tokens);
 	s->sealed = 1;
+	list_push(&s->pool->volatiles, &s->persist.node);
 	s->n_tokens = n_tokens;
 	range_trim(s->range, (uint32_t)(bytes / s->layout.page_bytes));
 	s->pool->bytes -= s->bytes - bytes;
@@ -611,6 +614,11 @@ int segment_reclaim(struct segment_pool *p)
 		return 0;
 	}
 	return -ENOSPC;
+}
+
+struct list *segment_volatiles(struct segment_pool *p)
+{
+	return &p->volatiles;
 }
 
 void segment_each(struct segment_pool *p,

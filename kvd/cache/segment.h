@@ -97,7 +97,7 @@ struct segment {
 	void *unindex_ctx; /* of both */
 	int evicted; /* unindex(): to make room */
 	struct list awaits; /* who stands in line for it: segment_await.node */
-	struct persist_node { /* persist.h's */
+	struct persist_node { /* persist.h's, once it is sealed */
 		struct list node;
 		uint64_t turn;
 		int state;
@@ -184,6 +184,8 @@ void segment_evict(struct segment *s);
  */
 #define SEGMENT_SAMPLE 32u
 int segment_reclaim(struct segment_pool *p);
+/* segment.persist.node of those sealed that are not durable, and not about to be. */
+struct list *segment_volatiles(struct segment_pool *p);
 void segment_each(struct segment_pool *p,
 		  void (*fn)(struct segment *s, void *arg), void *arg);
 /*

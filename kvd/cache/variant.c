@@ -378,6 +378,19 @@ int variant_add(struct variant_table *t, struct segment *s, struct variant *v)
 	return 0;
 }
 
+void variant_each(struct variant_table *t,
+		  void (*fn)(struct segment *s, void *arg), void *arg)
+{
+	for (uint64_t i = 0; i < t->sets.n_slots; i++) {
+		struct variant_set *set = t->sets.slots[i].value;
+
+		if (!set)
+			continue;
+		list_for_each(n, &set->variants)
+			fn(list_entry(n, struct variant, node)->seg, arg);
+	}
+}
+
 static uint64_t check_heap(const struct evict_node *n,
 			   const struct evict_node *parent)
 {

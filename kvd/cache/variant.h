@@ -90,6 +90,8 @@ struct variant_table {
 /* max_chunks is VARIANT_CHUNKS; set it for another bound. */
 void variant_table_init(struct variant_table *t);
 void variant_table_fini(struct variant_table *t); /* all were forgotten */
+void variant_each(struct variant_table *t,
+		  void (*fn)(struct segment *s, void *arg), void *arg);
 
 /* What a request has before the chunk. */
 struct variant_place {

@@ -361,16 +361,19 @@ END_TEST
 
 START_TEST(a_store_is_opened_and_used)
 {
-	static const char *const names[] = { "store.persist.p50_ms",
-					     "store.persist.p99_ms",
-					     "store.restart_1m_ms",
-					     "store.record_bytes",
-					     "store.restart_1m.segments_ms",
-					     "store.restart_1m.single_ms",
-					     "store.metadata_ratio",
-					     "store.index_ratio",
-					     "store.full",
-					     NULL };
+	static const char *const names[] = {
+		"store.persist.p50_ms",
+		"store.persist.p99_ms",
+		"store.restart_1m_ms",
+		"store.record_bytes",
+		"store.restart_1m.segments_ms",
+		"store.restart_1m.single_ms",
+		"store.restart_1m.single_persist_ms",
+		"store.metadata_ratio",
+		"store.index_ratio",
+		"store.full",
+		NULL
+	};
 
 	ck_assert_int_eq(kvbench("store --quick"), 0);
 	for (size_t i = 0; names[i]; i++)

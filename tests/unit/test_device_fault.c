@@ -420,7 +420,7 @@ START_TEST(one_that_is_silent_holds_up_no_other)
 	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_MANY, &a), 0);
 	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_MANY, &b), 0);
 	ck_assert_int_eq(pager_reserve(r->pagers[0], PAGE), 0);
-	stores_on_silent(r->stores, 100000000, leave, NULL);
+	stores_on_silent(r->stores, 2000000000, leave, NULL);
 	hung_fd = kio_store_fd(stores_disk(r->stores, 0));
 	kio_sys_disk = &hung;
 	hangs = 1;

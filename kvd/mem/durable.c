@@ -204,12 +204,16 @@ static void clean(struct range_persist *rp)
 		else if (pg->state == PAGE_EMPTY || pg->state == PAGE_MAPPING)
 			ret = -EINVAL; /* never written: nothing to keep */
 		n_missing += !placed(pg);
-		if (park_is_dirty(pg) && n_writing < most)
-			n_writing += (uint32_t)park_flush(pg);
-		if (pg->state != PAGE_DIRTY || pg->busy || n_writing >= most)
+		if (ret || n_writing >= most)
 			continue;
-		ret = page_write_back(pg);
-		n_writing++;
+		if (park_is_dirty(pg)) {
+			ret = park_flush(pg);
+			n_writing += ret == 1;
+			ret = KV_MIN(ret, 0);
+		} else if (pg->state == PAGE_DIRTY && !pg->busy) {
+			ret = page_write_back(pg);
+			n_writing++;
+		}
 	}
 	if (ret == -ENOSPC && wait_for_room(rp))
 		return;

@@ -112,13 +112,14 @@ static int64_t alloc_slot(struct range *r)
 	return ret;
 }
 
-/* Of no page is its slot written, or being written, or read. */
+/* Of no page is its slot, or the one it had, written, or being written, or read. */
 static int is_nowhere(const struct range *r)
 {
 	uint32_t i = 0;
 
 	while (i < r->n_virtual &&
-	       (r->pages[i].slot < 0 || r->pages[i].state == PAGE_WRITING ||
+	       ((r->pages[i].slot < 0 && !r->pages[i].busy) ||
+		r->pages[i].state == PAGE_WRITING ||
 		park_is_unwritten(&r->pages[i])))
 		i++;
 	return i == r->n_virtual;

@@ -118,8 +118,8 @@ void park_read_end(struct page *pg);
  * is given back to the store when that has ended; 0: the slot is the caller's.
  */
 int park_forget(struct page *pg);
-/* pg->parked is dirty: have its slot written; durable_page_let_go() tells. 0: that is
- * under way already. */
+/* pg->parked is dirty: have its slot written: 1, durable_page_let_go() tells. 0: that is
+ * under way already. -EIO: its disk is silent. */
 int park_flush(struct page *pg);
 /* Is pg's slot not written yet? */
 int park_is_dirty(const struct page *pg);

@@ -172,16 +172,6 @@ static void start(struct parked *h, enum want_prio prio)
 			     &h->ios[i].req);
 }
 
-int park_flush(struct page *pg)
-{
-	struct parked *h = pg->parked;
-
-	if (!h->is_dirty || h->is_flushing)
-		return 0;
-	start(h, WANT_NEXT);
-	return 1;
-}
-
 /* 1: its disk answers, or it has another now; else it rests, behind all others. */
 static int has_ear(struct parked *h, uint64_t now)
 {
@@ -195,6 +185,18 @@ static int has_ear(struct parked *h, uint64_t now)
 	list_push(&h->part->dirty, &h->node);
 	look_at(h->park, h->retry_ns);
 	return 0;
+}
+
+int park_flush(struct page *pg)
+{
+	struct parked *h = pg->parked;
+
+	if (!h->is_dirty || h->is_flushing)
+		return 0;
+	if (!has_ear(h, clock_ns()))
+		return -EIO;
+	start(h, WANT_NEXT);
+	return 1;
 }
 
 /* On the way to disks that answer. */

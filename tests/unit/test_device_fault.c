@@ -14,7 +14,7 @@
 #include "io/fault.h"
 #include "io/sys.h"
 #include "kvd/base/clock.h"
-#include "kvd/mem/page.h"
+#include "kvd/mem/op.h"
 #include "tests/rig/rig_dev.h"
 
 #define PAGE	RIG_DEV_FRAME
@@ -381,6 +381,13 @@ static ssize_t hung_pwrite(int fd, const void *buf, size_t n, off_t at)
 	return pwrite(fd, buf, n, at);
 }
 
+static ssize_t hung_pread(int fd, void *buf, size_t n, off_t at)
+{
+	while (fd == hung_fd && hangs)
+		(void)usleep(1000);
+	return pread(fd, buf, n, at);
+}
+
 static void leave(void *ctx, uint32_t i_disk)
 {
 	(void)ctx;
@@ -438,6 +445,100 @@ START_TEST(one_that_is_silent_holds_up_no_other)
 	range_free(a);
 	finish(b);
 	kio_sys_disk = NULL;
+}
+END_TEST
+
+static void write_all(struct range *range)
+{
+	for (uint32_t i = 0; i < N_PAGES; i++) {
+		struct page_run run = { range, i, 1, PAGE_WRITE };
+
+		ck_assert_int_eq(rig_dev_want(r, r->pagers[0], &run, 1), 0);
+		page_unpin(r->pagers[0], &run, 1);
+	}
+}
+
+static int n_scrubbed, persist_ret;
+
+static void persist_told(struct wait *w, int ret)
+{
+	(void)w;
+	persist_ret = ret;
+}
+
+static void scrubbed(struct page_scrub *s, int ret)
+{
+	(void)s;
+	ck_assert_int_eq(ret, 0);
+	n_scrubbed++;
+}
+
+/* One of its pages was scrubbed as it was written again: that read is still out. */
+START_TEST(a_range_stays_while_a_page_of_it_is_read)
+{
+	static const struct kio_disk hung = { .pread = hung_pread,
+					      .pwrite = hung_pwrite,
+					      .fdatasync = fdatasync };
+	char path[] = "/var/tmp/kvd-stays-XXXXXX", second[128];
+	struct rig_dev_options o = two_disks();
+	struct range_persist rp = { .key = { 1, 2 },
+				    .meta = "m",
+				    .meta_bytes = 1,
+				    .wait.done = persist_told };
+	struct range *a, *b;
+	struct page_scrub scrub = { .n_bytes = PAGE, .done = scrubbed };
+	struct page_run run = { .n = 1 };
+	struct page *pg;
+
+	ck_assert_int_ge(close(mkstemp(path)), 0);
+	ck_assert_int_eq(unlink(path), 0);
+	o.store = path;
+	range_free(open_small(o));
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, 5, &a), 0);
+	rp.range = run.range = a;
+	pg = &a->pages[0];
+	ck_assert(!posix_memalign(&scrub.buf, 4096, PAGE));
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_PAGES, &b), 0);
+	stores_on_silent(r->stores, 2000000000, leave, NULL);
+	ck_assert_int_eq(touch(a, 0, 1), 0);
+	write_all(b); /* a goes down for it */
+	ck_assert_int_eq(rig_dev_want(r, r->pagers[0], &run, 1), 0);
+	write_all(b); /* and out of the pool */
+	page_unpin(r->pagers[0], &run, 1);
+	range_free(b);
+	rig_dev_settle(r);
+	ck_assert(page_can_scrub(pg));
+	ck_assert_uint_eq(range_disk(a), 0);
+	hung_fd = kio_store_fd(stores_disk(r->stores, 0));
+	kio_sys_disk = &hung;
+	hangs = 1;
+	n_scrubbed = 0;
+	ck_assert_int_eq(page_scrub_start(pg, &scrub), 0);
+	ck_assert_int_eq(touch(a, 0, 50), 0);
+	for (uint32_t i = 1; i < 5; i++) /* no more than the pool keeps */
+		ck_assert_int_eq(touch(a, i, i + 1), 0);
+	while (!stores_is_silent(r->stores, 0))
+		rig_dev_turn(r);
+	persist_ret = 1;
+	ck_assert_int_eq(range_persist(&rp), 0);
+	while (persist_ret == 1)
+		rig_dev_turn(r);
+	ck_assert_int_eq(persist_ret, -EIO);
+	ck_assert_int_eq(range_new(r->pagers[0], PAGE, N_PAGES, &b), 0);
+	write_all(b); /* what is in the pool has to go for it */
+	ck_assert_int_eq(n_scrubbed, 0);
+	hangs = 0;
+	while (!n_scrubbed)
+		rig_dev_turn(r);
+	for (uint32_t i = 0; i < 5; i++)
+		ck_assert_int_eq(touch(a, i, 0), 0);
+	range_free(b);
+	(void)snprintf(second, sizeof(second), "%s/second", r->dir);
+	ck_assert_int_eq(unlink(second), 0);
+	finish(a);
+	free(scrub.buf);
+	kio_sys_disk = NULL;
+	(void)unlink(path);
 }
 END_TEST
 
@@ -569,6 +670,7 @@ int main(void)
 	tcase_add_test(disk, a_range_goes_where_its_pages_fit);
 	tcase_add_test(disk, a_range_goes_where_it_can_be_written);
 	tcase_add_test(disk, one_that_is_silent_holds_up_no_other);
+	tcase_add_test(disk, a_range_stays_while_a_page_of_it_is_read);
 	tcase_add_loop_test(disk, what_is_on_disk_is_checked, 0, 2);
 	tcase_add_test(disk, a_stuck_address_keeps_no_slot);
 	suite_add_tcase(s, t);

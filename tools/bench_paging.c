@@ -158,22 +158,35 @@ static double page_in_run(void *arg)
 	return s < 0 ? s : (double)p->n_read * (double)p->page_bytes * 1e-9 / s;
 }
 
-/* A new range in place of the old one; GB/s written back meanwhile. */
-static double page_out_run(void *arg)
+/* The range is another one, and each page of it was written to; seconds. */
+static double fill(struct paging *p)
 {
-	struct paging *p = arg;
-	struct pager_info before, after;
-	double s;
-
-	range_free(p->range);
 	p->range = NULL;
 	if (range_new(p->pager, p->page_bytes, p->n_pages, &p->range))
 		return -1;
 	p->mark++;
 	p->flags = PAGE_WRITE;
+	return pager_pass(p);
+}
+
+/*
+ * GB/s written back while a range is filled. Memory is full of another's pages when the clock
+ * starts: while it fills, there is nothing to write.
+ */
+static double page_out_run(void *arg)
+{
+	struct paging *p = arg;
+	struct pager_info before, after;
+	struct range *old;
+	double s;
+
+	if (!p->range && fill(p) < 0)
+		return -1;
+	old = p->range;
 	pager_info(p->pager, &before);
-	s = pager_pass(p);
+	s = fill(p);
 	pager_info(p->pager, &after);
+	range_free(old);
 	return s < 0 ? s
 		     : (double)(after.written_bytes_total -
 				before.written_bytes_total) *

@@ -680,6 +680,12 @@ void journal_reap(struct journal *j, struct kio_commit **done,
 	pthread_mutex_unlock(&j->m);
 }
 
+/* j->m is free: else the thread wakes to wait for it, and leaving it costs the loop a call. */
+static void call_thread(struct journal *j)
+{
+	pthread_cond_signal(&j->more);
+}
+
 void journal_put(struct journal *j, struct kio_commit *c)
 {
 	const int refused = c->ret; /* else it may end any time */
@@ -694,11 +700,12 @@ void journal_put(struct journal *j, struct kio_commit *c)
 		*j->puts_end = c;
 		j->puts_end = &c->next;
 		j->n_puts++;
-		pthread_cond_signal(&j->more);
 	}
 	pthread_mutex_unlock(&j->m);
 	if (refused)
 		ring_bell(j);
+	else
+		call_thread(j);
 }
 
 void journal_del(struct journal *j, struct entry *e)
@@ -707,8 +714,8 @@ void journal_del(struct journal *j, struct entry *e)
 	pthread_mutex_lock(&j->m);
 	*j->dels_end = e;
 	j->dels_end = &e->q_next;
-	pthread_cond_signal(&j->more);
 	pthread_mutex_unlock(&j->m);
+	call_thread(j);
 }
 
 uint64_t journal_durable(struct journal *j, int *failed)
@@ -737,6 +744,6 @@ void journal_bad(struct journal *j, struct bad_note *n)
 	pthread_mutex_lock(&j->m);
 	n->next = j->bads;
 	j->bads = n;
-	pthread_cond_signal(&j->more);
 	pthread_mutex_unlock(&j->m);
+	call_thread(j);
 }

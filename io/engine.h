@@ -59,6 +59,11 @@ struct kio_req {
 	 * more urgent things to do. It may be overtaken; the store keeps it.
 	 */
 	int aside;
+	/*
+	 * NULL, or called before the bytes are transferred: on a thread of the engine, which
+	 * then transfers them itself, and nobody else has to be woken. May be cleared.
+	 */
+	void (*prepare)(struct kio_req *r);
 	int ret; /* 0, -EIO, -ENOSPC or another -errno; all or nothing */
 	size_t done_bytes; /* the engine's */
 	void (*done)(struct kio_req *r);

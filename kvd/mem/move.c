@@ -53,13 +53,22 @@ static void work_drop(struct loop_work *w)
 			     op->n);
 }
 
-static void work_crc(struct loop_work *w)
+static void sum(struct move *op)
 {
-	struct move *op = container_of(w, struct move, work);
 	const size_t bytes = op->page->range->tier->page_bytes;
 
 	for (uint32_t i = 0; i < op->n; i++)
 		op->crc[i] = kio_crc32c(0, page_addr(op->page + i), bytes);
+}
+
+static void work_crc(struct loop_work *w)
+{
+	sum(container_of(w, struct move, work));
+}
+
+static void prepare_crc(struct kio_req *r)
+{
+	sum(container_of(r, struct move, req));
 }
 
 /* ---- a run that failed ----------------------------------------------------- */
@@ -383,10 +392,14 @@ static void send_writes(struct pager *p)
 		if (!op)
 			return;
 		op->prio = pg->to_go ? WANT_NEXT : WANT_BACKGROUND;
-		if (op->dev)
+		if (op->dev) {
 			dev_write(op);
-		else
+		} else if (pg->to_go) {
 			op_work(op, work_crc, write_crc_done);
+		} else { /* nobody waits: the loop wakes one thread for it, not two */
+			op->prepare = prepare_crc;
+			op_io(op, write_done);
+		}
 	}
 }
 

@@ -381,6 +381,7 @@ void op_io(struct move *op, void (*done)(struct kio_req *r))
 		.buf = op->kind == OP_SCRUB ? op->scrub->buf : page_addr(pg),
 		.block = (uint64_t)pg->slot,
 		.n_bytes = op->n * pg->range->tier->page_bytes,
+		.prepare = op->prepare,
 		.done = done,
 	};
 	op->leaving = op->kind == OP_WRITE && pg->to_go ? op->req.n_bytes : 0;

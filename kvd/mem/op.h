@@ -38,6 +38,7 @@ struct move {
 	enum op_kind kind;
 	int ret;
 	uint32_t prio; /* of its request */
+	void (*prepare)(struct kio_req *r); /* of its request */
 	uint64_t leaving; /* op_io(): bytes of its request that make room */
 	uint32_t n_tries; /* READ and SCRUB of one page: that failed */
 	uint64_t start_ns;

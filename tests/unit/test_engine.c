@@ -4,6 +4,7 @@
 #include <check.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,8 @@ static struct rig rig;
 struct req {
 	struct kio_req io; /* first */
 	uint32_t i;
+	uint32_t n_prepared;
+	pthread_t by;
 };
 
 static void setup(int i_kind, uint32_t depth)
@@ -207,6 +210,75 @@ START_TEST(without_a_thread_a_discard_fails)
 }
 END_TEST
 
+static void fill(struct kio_req *r)
+{
+	struct req *q = (struct req *)r;
+
+	memset(r->buf, (int)(q->i + 1), BLOCK);
+	q->n_prepared++;
+	q->by = pthread_self();
+}
+
+static void prepared_written(struct kio_req *r)
+{
+	const struct req *q = (struct req *)r;
+
+	ck_assert_uint_eq(q->n_prepared, 1);
+	written(r);
+}
+
+static void elsewhere(struct kio_req *r)
+{
+	ck_assert(!pthread_equal(((struct req *)r)->by, pthread_self()));
+	prepared_written(r);
+}
+
+/* The bytes are there once they are prepared, and are what is read back. */
+static void write_prepared(uint32_t n, void (*done)(struct kio_req *r))
+{
+	memset(rig.buf, 0, (size_t)n * BLOCK);
+	for (uint32_t i = 0; i < n; i++) {
+		queue(&many[i], KIO_OP_WRITE, i, done);
+		many[i].io.prepare = fill;
+	}
+}
+
+START_TEST(prepared_once_by_another_and_then_written)
+{
+	setup(_i, 8);
+	write_prepared(N_MANY, elsewhere);
+	run_until(2 * N_MANY);
+	for (uint32_t round = 0; round < 200;
+	     round++) { /* they sleep between */
+		write_prepared(1 + round % 6, elsewhere);
+		rig.n_done = 0;
+		run_until(2 * (1 + round % 6));
+	}
+	teardown();
+}
+END_TEST
+
+static void here(struct kio_req *r)
+{
+	ck_assert(pthread_equal(((struct req *)r)->by, pthread_self()));
+	prepared_written(r);
+}
+
+/* With one that could be started that one does all; with none, who submits. */
+START_TEST(who_prepares_depends_on_threads)
+{
+	setup(0, 4);
+	kio_fault_arm(KIO_FAULT_FOREVER, "sys.thread", 1, EAGAIN);
+	write_prepared(10, here);
+	run_until(20);
+	kio_fault_arm(KIO_FAULT_FOREVER, "sys.thread", 2, EAGAIN);
+	write_prepared(10, elsewhere);
+	run_until(40);
+	kio_fault_disarm();
+	teardown();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("engine");
@@ -219,6 +291,8 @@ int main(void)
 	tcase_add_loop_test(t, beyond_the_end_is_an_error, 0, 2);
 	tcase_add_loop_test(t, discards_are_in_nobodys_way, 0, 2);
 	tcase_add_loop_test(t, without_a_thread_a_discard_fails, 0, 2);
+	tcase_add_loop_test(t, prepared_once_by_another_and_then_written, 0, 2);
+	tcase_add_test(t, who_prepares_depends_on_threads);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_NORMAL);

@@ -13,10 +13,10 @@
  *
  * Both engines share settle(), so both know short transfers and fault points.
  * Threads: they take from a crew's todo and put into finished, both under m.
- * A crew calls its threads one by one: who has prepared a request calls the next if there is
- * more to do, for a call costs who makes it some 5 us, and 40 where it is for a CPU of a guest
- * that sleeps. What is prepared goes to threads in either engine: io_uring would be one more
- * to call.
+ * A crew calls a thread for each request, but for what is prepared, which nobody waits
+ * for, one at a time: who has prepared one calls the next if there is more to do. A call
+ * costs who makes it some 5 us, and 40 where it is for a CPU of a guest that sleeps. What is
+ * prepared goes to threads in either engine: io_uring's would be one more to call.
  * Discards have a crew of one in either engine, started with the first of them:
  * io_uring has none before Linux 6.12, and one that takes long delays no page.
  *
@@ -32,6 +32,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include "io/base.h"
@@ -52,9 +53,10 @@ struct crew {
 	struct kio_engine *engine;
 	pthread_t threads[N_THREADS];
 	int n;
-	pthread_cond_t more;
+	sem_t calls; /* not a condition: glibc before 2.41 may lose a signal of one */
 	struct fifo todo; /* (m) */
-	int called; /* (m) one that comes or prepares will look whether there is more */
+	int n_asleep; /* (m) and not called */
+	int called; /* (m) one comes, or prepares, that will look for more */
 };
 
 struct kio_engine {
@@ -203,21 +205,50 @@ static int transfer(struct kio_req *r)
 	return ret ? ret : (int)s.n_bytes;
 }
 
-/* Once m is free: else who comes waits for it, and leaving it is one more call. */
+/* m is held. 1: crew_call() when it is free, else who comes waits for it. */
+static int crew_calls(struct crew *c)
+{
+	if (!c->n_asleep)
+		return 0;
+	c->n_asleep--;
+	return 1;
+}
+
 static void crew_call(struct crew *c, int call)
 {
 	if (call)
-		pthread_cond_signal(&c->more);
+		(void)sem_post(&c->calls); /* fails after 2^31 calls only */
+}
+
+/* The next request, waited for; NULL: it is over. */
+static struct kio_req *crew_take(struct crew *c)
+{
+	struct kio_engine *e = c->engine;
+	struct kio_req *r;
+	int stop;
+
+	for (;;) {
+		pthread_mutex_lock(&e->m);
+		r = fifo_pop(&c->todo);
+		stop = e->stop;
+		c->n_asleep += !r && !stop;
+		pthread_mutex_unlock(&e->m);
+		if (r || stop)
+			return r;
+		while (sem_wait(&c->calls)) /* a signal */
+			;
+	}
 }
 
 static void prepare(struct crew *c, struct kio_req *r)
 {
-	int call;
+	int call = 0;
 
 	if (r->prepare)
 		r->prepare(r);
 	pthread_mutex_lock(&c->engine->m);
-	call = c->called = !!c->todo.first;
+	if (r->prepare || c->called)
+		call = c->called = c->todo.first && crew_calls(c);
 	pthread_mutex_unlock(&c->engine->m);
 	crew_call(c, call);
 }
@@ -228,13 +259,7 @@ static void *thread_main(void *arg)
 	struct kio_engine *e = c->engine;
 	struct kio_req *r;
 
-	pthread_mutex_lock(&e->m);
-	for (;;) {
-		while (!(r = fifo_pop(&c->todo)) && !e->stop)
-			pthread_cond_wait(&c->more, &e->m);
-		if (!r)
-			break;
-		pthread_mutex_unlock(&e->m);
+	while ((r = crew_take(c))) {
 		prepare(c, r);
 		while (!settle(r, transfer(r)))
 			;
@@ -242,9 +267,7 @@ static void *thread_main(void *arg)
 		fifo_push(&e->finished, r);
 		pthread_mutex_unlock(&e->m);
 		ring_bell(e);
-		pthread_mutex_lock(&e->m);
 	}
-	pthread_mutex_unlock(&e->m);
 	return NULL;
 }
 
@@ -252,7 +275,7 @@ static void crew_init(struct crew *c, struct kio_engine *e)
 {
 	c->engine = e;
 	fifo_init(&c->todo);
-	pthread_cond_init(&c->more, NULL);
+	(void)sem_init(&c->calls, 0, 0); /* cannot fail: 0 is no large number */
 }
 
 static int crew_start(struct crew *c, int n, const char *name)
@@ -267,10 +290,11 @@ static int crew_start(struct crew *c, int n, const char *name)
 /* e->stop is set. */
 static void crew_fini(struct crew *c)
 {
-	pthread_cond_broadcast(&c->more);
+	for (int i = 0; i < c->n; i++)
+		crew_call(c, 1);
 	for (int i = 0; i < c->n; i++)
 		pthread_join(c->threads[i], NULL);
-	pthread_cond_destroy(&c->more);
+	(void)sem_destroy(&c->calls);
 }
 
 static int start_threads(struct kio_engine *e)
@@ -294,8 +318,8 @@ static void crew_push(struct crew *c, struct kio_req *r)
 
 	pthread_mutex_lock(&c->engine->m);
 	fifo_push(&c->todo, r);
-	call = !c->called;
-	c->called = 1;
+	call = !(r->prepare && c->called) && crew_calls(c);
+	c->called |= call && r->prepare;
 	pthread_mutex_unlock(&c->engine->m);
 	crew_call(c, call);
 }

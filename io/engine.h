@@ -64,6 +64,7 @@ struct kio_req {
 	 * then transfers them itself, and nobody else has to be woken. May be cleared.
 	 */
 	void (*prepare)(struct kio_req *r);
+	uint64_t prepare_ns; /* how long that took; prepare() sets it */
 	int ret; /* 0, -EIO, -ENOSPC or another -errno; all or nothing */
 	size_t done_bytes; /* the engine's */
 	void (*done)(struct kio_req *r);

@@ -32,6 +32,7 @@
 #define RUN_BYTES  (2u << 20) /* of a read or write */
 #define LAZY_BYTES (8u << 20) /* of a write that nobody waits for */
 #define DROP_BYTES (16u << 20)
+#define SUM_BYTES  (1u << 20) /* it pays that one thread sums and writes */
 
 /* ---- steps on workers ---------------------------------------------------------- */
 
@@ -68,7 +69,10 @@ static void work_crc(struct loop_work *w)
 
 static void prepare_crc(struct kio_req *r)
 {
+	const uint64_t t0 = clock_ns();
+
 	sum(container_of(r, struct move, req));
+	r->prepare_ns = clock_ns() - t0;
 }
 
 /* ---- a run that failed ----------------------------------------------------- */
@@ -394,7 +398,8 @@ static void send_writes(struct pager *p)
 		op->prio = pg->to_go ? WANT_NEXT : WANT_BACKGROUND;
 		if (op->dev) {
 			dev_write(op);
-		} else if (pg->to_go) {
+		} else if (pg->to_go ||
+			   n * pg->range->tier->page_bytes < SUM_BYTES) {
 			op_work(op, work_crc, write_crc_done);
 		} else { /* nobody waits: the loop wakes one thread for it, not two */
 			op->prepare = prepare_crc;

@@ -524,6 +524,8 @@ void stores_end(struct stores *s, uint32_t i, const struct kio_req *r)
 	}
 	assert(d->n_sent && d->sent_bytes >= r->n_bytes);
 	silent_heard(d);
+	if (d->n_busy == 1 && !d->done_bytes) /* the disk had nothing to do */
+		d->busy_since += r->prepare_ns;
 	d->n_sent--;
 	d->sent_bytes -= r->n_bytes;
 	d->n_busy--;

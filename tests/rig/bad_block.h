@@ -1,7 +1,8 @@
 /*
  * bad_block.h - a disk of which some blocks cannot be written, or read
  *
- * Under io's pread and pwrite (kio_sys_disk): the threads engine and the index.
+ * Under io's pread and pwrite (kio_sys_disk): the threads engine, the index, and what
+ * nobody waits for (kio_req.prepare).
  */
 #ifndef TESTS_RIG_BAD_BLOCK_H
 #define TESTS_RIG_BAD_BLOCK_H

@@ -315,7 +315,7 @@ START_TEST(a_bad_place_does_not_stop_it)
 					     .pwrite = second_is_bad,
 					     .fdatasync = fdatasync };
 
-	kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	kind = KIO_ENGINE_THREADS; /* reads by io_uring go past kio_sys_disk */
 	begin(NULL);
 	n_small = fill(small, SMALL, 1, 500);
 	ck_assert_uint_eq(n_small, 500);

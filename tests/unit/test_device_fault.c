@@ -297,7 +297,8 @@ static struct rig_dev_options two_disks(void)
 
 	o.first_bytes = 256u << 20;
 	o.second_bytes = 64u << 20;
-	o.kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	o.kind =
+		KIO_ENGINE_THREADS; /* reads by io_uring go past kio_sys_disk */
 	return o;
 }
 

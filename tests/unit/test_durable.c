@@ -45,7 +45,7 @@ static void open_again(void)
 	m = rig_mem_open((struct rig_mem_options){
 		.memory_bytes = 64 * PAGE,
 		.disk_bytes = 256 * PAGE,
-		.kind = KIO_ENGINE_THREADS, /* io_uring goes past kio_sys_disk */
+		.kind = KIO_ENGINE_THREADS, /* reads by io_uring go past kio_sys_disk */
 		.store = path,
 		.found = adopt });
 }
@@ -187,6 +187,52 @@ START_TEST(what_the_scrubber_repairs_is_durable_again)
 	ck_assert_uint_eq(n_found, 1);
 	holds(found[3], 4, 7);
 	range_free(found[3]);
+	rig_mem_settle(m);
+	rig_mem_close(m);
+}
+END_TEST
+
+/* ---- long runs ------------------------------------------------------------- */
+
+#define LONG \
+	192u /* pages: a run of more than a MiB, summed by the threads of the disk */
+
+static void open_long(enum kio_engine_kind kind)
+{
+	memset(found, 0, sizeof(found));
+	n_found = 0;
+	m = rig_mem_open(
+		(struct rig_mem_options){ .memory_bytes = 2 * LONG * PAGE,
+					  .disk_bytes = 4 * LONG * PAGE,
+					  .kind = kind,
+					  .store = path,
+					  .found = adopt });
+}
+
+/* Once the first write fails: what is written again is summed again. */
+START_TEST(long_runs_become_durable)
+{
+	const enum kio_engine_kind kind = _i & 1 ? KIO_ENGINE_THREADS
+						 : KIO_ENGINE_AUTO;
+	struct range *r;
+
+	rig_mem_close(m);
+	(void)unlink(path);
+	open_long(kind);
+	r = written(LONG, 5);
+	if (_i & 2)
+		kio_fault_arm(KIO_FAULT_ONCE, "uring.write", 1, EIO);
+	ck_assert_int_eq(persist(r, 1), 0);
+	kio_fault_disarm();
+	for (uint32_t i = 0; i < LONG; i++)
+		page_drop(&r->pages[i]);
+	rig_mem_settle(m);
+	holds(r, LONG, 5); /* read back, by their sums */
+	close_keeping(&r, 1);
+	open_long(kind);
+	ck_assert_uint_eq(n_found, 1);
+	holds(found[1], LONG, 5);
+	range_free(found[1]);
 	rig_mem_settle(m);
 	rig_mem_close(m);
 }
@@ -483,6 +529,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, what_the_scrubber_repairs_is_durable_again);
+	tcase_add_loop_test(t, long_runs_become_durable, 0, 4);
 	tcase_add_test(t, what_is_lost_from_the_index_is_durable_again);
 	tcase_add_test(t, what_the_scrubber_repairs_can_be_freed);
 	tcase_add_test(t, what_the_scrubber_repairs_on_a_dead_disk_is_an_error);

@@ -430,6 +430,41 @@ START_TEST(who_weighs_three_times_as_much_is_served_so)
 }
 END_TEST
 
+static void takes_long(struct kio_req *r)
+{
+	const uint64_t t0 = clock_ns();
+
+	(void)usleep(250000);
+	r->prepare_ns = clock_ns() - t0;
+}
+
+/* Four of a MiB in more than a second, by a disk that is not that slow. */
+START_TEST(what_is_prepared_makes_no_disk_slow)
+{
+	struct flood *a = flood_new(100, 0);
+	struct kio_req *r = &a->reqs[0].req;
+	void *buf = large_buf();
+
+	open_two(4 * DISK, DISK);
+	a->reqs[0].flood = a;
+	*r = (struct kio_req){ .buf = buf,
+			       .block = (uint64_t)kio_store_alloc(
+				       stores_disk(stores, 0), LARGE),
+			       .n_bytes = LARGE,
+			       .prepare = takes_long,
+			       .done = flood_done };
+	for (uint32_t n = 1; n <= 4; n++) {
+		stores_write(stores, 0, &a->flow, STORES_PRIOS - 1, r);
+		while (a->n_done < n)
+			turn();
+	}
+	ck_assert(stores_speed(stores, 0, &a->flow).bytes_per_s > 20e6);
+	free(a);
+	free(buf);
+	close_two();
+}
+END_TEST
+
 START_TEST(what_is_waited_for_goes_first)
 {
 	struct flood *a = flood_new(100, 0), *b = flood_new(100, 0);
@@ -661,7 +696,8 @@ START_TEST(a_range_goes_where_it_can_be_written)
 	struct range *r[30];
 	int ret;
 
-	two_kind = KIO_ENGINE_THREADS; /* io_uring goes past kio_sys_disk */
+	two_kind =
+		KIO_ENGINE_THREADS; /* reads by io_uring go past kio_sys_disk */
 	open_two(4 * DISK, DISK);
 	open_pager();
 	bad_fd = kio_store_fd(stores_disk(stores, 0));
@@ -740,6 +776,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_range_goes_where_room_is);
 	tcase_add_test(tc, a_range_goes_where_it_is_served_soon);
 	tcase_add_test(tc, who_weighs_three_times_as_much_is_served_so);
+	tcase_add_test(tc, what_is_prepared_makes_no_disk_slow);
 	tcase_add_test(tc, what_is_waited_for_goes_first);
 	tcase_add_test(tc, a_limit_holds_reads_of_its_own_only);
 	tcase_add_test(tc, reads_go_on_beside_writes_without_end);
